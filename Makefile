@@ -1,0 +1,73 @@
+# The front door. `make demo` shows a container in a microVM, `make test` passes the tests; both install
+# what is missing (Debian 12, as root) and build everything first. `make help` lists the rest.
+
+TRIPLE    := x86_64-unknown-linux-gnu
+RELEASE   := target/$(TRIPLE)/release
+KERNEL    := target/guest-kernel/vmlinux
+AGENT     := $(RELEASE)/hull-agent
+INITRAMFS := target/initramfs/initramfs.cpio
+HULL      := $(RELEASE)/hull
+STEP      := .ci/step
+PREFIX    ?= /usr/local
+
+# What build.rs of the runtime embeds.
+export HULL_KERNEL    = $(CURDIR)/$(KERNEL)
+export HULL_INITRAMFS = $(CURDIR)/$(INITRAMFS)
+
+.DEFAULT_GOAL := help
+.PHONY: help build kernel agent initramfs hull packages rootfs demo test bench fuzz lint install clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build rootfs ## Run a Debian userland in a microVM, from an ordinary bundle
+	@.ci/packages host
+	@$(STEP) "run the demo" tests/demo/run
+
+test: build rootfs ## Pass the unit tests and the end-to-end tests
+	@.ci/packages host
+	@tests/run
+
+bench: build rootfs ## Measure hull beside runc, crun and gVisor on the counting clock
+	@.ci/packages host bench
+	@tests/bench/run
+
+fuzz: ## Fuzz whatever reads the guest's bytes, SECONDS (600) each target
+	@.ci/packages build fuzz
+	@for target in $$(vmm/fuzz/run --list); do \
+		$(STEP) "fuzz $$target" vmm/fuzz/run $$target $(or $(SECONDS),600) || exit 1; \
+	done
+
+lint: ## Check formatting, lints and documentation
+	@cargo fmt --check
+	@cargo clippy --workspace --all-targets -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+build: packages kernel initramfs hull ## Build target/…/release/hull with its guest inside
+
+packages:
+	@.ci/packages build kernel
+
+kernel: packages
+	@$(STEP) "build the guest kernel" guest-kernel/build --output $(KERNEL)
+
+agent: packages
+	@$(STEP) "build the agent" cargo build --release --quiet -p hull-agent
+
+initramfs: agent
+	@$(STEP) "build the initramfs" cargo run --release --quiet -p hull-rootfs-builder -- \
+		initramfs --agent $(AGENT) --output $(INITRAMFS)
+
+hull: kernel initramfs
+	@$(STEP) "build hull" cargo build --release --quiet -p hull
+	@$(HULL) --version >/dev/null
+
+rootfs:
+	@.ci/packages rootfs
+	@$(STEP) "make the root file systems" tests/rootfs/build
+
+install: build ## Install hull to PREFIX/bin (/usr/local)
+	install -D -m 755 $(HULL) $(DESTDIR)$(PREFIX)/bin/hull
+
+clean: ## Remove everything built in this clone; caches stay
+	rm -rf target

@@ -1,0 +1,20 @@
+//! The vsock ports, and who dials whom.
+//!
+//! The guest's ports below [`FIRST_STREAM`] are fixed; the host hands out ports from there on, one for
+//! each stream that it joins to a file descriptor, and never one twice in a sandbox's life.
+
+/// The agent listens here, in the guest, and serves ttrpc.
+pub const AGENT: u32 = 1024;
+
+/// The agent dials this port of the host once it listens, and sends a [`hello`](crate::hello).
+pub const READY: u32 = 1;
+
+/// The agent dials this port of the host when the sandbox's own container has ended and its output has
+/// been sent, and sends its exit status: one byte, as a shell would report it. The host then ends the VM.
+pub const EXIT_STATUS: u32 = 2;
+
+/// The first of the host's ports for stdio streams.
+pub const FIRST_STREAM: u32 = 0x1_0000;
+
+/// The name by which the guest mounts the shared tree (the virtio-fs tag).
+pub const SHARE_TAG: &str = "hull";

@@ -1,0 +1,127 @@
+//! The guest's first moments: the kernel has started this program as PID 1 and there is nothing else.
+//!
+//! Only what every guest needs is done before the host is greeted. What only containers need is done
+//! before the first of them, see [`prepare_for_containers`].
+
+use std::ffi::CStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use hull_protocol::{paths, ports};
+use log::Level;
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
+use rustix::process::{chdir, chroot};
+use rustix::system::{RebootCommand, reboot, sethostname};
+
+use crate::error::{Fatal, chain};
+use crate::reaper::Reaper;
+use crate::sandbox::Sandbox;
+use crate::transport::{self, Vsock};
+use crate::{cgroup, console, server, sys};
+
+/// The guest's own host name. Containers have theirs.
+const HOSTNAME: &[u8] = b"hull";
+
+/// Where the agent finds itself.
+const PROGRAM: &str = "/proc/self/exe";
+
+/// PID 1's whole life. It doesn't return: the machine ends with it.
+pub fn run() -> ExitCode {
+    let result = start().and_then(|()| live());
+    if let Err(fatal) = result {
+        console::say(Level::Error, &format!("cannot go on: {}", chain(&fatal)));
+    }
+    power_off();
+    ExitCode::FAILURE
+}
+
+/// Ends the machine: by a triple fault, which the VMM sees as a shutdown. Does nothing outside a guest.
+pub fn power_off() {
+    if std::process::id() == 1 {
+        rustix::fs::sync();
+        let _ = reboot(RebootCommand::Restart);
+    }
+}
+
+fn start() -> Result<(), Fatal> {
+    make_root_movable().map_err(Fatal::at("make / a mount that can be left"))?;
+    let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount_at("devtmpfs", "devtmpfs", "/dev", MountFlags::NOSUID, None)?;
+    mount_at("proc", "proc", "/proc", quiet, None)?;
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    console::start(console::level(&command_line));
+    mount_at("sysfs", "sysfs", "/sys", quiet, None)?;
+    let private = MountFlags::NOSUID | MountFlags::NODEV;
+    mount_at("tmpfs", "run", "/run", private, Some(c"mode=0755"))?;
+    mount_at(
+        "cgroup2",
+        "cgroup2",
+        cgroup::MOUNT,
+        quiet,
+        Some(c"nsdelegate"),
+    )?;
+    sys::bring_loopback_up().map_err(Fatal::at("bring lo up"))?;
+    sethostname(HOSTNAME).map_err(Fatal::at("set the host name"))
+}
+
+/// The kernel's first root can't be left by pivot_root(2), as containers do: only a mount on top of it
+/// can. A bind mount of it onto itself is one.
+fn make_root_movable() -> rustix::io::Result<()> {
+    mount_bind("/", "/run")?;
+    chdir("/run")?;
+    mount_move(".", "/")?;
+    chroot(".")?;
+    chdir("/")
+}
+
+fn mount_at(
+    filesystem: &str,
+    source: &str,
+    target: &str,
+    flags: MountFlags,
+    data: Option<&CStr>,
+) -> Result<(), Fatal> {
+    mount(source, target, filesystem, flags, data)
+        .map_err(Fatal::at(format!("mount {filesystem} at {target}")))
+}
+
+/// Mounts the shared tree and prepares the cgroups.
+fn prepare_for_containers() -> Result<(), Fatal> {
+    cgroup::prepare()?;
+    let share = Path::new(paths::SHARE);
+    fs::create_dir_all(share).map_err(Fatal::at(format!("make {}", paths::SHARE)))?;
+    // No nosuid, no nodev: a container's root is as a container's root is.
+    mount_at(
+        "virtiofs",
+        ports::SHARE_TAG,
+        paths::SHARE,
+        MountFlags::empty(),
+        None,
+    )
+}
+
+fn live() -> Result<(), Fatal> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Fatal::at("start the runtime"))?;
+    runtime.block_on(async {
+        let reaper = Reaper::start().map_err(Fatal::at("listen to SIGCHLD"))?;
+        let sandbox = Sandbox::new(
+            PathBuf::from(PROGRAM),
+            Box::new(Vsock),
+            reaper,
+            Box::new(prepare_for_containers),
+        );
+        let listener = Vsock::listen().map_err(Fatal::at("listen on vsock"))?;
+        let _server = server::serve(sandbox, listener)
+            .await
+            .map_err(|e| Fatal::at("serve ttrpc")(std::io::Error::other(e)))?;
+        transport::greet(&Vsock)
+            .await
+            .map_err(Fatal::at("greet the host on its vsock port"))?;
+        log::info!("serving");
+        std::future::pending().await
+    })
+}

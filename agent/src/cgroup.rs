@@ -1,0 +1,192 @@
+//! The guest's cgroup2 tree: `/hull/<container>`, all controllers on.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Error, Fatal};
+use crate::sys;
+
+/// Where cgroup2 is mounted.
+pub const MOUNT: &str = "/sys/fs/cgroup";
+
+/// The cgroup, from the mount's root, that holds the containers' ones.
+pub const PARENT: &str = "hull";
+
+/// How long the kernel may take to end what was killed.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Makes the tree ready for containers: every controller that the kernel has, in every level above
+/// theirs.
+///
+/// # Errors
+/// When there is no cgroup2 at [`MOUNT`].
+pub fn prepare() -> Result<(), Fatal> {
+    let root = Path::new(MOUNT);
+    let available = fs::read_to_string(root.join("cgroup.controllers"))
+        .map_err(Fatal::at("read cgroup.controllers"))?;
+    let enable: String = available
+        .split_ascii_whitespace()
+        .map(|controller| format!("+{controller} "))
+        .collect();
+    let parent = root.join(PARENT);
+    fs::create_dir_all(&parent).map_err(Fatal::at("make the containers' cgroup"))?;
+    for level in [root, &parent] {
+        let file = level.join("cgroup.subtree_control");
+        let what = format!("write {:?} to {}", enable.trim_end(), file.display());
+        fs::write(file, enable.trim_end()).map_err(Fatal::at(what))?;
+    }
+    Ok(())
+}
+
+/// A container's cgroup. It is removed by [`Cgroup::remove`] only.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    directory: PathBuf,
+    /// From the mount's root, as `linux.cgroupsPath` has it.
+    path: String,
+}
+
+impl Cgroup {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When there is one of this name.
+    pub fn create(name: &str) -> Result<Self, Error> {
+        let path = format!("/{PARENT}/{name}");
+        let directory = Path::new(MOUNT).join(PARENT).join(name);
+        match fs::create_dir(&directory) {
+            Ok(()) => Ok(Self { directory, path }),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                Err(Error::Exists(format!("cgroup {path}")))
+            }
+            Err(e) => Err(Error::io(format!("make the cgroup {path}"))(e)),
+        }
+    }
+
+    /// Its path from the mount's root, as `linux.cgroupsPath` has it.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Sends a signal to every process in it and below.
+    ///
+    /// # Errors
+    /// When the cgroup can't be read.
+    pub fn signal(&self, signal: i32) -> Result<(), Error> {
+        if signal == libc::SIGKILL {
+            return self.kill();
+        }
+        for pid in self.processes()? {
+            match sys::kill(pid, signal) {
+                Err(e) if e.raw_os_error() != Some(libc::ESRCH) => {
+                    return Err(Error::io(format!("signal pid {pid} of {}", self.path))(e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills all in it and below; they are dead some time later.
+    ///
+    /// # Errors
+    /// When the cgroup is gone.
+    pub fn kill(&self) -> Result<(), Error> {
+        let file = self.directory.join("cgroup.kill");
+        fs::write(&file, "1").map_err(Error::io(format!("write {}", file.display())))
+    }
+
+    /// Kills what is left in it and removes it.
+    ///
+    /// # Errors
+    /// When something in it doesn't die in time.
+    pub async fn remove(&self) -> Result<(), Error> {
+        if !self.directory.exists() {
+            return Ok(());
+        }
+        self.kill()?;
+        tokio::time::timeout(KILL_TIMEOUT, self.emptied())
+            .await
+            .map_err(|_| Error::Timeout {
+                what: format!("the end of the processes of cgroup {}", self.path),
+                seconds: KILL_TIMEOUT.as_secs(),
+            })??;
+        remove_tree(&self.directory).map_err(Error::io(format!("remove the cgroup {}", self.path)))
+    }
+
+    async fn emptied(&self) -> Result<(), Error> {
+        let file = self.directory.join("cgroup.events");
+        let failed = || Error::io(format!("watch {}", file.display()));
+        let events = sys::watch_priority(File::open(&file).map_err(failed())?).map_err(failed())?;
+        loop {
+            let mut text = String::new();
+            let mut events_file = events.get_ref();
+            events_file
+                .rewind()
+                .and_then(|()| events_file.read_to_string(&mut text))
+                .map_err(failed())?;
+            if text.contains("populated 0") {
+                return Ok(());
+            }
+            let mut ready = events
+                .ready(tokio::io::Interest::PRIORITY)
+                .await
+                .map_err(failed())?;
+            ready.clear_ready();
+        }
+    }
+
+    fn processes(&self) -> Result<Vec<i32>, Error> {
+        let mut pids = Vec::new();
+        collect(&self.directory, &mut pids)
+            .map_err(Error::io(format!("list the processes of {}", self.path)))?;
+        Ok(pids)
+    }
+}
+
+/// Puts a process into a cgroup, given the directory of it.
+///
+/// # Errors
+/// `EBUSY` when the cgroup has given its controllers to cgroups below it.
+pub fn enter(directory: &Path, pid: i32) -> io::Result<()> {
+    let mut file = File::options()
+        .write(true)
+        .open(directory.join("cgroup.procs"))?;
+    file.write_all(pid.to_string().as_bytes())
+}
+
+fn collect(directory: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
+    let list = fs::read_to_string(directory.join("cgroup.procs"))?;
+    pids.extend(list.lines().filter_map(|line| line.parse::<i32>().ok()));
+    for child in children(directory)? {
+        collect(&child, pids)?;
+    }
+    Ok(())
+}
+
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    for child in children(directory)? {
+        remove_tree(&child)?;
+    }
+    fs::remove_dir(directory)
+}
+
+fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            children.push(entry.path());
+        }
+    }
+    Ok(children)
+}

@@ -1,0 +1,375 @@
+//! A container: what the agent knows of it, and how its first process comes to be.
+
+pub mod init;
+pub mod spec;
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
+use oci_spec::runtime::Process as ProcessSpec;
+
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Failure, chain};
+use crate::process::seccomp;
+use crate::stdio::Finished;
+use crate::sys;
+
+/// Under it, a directory for each container.
+pub const BUNDLES: &str = "/run/hull/containers";
+
+/// libcontainer's own state.
+pub const STATE: &str = "/run/hull/libcontainer";
+
+/// The compiled seccomp filter, in a container's bundle.
+pub const SECCOMP_FILE: &str = "seccomp.json";
+
+/// Of so many further processes of a container the exit status is kept.
+const MOST_PROCESSES: usize = 1024;
+
+/// A process of a container.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// In the agent's pid namespace.
+    pub pid: i32,
+    /// Its end, and that of its output.
+    pub finished: Finished,
+}
+
+impl Process {
+    /// Signals it.
+    ///
+    /// The pid is its own as long as it wasn't reaped, and it is reaped on this thread.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, name: &str, signal: i32) -> Result<(), Error> {
+        if self.finished.exit.status().is_some() {
+            return Err(Error::Ended(name.to_owned()));
+        }
+        sys::kill(self.pid, signal).map_err(|e| match e.raw_os_error() {
+            Some(libc::ESRCH) => Error::Ended(name.to_owned()),
+            _ => Error::io(format!("signal {name}"))(e),
+        })
+    }
+}
+
+/// A container that was made and not yet deleted.
+#[derive(Debug)]
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// Its files in the guest.
+    pub bundle: Bundle,
+    /// Where its processes are accounted.
+    pub cgroup: Cgroup,
+    /// Its first process.
+    pub init: Process,
+    /// What a further process gets where its own description says nothing.
+    pub defaults: ProcessSpec,
+    /// The namespaces to enter, `CLONE_NEW*`.
+    pub namespaces: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    started: bool,
+    /// In the order of their start; without a process while one is being started.
+    processes: VecDeque<(String, Option<Process>)>,
+}
+
+impl State {
+    fn find(&mut self, exec_id: &str) -> Option<&mut Option<Process>> {
+        let mut processes = self.processes.iter_mut();
+        processes.find_map(|(id, process)| (id == exec_id).then_some(process))
+    }
+
+    /// Forgets the process that ended first of those that were started first, if there are too many:
+    /// nobody has to say that no one will ask about it any more.
+    fn make_room(&mut self) -> bool {
+        let ended = |(_, process): &(String, Option<Process>)| {
+            let exit = process.as_ref().map(|process| &process.finished.exit);
+            exit.is_some_and(|exit| exit.status().is_some())
+        };
+        if self.processes.len() >= MOST_PROCESSES
+            && let Some(oldest) = self.processes.iter().position(ended)
+        {
+            self.processes.remove(oldest);
+        }
+        self.processes.len() < MOST_PROCESSES
+    }
+}
+
+impl Container {
+    /// A container whose first process waits to be started.
+    #[must_use]
+    pub fn created(
+        id: String,
+        bundle: Bundle,
+        cgroup: Cgroup,
+        init: Process,
+        prepared: &spec::Prepared,
+    ) -> Self {
+        Self {
+            id,
+            bundle,
+            cgroup,
+            init,
+            defaults: prepared.launch.process.clone(),
+            namespaces: prepared.namespaces,
+            state: Mutex::default(),
+        }
+    }
+
+    /// The state by the name that the OCI runtime spec gives it.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match (self.init.finished.exit.status(), self.lock().started) {
+            (Some(_), _) => "stopped",
+            (None, true) => "running",
+            (None, false) => "created",
+        }
+    }
+
+    /// Lets the first process go.
+    ///
+    /// # Errors
+    /// When it isn't waiting.
+    pub fn start(&self) -> Result<(), Error> {
+        self.must_be("created")?;
+        let socket = Path::new(STATE).join(&self.id).join(NOTIFY_FILE);
+        NotifySocket::new(socket)
+            .notify_container_start()
+            .map_err(|e| Failure::other(format!("start {}: {}", self.id, chain(&e))))?;
+        self.lock().started = true;
+        Ok(())
+    }
+
+    /// Signals the first process, as runc does.
+    ///
+    /// Before the container is started there is no program that could handle a signal. runc's own
+    /// process then dies of whatever would end a program; so does this.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, signal: i32) -> Result<(), Error> {
+        let name = format!("container {}", self.id);
+        match self.state() {
+            "created" if ends_a_program(signal) => self.init.signal(&name, libc::SIGKILL),
+            _ => self.init.signal(&name, signal),
+        }
+    }
+
+    /// Finds a further process.
+    ///
+    /// # Errors
+    /// When there is none of this id.
+    pub fn process(&self, exec_id: &str) -> Result<Process, Error> {
+        let found = self.lock().find(exec_id).cloned().flatten();
+        found.ok_or_else(|| Error::Missing(self.name_of(exec_id)))
+    }
+
+    /// All further processes that are known.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Process> {
+        let state = self.lock();
+        state
+            .processes
+            .iter()
+            .filter_map(|(_, process)| process.clone())
+            .collect()
+    }
+
+    /// Sets a further process's id aside. Unless [`Reservation::fill`]ed, it is free again.
+    ///
+    /// # Errors
+    /// When the container has ended, the id is taken, or there are too many processes.
+    pub fn reserve(self: &Arc<Self>, exec_id: &str) -> Result<Reservation, Error> {
+        self.must_live()?;
+        let mut state = self.lock();
+        if state.find(exec_id).is_some() {
+            return Err(Error::Exists(self.name_of(exec_id)));
+        }
+        if !state.make_room() {
+            let what = format!("{MOST_PROCESSES} processes run in container {}", self.id);
+            return Err(Error::Full(what));
+        }
+        state.processes.push_back((exec_id.to_owned(), None));
+        Ok(Reservation {
+            container: Arc::clone(self),
+            exec_id: exec_id.to_owned(),
+            filled: false,
+        })
+    }
+
+    /// # Errors
+    /// When it has ended. A created container takes further processes, as with runc.
+    pub fn must_live(&self) -> Result<(), Error> {
+        match self.state() {
+            "stopped" => Err(Error::Stopped),
+            _ => Ok(()),
+        }
+    }
+
+    /// The compiled seccomp filter.
+    ///
+    /// # Errors
+    /// When it was lost.
+    pub fn seccomp(&self) -> Result<Option<seccomp::Program>, Error> {
+        self.bundle.seccomp()
+    }
+
+    fn name_of(&self, exec_id: &str) -> String {
+        format!("process {exec_id} of container {}", self.id)
+    }
+
+    fn must_be(&self, wanted: &'static str) -> Result<(), Error> {
+        match self.state() {
+            state if state == wanted => Ok(()),
+            state => Err(Error::State {
+                what: format!("container {}", self.id),
+                state,
+                wanted,
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The id of a process that is being started.
+#[derive(Debug)]
+pub struct Reservation {
+    container: Arc<Container>,
+    exec_id: String,
+    filled: bool,
+}
+
+impl Reservation {
+    /// Puts the process there.
+    pub fn fill(mut self, process: Process) {
+        self.filled = true;
+        if let Some(place) = self.container.lock().find(&self.exec_id) {
+            *place = Some(process);
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.filled {
+            let mut state = self.container.lock();
+            state.processes.retain(|(id, _)| *id != self.exec_id);
+        }
+    }
+}
+
+/// The directories of a container in the guest's memory; dropping it removes them.
+#[derive(Debug)]
+pub struct Bundle {
+    path: PathBuf,
+    state: PathBuf,
+}
+
+impl Bundle {
+    /// Makes a container's directory.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn create(id: &str) -> Result<Self, Error> {
+        let path = Path::new(BUNDLES).join(id);
+        let failed = || Error::io(format!("make {}", path.display()));
+        fs::create_dir_all(BUNDLES).map_err(failed())?;
+        fs::create_dir_all(STATE).map_err(failed())?;
+        fs::create_dir(&path).map_err(failed())?;
+        let state = Path::new(STATE).join(id);
+        Ok(Self { path, state })
+    }
+
+    /// The directory with config.json.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the directories, as far as they are there.
+    pub fn remove(&self) {
+        for directory in [&self.path, &self.state] {
+            match fs::remove_dir_all(directory) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    log::warn!("remove {}: {e}", directory.display());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn seccomp(&self) -> Result<Option<seccomp::Program>, Error> {
+        let path = self.path.join(SECCOMP_FILE);
+        match fs::read(&path) {
+            Ok(json) => serde_json::from_slice(&json)
+                .map(Some)
+                .map_err(|source| Error::Json {
+                    document: SECCOMP_FILE,
+                    source,
+                }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(format!("read {}", path.display()))(e)),
+        }
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// Whether a signal's default is to end the process, signal(7).
+fn ends_a_program(signal: i32) -> bool {
+    !matches!(
+        signal,
+        libc::SIGCHLD
+            | libc::SIGCONT
+            | libc::SIGSTOP
+            | libc::SIGTSTP
+            | libc::SIGTTIN
+            | libc::SIGTTOU
+            | libc::SIGURG
+            | libc::SIGWINCH
+    )
+}
+
+/// Checks a container's or process's id: it becomes a file's name.
+///
+/// # Errors
+/// When it can't be one.
+pub fn check_id(field: &'static str, id: &str) -> Result<(), Error> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
+    let dots = id == "." || id == "..";
+    if id.is_empty() || id.len() > 200 || dots || !id.chars().all(allowed) {
+        return Err(Error::Invalid {
+            field,
+            problem: format!("{id:?} isn't up to 200 of the letters A-Z a-z 0-9 _ + - ."),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_must_be_a_plain_name() {
+        assert!(check_id("container_id", "a-1_b.c+d").is_ok());
+        for bad in ["", ".", "..", "a/b", "a b", &"x".repeat(201)] {
+            assert!(check_id("container_id", bad).is_err(), "{bad:?}");
+        }
+    }
+}

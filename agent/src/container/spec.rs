@@ -1,0 +1,186 @@
+//! config.json, divided: what libcontainer does, and what is left for the last step.
+//!
+//! libcontainer gets namespaces, root and mounts, devices, masks, sysctls, rlimits, the cgroup, user and
+//! groups, umask, cwd. Left for [`crate::process`] are capabilities, seccomp, environment, the search
+//! for the program and its execution: there libcontainer's order or outcome is not runc's.
+
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+
+use crate::error::Error;
+use crate::process::Launch;
+
+/// A config.json, divided.
+#[derive(Debug)]
+pub struct Prepared {
+    /// libcontainer's part.
+    pub spec: Spec,
+    /// The last step's part.
+    pub launch: Launch,
+    /// The seccomp profile, to be compiled.
+    pub seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
+    /// The namespaces that a further process enters, `CLONE_NEW*`.
+    pub namespaces: u32,
+}
+
+/// Divides a config.json.
+///
+/// # Errors
+/// When something is missing, or asked for that can't be had in the guest.
+pub fn prepare(json: &[u8], id: &str, cgroup: &str) -> Result<Prepared, Error> {
+    let mut spec: Spec = serde_json::from_slice(json).map_err(|source| Error::Json {
+        document: "config.json",
+        source,
+    })?;
+    let Some(process) = spec.process().clone() else {
+        return Err(missing("process"));
+    };
+    check_process(&process)?;
+    if spec.root().is_none() {
+        return Err(missing("root"));
+    }
+    let Some(mut linux) = spec.linux().clone() else {
+        return Err(missing("linux"));
+    };
+
+    let seccomp = linux.seccomp().clone();
+    let mut namespaces = 0;
+    let mut new_network = false;
+    for namespace in linux.namespaces().iter().flatten() {
+        namespaces |= clone_flag(namespace.typ());
+        new_network |= namespace.typ() == LinuxNamespaceType::Network && namespace.path().is_none();
+    }
+    linux.set_seccomp(None);
+    linux.set_cgroups_path(Some(cgroup.into()));
+    spec.set_linux(Some(linux));
+
+    let mut theirs = process.clone();
+    theirs.set_capabilities(None);
+    // With HOME set, libcontainer doesn't search for it by the container's nsswitch.conf.
+    theirs.set_env(Some(vec!["HOME=/".to_owned()]));
+    // runc's default; libcontainer would keep the agent's.
+    theirs
+        .user_mut()
+        .set_umask(Some(process.user().umask().unwrap_or(0o022)));
+    spec.set_process(Some(theirs));
+
+    Ok(Prepared {
+        spec,
+        launch: Launch {
+            process,
+            keyring: keyring(id),
+            new_network,
+            seccomp: None,
+        },
+        seccomp,
+        namespaces,
+    })
+}
+
+/// Checks a `process` object for what the guest can't do, so that nothing is dropped silently.
+///
+/// # Errors
+/// Names the field.
+pub fn check_process(process: &Process) -> Result<(), Error> {
+    let given = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
+    if given(process.selinux_label()) {
+        return Err(unsupported(
+            "process.selinuxLabel",
+            "the guest has no SELinux",
+        ));
+    }
+    if given(process.apparmor_profile()) {
+        return Err(unsupported(
+            "process.apparmorProfile",
+            "the guest has no AppArmor",
+        ));
+    }
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(missing("process.args"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(unsupported("process.cwd", "it must be an absolute path"));
+    }
+    Ok(())
+}
+
+/// The name of a container's session keyring, as runc has it.
+#[must_use]
+pub fn keyring(id: &str) -> String {
+    format!("_ses.{id}")
+}
+
+fn missing(field: &'static str) -> Error {
+    Error::Invalid {
+        field,
+        problem: "it is required and isn't there".to_owned(),
+    }
+}
+
+fn unsupported(field: &'static str, why: &str) -> Error {
+    Error::Invalid {
+        field,
+        problem: why.to_owned(),
+    }
+}
+
+fn clone_flag(typ: LinuxNamespaceType) -> u32 {
+    let flag = match typ {
+        LinuxNamespaceType::User => libc::CLONE_NEWUSER,
+        LinuxNamespaceType::Pid => libc::CLONE_NEWPID,
+        LinuxNamespaceType::Uts => libc::CLONE_NEWUTS,
+        LinuxNamespaceType::Ipc => libc::CLONE_NEWIPC,
+        LinuxNamespaceType::Network => libc::CLONE_NEWNET,
+        LinuxNamespaceType::Cgroup => libc::CLONE_NEWCGROUP,
+        LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
+        LinuxNamespaceType::Time => libc::CLONE_NEWTIME,
+    };
+    flag.cast_unsigned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = r#"{
+        "ociVersion": "1.2.0",
+        "process": {"user": {"uid": 5, "gid": 6}, "args": ["sh"], "cwd": "/", "env": ["A=1"],
+                    "capabilities": {"bounding": ["CAP_KILL"]}},
+        "root": {"path": "/run/hull/share/c/rootfs"},
+        "linux": {"cgroupsPath": "/of/the/host",
+                  "namespaces": [{"type": "pid"}, {"type": "network"}],
+                  "seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}}"#;
+
+    fn with(from: &str, to: &str) -> Result<Prepared, Error> {
+        let json = CONFIG.replace(from, to);
+        assert!(from.is_empty() || json != CONFIG, "{from} is in the config");
+        prepare(json.as_bytes(), "c", "/hull/c")
+    }
+
+    #[test]
+    fn each_side_gets_its_part() {
+        let prepared = with("", "").expect("valid");
+        let linux = prepared.spec.linux().clone().expect("linux");
+        assert_eq!(linux.cgroups_path().as_deref(), Some("/hull/c".as_ref()));
+        assert!(linux.seccomp().is_none() && prepared.seccomp.is_some());
+        let theirs = prepared.spec.process().clone().expect("process");
+        assert!(theirs.capabilities().is_none());
+        assert_eq!(theirs.user().umask(), Some(0o022));
+        let ours = prepared.launch.process;
+        assert_eq!(ours.env().as_deref(), Some(&["A=1".to_owned()][..]));
+        assert!(ours.capabilities().is_some() && prepared.launch.new_network);
+        let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNET).cast_unsigned();
+        assert_eq!(prepared.namespaces, flags);
+    }
+
+    #[test]
+    fn what_is_missing_or_impossible_is_named() {
+        let field = |from, to| match with(from, to).expect_err("refused") {
+            Error::Invalid { field, .. } => field,
+            other => panic!("{other}"),
+        };
+        assert_eq!(field(r#""args": ["sh"]"#, r#""args": []"#), "process.args");
+        assert_eq!(field(r#""cwd": "/""#, r#""cwd": "tmp""#), "process.cwd");
+        let label = r#""args": ["sh"], "selinuxLabel": "x""#;
+        assert_eq!(field(r#""args": ["sh"]"#, label), "process.selinuxLabel");
+    }
+}

@@ -1,0 +1,221 @@
+//! A helper's task: to start a further process in a running container.
+//!
+//! libcontainer's own way is not used: it loads no seccomp filter and forgets the container's limits.
+//! The steps and their order are runc's.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::exit;
+
+use oci_spec::runtime::{PosixRlimitType, Process};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{DumpableBehavior, chdir, getcwd, setsid, umask};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::thread::{
+    CapabilitySets, Gid, ThreadNameSpaceType, Uid, capabilities, move_into_thread_name_spaces,
+    set_capabilities, set_keep_capabilities, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup;
+use crate::error::Failure;
+use crate::helper::{Report, Reporter};
+use crate::process::Launch;
+use crate::sys;
+
+/// What to start.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Task {
+    /// The number of a pidfd of the container's first process.
+    pub init: RawFd,
+    /// Its pid, to find its cgroup with.
+    pub init_pid: i32,
+    /// The namespaces to enter, `CLONE_NEW*`.
+    pub namespaces: u32,
+    /// The directory of the container's cgroup.
+    pub cgroup: PathBuf,
+    /// The process.
+    pub launch: Launch,
+}
+
+/// Starts the process and reports it. An error of its last steps is reported by the process itself.
+///
+/// # Errors
+/// When there is no process.
+pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
+    let process = &task.launch.process;
+    let init = sys::inherited(task.init).map_err(Failure::io("use the container's pidfd"))?;
+    if let Some(score) = process.oom_score_adj() {
+        fs::write("/proc/self/oom_score_adj", score.to_string())
+            .map_err(Failure::io("set process.oomScoreAdj"))?;
+    }
+    for limit in process.rlimits().iter().flatten() {
+        let resource = resource(limit.typ());
+        sys::set_rlimit(resource, limit.soft(), limit.hard())
+            .map_err(Failure::io(format!("set process.rlimits: {}", limit.typ())))?;
+    }
+    let nested = nested_cgroup(task.init_pid);
+
+    // From here on, the container's processes could otherwise look into this one.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(Failure::io("become undumpable"))?;
+    // Opened here, where the guest's cgroup tree is still to be seen.
+    let own = cgroup_file(&task.cgroup).map_err(Failure::io("open the container's cgroup"))?;
+    let nested = nested.and_then(|path| cgroup_file(&path).ok());
+    let namespaces = ThreadNameSpaceType::from_bits_retain(task.namespaces);
+    move_into_thread_name_spaces(init.as_fd(), namespaces)
+        .map_err(Failure::io("enter the container's namespaces"))?;
+
+    // The pid namespace is the children's, not the helper's own. The child waits until it is in the
+    // container's cgroup: a fork in there could fail for pids.max, and must not escape the limits.
+    let (wait, go) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(Failure::io("make a pipe"))?;
+    match sys::fork_sibling().map_err(Failure::io("fork"))? {
+        None => {
+            drop(go);
+            let mut byte = [0];
+            if rustix::io::read(&wait, &mut byte) == Ok(1) {
+                reporter.fail(become_process(&task.launch, reporter));
+            }
+            exit(1);
+        }
+        Some(pid) => {
+            enter_cgroup(&own, nested.as_ref(), pid)
+                .map_err(Failure::io("enter the container's cgroup"))?;
+            reporter
+                .send(&Report::Made(pid), None)
+                .map_err(Failure::io("report the process"))?;
+            rustix::io::write(&go, &[1]).map_err(Failure::io("let the process go"))?;
+            Ok(())
+        }
+    }
+}
+
+/// The process's own part, in the container's namespaces. Returns why it failed.
+fn become_process(launch: &Launch, reporter: &Reporter) -> Failure {
+    match enter(&launch.process, reporter).and_then(|()| launch.prepare()) {
+        Ok(ready) => ready.execute(),
+        Err(failure) => failure,
+    }
+}
+
+/// Session, terminal, directory, user: what libcontainer does for a container's first process.
+fn enter(process: &Process, reporter: &Reporter) -> Result<(), Failure> {
+    setsid().map_err(Failure::io("make a session"))?;
+    if process.terminal().unwrap_or(false) {
+        let master = take_terminal()?;
+        reporter
+            .send(&Report::Terminal, Some(master.as_fd()))
+            .map_err(Failure::io("report the terminal"))?;
+    }
+    sys::close_the_rest_on_exec().map_err(Failure::io("close the helper's files on exec"))?;
+    umask(Mode::from_raw_mode(process.user().umask().unwrap_or(0o022)));
+
+    // As root first, and once more as the user, who may enter what root may not (NFS, FUSE).
+    let early = chdir(process.cwd());
+    become_user(process)?;
+    if early.is_err() {
+        let what = format!(
+            "chdir to cwd ({:?}) set in config.json failed",
+            process.cwd()
+        );
+        chdir(process.cwd()).map_err(Failure::io(what))?;
+    }
+    let inside = getcwd(Vec::new()).is_ok_and(|cwd| cwd.as_bytes().starts_with(b"/"));
+    if !inside {
+        return Err(Failure::config(
+            "process.cwd: it is outside of the container",
+        ));
+    }
+    Ok(())
+}
+
+/// Changes user and groups, and keeps all capabilities for the last step.
+fn become_user(process: &Process) -> Result<(), Failure> {
+    let user = process.user();
+    let groups: Vec<Gid> = user
+        .additional_gids()
+        .iter()
+        .flatten()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
+    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
+    set_keep_capabilities(true).map_err(Failure::io("keep the capabilities"))?;
+    set_thread_groups(&groups).map_err(Failure::io("set process.user.additionalGids"))?;
+    set_thread_res_gid(gid, gid, gid).map_err(Failure::io("set process.user.gid"))?;
+    set_thread_res_uid(uid, uid, uid).map_err(Failure::io("set process.user.uid"))?;
+    set_keep_capabilities(false).map_err(Failure::io("keep the capabilities"))?;
+    let all = capabilities(None).map_err(Failure::io("read the capabilities"))?;
+    let raised = CapabilitySets {
+        effective: all.permitted,
+        ..all
+    };
+    set_capabilities(None, raised).map_err(Failure::io("raise the capabilities"))
+}
+
+/// Makes a terminal of the container's devpts this session's, and the stdio. Returns its master.
+fn take_terminal() -> Result<OwnedFd, Failure> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).map_err(Failure::io("open the container's /dev/ptmx"))?;
+    grantpt(&master).map_err(Failure::io("grant the terminal"))?;
+    unlockpt(&master).map_err(Failure::io("unlock the terminal"))?;
+    let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY)
+        .map_err(Failure::io("open the terminal"))?;
+    rustix::process::ioctl_tiocsctty(&slave).map_err(Failure::io("take the terminal"))?;
+    rustix::stdio::dup2_stdin(&slave).map_err(Failure::io("use the terminal as stdin"))?;
+    rustix::stdio::dup2_stdout(&slave).map_err(Failure::io("use the terminal as stdout"))?;
+    rustix::stdio::dup2_stderr(&slave).map_err(Failure::io("use the terminal as stderr"))?;
+    Ok(master)
+}
+
+fn cgroup_file(directory: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(
+        directory.join("cgroup.procs"),
+        flags,
+        Mode::empty(),
+    )?)
+}
+
+/// Where the container's first process is, if the container has moved it to a cgroup of its own.
+fn nested_cgroup(init_pid: i32) -> Option<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{init_pid}/cgroup")).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(Path::new(cgroup::MOUNT).join(path))
+}
+
+/// A cgroup that has handed its controllers on takes no process: then it is the first process's.
+fn enter_cgroup(own: &OwnedFd, nested: Option<&OwnedFd>, pid: i32) -> rustix::io::Result<()> {
+    let pid = pid.to_string();
+    match (rustix::io::write(own, pid.as_bytes()), nested) {
+        (Err(rustix::io::Errno::BUSY), Some(nested)) => {
+            rustix::io::write(nested, pid.as_bytes()).map(drop)
+        }
+        (result, _) => result.map(drop),
+    }
+}
+
+/// The kernel's number of a limit, getrlimit(2).
+fn resource(limit: PosixRlimitType) -> u32 {
+    match limit {
+        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    }
+}

@@ -1,0 +1,113 @@
+//! The five capability sets of a process.
+
+use libcontainer::capabilities::CapabilityExt;
+use oci_spec::runtime::{Capabilities, LinuxCapabilities};
+use rustix::io;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
+};
+
+use crate::error::Failure;
+
+/// What a process may keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sets {
+    bounding: CapabilitySet,
+    effective: CapabilitySet,
+    permitted: CapabilitySet,
+    inheritable: CapabilitySet,
+    ambient: CapabilitySet,
+}
+
+impl Sets {
+    /// The sets of config.json; what isn't given is empty, as with runc.
+    pub fn of(given: Option<&LinuxCapabilities>) -> Self {
+        let set = |pick: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+            given
+                .and_then(|caps| pick(caps).as_ref())
+                .into_iter()
+                .flatten()
+                .fold(CapabilitySet::empty(), |set, capability| {
+                    set | CapabilitySet::from_bits_retain(capability.to_cap().bitmask())
+                })
+        };
+        Self {
+            bounding: set(LinuxCapabilities::bounding),
+            effective: set(LinuxCapabilities::effective),
+            permitted: set(LinuxCapabilities::permitted),
+            inheritable: set(LinuxCapabilities::inheritable),
+            ambient: set(LinuxCapabilities::ambient),
+        }
+    }
+
+    /// Runs something with no more effective capabilities than the process will have.
+    pub fn hold_while<T>(&self, work: impl FnOnce() -> T) -> Result<T, Failure> {
+        let all = capabilities(None).map_err(Failure::io("read the capabilities"))?;
+        let held = CapabilitySets {
+            effective: self.effective & all.permitted,
+            ..all
+        };
+        set_capabilities(None, held).map_err(Failure::io("set the effective capabilities"))?;
+        let result = work();
+        set_capabilities(None, all).map_err(Failure::io("set the effective capabilities"))?;
+        Ok(result)
+    }
+
+    /// Takes away what the process and its children may never gain.
+    pub fn drop_bounding(&self) -> Result<(), Failure> {
+        for capability in every_one().filter(|c| !self.bounding.contains(*c)) {
+            match remove_capability_from_bounding_set(capability) {
+                // The kernel knows no capability of this number, nor any higher one.
+                Err(io::Errno::INVAL) => break,
+                result => result.map_err(Failure::io("drop process.capabilities.bounding"))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the other four. A capability that the process doesn't have can't be had: runc leaves it
+    /// out with a warning, and so does this.
+    pub fn apply(&self) -> Result<(), Failure> {
+        let now = capabilities(None).map_err(Failure::io("read the capabilities"))?;
+        let permitted = self.permitted & now.permitted;
+        let sets = CapabilitySets {
+            effective: self.effective & permitted,
+            permitted,
+            inheritable: self.inheritable & (self.bounding | now.inheritable),
+        };
+        set_capabilities(None, sets).map_err(Failure::io("set process.capabilities"))?;
+        clear_ambient_capability_set().map_err(Failure::io("clear the ambient capabilities"))?;
+        let ambient = self.ambient & sets.permitted & sets.inheritable;
+        for capability in every_one().filter(|c| ambient.contains(*c)) {
+            configure_capability_in_ambient_set(capability, true)
+                .map_err(Failure::io("raise process.capabilities.ambient"))?;
+        }
+        Ok(())
+    }
+}
+
+fn every_one() -> impl Iterator<Item = CapabilitySet> {
+    (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_capabilities_in_config_json_there_are_none() {
+        let sets = Sets::of(None);
+        assert!(sets.bounding.is_empty() && sets.permitted.is_empty());
+    }
+
+    #[test]
+    fn each_set_is_its_own() {
+        let json = r#"{"bounding":["CAP_CHOWN","CAP_KILL"],"effective":["CAP_KILL"]}"#;
+        let given: LinuxCapabilities = serde_json::from_str(json).expect("valid JSON");
+        let sets = Sets::of(Some(&given));
+        assert_eq!(sets.bounding, CapabilitySet::CHOWN | CapabilitySet::KILL);
+        assert_eq!(sets.effective, CapabilitySet::KILL);
+        assert!(sets.ambient.is_empty());
+    }
+}

@@ -1,0 +1,99 @@
+//! Finding a program as runc does, which is as Go's `exec.LookPath` does, with its words for failing.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
+
+use crate::error::Message;
+
+/// Why there is nothing to execute.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// A name without a slash, and no directory of PATH has it.
+    #[error("executable file not found in $PATH")]
+    NotInPath,
+    /// A path that leads nowhere.
+    #[error("stat {path}: {}", Message(.source))]
+    Stat {
+        /// The path.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A directory.
+    #[error("is a directory")]
+    Directory,
+    /// Not executable for this user.
+    #[error("permission denied")]
+    Forbidden,
+}
+
+/// Finds the program of a name: as it stands if there is a slash in it, else along `PATH`.
+///
+/// To be called in the container: it looks at the world as the caller sees it.
+pub fn find(name: &str, path: Option<&str>) -> Result<PathBuf, LookupError> {
+    if name.contains('/') {
+        return check(Path::new(name)).map(|()| PathBuf::from(name));
+    }
+    path.filter(|path| !path.is_empty() && !name.is_empty())
+        .into_iter()
+        .flat_map(|path| path.split(':'))
+        .map(|directory| Path::new(directory).join(name))
+        // What a relative directory of PATH holds isn't executed, lest cwd decide.
+        .find(|candidate| candidate.is_absolute() && check(candidate).is_ok())
+        .ok_or(LookupError::NotInPath)
+}
+
+fn check(path: &Path) -> Result<(), LookupError> {
+    let stat = stat(path).map_err(|e| LookupError::Stat {
+        path: path.display().to_string(),
+        source: e.into(),
+    })?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        return Err(LookupError::Directory);
+    }
+    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS).map_err(|_| LookupError::Forbidden)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn program(path: &Path, mode: u32) {
+        fs::write(path, "").expect("write a file");
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set its mode");
+    }
+
+    #[test]
+    fn the_first_executable_along_the_path_is_taken() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (first, second) = (dir.path().join("1"), dir.path().join("2"));
+        fs::create_dir(&first).expect("create");
+        fs::create_dir(&second).expect("create");
+        program(&first.join("tool"), 0o644);
+        program(&second.join("tool"), 0o755);
+        let path = format!("relative:{}:{}", first.display(), second.display());
+        assert_eq!(find("tool", Some(&path)).ok(), Some(second.join("tool")));
+    }
+
+    #[test]
+    fn each_failure_has_runcs_words() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("file");
+        program(&file, 0o644);
+        let say = |name: &str, path| find(name, path).expect_err("not found").to_string();
+        let missing = "executable file not found in $PATH";
+        assert_eq!(say("nosuch", Some("/bin")), missing);
+        assert_eq!(say("sh", None), missing);
+        assert_eq!(
+            say("/nosuch", None),
+            "stat /nosuch: no such file or directory"
+        );
+        assert_eq!(say("/tmp", None), "is a directory");
+        assert_eq!(say(&file.to_string_lossy(), None), "permission denied");
+    }
+}

@@ -1,0 +1,448 @@
+//! The sandbox: its containers, and what can be done with them. One guest is one sandbox.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hull_protocol::agent::{
+    CreateContainerRequest, ExecProcessRequest, SignalProcessRequest, WaitProcessRequest,
+};
+use hull_protocol::ports;
+use oci_spec::runtime::Process as ProcessSpec;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::cgroup::Cgroup;
+use crate::container::{self, Bundle, Container, Process, init, spec};
+use crate::error::{Error, Failure, Fatal};
+use crate::exec;
+use crate::helper::{self, Made, Task};
+use crate::process::Launch;
+use crate::reaper::{ExitStatus, Reaper};
+use crate::stdio::{self, AgentEnds, ProcessEnds};
+use crate::transport::Dial;
+
+/// How long a container or process may take to be made. Long, because its mounts may be slow; the host
+/// has limits of its own.
+const MAKE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the host may take to answer on a port.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long, at the sandbox's end, the further processes may take to be reported.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a killed container may take to end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Prepares what containers need, once, before the first of them.
+pub type Prepare = Box<dyn Fn() -> Result<(), Fatal> + Send + Sync>;
+
+/// The sandbox.
+pub struct Sandbox {
+    /// The agent's own program, for its helpers.
+    program: PathBuf,
+    host: Box<dyn Dial>,
+    reaper: Reaper,
+    prepare: Mutex<Option<Prepare>>,
+    containers: Mutex<HashMap<String, Slot>>,
+}
+
+enum Slot {
+    Creating,
+    Created(Arc<Container>),
+    /// It is being deleted, and can't be used any more.
+    Deleting,
+}
+
+/// A name in the table of containers that is freed again unless it is filled.
+struct Reservation<'a> {
+    sandbox: &'a Sandbox,
+    id: String,
+    filled: bool,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.filled {
+            self.sandbox.lock().remove(&self.id);
+        }
+    }
+}
+
+impl Sandbox {
+    /// A sandbox without containers. `prepare` is called before the first one is made.
+    #[must_use]
+    pub fn new(
+        program: PathBuf,
+        host: Box<dyn Dial>,
+        reaper: Reaper,
+        prepare: Prepare,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            program,
+            host,
+            reaper,
+            prepare: Mutex::new(Some(prepare)),
+            containers: Mutex::default(),
+        })
+    }
+
+    /// Makes a container up to the point where its process waits to be started. Returns its pid.
+    ///
+    /// # Errors
+    /// When it can't be made; nothing of it is left then.
+    pub async fn create(self: &Arc<Self>, request: CreateContainerRequest) -> Result<i32, Error> {
+        container::check_id("container_id", &request.container_id)?;
+        self.prepare()?;
+        let mut reservation = self.reserve(&request.container_id)?;
+        let cgroup = Cgroup::create(&request.container_id)?;
+        let result = self.create_in(&request, &cgroup).await;
+        let container = match result {
+            Ok(container) => Arc::new(container),
+            Err(error) => {
+                // What is left of a container that came half to life ends with its cgroup.
+                if let Err(e) = cgroup.remove().await {
+                    log::error!("{e}");
+                }
+                return Err(error);
+            }
+        };
+        let pid = container.init.pid;
+        let slot = Slot::Created(Arc::clone(&container));
+        self.lock().insert(request.container_id, slot);
+        reservation.filled = true;
+        if request.sandbox_owner {
+            tokio::spawn(Arc::clone(self).end_with(container));
+        }
+        Ok(pid)
+    }
+
+    async fn create_in(
+        &self,
+        request: &CreateContainerRequest,
+        cgroup: &Cgroup,
+    ) -> Result<Container, Error> {
+        let id = &request.container_id;
+        let prepared = spec::prepare(&request.spec_json, id, cgroup.path())?;
+        let bundle = Bundle::create(id)?;
+        let config = serde_json::to_vec(&prepared.spec).map_err(|source| Error::Json {
+            document: "config.json",
+            source,
+        })?;
+        let path = bundle.path().join("config.json");
+        fs::write(&path, config).map_err(Error::io(format!("write {}", path.display())))?;
+
+        let (theirs, ours) = self.open_stdio(request.stdio.get_or_default()).await?;
+        let task = Task::Create(init::Task {
+            id: id.clone(),
+            bundle: bundle.path().to_owned(),
+            launch: prepared.launch.clone(),
+            seccomp: prepared.seccomp.clone(),
+        });
+        let size = prepared.launch.process.console_size();
+        let init = self.make(&task, theirs, ours, size, &[]).await?;
+        Ok(Container::created(
+            id.clone(),
+            bundle,
+            cgroup.clone(),
+            init,
+            &prepared,
+        ))
+    }
+
+    /// Has a helper make a process, and joins its stdio to the host.
+    async fn make(
+        &self,
+        task: &Task,
+        theirs: ProcessEnds,
+        ours: AgentEnds,
+        size: Option<oci_spec::runtime::Box>,
+        keep: &[std::os::fd::BorrowedFd<'_>],
+    ) -> Result<Process, Error> {
+        let _birth = self.reaper.expect();
+        let helper = helper::start(&self.program, task, theirs, keep)?;
+        let to_the_end = matches!(task, Task::Exec(_));
+        let helper_exit = self.reaper.watch(helper.pid);
+        let outcome = timeout(MAKE_TIMEOUT, helper.reports.outcome(to_the_end)).await;
+        let Ok(outcome) = outcome else {
+            // The process, if there is one, is in the container's cgroup.
+            if helper_exit.status().is_none() {
+                let _ = crate::sys::kill(helper.pid, libc::SIGKILL);
+            }
+            return Err(Error::Timeout {
+                what: "making the process".to_owned(),
+                seconds: MAKE_TIMEOUT.as_secs(),
+            });
+        };
+        let Made { pid, terminal } = outcome?;
+        if let Some((terminal, size)) = terminal.as_ref().zip(size) {
+            let side = |length: u64| u16::try_from(length).unwrap_or(u16::MAX);
+            stdio::resize(terminal.as_fd(), side(size.height()), side(size.width()))
+                .map_err(Error::io("set process.consoleSize"))?;
+        }
+        let finished = ours.start(self.reaper.watch(pid), terminal)?;
+        Ok(Process { pid, finished })
+    }
+
+    /// Lets a container's process go.
+    ///
+    /// # Errors
+    /// When it isn't waiting.
+    pub fn start(&self, id: &str) -> Result<(), Error> {
+        self.find(id)?.start()
+    }
+
+    /// Starts a further process in a running container. Returns its pid.
+    ///
+    /// # Errors
+    /// When it can't be started; nothing of it is left then.
+    pub async fn exec(&self, request: ExecProcessRequest) -> Result<i32, Error> {
+        container::check_id("exec_id", &request.exec_id)?;
+        let container = self.find(&request.container_id)?;
+        let reservation = container.reserve(&request.exec_id)?;
+        let process = further_process(&request.process_json, &container.defaults)?;
+        let size = process.console_size();
+        let (theirs, ours) = self.open_stdio(request.stdio.get_or_default()).await?;
+        // The dialling took its time.
+        container.must_live()?;
+
+        let init = Pid::from_raw(container.init.pid)
+            .ok_or_else(|| Error::Missing(format!("the first process of {}", container.id)))?;
+        let pidfd = pidfd_open(init, PidfdFlags::empty())
+            .map_err(|e| Error::io(format!("open container {}", container.id))(e.into()))?;
+        let task = Task::Exec(exec::Task {
+            init: std::os::fd::AsRawFd::as_raw_fd(&pidfd),
+            init_pid: container.init.pid,
+            namespaces: container.namespaces,
+            cgroup: container.cgroup.directory().to_owned(),
+            launch: Launch {
+                process,
+                keyring: spec::keyring(&container.id),
+                new_network: false,
+                seccomp: container.seccomp()?,
+            },
+        });
+        let process = self
+            .make(&task, theirs, ours, size, &[pidfd.as_fd()])
+            .await?;
+        let pid = process.pid;
+        reservation.fill(process);
+        Ok(pid)
+    }
+
+    /// Signals one process, or all of a container.
+    ///
+    /// # Errors
+    /// When there is no such process any more.
+    pub fn signal(&self, request: &SignalProcessRequest) -> Result<(), Error> {
+        let signal = i32::try_from(request.signal).unwrap_or(i32::MAX);
+        if !(1..=64).contains(&signal) {
+            return Err(Error::Invalid {
+                field: "signal",
+                problem: format!("{} isn't one of 1 to 64", request.signal),
+            });
+        }
+        let container = self.find(&request.container_id)?;
+        if request.all {
+            return container.cgroup.signal(signal);
+        }
+        if request.exec_id.is_empty() {
+            return container.signal(signal);
+        }
+        let name = format!("process {} of container {}", request.exec_id, container.id);
+        container.process(&request.exec_id)?.signal(&name, signal)
+    }
+
+    /// Waits until a process has ended and its output was sent.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub async fn wait(&self, request: &WaitProcessRequest) -> Result<ExitStatus, Error> {
+        let container = self.find(&request.container_id)?;
+        let process = if request.exec_id.is_empty() {
+            container.init.clone()
+        } else {
+            container.process(&request.exec_id)?
+        };
+        // The container may be deleted meanwhile.
+        drop(container);
+        Ok(process.finished.wait().await)
+    }
+
+    /// Removes what is left of a container.
+    ///
+    /// # Errors
+    /// When it is running and `force` isn't given. It stays then, as it was.
+    pub async fn delete(&self, id: &str, force: bool) -> Result<(), Error> {
+        let container = self.find(id)?;
+        if !force && container.state() == "running" {
+            return Err(Error::State {
+                what: format!("container {id}"),
+                state: "running",
+                wanted: "stopped",
+            });
+        }
+        self.lock().insert(id.to_owned(), Slot::Deleting);
+        let removed = remove(&container).await;
+        match &removed {
+            Ok(()) => self.lock().remove(id),
+            Err(_) => self.lock().insert(id.to_owned(), Slot::Created(container)),
+        };
+        removed
+    }
+
+    /// Ends the sandbox with its owner: all is written back, and the host told the exit status.
+    async fn end_with(self: Arc<Self>, owner: Arc<Container>) {
+        let status = owner.init.finished.wait().await;
+        // Further processes died with the first. Those who wait for them get their answers.
+        let others = owner.processes();
+        let last_words = async {
+            for process in &others {
+                process.finished.wait().await;
+            }
+        };
+        if timeout(LAST_WORDS_TIMEOUT, last_words).await.is_err() {
+            log::warn!("a process of {} holds its output open", owner.id);
+        }
+        write_back();
+        // While the host is dialled, this runtime's other tasks go first: their answers are sent.
+        if let Err(e) = self.tell_host(status).await {
+            log::error!("tell the host the exit status {status}: {e}");
+            crate::boot::power_off();
+        }
+    }
+
+    async fn tell_host(&self, status: ExitStatus) -> std::io::Result<()> {
+        let byte = u8::try_from(status).unwrap_or(u8::MAX);
+        let mut stream = timeout(DIAL_TIMEOUT, self.host.dial(ports::EXIT_STATUS)).await??;
+        stream.write_all(&[byte]).await?;
+        // The host ends the VM. Until then the connection stays open.
+        let _ = stream.read(&mut [0]).await;
+        Ok(())
+    }
+
+    async fn open_stdio(
+        &self,
+        ports: &hull_protocol::agent::Stdio,
+    ) -> Result<(ProcessEnds, AgentEnds), Error> {
+        let opened = timeout(DIAL_TIMEOUT, stdio::open(&*self.host, ports)).await;
+        opened.map_err(|_| Error::Timeout {
+            what: "dialling the host's ports for stdio".to_owned(),
+            seconds: DIAL_TIMEOUT.as_secs(),
+        })?
+    }
+
+    fn prepare(&self) -> Result<(), Error> {
+        let mut prepare = self.prepare.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(work) = prepare.as_ref() {
+            work().map_err(|fatal| Failure::other(fatal.to_string()))?;
+            *prepare = None;
+        }
+        Ok(())
+    }
+
+    fn reserve(&self, id: &str) -> Result<Reservation<'_>, Error> {
+        let mut containers = self.lock();
+        if containers.contains_key(id) {
+            return Err(Error::Exists(format!("container {id}")));
+        }
+        containers.insert(id.to_owned(), Slot::Creating);
+        Ok(Reservation {
+            sandbox: self,
+            id: id.to_owned(),
+            filled: false,
+        })
+    }
+
+    fn find(&self, id: &str) -> Result<Arc<Container>, Error> {
+        match self.lock().get(id) {
+            Some(Slot::Created(container)) => Ok(Arc::clone(container)),
+            Some(Slot::Creating) => Err(Error::State {
+                what: format!("container {id}"),
+                state: "being created",
+                wanted: "created",
+            }),
+            Some(Slot::Deleting) | None => Err(Error::Missing(format!("container {id}"))),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends a container and removes its cgroup; its files go with it.
+async fn remove(container: &Container) -> Result<(), Error> {
+    container.cgroup.remove().await?;
+    let ended = timeout(KILL_TIMEOUT, container.init.finished.exit.ended()).await;
+    ended.map_err(|_| Error::Timeout {
+        what: format!("the end of container {}", container.id),
+        seconds: KILL_TIMEOUT.as_secs(),
+    })?;
+    // Not left to its drop: somebody may hold the container for longer than its name is taken.
+    container.bundle.remove();
+    Ok(())
+}
+
+/// The `process` object of a further process. Capabilities and limits that it doesn't name are the
+/// container's.
+fn further_process(json: &[u8], defaults: &ProcessSpec) -> Result<ProcessSpec, Error> {
+    let mut process: ProcessSpec = serde_json::from_slice(json).map_err(|source| Error::Json {
+        document: "process",
+        source,
+    })?;
+    spec::check_process(&process)?;
+    if process.scheduler().is_some() || process.io_priority().is_some() {
+        return Err(Error::Invalid {
+            field: "process.scheduler, process.ioPriority",
+            problem: "a further process can't have its own yet".to_owned(),
+        });
+    }
+    if process.capabilities().is_none() {
+        process.set_capabilities(defaults.capabilities().clone());
+    }
+    if process.rlimits().is_none() {
+        process.set_rlimits(defaults.rlimits().clone());
+    }
+    Ok(process)
+}
+
+/// Has the kernel write what it still holds of the shared tree.
+fn write_back() {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    let share = rustix::fs::open(
+        hull_protocol::paths::SHARE,
+        flags,
+        rustix::fs::Mode::empty(),
+    );
+    if let Err(e) = share.and_then(rustix::fs::syncfs) {
+        log::warn!("write the shared tree back: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_further_process_has_the_containers_limits_and_capabilities() {
+        let defaults = serde_json::from_str(
+            r#"{"user":{"uid":0,"gid":0},"cwd":"/","args":["a"],
+                "rlimits":[{"type":"RLIMIT_NOFILE","soft":9,"hard":9}],
+                "capabilities":{"bounding":["CAP_KILL"]}}"#,
+        )
+        .expect("valid JSON");
+        let json = br#"{"user":{"uid":1,"gid":1},"cwd":"/","args":["b"]}"#;
+        let process = further_process(json, &defaults).expect("valid");
+        assert_eq!(process.rlimits(), defaults.rlimits());
+        assert_eq!(process.capabilities(), defaults.capabilities());
+        assert_eq!(process.user().uid(), 1);
+    }
+}

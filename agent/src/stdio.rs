@@ -1,0 +1,255 @@
+//! A process's stdio: pipes or a terminal in the guest, each joined to a vsock port of the host.
+//!
+//! Pipes lie between, rather than the sockets themselves, so that the process can open /dev/stdout and
+//! its kind again. Bytes are copied one buffer at a time: a reader that doesn't read holds the writer
+//! up, on both sides.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use hull_protocol::agent::Stdio as Ports;
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::unix::pipe::{Receiver, Sender};
+use tokio::sync::{mpsc, watch};
+
+use crate::error::Error;
+use crate::reaper::{Exit, ExitStatus};
+use crate::transport::{Dial, Stream};
+
+/// The unit of copying, in bytes: a pipe's capacity.
+const BUFFER: usize = 64 << 10;
+
+/// The process's ends.
+#[derive(Debug)]
+pub struct ProcessEnds {
+    /// Its stdin.
+    pub stdin: OwnedFd,
+    /// Its stdout.
+    pub stdout: OwnedFd,
+    /// Its stderr.
+    pub stderr: OwnedFd,
+}
+
+/// The agent's ends, each with the host's stream that it is joined to.
+pub struct AgentEnds {
+    stdin: Option<(OwnedFd, Box<dyn Stream>)>,
+    outputs: Vec<(OwnedFd, Box<dyn Stream>)>,
+    terminal: Option<Box<dyn Stream>>,
+}
+
+/// Makes the pipes of a process and dials the host's ports for them. Where the port is 0, and for a
+/// process with a terminal, the process's end is /dev/null.
+///
+/// # Errors
+/// When the host doesn't answer on a port.
+pub async fn open(host: &dyn Dial, ports: &Ports) -> Result<(ProcessEnds, AgentEnds), Error> {
+    if ports.terminal {
+        let terminal = dial(host, "stdin_port", ports.stdin_port).await?;
+        let ends = ProcessEnds {
+            stdin: null()?,
+            stdout: null()?,
+            stderr: null()?,
+        };
+        let agent = AgentEnds {
+            stdin: None,
+            outputs: Vec::new(),
+            terminal,
+        };
+        return Ok((ends, agent));
+    }
+    let (stdin, stdout, stderr) = tokio::try_join!(
+        dial(host, "stdin_port", ports.stdin_port),
+        dial(host, "stdout_port", ports.stdout_port),
+        dial(host, "stderr_port", ports.stderr_port),
+    )?;
+    let (stdin, our_stdin) = match stdin {
+        Some(stream) => {
+            let (read, write) = pipe()?;
+            (read, Some((write, stream)))
+        }
+        None => (null()?, None),
+    };
+    let mut outputs = Vec::with_capacity(2);
+    let mut output = |stream: Option<Box<dyn Stream>>| -> Result<OwnedFd, Error> {
+        let Some(stream) = stream else {
+            return null();
+        };
+        let (read, write) = pipe()?;
+        outputs.push((read, stream));
+        Ok(write)
+    };
+    let ends = ProcessEnds {
+        stdin,
+        stdout: output(stdout)?,
+        stderr: output(stderr)?,
+    };
+    let agent = AgentEnds {
+        stdin: our_stdin,
+        outputs,
+        terminal: None,
+    };
+    Ok((ends, agent))
+}
+
+async fn dial(
+    host: &dyn Dial,
+    field: &'static str,
+    port: u32,
+) -> Result<Option<Box<dyn Stream>>, Error> {
+    if port == 0 {
+        return Ok(None);
+    }
+    let stream = host.dial(port).await;
+    stream.map(Some).map_err(Error::io(format!(
+        "dial the host's port {port} of stdio.{field}"
+    )))
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::io("make a pipe")(e.into()))
+}
+
+fn null() -> Result<OwnedFd, Error> {
+    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Error::io("open /dev/null")(e.into()))
+}
+
+/// Tells when a process has ended and all that it wrote was sent.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// Its end alone.
+    pub exit: Exit,
+    drained: watch::Receiver<bool>,
+}
+
+impl Finished {
+    /// Waits for both, for as long as it takes: a host that doesn't read holds this up as it would hold
+    /// a pipe's writer up.
+    pub async fn wait(&self) -> ExitStatus {
+        let status = self.exit.ended().await;
+        // Its sender goes away only when the copying is over.
+        let _ = self.drained.clone().wait_for(|drained| *drained).await;
+        status
+    }
+}
+
+impl AgentEnds {
+    /// Starts to copy. `terminal` is the master of the process's terminal.
+    ///
+    /// # Errors
+    /// When a descriptor can't be watched.
+    pub fn start(self, exit: Exit, terminal: Option<OwnedFd>) -> Result<Finished, Error> {
+        let failed = || Error::io("watch the process's stdio");
+        let nonblocking = |fd: &OwnedFd| -> Result<(), Error> {
+            rustix::io::ioctl_fionbio(fd, true).map_err(|e| failed()(e.into()))
+        };
+        let (done, mut undone) = mpsc::channel::<()>(1);
+        if let Some((fd, stream)) = self.stdin {
+            nonblocking(&fd)?;
+            let pipe = Sender::from_owned_fd(fd).map_err(failed())?;
+            let (reader, _) = tokio::io::split(stream);
+            let exit = exit.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = copy_in(reader, pipe) => {}
+                    _ = exit.ended() => {}
+                }
+            });
+        }
+        for (fd, stream) in self.outputs {
+            nonblocking(&fd)?;
+            let pipe = Receiver::from_owned_fd(fd).map_err(failed())?;
+            let (_, writer) = tokio::io::split(stream);
+            tokio::spawn(copy_out(pipe, writer, exit.clone(), done.clone()));
+        }
+        if let Some((master, stream)) = terminal.zip(self.terminal) {
+            nonblocking(&master)?;
+            let other = master.try_clone().map_err(failed())?;
+            let input = Sender::from_owned_fd_unchecked(other).map_err(failed())?;
+            let output = Receiver::from_owned_fd_unchecked(master).map_err(failed())?;
+            let (reader, writer) = tokio::io::split(stream);
+            let keyboard = tokio::spawn(copy_in(reader, input));
+            let (exit, done) = (exit.clone(), done.clone());
+            tokio::spawn(async move {
+                copy_out(output, writer, exit, done).await;
+                keyboard.abort();
+            });
+        }
+        drop(done);
+        let (report, drained) = watch::channel(false);
+        tokio::spawn(async move {
+            // It ends when the last copy has dropped its sender.
+            let _ = undone.recv().await;
+            report.send_replace(true);
+        });
+        Ok(Finished { exit, drained })
+    }
+}
+
+/// Sets a terminal's size.
+///
+/// # Errors
+/// When it isn't one.
+pub fn resize(terminal: impl AsFd, rows: u16, columns: u16) -> io::Result<()> {
+    let size = Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    Ok(tcsetwinsize(terminal, size)?)
+}
+
+/// From the host to the process, until either ends. The end of the host's stream closes the pipe; a
+/// process that closes its stdin merely ends the copying.
+async fn copy_in(mut from: ReadHalf<Box<dyn Stream>>, mut to: Sender) {
+    let mut buffer = vec![0; BUFFER];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let bytes = buffer.get(..read).unwrap_or_default();
+        if to.write_all(bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// From the process to the host, until nobody can write any more. What the process has written by its
+/// end counts as sent (`done` is dropped) once the pipe was found empty after it: others may hold the
+/// pipe open for longer, and what they write is still copied.
+async fn copy_out(
+    mut from: Receiver,
+    mut to: WriteHalf<Box<dyn Stream>>,
+    exit: Exit,
+    done: mpsc::Sender<()>,
+) {
+    let mut buffer = vec![0; BUFFER];
+    let mut done = Some(done);
+    loop {
+        let read = if exit.status().is_some() && done.is_some() {
+            match rustix::io::read(&from, &mut buffer) {
+                Err(rustix::io::Errno::AGAIN) => {
+                    done = None;
+                    continue;
+                }
+                result => result.map_err(io::Error::from),
+            }
+        } else {
+            tokio::select! {
+                biased;
+                read = from.read(&mut buffer) => read,
+                _ = exit.ended(), if done.is_some() => continue,
+            }
+        };
+        // A terminal's master reports EIO when the last process has left it.
+        let Ok(read @ 1..) = read else {
+            break;
+        };
+        let bytes = buffer.get(..read).unwrap_or_default();
+        if to.write_all(bytes).await.is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown().await;
+}

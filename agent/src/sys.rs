@@ -1,0 +1,158 @@
+//! The system calls that no crate wraps safely, one thin function each.
+#![allow(unsafe_code)] // bare system calls
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Turns the -1 of a system call into the error that it stands for.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
+}
+
+/// Sends a signal by its number, real-time signals included; a negative pid is a process group.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: kill takes no pointers.
+    check(libc::c_long::from(unsafe { libc::kill(pid, signal) })).map(drop)
+}
+
+/// Forks a child whose parent is the caller's parent. `None` in the child.
+///
+/// Only for a process with one thread: the child then is a whole copy and may do anything.
+pub fn fork_sibling() -> io::Result<Option<i32>> {
+    let flags = libc::CLONE_PARENT as libc::c_ulong;
+    // SAFETY: without CLONE_VM and with a null stack this is fork(); with one thread in the process no
+    // lock can be left held in the child. The exit signal is the caller's own, as CLONE_PARENT has it.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })?;
+    Ok(i32::try_from(pid).ok().filter(|pid| *pid != 0))
+}
+
+/// Loads a compiled seccomp program, with the `SECCOMP_FILTER_FLAG_*` in `flags`.
+pub fn load_seccomp(program: &[u8], flags: u64) -> io::Result<()> {
+    let instruction = size_of::<libc::sock_filter>();
+    let filters: Vec<libc::sock_filter> = program
+        .chunks_exact(instruction)
+        // SAFETY: sock_filter is plain old data, and the chunk is exactly as long as one.
+        .map(|chunk| unsafe { ptr::read_unaligned(chunk.as_ptr().cast()) })
+        .collect();
+    let len = u16::try_from(filters.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog {
+        len,
+        filter: filters.as_ptr().cast_mut(),
+    };
+    let operation = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: the program and its instructions live until the call returns; the kernel copies them.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, operation, flags, &raw const program) })
+        .map(drop)
+}
+
+/// Gives the caller a session keyring of this name, so that it doesn't share its parent's.
+pub fn join_session_keyring(name: &CStr) -> io::Result<()> {
+    let operation = libc::KEYCTL_JOIN_SESSION_KEYRING;
+    // SAFETY: the name is a NUL-terminated string that outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, operation, name.as_ptr()) }).map(drop)
+}
+
+/// Marks every file descriptor above stderr close-on-exec.
+pub fn close_the_rest_on_exec() -> io::Result<()> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC;
+    // SAFETY: nothing is closed before an exec; the call takes no pointers.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) }).map(drop)
+}
+
+/// Sets one of the caller's resource limits (`RLIMIT_*`).
+pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
+    // SAFETY: the limit outlives the call.
+    check(libc::c_long::from(unsafe {
+        libc::setrlimit(resource, &raw const limit)
+    }))
+    .map(drop)
+}
+
+/// Puts the signals back that a Rust program starts with otherwise: SIGPIPE isn't ignored.
+pub fn restore_signals() {
+    // SAFETY: the default disposition of a signal involves no handler of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// Becomes another program; returns only if that fails.
+pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        let ends = [ptr::null()];
+        strings.iter().map(|s| s.as_ptr()).chain(ends).collect()
+    };
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both arrays end with a null pointer and point at strings that outlive the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Takes over a file descriptor that this program was started with, by its number.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD takes no pointers; it fails for a number that isn't open.
+    check(libc::c_long::from(unsafe {
+        libc::fcntl(fd, libc::F_GETFD)
+    }))?;
+    // SAFETY: it is open, and the parent handed this number to nobody else in this program.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Watches a file for `POLLPRI`, by which cgroup files tell that they changed.
+pub fn watch_priority(file: std::fs::File) -> io::Result<AsyncFd<std::fs::File>> {
+    // SAFETY: a File keeps its descriptor open and never changes it.
+    unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map_err(Into::into)
+}
+
+/// Brings the interface `lo` of the caller's network namespace up.
+pub fn bring_loopback_up() -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: ifreq is plain old data for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which outlives the call.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            &raw const request,
+        )
+    }))
+    .map(drop)
+}
+
+/// Keeps the C library's lookups of users and groups to /etc/passwd and /etc/group.
+///
+/// Otherwise the static C library would load, in a container, the libraries that the *container's*
+/// nsswitch.conf names.
+pub fn look_users_up_in_files() {
+    unsafe extern "C" {
+        fn __nss_configure_lookup(
+            database: *const libc::c_char,
+            services: *const libc::c_char,
+        ) -> libc::c_int;
+    }
+    for database in [c"passwd", c"group"] {
+        // SAFETY: both are NUL-terminated strings; the process has one thread.
+        unsafe { __nss_configure_lookup(database.as_ptr(), c"files".as_ptr()) };
+    }
+}

@@ -1,0 +1,336 @@
+//! The agent's service from end to end, without a VM: an agent in namespaces of its own, its vsock ports
+//! played by UNIX sockets, its containers made of busybox.
+//!
+//! They need root, cgroup2 with its controllers, and a static busybox, and say so when these are not
+//! there: `tests/host/run` has them.
+
+mod support;
+
+use std::time::Duration;
+
+use support::{Guest, Process, config, process};
+use ttrpc::Code;
+
+#[tokio::test]
+async fn a_container_runs_and_its_exit_code_is_reported() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let mut made = guest
+        .create(
+            "c1",
+            &config(&["sh", "-c", "echo out; echo err >&2; exit 7"]),
+        )
+        .await;
+    assert!(made.pid > 1);
+    guest.start_container("c1").await.expect("start");
+    assert_eq!(made.wait().await, 7);
+    assert_eq!(made.output().await, "out\n");
+    assert_eq!(made.errors().await, "err\n");
+    guest.delete("c1", false).await.expect("delete");
+    assert_eq!(guest.delete("c1", false).await, Err(Code::NOT_FOUND));
+}
+
+#[tokio::test]
+async fn megabytes_pass_from_stdin_to_stdout_unchanged() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let mut cat = guest.create("c2", &config(&["cat"])).await;
+    guest.start_container("c2").await.expect("start");
+    let sent: Vec<u8> = (0..8_u32 << 20)
+        .map(|i| (i ^ (i >> 9)).to_le_bytes()[0])
+        .collect();
+    let received = cat.converse(&sent).await;
+    assert!(
+        received == sent,
+        "{} bytes came back of {}",
+        received.len(),
+        sent.len()
+    );
+    assert_eq!(cat.wait().await, 0);
+}
+
+#[tokio::test]
+async fn a_process_that_closes_its_stdin_goes_on() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let mut made = guest
+        .create(
+            "c3",
+            &config(&["sh", "-c", "exec <&-; sleep 0.2; echo still here"]),
+        )
+        .await;
+    guest.start_container("c3").await.expect("start");
+    made.type_in(&[b'x'; 200_000]).await;
+    assert_eq!(made.wait().await, 0);
+    assert_eq!(made.output().await, "still here\n");
+}
+
+#[tokio::test]
+async fn a_missing_program_is_told_as_runc_tells_it() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let tell = async |id: &str, args: &[&str]| guest.try_create(id, &config(args)).await.err();
+    let missing = "exec: \"nosuchbin\": executable file not found in $PATH".to_owned();
+    assert_eq!(
+        tell("c4", &["nosuchbin"]).await,
+        Some((Code::NOT_FOUND, missing))
+    );
+    let missing = "exec: \"/nosuch\": stat /nosuch: no such file or directory".to_owned();
+    assert_eq!(
+        tell("c4", &["/nosuch"]).await,
+        Some((Code::NOT_FOUND, missing))
+    );
+    let forbidden = "exec: \"/etc/passwd\": permission denied".to_owned();
+    assert_eq!(
+        tell("c4", &["/etc/passwd"]).await,
+        Some((Code::PERMISSION_DENIED, forbidden))
+    );
+    // Nothing is left of the three: the name is free.
+    let _made = guest.create("c4", &config(&["true"])).await;
+    guest
+        .delete("c4", false)
+        .await
+        .expect("delete what was created");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_program_ends_the_container_after_its_start() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let mut made = guest.create("c5", &config(&["/bin/garbage"])).await;
+    guest.start_container("c5").await.expect("start");
+    assert_eq!(made.wait().await, 255);
+    assert_eq!(
+        made.errors().await,
+        "exec /bin/garbage: exec format error\n"
+    );
+}
+
+#[tokio::test]
+async fn signals_reach_one_or_all_and_deaths_are_128_and_more() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let mut made = guest
+        .create(
+            "c6",
+            &config(&[
+                "sh",
+                "-c",
+                "trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done",
+            ]),
+        )
+        .await;
+    guest.start_container("c6").await.expect("start");
+    made.read_line().await;
+    guest.signal("c6", "", 15, false).await.expect("TERM");
+    assert_eq!(made.wait().await, 9);
+    assert_eq!(
+        guest.signal("c6", "", 15, false).await,
+        Err(Code::NOT_FOUND)
+    );
+
+    let mut made = guest.create("c7", &config(&["sleep", "1000"])).await;
+    guest.start_container("c7").await.expect("start");
+    guest.signal("c7", "", 9, true).await.expect("KILL to all");
+    assert_eq!(made.wait().await, 137);
+}
+
+#[tokio::test]
+async fn a_created_container_dies_of_a_signal_and_can_be_deleted() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let mut made = guest.create("c8", &config(&["true"])).await;
+    guest.signal("c8", "", 15, false).await.expect("TERM");
+    assert_eq!(made.wait().await, 137);
+    assert_eq!(
+        guest.start_container("c8").await,
+        Err(Code::FAILED_PRECONDITION)
+    );
+    guest.delete("c8", false).await.expect("delete");
+}
+
+#[tokio::test]
+async fn a_running_container_is_deleted_by_force_only() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let mut made = guest.create("c9", &config(&["sleep", "1000"])).await;
+    guest.start_container("c9").await.expect("start");
+    assert_eq!(
+        guest.delete("c9", false).await,
+        Err(Code::FAILED_PRECONDITION)
+    );
+    guest.delete("c9", true).await.expect("delete --force");
+    assert_eq!(made.wait().await, 137);
+}
+
+#[tokio::test]
+async fn ten_further_processes_at_once_have_their_own_stdio_and_exit_codes() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let _made = guest.create("c10", &config(&["sleep", "1000"])).await;
+    guest.start_container("c10").await.expect("start");
+    let mut running = Vec::new();
+    for i in 0..10 {
+        let script = format!("read word; echo $word {i}; exit {i}");
+        running.push(
+            guest
+                .exec("c10", &format!("e{i}"), &process(&["sh", "-c", &script]))
+                .await,
+        );
+    }
+    for (i, process) in running.iter_mut().enumerate() {
+        assert_eq!(
+            process.converse(b"hello\n").await,
+            format!("hello {i}\n").into_bytes()
+        );
+        assert_eq!(process.wait().await, i32::try_from(i).expect("small"));
+    }
+    let missing = guest
+        .try_exec("c10", "e", &process(&["nosuchbin"]))
+        .await
+        .err();
+    let words = "exec: \"nosuchbin\": executable file not found in $PATH".to_owned();
+    assert_eq!(missing, Some((Code::NOT_FOUND, words)));
+    guest.delete("c10", true).await.expect("delete");
+}
+
+#[tokio::test]
+async fn a_further_process_is_confined_as_the_first_is() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let mut spec = config(&[
+        "sh",
+        "-c",
+        "grep -E '^(Cap|Seccomp:|NoNewPrivs|Groups)' /proc/self/status; ulimit -n; id -u; umask; readlink /proc/self/ns/net; cat; mkdir /tmp/x",
+    ]);
+    let confined = serde_json::json!({
+        "user": {"uid": 1000, "gid": 1000, "additionalGids": [5, 6], "umask": 0o27},
+        "capabilities": {"bounding": ["CAP_KILL", "CAP_CHOWN"], "permitted": ["CAP_KILL"],
+                         "effective": ["CAP_KILL"], "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]},
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 99, "hard": 100}],
+        "noNewPrivileges": true});
+    support::merge(&mut spec["process"], &confined);
+    spec["linux"]["seccomp"] = serde_json::json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
+    for privileged_load in [false, true] {
+        let id = format!("c11-{privileged_load}");
+        spec["process"]["noNewPrivileges"] = (!privileged_load).into();
+        let mut first = guest.create(&id, &spec).await;
+        guest.start_container(&id).await.expect("start");
+        let mut further = guest.exec(&id, "e", &spec["process"]).await;
+        let seen = String::from_utf8(further.converse(b"").await).expect("text");
+        assert!(
+            further.errors().await.contains("not supported"),
+            "seccomp refuses mkdir"
+        );
+        let expected = String::from_utf8(first.converse(b"").await).expect("text");
+        assert_eq!(seen, expected);
+        assert!(seen.contains("CapEff:\t0000000000000020"), "{seen}");
+        assert!(seen.contains("CapBnd:\t0000000000000021"), "{seen}");
+        assert!(
+            seen.contains("Seccomp:\t2") && seen.contains("\n99\n1000\n0027\n"),
+            "{seen}"
+        );
+        guest.delete(&id, true).await.expect("delete");
+    }
+}
+
+#[tokio::test]
+async fn the_environment_is_the_containers_with_a_home() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let mut spec = config(&[
+        "sh",
+        "-c",
+        "echo $HOME; echo again > /dev/stdout; env | sort | grep -v -E '^(PWD|SHLVL)'",
+    ]);
+    spec["process"]["user"] = serde_json::json!({"uid": 1000, "gid": 1000});
+    spec["process"]["env"] = serde_json::json!(["PATH=/bin", "A=1", "A=2"]);
+    let mut made = guest.create("c12", &spec).await;
+    guest.start_container("c12").await.expect("start");
+    assert_eq!(made.wait().await, 0);
+    assert_eq!(
+        made.output().await,
+        "/home/user\nagain\nA=2\nHOME=/home/user\nPATH=/bin\n"
+    );
+}
+
+#[tokio::test]
+async fn the_owners_end_is_reported_after_all_output() {
+    let Some(mut guest) = Guest::start().await else {
+        return;
+    };
+    guest.sandbox_owner = true;
+    let mut made = guest
+        .create(
+            "c13",
+            &config(&["sh", "-c", "yes | head -c 300000; kill -9 $$; exit 3"]),
+        )
+        .await;
+    guest.start_container("c13").await.expect("start");
+    let output = made.output().await;
+    assert_eq!(output.len(), 300_000);
+    assert_eq!(
+        guest.exit_status().await,
+        3,
+        "PID 1 of a namespace ignores its own SIGKILL"
+    );
+}
+
+#[tokio::test]
+async fn a_grandchild_that_holds_the_output_does_not_delay_the_report() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let _made = guest.create("c14", &config(&["sleep", "1000"])).await;
+    guest.start_container("c14").await.expect("start");
+    let mut process = guest
+        .exec("c14", "e", &process(&["sh", "-c", "sleep 100 & echo done"]))
+        .await;
+    let status = tokio::time::timeout(Duration::from_secs(20), process.wait()).await;
+    assert_eq!(status.ok(), Some(0));
+    assert_eq!(process.read_line().await, "done\n");
+    guest.delete("c14", true).await.expect("delete");
+}
+
+#[tokio::test]
+async fn a_terminal_is_one() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let mut spec = config(&["sh", "-c", "tty; stty size; read line; echo got $line"]);
+    spec["process"]["terminal"] = true.into();
+    spec["process"]["consoleSize"] = serde_json::json!({"height": 33, "width": 44});
+    let mut made: Process = guest.create("c15", &spec).await;
+    guest.start_container("c15").await.expect("start");
+    let seen = String::from_utf8(made.converse_on_terminal(b"word\n").await).expect("text");
+    assert!(seen.contains("/dev/pts/0\r\n33 44\r\n"), "{seen:?}");
+    assert!(seen.ends_with("got word\r\n"), "{seen:?}");
+    assert_eq!(made.wait().await, 0);
+
+    let mut spec = config(&["sleep", "1000"]);
+    spec["process"]["terminal"] = false.into();
+    let _made = guest.create("c16", &spec).await;
+    guest.start_container("c16").await.expect("start");
+    let mut process = process(&["sh", "-c", "tty; read line; echo got $line"]);
+    process["terminal"] = true.into();
+    let mut further = guest.exec("c16", "e", &process).await;
+    let seen = String::from_utf8(further.converse_on_terminal(b"word\n").await).expect("text");
+    assert!(
+        seen.contains("/dev/pts/0\r\n") && seen.ends_with("got word\r\n"),
+        "{seen:?}"
+    );
+    guest.delete("c16", true).await.expect("delete");
+}

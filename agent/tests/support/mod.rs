@@ -1,0 +1,439 @@
+//! An agent outside a VM, and the host's side of it.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio as ChildStdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hull_agent::reaper::Reaper;
+use hull_agent::sandbox::Sandbox;
+use hull_agent::transport::{self, Dial, Stream};
+use hull_agent::{cgroup, server};
+use hull_protocol::agent::{
+    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, SignalProcessRequest,
+    StartContainerRequest, Stdio, WaitProcessRequest,
+};
+use hull_protocol::agent_ttrpc::AgentClient;
+use hull_protocol::{hello, ports};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+use ttrpc::asynchronous::transport::Listener;
+use ttrpc::{Code, context};
+
+/// No single step of a test takes as long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where the test that is no test finds its sockets.
+const DIRECTORY: &str = "HULL_AGENT_TEST_DIRECTORY";
+
+/// Not a test, but the agent of the other tests, in a process of its own: it reaps all children.
+#[test]
+fn agent() {
+    let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let host = UnixDial(directory.clone());
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_hull-agent"));
+        let reaper = Reaper::start().expect("listen to SIGCHLD");
+        let prepare = Box::new(cgroup::prepare);
+        let sandbox = Sandbox::new(program, Box::new(host.clone()), reaper, prepare);
+        let address = directory.join("agent").display().to_string();
+        let listener = Listener::bind(format!("unix://{address}")).expect("listen");
+        let _server = server::serve(sandbox, listener).await.expect("serve");
+        transport::greet(&host).await.expect("greet");
+        std::future::pending::<()>().await;
+    });
+}
+
+#[derive(Clone)]
+struct UnixDial(PathBuf);
+
+#[async_trait]
+impl Dial for UnixDial {
+    async fn dial(&self, port: u32) -> std::io::Result<Box<dyn Stream>> {
+        Ok(Box::new(
+            UnixStream::connect(self.0.join(port.to_string())).await?,
+        ))
+    }
+}
+
+/// An agent, and what the host has of it.
+pub struct Guest {
+    directory: TempDir,
+    agent: Child,
+    client: AgentClient,
+    next_port: AtomicU32,
+    exit_status: UnixListener,
+    pub sandbox_owner: bool,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // It is PID 1 of its namespace: all that it made ends with it.
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
+    }
+}
+
+impl Guest {
+    /// `None` where this machine can't play a guest.
+    pub async fn start() -> Option<Self> {
+        let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
+        let able = controllers.is_ok_and(|list| list.contains("memory"));
+        if !able || !Path::new("/bin/busybox").exists() {
+            eprintln!("skipped: it needs root, cgroup2 at /sys/fs/cgroup and /bin/busybox");
+            return None;
+        }
+        let directory = tempfile::Builder::new()
+            .prefix("hull-agent")
+            .tempdir()
+            .expect("a directory");
+        make_rootfs(&directory.path().join("rootfs"));
+        let ready =
+            UnixListener::bind(directory.path().join(ports::READY.to_string())).expect("bind");
+        let status = directory.path().join(ports::EXIT_STATUS.to_string());
+        let exit_status = UnixListener::bind(status).expect("bind");
+        let agent = Command::new("unshare")
+            .args([
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "--",
+                "sh",
+                "-ec",
+            ])
+            .arg("mount -t tmpfs run /run; exec \"$0\" --exact support::agent --nocapture")
+            .arg(std::env::current_exe().expect("the test's own path"))
+            .env(DIRECTORY, directory.path())
+            .stdout(ChildStdio::null())
+            .spawn()
+            .expect("start the agent");
+        let (mut stream, _) = soon("the agent's greeting", ready.accept())
+            .await
+            .expect("accept");
+        let mut greeting = [0; hello::LENGTH];
+        stream
+            .read_exact(&mut greeting)
+            .await
+            .expect("read the greeting");
+        hello::check(greeting).expect("a greeting");
+        let address = format!("unix://{}", directory.path().join("agent").display());
+        let client = ttrpc::asynchronous::Client::connect(&address)
+            .await
+            .expect("connect");
+        Some(Self {
+            directory,
+            agent,
+            client: AgentClient::new(client),
+            next_port: AtomicU32::new(ports::FIRST_STREAM),
+            exit_status,
+            sandbox_owner: false,
+        })
+    }
+
+    pub async fn create(&self, id: &str, spec: &Value) -> Process {
+        self.try_create(id, spec).await.expect("create")
+    }
+
+    pub async fn try_create(&self, id: &str, spec: &Value) -> Result<Process, (Code, String)> {
+        let mut spec = spec.clone();
+        spec["root"]["path"] = json!(self.directory.path().join("rootfs"));
+        let (stdio, ears) = self.stdio(&spec["process"]);
+        let request = CreateContainerRequest {
+            container_id: id.to_owned(),
+            spec_json: spec.to_string().into_bytes(),
+            stdio: Some(stdio).into(),
+            sandbox_owner: self.sandbox_owner,
+            ..Default::default()
+        };
+        let made = self
+            .client
+            .create_container(context::with_timeout(0), &request)
+            .await;
+        let pid = made.map_err(status)?.pid;
+        Ok(self.process(id, "", pid, ears).await)
+    }
+
+    pub async fn exec(&self, id: &str, exec_id: &str, process: &Value) -> Process {
+        self.try_exec(id, exec_id, process).await.expect("exec")
+    }
+
+    pub async fn try_exec(
+        &self,
+        id: &str,
+        exec_id: &str,
+        process: &Value,
+    ) -> Result<Process, (Code, String)> {
+        let (stdio, ears) = self.stdio(process);
+        let request = ExecProcessRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            process_json: process.to_string().into_bytes(),
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        let made = self
+            .client
+            .exec_process(context::with_timeout(0), &request)
+            .await;
+        let pid = made.map_err(status)?.pid;
+        Ok(self.process(id, exec_id, pid, ears).await)
+    }
+
+    pub async fn start_container(&self, id: &str) -> Result<(), Code> {
+        let request = StartContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        let result = self
+            .client
+            .start_container(context::with_timeout(0), &request)
+            .await;
+        result.map(drop).map_err(|e| status(e).0)
+    }
+
+    pub async fn signal(
+        &self,
+        id: &str,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), Code> {
+        let request = SignalProcessRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        let result = self
+            .client
+            .signal_process(context::with_timeout(0), &request)
+            .await;
+        result.map(drop).map_err(|e| status(e).0)
+    }
+
+    pub async fn delete(&self, id: &str, force: bool) -> Result<(), Code> {
+        let request = DeleteContainerRequest {
+            container_id: id.to_owned(),
+            force,
+            ..Default::default()
+        };
+        let result = self
+            .client
+            .delete_container(context::with_timeout(0), &request)
+            .await;
+        result.map(drop).map_err(|e| status(e).0)
+    }
+
+    pub async fn exit_status(&self) -> u8 {
+        let (mut stream, _) = soon("the exit status", self.exit_status.accept())
+            .await
+            .expect("accept");
+        stream.read_u8().await.expect("one byte")
+    }
+
+    fn stdio(&self, process: &Value) -> (Stdio, Vec<UnixListener>) {
+        let terminal = process["terminal"] == true;
+        let streams = if terminal { 1 } else { 3 };
+        let mut numbers = [0; 3];
+        let mut ears = Vec::new();
+        for number in numbers.iter_mut().take(streams) {
+            *number = self.next_port.fetch_add(1, Ordering::Relaxed);
+            let path = self.directory.path().join(number.to_string());
+            ears.push(UnixListener::bind(path).expect("bind"));
+        }
+        let [stdin_port, stdout_port, stderr_port] = numbers;
+        let stdio = Stdio {
+            stdin_port,
+            stdout_port,
+            stderr_port,
+            terminal,
+            ..Default::default()
+        };
+        (stdio, ears)
+    }
+
+    async fn process(&self, id: &str, exec_id: &str, pid: i32, ears: Vec<UnixListener>) -> Process {
+        let mut streams = Vec::new();
+        for ear in ears {
+            let (stream, _) = soon("a stream", ear.accept()).await.expect("accept");
+            streams.push(Some(stream));
+        }
+        let client = self.client.clone();
+        let request = WaitProcessRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        let waiter = tokio::spawn(async move {
+            let answer = client
+                .wait_process(context::with_timeout(0), &request)
+                .await;
+            answer.map(|answer| answer.exit_status)
+        });
+        Process {
+            pid,
+            streams,
+            waiter: Some(waiter),
+        }
+    }
+}
+
+/// A process, as the host holds it.
+pub struct Process {
+    pub pid: i32,
+    streams: Vec<Option<UnixStream>>,
+    waiter: Option<tokio::task::JoinHandle<ttrpc::Result<i32>>>,
+}
+
+impl Process {
+    pub async fn wait(&mut self) -> i32 {
+        let waiter = self.waiter.take().expect("waited for once");
+        soon("the process's end", waiter)
+            .await
+            .expect("no panic")
+            .expect("an answer")
+    }
+
+    pub async fn output(&mut self) -> String {
+        String::from_utf8(self.all(1).await).expect("text")
+    }
+
+    pub async fn errors(&mut self) -> String {
+        String::from_utf8(self.all(2).await).expect("text")
+    }
+
+    pub async fn read_line(&mut self) -> String {
+        let stream = self.streams[1].as_mut().expect("stdout");
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            line.push(soon("a line", stream.read_u8()).await.expect("a byte"));
+        }
+        String::from_utf8(line).expect("text")
+    }
+
+    /// Writes to stdin, whether or not anybody reads it.
+    pub async fn type_in(&mut self, bytes: &[u8]) {
+        let stream = self.streams[0].as_mut().expect("stdin");
+        let _ = soon("stdin", stream.write_all(bytes)).await;
+    }
+
+    /// Writes all of stdin, closes it, and reads all of stdout at the same time.
+    pub async fn converse(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut stdin = self.streams[0].take().expect("stdin");
+        let write = async {
+            stdin.write_all(bytes).await.expect("write stdin");
+            stdin.shutdown().await.expect("close stdin");
+        };
+        let (read, ()) = tokio::join!(self.all(1), write);
+        read
+    }
+
+    /// Types at the terminal and reads until it is left.
+    pub async fn converse_on_terminal(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let stream = self.streams[0].as_mut().expect("the terminal");
+        stream.write_all(bytes).await.expect("type");
+        self.all(0).await
+    }
+
+    async fn all(&mut self, stream: usize) -> Vec<u8> {
+        let mut stream = self.streams[stream].take().expect("read once");
+        let mut bytes = Vec::new();
+        soon("the end of a stream", stream.read_to_end(&mut bytes))
+            .await
+            .expect("read");
+        bytes
+    }
+}
+
+/// A config.json with all the usual namespaces and mounts.
+pub fn config(args: &[&str]) -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "process": process(args),
+        "root": {"path": "", "readonly": false},
+        "hostname": "guest",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+             "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}],
+        "linux": {
+            "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"},
+                           {"type": "mount"}, {"type": "cgroup"}],
+            "maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"]}})
+}
+
+/// A `process` object.
+pub fn process(args: &[&str]) -> Value {
+    let all = json!([
+        "CAP_KILL",
+        "CAP_CHOWN",
+        "CAP_SETUID",
+        "CAP_SETGID",
+        "CAP_DAC_OVERRIDE"
+    ]);
+    json!({
+        "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": args, "env": ["PATH=/bin", "TERM=xterm"],
+        "capabilities": {"bounding": all, "effective": all, "permitted": all}})
+}
+
+/// Puts the fields of one object into another.
+pub fn merge(object: &mut Value, fields: &Value) {
+    for (name, value) in fields.as_object().into_iter().flatten() {
+        object[name] = value.clone();
+    }
+}
+
+fn make_rootfs(root: &Path) {
+    for directory in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
+        fs::create_dir_all(root.join(directory)).expect("make a directory");
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("copy busybox");
+    for applet in [
+        "sh", "cat", "true", "sleep", "echo", "id", "env", "sort", "grep", "readlink", "mkdir",
+        "yes", "head", "tty", "stty",
+    ] {
+        symlink("busybox", root.join("bin").join(applet)).expect("link an applet");
+    }
+    let garbage = root.join("bin/garbage");
+    fs::write(&garbage, [0xff; 64]).expect("write");
+    fs::set_permissions(garbage, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let passwd = "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n";
+    fs::write(root.join("etc/passwd"), passwd).expect("write");
+    // The tests' users are others than root.
+    let world = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755));
+    world(root)
+        .and_then(|()| world(root.parent().expect("a parent")))
+        .expect("chmod");
+}
+
+fn status(error: ttrpc::Error) -> (Code, String) {
+    match error {
+        ttrpc::Error::RpcStatus(status) => (status.code(), status.message().to_owned()),
+        other => (Code::UNKNOWN, other.to_string()),
+    }
+}
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let Ok(done) = timeout(PATIENCE, future).await else {
+        panic!("{what} took longer than {PATIENCE:?}");
+    };
+    done
+}

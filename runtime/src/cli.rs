@@ -1,0 +1,192 @@
+//! The command line: runc's global options, and which command they are for.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+
+use crate::commands::{
+    check, create, delete, exec, features, kill, list, run, spec, start, state, vmm,
+};
+use crate::error::{Error, chain};
+use crate::logging;
+use crate::sandbox::Boot;
+
+/// An OCI runtime that gives every container its own KVM microVM.
+#[derive(Debug, Parser)]
+#[command(name = "hull", version, propagate_version = true)]
+#[command(
+    after_help = "A bundle is a folder with a config.json and a root file system. \
+    `hull spec` writes a config.json to start from, `hull check` says whether this host can run one."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The options before the command, as in runc.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Global {
+    /// Log what hull does
+    #[arg(long)]
+    pub debug: bool,
+    /// Append log lines to FILE (default: standard error)
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// The form of log lines
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// Where the state of containers is kept: best on tmpfs
+    #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
+    pub root: PathBuf,
+    /// Use systemd to manage the host's cgroups (accepted: placement on the host is not built yet)
+    #[arg(long)]
+    pub systemd_cgroup: bool,
+    /// Accepted as runc accepts it; only "auto" and "false" have a meaning yet
+    #[arg(long, value_name = "BOOL", default_value = "auto")]
+    pub rootless: String,
+    /// Boot this kernel (uncompressed ELF) instead of the built-in one
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Boot this initramfs (cpio) instead of the built-in one
+    #[arg(long, value_name = "FILE")]
+    pub initramfs: Option<PathBuf>,
+    /// How long the guest may take to come up, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub boot_timeout: u32,
+}
+
+/// The forms of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// `time="…" level=… msg="…"`
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say what this host has and lacks for running hull
+    Check(check::Check),
+    /// Create a container
+    Create(create::Create),
+    /// Delete what a container has left, or a running one with --force
+    Delete(delete::Delete),
+    /// Run a further process in a container
+    Exec(exec::Exec),
+    /// Show what hull supports, as the runtime-spec's features structure
+    Features(features::Features),
+    /// Send a signal to a container's process
+    Kill(kill::Kill),
+    /// List containers
+    List(list::List),
+    /// Create and start a container
+    Run(run::Run),
+    /// Write a config.json to start from
+    Spec(spec::Spec),
+    /// Start the process of a created container
+    Start(start::Start),
+    /// Show a container's state
+    State(state::State),
+    /// The process that runs a VM; `create` starts it
+    #[command(hide = true)]
+    Vmm(vmm::Vmm),
+}
+
+impl Global {
+    /// How the user wants guests booted.
+    pub fn boot(&self) -> Boot {
+        Boot {
+            kernel: self.kernel.clone(),
+            initramfs: self.initramfs.clone(),
+        }
+    }
+}
+
+/// Reads the arguments, runs the command, reports its failure.
+pub fn run() -> ExitCode {
+    let matches = Cli::command().version(version()).get_matches();
+    let Cli { global, command } = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(e) => e.exit(),
+    };
+    if let Command::Vmm(args) = command {
+        return vmm::run(&args);
+    }
+    if let Err(e) = logging::init(&global) {
+        eprintln!("hull: {}", chain(&e));
+        return ExitCode::FAILURE;
+    }
+    // runc's `exec` has an exit code of its own for its own failures (255), so that they aren't taken
+    // for the process's.
+    let failure = if matches!(command, Command::Exec(_)) {
+        255
+    } else {
+        1
+    };
+    match dispatch(&global, command) {
+        Ok(code) => code,
+        Err(e) => {
+            logging::fatal(&chain(&e));
+            ExitCode::from(failure)
+        }
+    }
+}
+
+fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Error> {
+    if !matches!(global.rootless.as_str(), "auto" | "false") {
+        return Err(Error::Usage(
+            "--rootless: running without root is not built yet".to_owned(),
+        ));
+    }
+    match command {
+        Command::Check(args) => check::run(global, &args),
+        Command::Create(args) => create::run(global, &args),
+        Command::Delete(args) => delete::run(global, &args),
+        Command::Exec(args) => exec::run(global, &args),
+        Command::Features(args) => features::run(global, &args),
+        Command::Kill(args) => kill::run(global, &args),
+        Command::List(args) => list::run(global, &args),
+        Command::Run(args) => run::run(global, &args),
+        Command::Spec(args) => spec::run(global, &args),
+        Command::Start(args) => start::run(global, &args),
+        Command::State(args) => state::run(global, &args),
+        Command::Vmm(args) => Ok(vmm::run(&args)),
+    }
+}
+
+/// In the form that engines parse: the first line ends with hull's version, the second names the spec's.
+fn version() -> String {
+    format!(
+        "{}\nspec: {}",
+        env!("CARGO_PKG_VERSION"),
+        crate::spec::OCI_VERSION
+    )
+}
+
+fn default_root() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if !rustix::process::geteuid().is_root() => PathBuf::from(dir).join("hull"),
+        _ => "/run/hull".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_engines_words_are_understood() {
+        let words = "hull --root /r --log /l --log-format json --systemd-cgroup \
+                     create --bundle /b --pid-file /p --console-socket /s id";
+        assert!(Cli::try_parse_from(words.split_whitespace()).is_ok());
+    }
+}

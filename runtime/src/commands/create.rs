@@ -1,0 +1,226 @@
+//! `hull create`: from a bundle to a container that waits to be started.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitCode};
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::cli::Global;
+use crate::container::{ContainerDir, ContainerId, Phase, ProcessId, State, Store};
+use crate::error::Error;
+use crate::sandbox::{Agent, Launch, Sandbox};
+use crate::spec::{self, Bundle};
+
+/// The options of `create`, which `run` has too.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The folder with config.json
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+    /// Write the process's pid to FILE
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// A UNIX socket that gets the terminal's file descriptor
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Accepted: a guest's rootfs is never an initramfs, so there is nothing to pivot around
+    #[arg(long)]
+    pub no_pivot: bool,
+    /// Do not give the container a session keyring of its own
+    #[arg(long)]
+    pub no_new_keyring: bool,
+    /// Pass N further file descriptors
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+}
+
+/// `hull create`.
+#[derive(Debug, clap::Args)]
+pub struct Create {
+    #[command(flatten)]
+    options: Options,
+    /// The container's id: unique on this host
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+}
+
+/// A created container.
+pub struct Created {
+    /// Its folder, still locked.
+    pub dir: ContainerDir,
+    /// Its state, as it is on disk.
+    pub state: State,
+    /// The connection to its agent.
+    pub agent: Agent,
+    /// Its VMM process, a child of this one.
+    pub vmm: Child,
+}
+
+/// Creates a container.
+///
+/// # Errors
+/// Every failure undoes what was made.
+pub fn run(global: &Global, args: &Create) -> Result<ExitCode, Error> {
+    create(global, &args.options, &args.id)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What `create` does, for `run` as well.
+///
+/// # Errors
+/// Every failure undoes what was made.
+pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, Error> {
+    let id: ContainerId = id.parse()?;
+    refuse_options(options)?;
+    let bundle = spec::load(&options.bundle)?;
+    let boot = global.boot().open()?;
+    let plan = spec::plan(&bundle, id.as_str())?;
+    plan.pin()?;
+
+    let store = Store::open(&global.root)?;
+    let mut state = first_state(&id, &bundle);
+    let dir = store.create(&state)?;
+    let sizing = plan.sizing;
+    let launch = Launch {
+        dir: &dir,
+        vcpus: sizing.vcpus,
+        memory_mib: sizing.memory_mib,
+        cmdline: if global.debug {
+            "hull.log=debug".to_owned()
+        } else {
+            String::new()
+        },
+        shares: plan.shares,
+        boot,
+        boot_timeout: Duration::from_secs(global.boot_timeout.into()),
+    };
+    let boot_timeout = launch.boot_timeout;
+    let mut sandbox = match launch.spawn() {
+        Ok(sandbox) => sandbox,
+        Err(e) => {
+            dir.remove();
+            return Err(e.into());
+        }
+    };
+    match bring_up(
+        &mut sandbox,
+        &dir,
+        &mut state,
+        plan.guest_spec,
+        options,
+        boot_timeout,
+    ) {
+        Ok(agent) => match sandbox.commit() {
+            Ok(vmm) => Ok(Created {
+                dir,
+                state,
+                agent,
+                vmm,
+            }),
+            Err(e) => {
+                dir.remove();
+                Err(e.into())
+            }
+        },
+        Err(e) => {
+            sandbox.abort();
+            remove_pid_file(options);
+            dir.remove();
+            Err(e)
+        }
+    }
+}
+
+/// From a launched VMM process to a container whose state says `created`.
+fn bring_up(
+    sandbox: &mut Sandbox,
+    dir: &ContainerDir,
+    state: &mut State,
+    guest_spec: Vec<u8>,
+    options: &Options,
+    boot_timeout: Duration,
+) -> Result<Agent, Error> {
+    // From here on `delete --force` finds the process, whatever becomes of this one.
+    state.vmm = ProcessId::of(sandbox.pid()).ok();
+    dir.save(state)?;
+    sandbox.wait_up(dir)?;
+    let agent = sandbox.wait_ready(dir, boot_timeout)?;
+    agent
+        .create(dir.id(), guest_spec, sandbox.stdio)
+        .map_err(Error::container_process)?;
+    state.phase = Phase::Created;
+    dir.save(state)?;
+    if let Some(path) = &options.pid_file {
+        write_pid_file(path, sandbox.pid())?;
+    }
+    Ok(agent)
+}
+
+fn refuse_options(options: &Options) -> Result<(), Error> {
+    let refuse = |text: &str| Err(Error::Usage(text.to_owned()));
+    if options.console_socket.is_some() {
+        return refuse(
+            "--console-socket: terminals are not built yet; set process.terminal to false",
+        );
+    }
+    if options.preserve_fds > 0 {
+        return refuse("--preserve-fds: a host's file descriptor has no meaning inside a VM");
+    }
+    Ok(())
+}
+
+fn first_state(id: &ContainerId, bundle: &Bundle) -> State {
+    State {
+        id: id.clone(),
+        phase: Phase::Creating,
+        vmm: None,
+        bundle: bundle.path().to_owned(),
+        rootfs: bundle.rootfs().to_owned(),
+        created: OffsetDateTime::now_utc()
+            .format(&Rfc3339)
+            .unwrap_or_default(),
+        owner: owner(),
+        annotations: bundle.annotations(),
+    }
+}
+
+/// The name of the user who runs this, as `list` shows it.
+fn owner() -> String {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        "root".to_owned()
+    } else {
+        format!("#{}", uid.as_raw())
+    }
+}
+
+/// Writes a pid file as runc does: it appears whole, for whoever watches for it.
+///
+/// # Errors
+/// When it can't be written.
+pub fn write_pid_file(path: &Path, pid: i32) -> Result<(), Error> {
+    let failed = |source| Error::File {
+        path: path.to_owned(),
+        source,
+    };
+    let name = path
+        .file_name()
+        .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+    let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
+    fs::write(&temporary, pid.to_string())
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(|source| {
+            let _ = fs::remove_file(&temporary);
+            failed(source)
+        })
+}
+
+fn remove_pid_file(options: &Options) {
+    if let Some(path) = &options.pid_file {
+        let _ = fs::remove_file(path);
+    }
+}

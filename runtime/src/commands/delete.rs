@@ -1,0 +1,80 @@
+//! `hull delete`: remove what a container has left on the host.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::cli::Global;
+use crate::container::{ContainerDir, ContainerError, State, Status, Store};
+use crate::error::Error;
+use crate::sandbox::SandboxError;
+
+/// How long a killed VMM process may take to go: its memory has to be given back.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// `hull delete`.
+#[derive(Debug, clap::Args)]
+pub struct Delete {
+    /// Kill the container first if it runs; no error if there is none
+    #[arg(short, long)]
+    force: bool,
+    /// The container's id
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+}
+
+/// Deletes a container.
+///
+/// # Errors
+/// When it runs and may not be killed.
+pub fn run(global: &Global, args: &Delete) -> Result<ExitCode, Error> {
+    let store = Store::open(&global.root)?;
+    store.sweep();
+    match delete(&store, args) {
+        Err(Error::Container(ContainerError::Missing(_))) if args.force => Ok(ExitCode::SUCCESS),
+        result => result.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
+    let mut dir = store.find(&args.id.parse()?)?;
+    if args.force {
+        // First the process, then the lock: a `create` that holds the lock waits for the process, and
+        // cleans up after it.
+        match dir.load() {
+            Ok(state) => kill(&state)?,
+            Err(ContainerError::Damaged { .. }) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    dir.lock()?;
+    let state = match dir.load() {
+        Err(ContainerError::Damaged { .. }) if args.force => return remove(dir),
+        state => state?,
+    };
+    match state.status() {
+        Status::Stopped => {}
+        // As in runc: a container that was never started needs no force.
+        Status::Created => kill(&state)?,
+        Status::Creating | Status::Running if args.force => kill(&state)?,
+        status => {
+            return Err(ContainerError::WrongState {
+                verb: "delete",
+                id: state.id,
+                status,
+            }
+            .into());
+        }
+    }
+    remove(dir)
+}
+
+fn kill(state: &State) -> Result<(), Error> {
+    let Some(vmm) = state.vmm else { return Ok(()) };
+    vmm.kill(KILL_TIMEOUT)
+        .map_err(|e| SandboxError::host("see the VMM process die")(e).into())
+}
+
+fn remove(dir: ContainerDir) -> Result<(), Error> {
+    dir.remove();
+    Ok(())
+}

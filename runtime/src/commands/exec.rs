@@ -1,0 +1,233 @@
+//! `hull exec`: run a further process in a running container.
+//!
+//! The pid of the process, for an engine, is that of a stand-in on the host that ends as the process
+//! ends: this very process, or with `--detach` a child of it that goes on alone.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use oci_spec::runtime::Process;
+use rustix::pipe::PipeFlags;
+
+use super::{create::write_pid_file, foreground, process};
+use crate::cli::Global;
+use crate::container::{ContainerDir, ContainerError, Status, Store};
+use crate::error::{Error, chain};
+use crate::sandbox::{Agent, AgentError, AttachedStdio, SandboxError};
+use crate::spec;
+
+/// `hull exec`.
+#[derive(Debug, clap::Args)]
+pub struct Exec {
+    /// Do not wait for the process's end
+    #[arg(short, long)]
+    detach: bool,
+    /// Write the pid of the process's stand-in to FILE
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// The process, as in config.json, in FILE
+    #[arg(short, long, value_name = "FILE")]
+    process: Option<PathBuf>,
+    #[command(flatten)]
+    changes: process::Changes,
+    /// A UNIX socket that gets the terminal's file descriptor
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// Pass N further file descriptors
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    preserve_fds: u32,
+    /// Accepted: containers cannot be paused yet
+    #[arg(long)]
+    ignore_paused: bool,
+    /// The container's id
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+    /// The command and its arguments
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    command: Vec<String>,
+}
+
+/// Runs the process; exits as it exits.
+///
+/// # Errors
+/// When the container doesn't run, or the process can't be started.
+pub fn run(global: &Global, args: &Exec) -> Result<ExitCode, Error> {
+    if args.console_socket.is_some() || args.changes.tty {
+        return Err(Error::Usage(
+            "--tty, --console-socket: terminals are not built yet".to_owned(),
+        ));
+    }
+    if args.preserve_fds > 0 {
+        return Err(Error::Usage(
+            "--preserve-fds: a host's file descriptor has no meaning inside a VM".to_owned(),
+        ));
+    }
+    let dir = Store::open(&global.root)?.find(&args.id.parse()?)?;
+    let state = dir.load()?;
+    match state.status() {
+        Status::Running | Status::Created => {}
+        status => {
+            let id = state.id;
+            return Err(ContainerError::WrongState {
+                verb: "exec in",
+                id,
+                status,
+            }
+            .into());
+        }
+    }
+    let process = match &args.process {
+        Some(path) => spec::load_process(path)?,
+        None => args
+            .changes
+            .apply(spec::load(&state.bundle)?.process(), &args.command)?,
+    };
+    if args.detach {
+        detached(args, &dir, &process)
+    } else {
+        foreground(args, &dir, &process)
+    }
+}
+
+fn foreground(args: &Exec, dir: &ContainerDir, process: &Process) -> Result<ExitCode, Error> {
+    let started = start(dir, process)?;
+    if let Some(path) = &args.pid_file {
+        write_pid_file(path, std::process::id().cast_signed())?;
+    }
+    started.wait(dir)
+}
+
+/// A process that has been started in the guest.
+struct Started {
+    agent: Agent,
+    exec_id: String,
+    stdio: AttachedStdio,
+}
+
+fn start(dir: &ContainerDir, process: &Process) -> Result<Started, Error> {
+    let stdio = AttachedStdio::attach(
+        dir,
+        [
+            std::io::stdin().as_fd(),
+            std::io::stdout().as_fd(),
+            std::io::stderr().as_fd(),
+        ],
+    )
+    .map_err(SandboxError::from)?;
+    let agent = Agent::connect(dir).map_err(SandboxError::from)?;
+    let exec_id = unique_id();
+    let json = serde_json::to_vec(process).map_err(std::io::Error::from)?;
+    agent
+        .exec(dir.id(), &exec_id, json, stdio.ports())
+        .map_err(Error::exec_process)?;
+    Ok(Started {
+        agent,
+        exec_id,
+        stdio,
+    })
+}
+
+impl Started {
+    fn wait(self, dir: &ContainerDir) -> Result<ExitCode, Error> {
+        let Self {
+            agent,
+            exec_id,
+            stdio,
+        } = self;
+        let ended = async {
+            let status = agent.wait(dir.id(), &exec_id).await;
+            Ok::<_, std::io::Error>(status)
+        };
+        let status = agent.block_on(foreground::forward_signals(
+            &agent,
+            dir.id(),
+            &exec_id,
+            ended,
+        ));
+        match status.map_err(|e| Error::from(SandboxError::host("handle signals")(e)))? {
+            Ok(status) => {
+                // The bytes are this process's user's: they must be written before it is gone.
+                stdio.wait_flushed();
+                Ok(ExitCode::from(status))
+            }
+            // The container has ended, and everything in it was killed.
+            Err(AgentError::Lost(_)) => Ok(ExitCode::from(128 + 9)),
+            Err(e) => Err(SandboxError::from(e).into()),
+        }
+    }
+}
+
+/// One that no other exec in the container has or will have.
+fn unique_id() -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    format!("{}-{}", std::process::id(), now.as_nanos())
+}
+
+/// Leaves a stand-in behind, and returns once the process has been started.
+fn detached(args: &Exec, dir: &ContainerDir, process: &Process) -> Result<ExitCode, Error> {
+    let failed = |what| move |e: rustix::io::Errno| Error::from(SandboxError::host(what)(e.into()));
+    let (reader, writer) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed("make a pipe"))?;
+    match process::fork().map_err(failed("fork"))? {
+        None => {
+            drop(reader);
+            Ok(stand_in(dir, process, File::from(writer)))
+        }
+        Some(child) => {
+            drop(writer);
+            let mut said = String::new();
+            File::from(reader)
+                .read_to_string(&mut said)
+                .map_err(SandboxError::host("wait for the stand-in"))?;
+            match said.strip_prefix(STARTED) {
+                Some(_) => {
+                    if let Some(path) = &args.pid_file {
+                        write_pid_file(path, child)?;
+                    }
+                    Ok(ExitCode::SUCCESS)
+                }
+                None if said.is_empty() => Err(Error::Usage(
+                    "the exec's stand-in died before it could start".to_owned(),
+                )),
+                None => Err(Error::Usage(said)),
+            }
+        }
+    }
+}
+
+/// What a stand-in tells its parent when the process runs; anything else is why it doesn't.
+const STARTED: &str = "\0started";
+
+fn stand_in(dir: &ContainerDir, process: &Process, mut parent: File) -> ExitCode {
+    let started = match start(dir, process) {
+        Ok(started) => started,
+        Err(e) => {
+            let _ = parent.write_all(chain(&e).as_bytes());
+            return ExitCode::from(255);
+        }
+    };
+    // The VMM has the streams now: this process must not keep a pipe open that the container's closed.
+    let alone = process::detach_from_terminal();
+    let _ = parent.write_all(STARTED.as_bytes());
+    drop(parent);
+    match alone
+        .map_err(|e| Error::from(SandboxError::host("detach from the terminal")(e)))
+        .and_then(|()| started.wait(dir))
+    {
+        Ok(code) => code,
+        Err(e) => {
+            log::error!("{}", chain(&e));
+            ExitCode::from(255)
+        }
+    }
+}

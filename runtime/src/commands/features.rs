@@ -1,0 +1,174 @@
+//! `hull features`: what hull supports, for engines to read (runtime-spec, features.md).
+//!
+//! What can be told from the table of config.json's fields is.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use crate::cli::Global;
+use crate::error::Error;
+use crate::spec::{self, supports};
+
+/// `hull features`.
+#[derive(Debug, clap::Args)]
+pub struct Features {}
+
+/// Prints them.
+///
+/// # Errors
+/// When standard output is closed.
+pub fn run(_: &Global, _: &Features) -> Result<ExitCode, Error> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &features()).map_err(io::Error::from)?;
+    writeln!(out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The kinds of hook, in the order of a container's life.
+const HOOKS: &[&str] = &[
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
+
+/// The namespaces that a guest's kernel makes.
+const NAMESPACES: &[&str] = &[
+    "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
+];
+
+/// The capabilities of the guest's kernel (include/uapi/linux/capability.h), by number.
+const CAPABILITIES: &[&str] = &[
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+/// Seccomp's actions, but for the one whose listener would be on the host.
+const ACTIONS: &[&str] = &[
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_KILL_THREAD",
+    "SCMP_ACT_LOG",
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_TRAP",
+];
+
+const OPERATORS: &[&str] = &[
+    "SCMP_CMP_EQ",
+    "SCMP_CMP_GE",
+    "SCMP_CMP_GT",
+    "SCMP_CMP_LE",
+    "SCMP_CMP_LT",
+    "SCMP_CMP_MASKED_EQ",
+    "SCMP_CMP_NE",
+];
+
+/// The architectures that an x86-64 kernel runs system calls of.
+const ARCHITECTURES: &[&str] = &["SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"];
+
+const FILTER_FLAGS: &[&str] = &[
+    "SECCOMP_FILTER_FLAG_LOG",
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+    "SECCOMP_FILTER_FLAG_TSYNC",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+];
+
+fn features() -> Value {
+    let hooks: Vec<_> = HOOKS
+        .iter()
+        .filter(|hook| supports(&format!("hooks.{hook}")))
+        .collect();
+    let mount_options: Vec<_> = spec::supported_mount_options().collect();
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": spec::OCI_VERSION,
+        "hooks": hooks,
+        "mountOptions": mount_options,
+        "linux": {
+            "namespaces": NAMESPACES,
+            "capabilities": CAPABILITIES,
+            // The guest's, but for systemd, which would be the host's.
+            "cgroup": {
+                "v1": false,
+                "v2": true,
+                "systemd": false,
+                "systemdUser": false,
+                "rdma": supports("linux.resources.rdma"),
+            },
+            "seccomp": {
+                "enabled": supports("linux.seccomp.syscalls[].names"),
+                "actions": ACTIONS,
+                "operators": OPERATORS,
+                "archs": ARCHITECTURES,
+                "knownFlags": FILTER_FLAGS,
+                "supportedFlags": FILTER_FLAGS,
+            },
+            "apparmor": { "enabled": supports("process.apparmorProfile") },
+            "selinux": { "enabled": supports("process.selinuxLabel") },
+            "intelRdt": { "enabled": supports("linux.intelRdt") },
+            "mountExtensions": { "idmap": { "enabled": supports("mounts[].uidMappings") } },
+            "netDevices": { "enabled": supports("linux.netDevices") },
+        },
+        "annotations": { "io.hull.version": env!("CARGO_PKG_VERSION") },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_table_refuses_is_no_feature() {
+        let features = features();
+        assert_eq!(features["linux"]["intelRdt"]["enabled"], false);
+        assert_eq!(features["linux"]["apparmor"]["enabled"], false);
+        assert_eq!(features["linux"]["seccomp"]["enabled"], true);
+        let options = features["mountOptions"].as_array().expect("a list");
+        assert!(options.contains(&json!("rro")) && !options.contains(&json!("idmap")));
+    }
+}

@@ -1,0 +1,18 @@
+//! One file a verb: its options as runc has them, and what it does. [`foreground`] is what `run` and
+//! `exec` share while they wait.
+
+pub mod check;
+pub mod create;
+pub mod delete;
+pub mod exec;
+pub mod features;
+pub mod foreground;
+pub mod kill;
+pub mod list;
+pub mod process;
+pub mod run;
+pub mod signal;
+pub mod spec;
+pub mod start;
+pub mod state;
+pub mod vmm;

@@ -1,0 +1,57 @@
+//! `hull start`: let a created container's process go.
+
+use std::process::ExitCode;
+
+use crate::cli::Global;
+use crate::container::{ContainerDir, ContainerError, Phase, State, Status, Store};
+use crate::error::Error;
+use crate::sandbox::Agent;
+
+/// `hull start`.
+#[derive(Debug, clap::Args)]
+pub struct Start {
+    /// The container's id
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+}
+
+/// Starts a created container.
+///
+/// # Errors
+/// When it is in another state.
+pub fn run(global: &Global, args: &Start) -> Result<ExitCode, Error> {
+    let mut dir = Store::open(&global.root)?.find(&args.id.parse()?)?;
+    dir.lock()?;
+    let mut state = dir.load()?;
+    match state.status() {
+        Status::Created => {}
+        status => {
+            let id = state.id;
+            return Err(ContainerError::WrongState {
+                verb: "start",
+                id,
+                status,
+            }
+            .into());
+        }
+    }
+    let agent = Agent::connect(&dir).map_err(crate::sandbox::SandboxError::from)?;
+    start(&dir, &mut state, &agent)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What `start` does to a container that is created and locked, for `run` as well.
+///
+/// # Errors
+/// When the agent refuses.
+pub fn start(dir: &ContainerDir, state: &mut State, agent: &Agent) -> Result<(), Error> {
+    // Before the process runs: if it ends at once, the state must not say `created` ever after.
+    state.phase = Phase::Running;
+    dir.save(state)?;
+    let started = agent.start(dir.id());
+    if started.is_err() {
+        state.phase = Phase::Created;
+        dir.save(state)?;
+    }
+    started.map_err(Error::container_process)
+}

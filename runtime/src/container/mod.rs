@@ -1,0 +1,71 @@
+//! A container as the host knows it: its id, its state machine, and its state on disk.
+//!
+//! There is no daemon: each command opens the container's folder under `--root`, takes its lock if it
+//! is going to change something, and reads what the last command left. Nothing here talks to the guest.
+
+mod id;
+mod process;
+mod state;
+mod store;
+
+pub use id::ContainerId;
+pub use process::ProcessId;
+pub use state::{Phase, State, Status};
+pub use store::{ContainerDir, Store};
+
+use std::io;
+use std::path::PathBuf;
+
+/// What is wrong with a container's id, state or folder.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// The id can't name a folder.
+    #[error("invalid container ID format: {0:?} (letters, digits and \"_+-.\" only, at most 1024)")]
+    InvalidId(String),
+    /// `create` with an id that is taken.
+    #[error("container with given ID already exists: {0}")]
+    Exists(ContainerId),
+    /// No such container.
+    #[error("container does not exist: {0}")]
+    Missing(ContainerId),
+    /// The verb doesn't fit the state.
+    #[error("cannot {verb} container {id} that is {status}")]
+    WrongState {
+        /// What was asked for.
+        verb: &'static str,
+        /// Of which container.
+        id: ContainerId,
+        /// In what state it is.
+        status: Status,
+    },
+    /// Another command holds the lock for too long.
+    #[error("waited {seconds} s for another hull command to let go of container {id}")]
+    Locked {
+        /// The container.
+        id: ContainerId,
+        /// How long.
+        seconds: u64,
+    },
+    /// The state file isn't one.
+    #[error("state of container {id} is damaged ({path}); delete it with --force")]
+    Damaged {
+        /// The container.
+        id: ContainerId,
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file operation under `--root` failed.
+    #[error("cannot {what} {path}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}

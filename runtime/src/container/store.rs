@@ -1,0 +1,466 @@
+//! The folder under `--root`: one folder a container, with its state, its lock, its control socket and
+//! its console log.
+//!
+//! A container's folder appears whole and goes whole: it is made under a hidden name, with the lock
+//! held, and renamed; `delete` renames it back before it empties it. What a SIGKILL leaves under a
+//! hidden name is recognised by its free lock, and swept by the next command that creates or deletes.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::{ContainerError, ContainerId, State};
+
+const STATE: &str = "state.json";
+const STATE_NEW: &str = "state.json.new";
+const LOCK: &str = "lock";
+const CONSOLE: &str = "console.log";
+const SOCKET: &str = "vsock.sock";
+
+/// Every name that a container's folder can hold.
+const FILES: [&str; 5] = [STATE_NEW, SOCKET, CONSOLE, STATE, LOCK];
+
+/// The largest state file that is read, in bytes: annotations are the user's.
+const STATE_LIMIT: u64 = 8 << 20;
+
+/// How long a command waits for another one on the same container. Longer than a slow boot.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// All containers under one `--root`.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+/// One container's folder.
+#[derive(Debug)]
+pub struct ContainerDir {
+    id: ContainerId,
+    path: PathBuf,
+    root: OwnedFd,
+    dir: OwnedFd,
+    /// Held until dropped.
+    lock: Option<File>,
+}
+
+impl Store {
+    /// Opens `root`, and makes it first where it isn't there.
+    ///
+    /// # Errors
+    /// When the folder can't be made or opened.
+    pub fn open(root: &Path) -> Result<Self, ContainerError> {
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(root)
+            .map_err(|e| failed("create", root, e))?;
+        let dir = open_dir(rustix::fs::CWD, root).map_err(|e| failed("open", root, e))?;
+        Ok(Self {
+            path: root.to_owned(),
+            dir,
+        })
+    }
+
+    /// Makes the folder of a new container, locked, with its first state in it.
+    ///
+    /// # Errors
+    /// When the id is taken, or the disk is full.
+    pub fn create(&self, state: &State) -> Result<ContainerDir, ContainerError> {
+        self.sweep();
+        let id = state.id.clone();
+        let hidden = format!(".creating-{id}-{}", std::process::id());
+        let hidden_path = self.path.join(&hidden);
+        rustix::fs::mkdirat(&self.dir, &hidden, Mode::RWXU)
+            .map_err(|e| failed("create", &hidden_path, e))?;
+        let made = self.fill(&id, &hidden, state).and_then(|dir| {
+            match rustix::fs::renameat_with(
+                &self.dir,
+                &hidden,
+                &self.dir,
+                id.as_str(),
+                RenameFlags::NOREPLACE,
+            ) {
+                Ok(()) => Ok(dir),
+                Err(Errno::EXIST) => Err(ContainerError::Exists(id.clone())),
+                Err(e) => Err(failed("create", &dir.path, e)),
+            }
+        });
+        if made.is_err() {
+            self.remove_tree(&hidden);
+        }
+        made
+    }
+
+    fn fill(
+        &self,
+        id: &ContainerId,
+        hidden: &str,
+        state: &State,
+    ) -> Result<ContainerDir, ContainerError> {
+        let mut dir = self
+            .dir(id, hidden)
+            .map_err(|e| failed("open", &self.path.join(hidden), e))?;
+        let lock = dir.lock_file()?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| failed("lock", &dir.path.join(LOCK), e))?;
+        dir.lock = Some(lock);
+        dir.save(state)?;
+        Ok(dir)
+    }
+
+    /// The folder of an existing container, not locked.
+    ///
+    /// # Errors
+    /// When there is no such container.
+    pub fn find(&self, id: &ContainerId) -> Result<ContainerDir, ContainerError> {
+        match self.dir(id, id.as_str()) {
+            Ok(dir) => Ok(dir),
+            Err(Errno::NOENT) => Err(ContainerError::Missing(id.clone())),
+            Err(e) => Err(failed("open", &self.path.join(id.as_str()), e)),
+        }
+    }
+
+    /// The states of all containers, by id. One that vanishes meanwhile is left out; a damaged one
+    /// does not hide the others.
+    ///
+    /// # Errors
+    /// When the folder can't be read.
+    pub fn list(&self) -> Result<Vec<State>, ContainerError> {
+        let mut states = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(|e| failed("read", &self.path, e))? {
+            let entry = entry.map_err(|e| failed("read", &self.path, e))?;
+            let Some(id) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+                continue;
+            };
+            match self.find(&id).and_then(|dir| dir.load()) {
+                Ok(state) => states.push(state),
+                Err(ContainerError::Missing(_)) => {}
+                Err(e) => log::warn!("{}", crate::error::chain(&e)),
+            }
+        }
+        states.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(states)
+    }
+
+    fn dir(&self, id: &ContainerId, name: &str) -> Result<ContainerDir, Errno> {
+        let root = rustix::io::fcntl_dupfd_cloexec(&self.dir, 0)?;
+        let dir = open_dir(&root, name)?;
+        Ok(ContainerDir {
+            id: id.clone(),
+            path: self.path.join(id.as_str()),
+            root,
+            dir,
+            lock: None,
+        })
+    }
+
+    /// Removes what commands that were killed have left under hidden names.
+    pub fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.path) else {
+            return;
+        };
+        for name in entries
+            .flatten()
+            .filter_map(|e| e.file_name().into_string().ok())
+        {
+            if name.starts_with(".creating-") || name.starts_with(".deleting-") {
+                self.sweep_one(&name);
+            }
+        }
+    }
+
+    fn sweep_one(&self, name: &str) {
+        let Ok(dir) = open_dir(&self.dir, name) else {
+            return;
+        };
+        // No lock file: cut off before it was made, or just about to be made by a living `create`,
+        // which then finds its folder gone and says so. Its pid tells which.
+        let free =
+            match rustix::fs::openat(&dir, LOCK, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+                Ok(lock) => {
+                    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+                }
+                Err(_) => name
+                    .rsplit_once('-')
+                    .and_then(|(_, pid)| pid.parse().ok())
+                    .is_none_or(|pid: i32| super::ProcessId::of(pid).is_err()),
+            };
+        if free {
+            self.remove_tree(name);
+        }
+    }
+
+    fn remove_tree(&self, name: &str) {
+        remove_folder(&self.dir, name);
+    }
+}
+
+impl ContainerDir {
+    /// The container's id.
+    pub fn id(&self) -> &ContainerId {
+        &self.id
+    }
+
+    /// Takes the container's lock, and keeps it until this value is dropped.
+    ///
+    /// # Errors
+    /// When another command keeps it for longer than a minute, or the container goes away meanwhile.
+    pub fn lock(&mut self) -> Result<(), ContainerError> {
+        let lock = self.lock_file()?;
+        let lock = match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => lock,
+            Err(Errno::WOULDBLOCK) => self.wait_for(lock)?,
+            Err(e) => return Err(failed("lock", &self.path.join(LOCK), e)),
+        };
+        self.lock = Some(lock);
+        // Whoever had it may have deleted the container.
+        match rustix::fs::statat(&self.dir, STATE, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Err(ContainerError::Missing(self.id.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets other commands at the container.
+    pub fn unlock(&mut self) {
+        self.lock = None;
+    }
+
+    /// flock(2) knows no timeout, so a thread of its own waits for the lock.
+    fn wait_for(&self, lock: File) -> Result<File, ContainerError> {
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let result = rustix::fs::flock(&lock, FlockOperation::LockExclusive).map(|()| lock);
+            let _ = sender.send(result);
+        });
+        match receiver.recv_timeout(LOCK_TIMEOUT) {
+            Ok(Ok(lock)) => Ok(lock),
+            Ok(Err(e)) => Err(failed("lock", &self.path.join(LOCK), e)),
+            Err(_) => Err(ContainerError::Locked {
+                id: self.id.clone(),
+                seconds: LOCK_TIMEOUT.as_secs(),
+            }),
+        }
+    }
+
+    fn lock_file(&self) -> Result<File, ContainerError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.dir, LOCK, flags, Mode::RUSR | Mode::WUSR)
+            .map(File::from)
+            .map_err(|e| failed("open", &self.path.join(LOCK), e))
+    }
+
+    /// Reads the container's state.
+    ///
+    /// # Errors
+    /// When the container is gone, or its state damaged.
+    pub fn load(&self) -> Result<State, ContainerError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.dir, STATE, flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::NOENT) => return Err(ContainerError::Missing(self.id.clone())),
+            Err(e) => return Err(failed("open", &self.path.join(STATE), e)),
+        };
+        let mut text = Vec::new();
+        file.take(STATE_LIMIT)
+            .read_to_end(&mut text)
+            .map_err(|e| failed("read", &self.path.join(STATE), e))?;
+        serde_json::from_slice(&text).map_err(|source| ContainerError::Damaged {
+            id: self.id.clone(),
+            path: self.path.join(STATE),
+            source,
+        })
+    }
+
+    /// Replaces the container's state: a reader sees the old one or the new one.
+    ///
+    /// # Errors
+    /// When it can't be written; the old one then stays.
+    pub fn save(&self, state: &State) -> Result<(), ContainerError> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let write = || -> io::Result<()> {
+            let fd = rustix::fs::openat(&self.dir, STATE_NEW, flags, Mode::RUSR | Mode::WUSR)?;
+            let mut file = File::from(fd);
+            file.write_all(&serde_json::to_vec(state)?)?;
+            rustix::fs::renameat(&self.dir, STATE_NEW, &self.dir, STATE)?;
+            Ok(())
+        };
+        write().map_err(|e| {
+            let _ = rustix::fs::unlinkat(&self.dir, STATE_NEW, AtFlags::empty());
+            failed("write", &self.path.join(STATE), e)
+        })
+    }
+
+    /// Makes the file that takes what the guest's kernel and agent say.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn create_console_log(&self) -> Result<File, ContainerError> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.dir, CONSOLE, flags, Mode::RUSR | Mode::WUSR)
+            .map(File::from)
+            .map_err(|e| failed("create", &self.path.join(CONSOLE), e))
+    }
+
+    /// The last `lines` lines of the console log; empty where there is none.
+    pub fn console_tail(&self, lines: usize) -> Vec<String> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(fd) = rustix::fs::openat(&self.dir, CONSOLE, flags, Mode::empty()) else {
+            return Vec::new();
+        };
+        let mut text = Vec::new();
+        // The VMM bounds the log's size; so does this, against a file that someone else has put there.
+        let _ = File::from(fd).take(1 << 20).read_to_end(&mut text);
+        let text = String::from_utf8_lossy(&text);
+        let all: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+        all[all.len().saturating_sub(lines)..]
+            .iter()
+            .map(|l| (*l).to_owned())
+            .collect()
+    }
+
+    /// A path to the control socket that fits into `sun_path`, however long `--root` is. It works in
+    /// this process only, while this value lives.
+    pub fn socket_path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}/{SOCKET}", self.dir.as_fd().as_raw_fd()).into()
+    }
+
+    /// Removes the container's folder, which must be locked. The id is free from the first step on.
+    pub fn remove(self) {
+        let hidden = format!(".deleting-{}-{}", self.id, std::process::id());
+        if rustix::fs::renameat(&self.root, self.id.as_str(), &self.root, &hidden).is_ok() {
+            remove_folder(&self.root, &hidden);
+        }
+    }
+}
+
+/// The lock file goes last, so that whoever waits for it finds the state gone.
+fn remove_folder(root: &OwnedFd, name: &str) {
+    if let Ok(dir) = open_dir(root, name) {
+        for file in FILES {
+            let _ = rustix::fs::unlinkat(&dir, file, AtFlags::empty());
+        }
+    }
+    if let Err(e) = rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR)
+        && e != Errno::NOENT
+    {
+        log::warn!("cannot remove {name}: {e}");
+    }
+}
+
+fn open_dir<P: rustix::path::Arg>(at: impl AsFd, path: P) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(at, path, flags, Mode::empty())
+}
+
+fn failed(what: &'static str, path: &Path, source: impl Into<io::Error>) -> ContainerError {
+    ContainerError::Io {
+        what,
+        path: path.to_owned(),
+        source: source.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::Phase;
+
+    fn state(id: &str) -> State {
+        State {
+            id: id.parse().expect("id"),
+            phase: Phase::Creating,
+            vmm: None,
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: String::new(),
+            owner: String::new(),
+            annotations: Default::default(),
+        }
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let root = tempfile::tempdir().expect("tempdir");
+        let store = Store::open(&root.path().join("hull")).expect("store");
+        (root, store)
+    }
+
+    fn names(store: &Store) -> Vec<String> {
+        let entries = fs::read_dir(&store.path).expect("read");
+        entries
+            .map(|e| e.expect("entry").file_name().into_string().expect("utf-8"))
+            .collect()
+    }
+
+    #[test]
+    fn what_was_created_is_found_again_and_removed_without_a_trace() {
+        let (_root, store) = store();
+        let dir = store.create(&state("a")).expect("create");
+        assert_eq!(
+            store
+                .find(dir.id())
+                .expect("find")
+                .load()
+                .expect("load")
+                .phase,
+            Phase::Creating
+        );
+        dir.remove();
+        assert!(matches!(
+            store.find(&"a".parse().expect("id")),
+            Err(ContainerError::Missing(_))
+        ));
+        assert!(names(&store).is_empty());
+    }
+
+    #[test]
+    fn an_id_in_use_is_refused_and_left_alone() {
+        let (_root, store) = store();
+        let _dir = store.create(&state("a")).expect("create");
+        assert!(matches!(
+            store.create(&state("a")),
+            Err(ContainerError::Exists(_))
+        ));
+        assert_eq!(names(&store), ["a"]);
+    }
+
+    #[test]
+    fn the_rest_of_a_killed_create_is_swept_but_not_a_living_one() {
+        let (_root, store) = store();
+        fs::create_dir(store.path.join(".creating-dead-0")).expect("mkdir");
+        fs::write(store.path.join(".creating-dead-0/lock"), "").expect("write");
+        let alive = format!(".creating-alive-{}", std::process::id());
+        fs::create_dir(store.path.join(&alive)).expect("mkdir");
+        store.sweep();
+        assert_eq!(names(&store), [alive]);
+    }
+
+    #[test]
+    fn a_damaged_state_names_its_file() {
+        let (_root, store) = store();
+        let dir = store.create(&state("a")).expect("create");
+        fs::write(store.path.join("a/state.json"), "{").expect("write");
+        assert!(matches!(dir.load(), Err(ContainerError::Damaged { .. })));
+        assert!(store.list().expect("list").is_empty());
+    }
+
+    #[test]
+    fn the_console_log_is_shown_from_its_end() {
+        let (_root, store) = store();
+        let dir = store.create(&state("a")).expect("create");
+        dir.create_console_log()
+            .expect("log")
+            .write_all(b"one\n\ntwo\nthree\n")
+            .expect("write");
+        assert_eq!(dir.console_tail(2), ["two", "three"]);
+    }
+}

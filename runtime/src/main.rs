@@ -1,0 +1,19 @@
+//! `hull`: an OCI runtime that gives every container its own KVM microVM.
+//!
+//! The way from here to the guest's process: [`commands`] has a file for each verb; `create` reads the
+//! bundle ([`spec`]), launches the VMM process ([`sandbox`]) and asks the agent in the guest for the
+//! container; [`container`] is what remains on disk between commands.
+
+mod cli;
+mod commands;
+mod container;
+mod error;
+mod logging;
+mod sandbox;
+mod spec;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

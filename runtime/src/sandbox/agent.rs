@@ -1,0 +1,310 @@
+//! The client of the agent in the guest: one ttrpc connection through the VMM's control socket.
+//!
+//! Commands are plain blocking code, so the small async runtime that ttrpc wants lives in here. Each
+//! call has a time limit, for a guest can stop answering whenever it likes.
+
+use std::future::Future;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use hull_protocol::agent::{
+    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, SignalProcessRequest,
+    StartContainerRequest, Stdio, WaitProcessRequest,
+};
+use hull_protocol::agent_ttrpc::AgentClient;
+use hull_protocol::ports;
+use tokio::runtime::{Builder, Runtime};
+use ttrpc::Code;
+use ttrpc::context::{self, Context};
+
+use crate::container::{ContainerDir, ContainerId};
+
+/// For what the agent answers at once, on a machine that is busy.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// For making a container: mounts, cgroups and a process, all over a shared file system.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What can go wrong between a command and the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The control socket.
+    #[error("cannot reach the sandbox's VMM ({what})")]
+    Connect {
+        /// The step.
+        what: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The guest doesn't answer on the agent's port.
+    #[error("the guest's agent does not answer")]
+    NotServing,
+    /// No answer in time.
+    #[error("waited {seconds} s for the guest's agent to {what}, in vain")]
+    Timeout {
+        /// What was asked of it.
+        what: &'static str,
+        /// How long.
+        seconds: u64,
+    },
+    /// The agent says that there is no such process or container.
+    #[error("{0}")]
+    NotFound(String),
+    /// The agent says no, and why.
+    #[error("{0}")]
+    Refused(String),
+    /// The connection broke.
+    #[error("lost the connection to the guest's agent")]
+    Lost(#[source] ttrpc::Error),
+}
+
+/// A connection to a sandbox's agent.
+pub struct Agent {
+    runtime: Runtime,
+    client: AgentClient,
+}
+
+impl Agent {
+    /// Connects to the agent of the sandbox whose folder this is.
+    ///
+    /// # Errors
+    /// When the VMM or the agent don't answer.
+    pub fn connect(dir: &ContainerDir) -> Result<Self, AgentError> {
+        let stream = dial(dir)?;
+        let failed = |what| move |source| AgentError::Connect { what, source };
+        stream
+            .set_nonblocking(true)
+            .map_err(failed("socket options"))?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failed("async runtime"))?;
+        let client = {
+            let _inside = runtime.enter();
+            let stream =
+                tokio::net::UnixStream::from_std(stream).map_err(failed("async socket"))?;
+            let socket = ttrpc::r#async::transport::Socket::new(stream);
+            AgentClient::new(ttrpc::r#async::Client::new(socket))
+        };
+        Ok(Self { runtime, client })
+    }
+
+    /// Makes the container; its process waits to be started.
+    ///
+    /// # Errors
+    /// When the agent refuses, with its reason.
+    pub fn create(
+        &self,
+        id: &ContainerId,
+        spec_json: Vec<u8>,
+        stdio: [u32; 3],
+    ) -> Result<(), AgentError> {
+        let request = CreateContainerRequest {
+            container_id: id.to_string(),
+            spec_json,
+            stdio: Some(to_message(stdio)).into(),
+            sandbox_owner: true,
+            ..Default::default()
+        };
+        self.call(
+            "create the container",
+            CREATE_TIMEOUT,
+            |context, client| async move { client.create_container(context, &request).await },
+        )
+        .map(drop)
+    }
+
+    /// Starts the container's process.
+    ///
+    /// # Errors
+    /// When the agent refuses.
+    pub fn start(&self, id: &ContainerId) -> Result<(), AgentError> {
+        let request = StartContainerRequest {
+            container_id: id.to_string(),
+            ..Default::default()
+        };
+        self.call(
+            "start the container",
+            CALL_TIMEOUT,
+            |context, client| async move { client.start_container(context, &request).await },
+        )
+        .map(drop)
+    }
+
+    /// Starts a further process in the container.
+    ///
+    /// # Errors
+    /// When the agent refuses.
+    pub fn exec(
+        &self,
+        id: &ContainerId,
+        exec_id: &str,
+        process_json: Vec<u8>,
+        stdio: [u32; 3],
+    ) -> Result<(), AgentError> {
+        let request = ExecProcessRequest {
+            container_id: id.to_string(),
+            exec_id: exec_id.to_owned(),
+            process_json,
+            stdio: Some(to_message(stdio)).into(),
+            ..Default::default()
+        };
+        self.call(
+            "start the process",
+            CREATE_TIMEOUT,
+            |context, client| async move { client.exec_process(context, &request).await },
+        )
+        .map(drop)
+    }
+
+    /// Sends a signal to the container's process, or to all of its processes.
+    ///
+    /// # Errors
+    /// When there is nothing to signal.
+    pub fn signal(&self, id: &ContainerId, signal: i32, all: bool) -> Result<(), AgentError> {
+        self.block_on(self.signal_process(id, "", signal, all))
+    }
+
+    /// As [`Agent::signal`], to any process, for use inside [`Agent::block_on`].
+    ///
+    /// # Errors
+    /// When there is nothing to signal.
+    pub async fn signal_process(
+        &self,
+        id: &ContainerId,
+        exec_id: &str,
+        signal: i32,
+        all: bool,
+    ) -> Result<(), AgentError> {
+        let request = SignalProcessRequest {
+            container_id: id.to_string(),
+            exec_id: exec_id.to_owned(),
+            signal: signal.unsigned_abs(),
+            all,
+            ..Default::default()
+        };
+        let answer = self
+            .client
+            .signal_process(limit(CALL_TIMEOUT), &request)
+            .await;
+        answer
+            .map(drop)
+            .map_err(|e| classify(e, "deliver a signal", CALL_TIMEOUT))
+    }
+
+    /// Waits for the end of a process, however long that takes, and returns its exit status. For use
+    /// inside [`Agent::block_on`].
+    ///
+    /// # Errors
+    /// When the sandbox goes away first.
+    pub async fn wait(&self, id: &ContainerId, exec_id: &str) -> Result<u8, AgentError> {
+        let request = WaitProcessRequest {
+            container_id: id.to_string(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.client.wait_process(Context::default(), &request).await;
+        let answer = answer.map_err(|e| classify(e, "report the process's end", CALL_TIMEOUT))?;
+        // Masked as exit(2) masks it, whatever the guest says.
+        Ok((answer.exit_status & 0xff) as u8)
+    }
+
+    /// Removes the container in the guest.
+    ///
+    /// # Errors
+    /// When the agent refuses.
+    #[allow(dead_code)] // the sandbox's own container goes with its VM; pods will need it
+    pub fn delete(&self, id: &ContainerId, force: bool) -> Result<(), AgentError> {
+        let request = DeleteContainerRequest {
+            container_id: id.to_string(),
+            force,
+            ..Default::default()
+        };
+        self.call(
+            "delete the container",
+            CALL_TIMEOUT,
+            |context, client| async move { client.delete_container(context, &request).await },
+        )
+        .map(drop)
+    }
+
+    /// Runs `future`, which may call the async methods, to its end.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    fn call<T, F>(
+        &self,
+        what: &'static str,
+        timeout: Duration,
+        call: impl FnOnce(Context, AgentClient) -> F,
+    ) -> Result<T, AgentError>
+    where
+        F: Future<Output = ttrpc::Result<T>>,
+    {
+        let answer = self
+            .runtime
+            .block_on(call(limit(timeout), self.client.clone()));
+        answer.map_err(|e| classify(e, what, timeout))
+    }
+}
+
+fn limit(timeout: Duration) -> Context {
+    context::with_duration(timeout)
+}
+
+fn to_message([stdin, stdout, stderr]: [u32; 3]) -> Stdio {
+    Stdio {
+        stdin_port: stdin,
+        stdout_port: stdout,
+        stderr_port: stderr,
+        terminal: false,
+        ..Default::default()
+    }
+}
+
+fn classify(error: ttrpc::Error, what: &'static str, timeout: Duration) -> AgentError {
+    match error {
+        ttrpc::Error::RpcStatus(status) => match status.code() {
+            Code::DEADLINE_EXCEEDED => AgentError::Timeout {
+                what,
+                seconds: timeout.as_secs(),
+            },
+            Code::NOT_FOUND => AgentError::NotFound(status.message),
+            _ => AgentError::Refused(status.message),
+        },
+        other => AgentError::Lost(other),
+    }
+}
+
+/// Opens a stream to the agent's port: the VMM's control socket speaks Firecracker's `CONNECT`.
+fn dial(dir: &ContainerDir) -> Result<UnixStream, AgentError> {
+    let failed = |what| move |source| AgentError::Connect { what, source };
+    let mut stream = UnixStream::connect(dir.socket_path()).map_err(failed("connect"))?;
+    stream
+        .set_read_timeout(Some(CALL_TIMEOUT))
+        .map_err(failed("timeout"))?;
+    stream
+        .write_all(format!("CONNECT {}\n", ports::AGENT).as_bytes())
+        .map_err(failed("ask for the agent"))?;
+    // Byte by byte: what follows the line belongs to the stream.
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while line.len() < 64 {
+        match stream
+            .read(&mut byte)
+            .map_err(failed("wait for the agent"))?
+        {
+            0 => return Err(AgentError::NotServing),
+            _ if byte == *b"\n" => break,
+            _ => line.extend(byte),
+        }
+    }
+    if line.starts_with(b"OK ") {
+        Ok(stream)
+    } else {
+        Err(AgentError::NotServing)
+    }
+}

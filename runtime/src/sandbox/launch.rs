@@ -1,0 +1,251 @@
+//! Launching a sandbox, as `create` sees it: start the VMM process, wait for the agent, let go.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::num::NonZeroU8;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::MemfdFlags;
+use rustix::io::FdFlags;
+use rustix::pipe::PipeFlags;
+
+use super::lifeline::{self, Report};
+use super::{Agent, BootFiles, SandboxError, VmmConfig, VmmShare};
+use crate::container::ContainerDir;
+use crate::spec::Share;
+use hull_protocol::hello;
+
+/// How long the VMM process may take until the guest's first instruction.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How many of the console's last lines an error shows.
+const TAIL: usize = 12;
+
+/// What a new sandbox is made of.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// The folder of the container that the sandbox is for.
+    pub dir: &'a ContainerDir,
+    /// How many vCPUs the guest has.
+    pub vcpus: NonZeroU8,
+    /// The guest's memory, in MiB.
+    pub memory_mib: u32,
+    /// Words for the end of the kernel's command line.
+    pub cmdline: String,
+    /// What the guest sees of the host's file systems.
+    pub shares: Vec<Share>,
+    /// The kernel and the initramfs, where they are not the built-in ones.
+    pub boot: BootFiles,
+    /// How long the guest may take to come up.
+    pub boot_timeout: Duration,
+}
+
+/// A launched sandbox. Dropped before [`Sandbox::commit`], it takes the VM with it.
+#[derive(Debug)]
+pub struct Sandbox {
+    child: Child,
+    lifeline: UnixStream,
+    ready: OwnedFd,
+    /// The vsock ports of the VMM process's stdin, stdout and stderr.
+    pub stdio: [u32; 3],
+    started: Instant,
+}
+
+impl Launch<'_> {
+    /// Starts the VMM process, which inherits this process's stdio for the container.
+    ///
+    /// Returns as soon as the process runs; [`Sandbox::wait_up`] waits for what it reports.
+    ///
+    /// # Errors
+    /// When a descriptor can't be made or the process not be started.
+    pub fn spawn(self) -> Result<Sandbox, SandboxError> {
+        let started = Instant::now();
+        let (ours, theirs) =
+            UnixStream::pair().map_err(SandboxError::host("make a socket pair"))?;
+        let (ready, ready_writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|e| SandboxError::host("make a pipe")(e.into()))?;
+        let listener = UnixListener::bind(self.dir.socket_path())
+            .map_err(SandboxError::host("bind the control socket"))?;
+        let console = self.dir.create_console_log().map_err(|e| {
+            SandboxError::host("make the console log")(io::Error::other(crate::error::chain(&e)))
+        })?;
+
+        let shares = self
+            .shares
+            .iter()
+            .map(|share| VmmShare {
+                source: share.source.as_raw_fd(),
+                target: share.target.clone(),
+                read_only: share.read_only,
+                recursive: share.recursive,
+            })
+            .collect();
+        let config = VmmConfig {
+            id: self.dir.id().to_string(),
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            cmdline: self.cmdline,
+            shares,
+            kernel: self.boot.kernel.as_ref().map(AsRawFd::as_raw_fd),
+            initramfs: self.boot.initramfs.as_ref().map(AsRawFd::as_raw_fd),
+            listener: listener.as_raw_fd(),
+            lifeline: theirs.as_raw_fd(),
+            ready: ready_writer.as_raw_fd(),
+            console: console.as_raw_fd(),
+        };
+        let config_file = write_config(&config)
+            .map_err(SandboxError::host("write the VMM process's configuration"))?;
+
+        let mut inherited = vec![
+            config_file.as_fd(),
+            listener.as_fd(),
+            theirs.as_fd(),
+            ready_writer.as_fd(),
+            console.as_fd(),
+        ];
+        inherited.extend(self.shares.iter().map(|share| share.source.as_fd()));
+        inherited.extend(
+            self.boot
+                .kernel
+                .iter()
+                .chain(&self.boot.initramfs)
+                .map(AsFd::as_fd),
+        );
+        for fd in inherited {
+            // This process has one thread and starts no other child, so nothing else inherits them.
+            rustix::io::fcntl_setfd(fd, FdFlags::empty())
+                .map_err(|e| SandboxError::host("pass on a file descriptor")(e.into()))?;
+        }
+        let child = Command::new("/proc/self/exe")
+            .arg0("hull")
+            .args(["vmm", "--id", self.dir.id().as_str(), "--config-fd"])
+            .arg(config_file.as_raw_fd().to_string())
+            .env_clear()
+            .spawn()
+            .map_err(SandboxError::host("execute the VMM process"))?;
+        Ok(Sandbox {
+            child,
+            lifeline: ours,
+            ready,
+            stdio: [0; 3],
+            started,
+        })
+    }
+}
+
+impl Sandbox {
+    /// Its connections are closed, so the process has ended or is about to.
+    fn died(&mut self, dir: &ContainerDir) -> SandboxError {
+        let status = self
+            .child
+            .wait()
+            .map_or_else(|e| e.to_string(), |status| status.to_string());
+        SandboxError::VmmDied {
+            status,
+            tail: dir.console_tail(TAIL),
+        }
+    }
+
+    /// The VMM process's pid.
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Waits until the VMM process has set up the machine and runs it.
+    ///
+    /// # Errors
+    /// When it reports a failure, dies, or takes too long.
+    pub fn wait_up(&mut self, dir: &ContainerDir) -> Result<(), SandboxError> {
+        let wait = SandboxError::host("learn whether the VMM is up");
+        self.lifeline
+            .set_read_timeout(Some(SETUP_TIMEOUT))
+            .map_err(SandboxError::host("set a time limit"))?;
+        match lifeline::receive(&self.lifeline).map_err(wait)? {
+            Some(Report::Up { stdio }) => {
+                self.stdio = stdio;
+                Ok(())
+            }
+            Some(Report::Failed(why)) => Err(SandboxError::Vmm(why)),
+            None => Err(self.died(dir)),
+        }
+    }
+
+    /// Waits until the agent in the guest serves, and connects to it.
+    ///
+    /// # Errors
+    /// When the guest does not come up in time, or is of another make.
+    pub fn wait_ready(
+        &mut self,
+        dir: &ContainerDir,
+        timeout: Duration,
+    ) -> Result<Agent, SandboxError> {
+        let mut greeting = [0; hello::LENGTH];
+        let left = timeout.saturating_sub(self.started.elapsed());
+        let readable =
+            wait_readable(&self.ready, left).map_err(SandboxError::host("wait for the guest"))?;
+        if !readable {
+            return Err(SandboxError::BootTimeout {
+                seconds: timeout.as_secs(),
+                tail: dir.console_tail(TAIL),
+            });
+        }
+        let mut ready = File::from(
+            self.ready
+                .try_clone()
+                .map_err(SandboxError::host("duplicate a file descriptor"))?,
+        );
+        if ready.read_exact(&mut greeting).is_err() {
+            return Err(self.died(dir));
+        }
+        hello::check(greeting)?;
+        log::debug!(
+            "guest ready in {:.1} ms",
+            self.started.elapsed().as_secs_f64() * 1e3
+        );
+        Ok(Agent::connect(dir)?)
+    }
+
+    /// Lets the VM live on when this process ends, and hands over the process to wait for.
+    ///
+    /// # Errors
+    /// When the VMM process is gone already.
+    pub fn commit(self) -> Result<Child, SandboxError> {
+        lifeline::commit(&self.lifeline)
+            .map_err(SandboxError::host("let go of the VMM process"))?;
+        Ok(self.child)
+    }
+
+    /// Ends the VM and reaps its process.
+    pub fn abort(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait_readable(fd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = rustix::time::Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn write_config(config: &VmmConfig) -> io::Result<File> {
+    let mut file = File::from(rustix::fs::memfd_create(
+        "hull-config",
+        MemfdFlags::CLOEXEC,
+    )?);
+    file.write_all(&serde_json::to_vec(config)?)?;
+    file.rewind()?;
+    Ok(file)
+}

@@ -1,0 +1,82 @@
+//! The connection between `create` and the VMM process it has launched.
+//!
+//! The VMM says one line of JSON: that it is up, or why it isn't. `create` says one byte once the
+//! container is created and its state on disk. Until that byte, the end of the connection means that
+//! `create` was killed, and the VMM goes too: so there is no moment at which a SIGKILL leaves a VM that
+//! no state names.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use serde::{Deserialize, Serialize};
+
+/// What the VMM process says, once.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// The guest is booting.
+    Up {
+        /// The vsock ports of the VMM process's own stdin, stdout and stderr.
+        stdio: [u32; 3],
+    },
+    /// It can't, and why; the process is about to end.
+    Failed(String),
+}
+
+/// The longest report, in bytes.
+const LIMIT: u64 = 64 << 10;
+
+/// The byte by which `create` lets the VMM live on.
+pub const COMMIT: u8 = b'C';
+
+/// Sends the VMM's report.
+///
+/// # Errors
+/// When `create` is gone.
+pub fn send(mut lifeline: &UnixStream, report: &Report) -> io::Result<()> {
+    let mut line = serde_json::to_vec(report)?;
+    line.push(b'\n');
+    lifeline.write_all(&line)
+}
+
+/// Waits for the VMM's report; `None` if the process ended without one.
+///
+/// # Errors
+/// When the connection breaks, or its read timeout is over.
+pub fn receive(lifeline: &UnixStream) -> io::Result<Option<Report>> {
+    let mut line = String::new();
+    if BufReader::new(lifeline.take(LIMIT)).read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    Ok(Some(serde_json::from_str(&line)?))
+}
+
+/// Lets the VMM live on after `create`.
+///
+/// # Errors
+/// When the VMM is gone.
+pub fn commit(mut lifeline: &UnixStream) -> io::Result<()> {
+    lifeline.write_all(&[COMMIT])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_arrives_whole() {
+        let (create, vmm) = UnixStream::pair().expect("pair");
+        send(&vmm, &Report::Up { stdio: [1, 2, 3] }).expect("send");
+        assert!(matches!(
+            receive(&create),
+            Ok(Some(Report::Up { stdio: [1, 2, 3] }))
+        ));
+    }
+
+    #[test]
+    fn a_vmm_that_dies_silently_is_told_from_one_that_reports() {
+        let (create, vmm) = UnixStream::pair().expect("pair");
+        drop(vmm);
+        assert!(matches!(receive(&create), Ok(None)));
+    }
+}

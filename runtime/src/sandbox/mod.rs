@@ -1,0 +1,93 @@
+//! One sandbox: a microVM, the process that runs it, and the agent inside it.
+//!
+//! `create` [`launch`]es the VMM process, which is [`vmm`] here; every command that wants something of
+//! a container talks to the [`agent`] over the VMM's control socket. Containers' state is elsewhere.
+
+mod agent;
+mod assets;
+mod config;
+mod launch;
+mod lifeline;
+mod stdio;
+mod supervisor;
+mod vmm;
+
+pub use agent::{Agent, AgentError};
+pub use assets::{Boot, BootFiles};
+pub use config::{VmmConfig, VmmShare};
+pub use launch::{Launch, Sandbox};
+pub use stdio::AttachedStdio;
+pub use vmm::run as run_vmm;
+
+use std::io;
+use std::path::PathBuf;
+
+/// What can go wrong with a sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// This binary carries no guest, and none was named.
+    #[error(
+        "this hull was built without a guest {what}; give one with --{what} FILE, or build with `make`"
+    )]
+    NoAsset {
+        /// `kernel` or `initramfs`.
+        what: &'static str,
+    },
+    /// A kernel or an initramfs that the user named.
+    #[error("cannot read {path}")]
+    Asset {
+        /// As the user named it.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A system call on the way to the VMM process failed.
+    #[error("cannot {what}")]
+    Host {
+        /// What was being done.
+        what: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM process said why it could not go on.
+    #[error("{0}")]
+    Vmm(String),
+    /// The VMM process died before the guest was up.
+    #[error("the VMM process ended while the guest was booting ({status}){}", console(.tail))]
+    VmmDied {
+        /// How it ended.
+        status: String,
+        /// What the guest's console said last.
+        tail: Vec<String>,
+    },
+    /// The guest took too long.
+    #[error("waited {seconds} s for the guest's agent to come up, in vain{}", console(.tail))]
+    BootTimeout {
+        /// How long.
+        seconds: u64,
+        /// What the guest's console said last.
+        tail: Vec<String>,
+    },
+    /// The guest greeted with something else.
+    #[error(transparent)]
+    Hello(#[from] hull_protocol::hello::HelloError),
+    /// The agent, or the way to it.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+fn console(tail: &[String]) -> String {
+    if tail.is_empty() {
+        return "; its console is empty".to_owned();
+    }
+    format!("; its console ends:\n  {}", tail.join("\n  "))
+}
+
+impl SandboxError {
+    /// For `map_err`: what a command was doing when the system said no.
+    pub fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Host { what, source }
+    }
+}

@@ -1,0 +1,149 @@
+//! A process's standard streams: handed to the VMM, which joins each to a vsock port.
+
+use std::io::{self, BufRead, BufReader, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use hull_vmm::virtio::vsock::Direction;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use super::AgentError;
+use crate::container::ContainerDir;
+
+/// Which way the bytes of stdin, stdout and stderr go.
+pub const DIRECTIONS: [Direction; 3] = [
+    Direction::ToGuest,
+    Direction::FromGuest,
+    Direction::FromGuest,
+];
+
+/// How long the VMM may take to accept the streams.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Standard streams that a VMM has taken over.
+#[derive(Debug)]
+pub struct AttachedStdio {
+    vmm: BufReader<UnixStream>,
+    ports: [u32; 3],
+}
+
+impl AttachedStdio {
+    /// Hands stdin, stdout and stderr to the VMM of the sandbox whose folder this is.
+    ///
+    /// # Errors
+    /// When the VMM doesn't answer.
+    pub fn attach(dir: &ContainerDir, fds: [BorrowedFd<'_>; 3]) -> Result<Self, AgentError> {
+        let failed = |what| move |source| AgentError::Connect { what, source };
+        let mut vmm = UnixStream::connect(dir.socket_path()).map_err(failed("connect"))?;
+        vmm.set_read_timeout(Some(TIMEOUT))
+            .map_err(failed("timeout"))?;
+        let own: Vec<OwnedFd> = fds
+            .iter()
+            .map(|fd| private_description(*fd))
+            .collect::<io::Result<_>>()
+            .map_err(failed("duplicate the standard streams"))?;
+        send(&mut vmm, b"ATTACH rww\n", &own).map_err(failed("hand over the standard streams"))?;
+        let mut vmm = BufReader::new(vmm);
+        let mut line = String::new();
+        vmm.read_line(&mut line).map_err(failed("wait for ports"))?;
+        let ports = parse(&line).ok_or(AgentError::NotServing)?;
+        Ok(Self { vmm, ports })
+    }
+
+    /// The ports, of stdin, stdout and stderr.
+    pub fn ports(&self) -> [u32; 3] {
+        self.ports
+    }
+
+    /// Waits until everything that the process wrote has reached this side.
+    ///
+    /// There is no time limit: the reader of the output is the user's, and may take its time. The VMM's
+    /// death ends the wait.
+    pub fn wait_flushed(mut self) {
+        let _ = self.vmm.get_ref().set_read_timeout(None);
+        let mut line = String::new();
+        let _ = self.vmm.read_line(&mut line);
+    }
+}
+
+fn parse(line: &str) -> Option<[u32; 3]> {
+    let mut ports = line
+        .trim_end()
+        .strip_prefix("OK ")?
+        .split(' ')
+        .map(str::parse);
+    let mut next = || ports.next()?.ok();
+    Some([next()?, next()?, next()?])
+}
+
+fn send(stream: &mut UnixStream, line: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
+    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let sent = sendmsg(
+        &stream,
+        &[IoSlice::new(line)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
+    stream.write_all(&line[sent..])
+}
+
+/// The same pipe or terminal as `fd`, by an open file description of our own, so that the VMM can make
+/// it non-blocking without other processes noticing. Anything else is shared as it is: a file's offset
+/// must stay common to all who write to it, and a socket can't be opened again.
+///
+/// # Errors
+/// When there are too many open files.
+pub fn private_description(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let stat = rustix::fs::fstat(fd)?;
+    let reopen = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo => true,
+        FileType::CharacterDevice => rustix::termios::isatty(fd),
+        _ => false,
+    };
+    if reopen {
+        let access = rustix::fs::fcntl_getfl(fd)? & OFlags::RWMODE;
+        let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        if let Ok(own) = rustix::fs::open(path, flags, Mode::empty()) {
+            return Ok(own);
+        }
+    }
+    fd.try_clone_to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_opened_again_without_touching_the_other_description() {
+        let (reader, _writer) = rustix::pipe::pipe().expect("pipe");
+        let own = private_description(reader.as_fd()).expect("reopen");
+        let nonblocking = |fd: &OwnedFd| {
+            rustix::fs::fcntl_getfl(fd)
+                .expect("flags")
+                .contains(OFlags::NONBLOCK)
+        };
+        assert!(nonblocking(&own) && !nonblocking(&reader));
+    }
+
+    #[test]
+    fn a_file_keeps_its_common_offset() {
+        let mut file = tempfile::tempfile().expect("file");
+        let own = private_description(file.as_fd()).expect("dup");
+        file.write_all(b"1234").expect("write");
+        assert_eq!(rustix::fs::tell(&own).expect("tell"), 4);
+    }
+
+    #[test]
+    fn ports_are_read_from_the_answer() {
+        assert_eq!(parse("OK 65536 65537 65538\n"), Some([65536, 65537, 65538]));
+        assert_eq!(parse("NO\n"), None);
+    }
+}

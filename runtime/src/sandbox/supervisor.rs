@@ -1,0 +1,192 @@
+//! What the VMM process's main loop waits for besides its devices: the container's exit status, its
+//! output written out, the machine's end, and the death of `create` before the container was created.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use hull_vmm::event_loop::StopHandle;
+
+use super::lifeline::COMMIT;
+
+/// How the VM came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The container has ended with this status, and its output has been written.
+    Exited(u8),
+    /// The machine stopped without an exit status.
+    Stopped,
+    /// `create` died before the container was created.
+    Abandoned,
+}
+
+/// What the main loop watches.
+#[derive(Debug)]
+pub struct Watched {
+    /// The agent's exit status arrives here.
+    pub exit_status: OwnedFd,
+    /// Readable once the container's streams have come to their end and were written out.
+    pub output_done: EventFd,
+    /// Readable once the vCPUs have stopped.
+    pub stopped: OwnedFd,
+    /// The connection to `create`.
+    pub lifeline: UnixStream,
+    /// Ends the main loop.
+    pub main_loop: StopHandle,
+}
+
+/// Watches them, and says when the process is to end.
+#[derive(Debug)]
+pub struct Supervisor {
+    watched: Watched,
+    status: Option<u8>,
+    output_done: bool,
+    end: Option<End>,
+}
+
+const EXIT_STATUS: u32 = 0;
+const OUTPUT_DONE: u32 = 1;
+const STOPPED: u32 = 2;
+const LIFELINE: u32 = 3;
+
+impl Supervisor {
+    /// Not yet at an end.
+    pub fn new(watched: Watched) -> Self {
+        Self {
+            watched,
+            status: None,
+            output_done: false,
+            end: None,
+        }
+    }
+
+    /// How it ended, once it has.
+    pub fn end(&self) -> Option<End> {
+        self.end
+    }
+
+    fn fds(&self) -> [(RawFd, u32); 4] {
+        [
+            (self.watched.exit_status.as_raw_fd(), EXIT_STATUS),
+            (self.watched.output_done.as_raw_fd(), OUTPUT_DONE),
+            (self.watched.stopped.as_raw_fd(), STOPPED),
+            (self.watched.lifeline.as_raw_fd(), LIFELINE),
+        ]
+    }
+
+    fn happened(&mut self, what: u32) {
+        match what {
+            EXIT_STATUS => self.status = self.status.or_else(|| self.read_status()),
+            OUTPUT_DONE => self.output_done = true,
+            STOPPED => self.end = self.end.or(Some(End::Stopped)),
+            LIFELINE => {
+                let mut byte = [0];
+                let committed =
+                    matches!((&self.watched.lifeline).read(&mut byte), Ok(1)) && byte[0] == COMMIT;
+                if !committed {
+                    self.end = self.end.or(Some(End::Abandoned));
+                }
+            }
+            _ => {}
+        }
+        if let (Some(status), true) = (self.status, self.output_done) {
+            self.end = self.end.or(Some(End::Exited(status)));
+        }
+    }
+
+    fn read_status(&self) -> Option<u8> {
+        let mut byte = [0];
+        let mut file = File::from(self.watched.exit_status.try_clone().ok()?);
+        matches!(file.read(&mut byte), Ok(1)).then_some(byte[0])
+    }
+}
+
+impl MutEventSubscriber for Supervisor {
+    fn init(&mut self, ops: &mut EventOps) {
+        for (fd, what) in self.fds() {
+            // Each says what it has to say once.
+            let events = Events::with_data_raw(fd, what, EventSet::IN | EventSet::ONE_SHOT);
+            if let Err(e) = ops.add(events) {
+                log::error!(
+                    "cannot watch for the machine's end: {}",
+                    io::Error::other(e)
+                );
+                self.end = Some(End::Stopped);
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+        self.happened(events.data());
+        if self.end.is_some() {
+            self.watched.main_loop.stop();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hull_vmm::EventLoop;
+    use std::io::Write;
+
+    struct Outside {
+        exit_status: File,
+        create: UnixStream,
+    }
+
+    fn supervisor() -> (Supervisor, Outside) {
+        let (reader, writer) = rustix::pipe::pipe().expect("pipe");
+        let (create, lifeline) = UnixStream::pair().expect("pair");
+        let watched = Watched {
+            exit_status: reader,
+            output_done: EventFd::new(0).expect("eventfd"),
+            stopped: OwnedFd::from(File::open("/dev/null").expect("open")),
+            lifeline,
+            main_loop: EventLoop::new().expect("event loop").stop_handle(),
+        };
+        (
+            Supervisor::new(watched),
+            Outside {
+                exit_status: writer.into(),
+                create,
+            },
+        )
+    }
+
+    #[test]
+    fn the_exit_waits_for_the_output() {
+        let (mut supervisor, mut outside) = supervisor();
+        outside.exit_status.write_all(&[7]).expect("write");
+        supervisor.happened(EXIT_STATUS);
+        assert_eq!(supervisor.end(), None);
+        supervisor.happened(OUTPUT_DONE);
+        assert_eq!(supervisor.end(), Some(End::Exited(7)));
+    }
+
+    #[test]
+    fn a_dead_create_takes_the_vm_along_until_it_has_committed() {
+        let (mut supervisor, outside) = supervisor();
+        drop(outside.create);
+        supervisor.happened(LIFELINE);
+        assert_eq!(supervisor.end(), Some(End::Abandoned));
+
+        let (mut supervisor, mut outside) = self::supervisor();
+        outside.create.write_all(&[COMMIT]).expect("write");
+        drop(outside.create);
+        supervisor.happened(LIFELINE);
+        assert_eq!(supervisor.end(), None);
+    }
+
+    #[test]
+    fn a_machine_that_stops_by_itself_ends_it() {
+        let (mut supervisor, _outside) = supervisor();
+        supervisor.happened(STOPPED);
+        assert_eq!(supervisor.end(), Some(End::Stopped));
+    }
+}

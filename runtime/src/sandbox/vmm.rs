@@ -1,0 +1,323 @@
+//! The VMM process: puts the machine together, jails itself, runs the guest, exits as the container did.
+//!
+//! This is the part of `hull` that lives beside hostile code. It parses nothing of the guest's itself
+//! but eight bytes of greeting, which it passes on unread, and one byte of exit status.
+#![allow(unsafe_code)] // taking over inherited file descriptors
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use hull_protocol::ports;
+use hull_vmm::jail::{self, Role, tree};
+use hull_vmm::virtio::fs::{self, Fs};
+use hull_vmm::virtio::rng::Rng;
+use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
+use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig, RunningMachine};
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::PipeFlags;
+
+use super::lifeline::{self, Report};
+use super::supervisor::{End, Supervisor, Watched};
+use super::{VmmConfig, assets, stdio};
+use crate::error::chain;
+
+/// The guest's context id: any above the reserved ones, for each VM has a muxer of its own.
+const GUEST_CID: u64 = 3;
+
+/// What the process exits with if the guest ended without an exit status.
+const CRASHED: u8 = 255;
+
+/// Why there is no running guest.
+#[derive(Debug, thiserror::Error)]
+enum VmmError {
+    #[error("the VM process's configuration")]
+    Config(#[source] io::Error),
+    #[error("{what}")]
+    Io {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Machine(#[from] hull_vmm::MachineError),
+    #[error(transparent)]
+    Jail(#[from] jail::Error),
+    #[error(transparent)]
+    Tree(#[from] tree::Error),
+    #[error("virtio-fs")]
+    Fs(#[from] fs::Error),
+    #[error("virtio-fs")]
+    FsThread(#[from] fs::SpawnError),
+    #[error(transparent)]
+    Limits(#[from] jail::limits::Error),
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+}
+
+fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> VmmError {
+    move |source| VmmError::Io { what, source }
+}
+
+/// Runs the VM that the configuration in the memory file `config_fd` describes.
+pub fn run(config_fd: RawFd) -> ExitCode {
+    let (config, inherited) = match read_config(config_fd) {
+        Ok(read) => read,
+        Err(e) => {
+            eprintln!("hull vmm: {}", chain(&e));
+            return ExitCode::FAILURE;
+        }
+    };
+    let report_to = match inherited.lifeline.try_clone() {
+        Ok(lifeline) => lifeline,
+        Err(_) => return ExitCode::FAILURE,
+    };
+    match assemble(&config, inherited, &report_to).and_then(|vm| vm.report_and_run(&report_to)) {
+        Ok(end) => end,
+        Err(e) => {
+            let _ = lifeline::send(&report_to, &Report::Failed(chain(&e)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What `create` has left to this process, taken over once.
+struct Inherited {
+    kernel: Option<OwnedFd>,
+    initramfs: Option<OwnedFd>,
+    listener: UnixListener,
+    lifeline: UnixStream,
+    ready: OwnedFd,
+    console: OwnedFd,
+    shares: Vec<tree::Share>,
+}
+
+fn read_config(config_fd: RawFd) -> Result<(VmmConfig, Inherited), VmmError> {
+    let mut text = Vec::new();
+    take(config_fd)
+        .and_then(|fd| File::from(fd).read_to_end(&mut text))
+        .map_err(VmmError::Config)?;
+    let config: VmmConfig =
+        serde_json::from_slice(&text).map_err(|e| VmmError::Config(e.into()))?;
+    let inherited = inherit(&config).map_err(VmmError::Config)?;
+    Ok((config, inherited))
+}
+
+fn inherit(config: &VmmConfig) -> io::Result<Inherited> {
+    let share = |share: &super::VmmShare| {
+        Ok(tree::Share {
+            source: take(share.source)?,
+            target: (&share.target).into(),
+            read_only: share.read_only,
+            recursive: share.recursive,
+        })
+    };
+    Ok(Inherited {
+        kernel: config.kernel.map(take).transpose()?,
+        initramfs: config.initramfs.map(take).transpose()?,
+        listener: take(config.listener)?.into(),
+        lifeline: take(config.lifeline)?.into(),
+        ready: take(config.ready)?,
+        console: take(config.console)?,
+        shares: config.shares.iter().map(share).collect::<io::Result<_>>()?,
+    })
+}
+
+/// Takes over an inherited descriptor.
+fn take(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd <= 2 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a descriptor of create's",
+        ));
+    }
+    // SAFETY: `create` has made this descriptor for this process alone, and each number is taken once.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
+}
+
+impl Inherited {
+    /// Everything that must stay open.
+    fn keep(&self) -> Vec<std::os::fd::BorrowedFd<'_>> {
+        let mut keep = vec![
+            self.listener.as_fd(),
+            self.lifeline.as_fd(),
+            self.ready.as_fd(),
+            self.console.as_fd(),
+        ];
+        keep.extend(self.kernel.iter().chain(&self.initramfs).map(AsFd::as_fd));
+        keep.extend(self.shares.iter().map(|s| s.source.as_fd()));
+        keep
+    }
+}
+
+/// A machine that runs, and what its end depends on.
+struct Vm {
+    events: EventLoop,
+    machine: RunningMachine,
+    vsock: Arc<Mutex<Vsock>>,
+    supervisor: Arc<Mutex<Supervisor>>,
+    stdio: [u32; 3],
+}
+
+/// From a configuration to a running guest. The order matters: what needs the host's files comes before
+/// the tree, the tree before any thread, and each thread is confined before the guest runs.
+fn assemble(
+    config: &VmmConfig,
+    inherited: Inherited,
+    report_to: &UnixStream,
+) -> Result<Vm, VmmError> {
+    let mut keep = inherited.keep();
+    keep.push(report_to.as_fd());
+    jail::close_other_fds(&keep)?;
+    let limits = jail::limits::apply()?;
+    // The container's terminal and its signals are not this process's.
+    let _ = rustix::process::setsid();
+    let stdio = take_stdio().map_err(io_error("take over the standard streams"))?;
+
+    let mut machine = load_machine(config, &inherited)?;
+    let tree = tree::enter(inherited.shares)?;
+
+    let memory_bytes = u64::from(config.memory_mib) << 20;
+    let fs = Fs::new(fs::Options {
+        tag: ports::SHARE_TAG.to_owned(),
+        root: "/".into(),
+        proc_self_fd: Some(tree.proc_self_fd),
+        fd_limit: fs::fd_limit(memory_bytes, limits.nofile),
+        cache_timeout: fs::CACHE_TIMEOUT,
+    })?;
+    let fs = Arc::new(Mutex::new(fs));
+    let rng = Arc::new(Mutex::new(Rng::new().map_err(io_error("make virtio-rng"))?));
+    let mut vsock = Vsock::new(GUEST_CID, ports::FIRST_STREAM, inherited.listener)?;
+    let Attached {
+        ports: stdio_ports,
+        done,
+    } = vsock.attach(stdio)?;
+    let exit_status = offer_fixed_ports(&mut vsock, inherited.ready)?;
+    let vsock = Arc::new(Mutex::new(vsock));
+
+    machine.attach(Arc::clone(&fs))?;
+    machine.attach(Arc::clone(&vsock))?;
+    machine.attach(Arc::clone(&rng))?;
+
+    let mut events = EventLoop::new().map_err(io_error("make the event loop"))?;
+    events.add(Arc::clone(&vsock) as _);
+    events.add(rng);
+    fs::spawn(fs, || jail::confine(Role::Filesystem))?;
+    let console = Console::new(inherited.console, ConsoleLimits::default());
+    let machine = machine.start(console, || {
+        jail::confine(Role::Vcpu).map_err(io::Error::other)
+    })?;
+
+    let supervisor = Supervisor::new(Watched {
+        exit_status,
+        output_done: done,
+        stopped: machine
+            .stopped()
+            .try_clone_to_owned()
+            .map_err(io_error("duplicate an eventfd"))?,
+        lifeline: inherited.lifeline,
+        main_loop: events.stop_handle(),
+    });
+    let supervisor = Arc::new(Mutex::new(supervisor));
+    events.add(Arc::clone(&supervisor) as _);
+    let stdio = [0, 1, 2].map(|n| stdio_ports.get(n).copied().unwrap_or(0));
+    Ok(Vm {
+        events,
+        machine,
+        vsock,
+        supervisor,
+        stdio,
+    })
+}
+
+/// Creates the VM, with kernel and initramfs in its memory.
+fn load_machine(config: &VmmConfig, inherited: &Inherited) -> Result<Machine, VmmError> {
+    let read = |fd: &OwnedFd| -> Result<Vec<u8>, VmmError> {
+        let mut bytes = Vec::new();
+        let file = fd
+            .try_clone()
+            .map_err(io_error("duplicate a file descriptor"))?;
+        File::from(file)
+            .read_to_end(&mut bytes)
+            .map_err(io_error("read the guest's files"))?;
+        Ok(bytes)
+    };
+    let kernel = inherited.kernel.as_ref().map(read).transpose()?;
+    let initramfs = inherited.initramfs.as_ref().map(read).transpose()?;
+    let cmdline = format!("{} {}", assets::cmdline(), config.cmdline);
+    let machine = Machine::new(&MachineConfig {
+        vcpus: config.vcpus,
+        memory_mib: config.memory_mib,
+        kernel: kernel.as_deref().unwrap_or(assets::kernel()),
+        initramfs: initramfs.as_deref().unwrap_or(assets::initramfs()),
+        cmdline: &cmdline,
+    })?;
+    assets::release();
+    Ok(machine)
+}
+
+/// The two ports that the agent dials by itself. Returns where its exit status arrives.
+fn offer_fixed_ports(vsock: &mut Vsock, ready: OwnedFd) -> Result<OwnedFd, VmmError> {
+    let (exit_status, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+        .map_err(|e| io_error("make a pipe")(e.into()))?;
+    vsock.attach_at(ports::READY, Direction::FromGuest, ready)?;
+    vsock.attach_at(ports::EXIT_STATUS, Direction::FromGuest, writer)?;
+    Ok(exit_status)
+}
+
+/// Takes the container's streams, and leaves /dev/null in their place.
+fn take_stdio() -> io::Result<Vec<(Direction, OwnedFd)>> {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let mut streams = Vec::new();
+    for (fd, direction) in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]
+        .into_iter()
+        .zip(stdio::DIRECTIONS)
+    {
+        streams.push((direction, stdio::private_description(fd)?));
+    }
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(streams)
+}
+
+impl Vm {
+    /// Tells `create`, confines this thread as well, and serves until the end.
+    fn report_and_run(self, lifeline: &UnixStream) -> Result<ExitCode, VmmError> {
+        let Self {
+            events,
+            machine,
+            vsock,
+            supervisor,
+            stdio,
+        } = self;
+        jail::confine(Role::Main)?;
+        lifeline::send(lifeline, &Report::Up { stdio }).map_err(io_error("report to create"))?;
+        events.run().map_err(io_error("wait for events"))?;
+        let end = supervisor
+            .lock()
+            .ok()
+            .and_then(|supervisor| supervisor.end());
+        let status = match end {
+            Some(End::Exited(status)) => status,
+            Some(End::Abandoned) => CRASHED,
+            Some(End::Stopped) | None => {
+                if let Ok(mut vsock) = vsock.lock() {
+                    vsock.guest_stopped();
+                }
+                if let Some(reason) = machine.stop_reason() {
+                    log::error!("the guest ended by itself: {reason}");
+                }
+                CRASHED
+            }
+        };
+        // No destructor has anything to do that the kernel doesn't do faster.
+        std::process::exit(status.into())
+    }
+}

@@ -1,0 +1,103 @@
+//! Lists of CPUs as the kernel writes them: `0-3,8` (cpuset(7), "List format").
+
+use std::io;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use rustix::thread::CpuSet;
+
+/// The number of CPUs that an affinity mask has room for (`CPU_SETSIZE`).
+const MAX_CPUS: u32 = CpuSet::MAX_CPU as u32;
+
+/// A list of CPUs, as ranges that neither overlap nor touch, in rising order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuList(Vec<RangeInclusive<u32>>);
+
+/// A list that isn't one.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a list of CPUs, like \"0-3,8\"")]
+pub struct CpuListError(String);
+
+impl CpuList {
+    /// How many CPUs it names.
+    pub fn count(&self) -> u32 {
+        self.0
+            .iter()
+            .map(|range| range.end() - range.start() + 1)
+            .sum()
+    }
+
+    /// Binds the calling thread, and what it starts, to these CPUs.
+    ///
+    /// # Errors
+    /// When the host has none of them (EINVAL).
+    pub fn pin(&self) -> io::Result<()> {
+        let mut set = CpuSet::new();
+        for cpu in self.0.iter().cloned().flatten() {
+            set.set(cpu as usize);
+        }
+        Ok(rustix::thread::sched_setaffinity(None, &set)?)
+    }
+}
+
+impl FromStr for CpuList {
+    type Err = CpuListError;
+
+    fn from_str(text: &str) -> Result<Self, CpuListError> {
+        let wrong = || CpuListError(text.to_owned());
+        let number = |word: &str| -> Result<u32, CpuListError> {
+            let number = word.trim().parse().map_err(|_| wrong())?;
+            if number < MAX_CPUS {
+                Ok(number)
+            } else {
+                Err(wrong())
+            }
+        };
+        let mut ranges = Vec::new();
+        for part in text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+        {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last) = (number(first)?, number(last)?);
+            if last < first {
+                return Err(wrong());
+            }
+            ranges.push(first..=last);
+        }
+        ranges.sort_by_key(|range| *range.start());
+        let mut merged: Vec<RangeInclusive<u32>> = Vec::new();
+        for range in ranges {
+            match merged.last_mut() {
+                Some(last) if *range.start() <= last.end() + 1 => {
+                    *last = *last.start()..=*range.end().max(last.end());
+                }
+                _ => merged.push(range),
+            }
+        }
+        Ok(Self(merged))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(text: &str) -> Result<u32, CpuListError> {
+        text.parse::<CpuList>().map(|list| list.count())
+    }
+
+    #[test]
+    fn a_cpu_counts_once_however_often_it_is_named() {
+        assert_eq!(count("0-3,2,8, 3-4"), Ok(6));
+        assert_eq!(count(""), Ok(0));
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused() {
+        for text in ["a", "3-1", "-1", "1-", "0-4294967295", "1--2"] {
+            assert!(count(text).is_err(), "{text}");
+        }
+    }
+}

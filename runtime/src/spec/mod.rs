@@ -1,0 +1,69 @@
+//! config.json: read, audit, split into the host's part and the guest's.
+//!
+//! [`load`] reads a bundle and takes it only if every field that it sets is enforced by somebody;
+//! [`fields`] is the table that says by whom. [`plan`] turns the bundle into what is done about it: the
+//! shares and the size of the VM on the host, and the config.json that the agent gets.
+
+mod audit;
+mod cpulist;
+mod error;
+mod fields;
+mod mount_options;
+mod read;
+mod refuse;
+mod sizing;
+mod split;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Process, Spec};
+
+pub use error::SpecError;
+pub use fields::supports;
+pub use mount_options::supported as supported_mount_options;
+pub use read::{load, load_process};
+pub use sizing::Sizing;
+pub use split::{Share, plan};
+
+/// The version of the runtime-spec that hull implements.
+pub const OCI_VERSION: &str = "1.3.0";
+
+/// A bundle that hull takes.
+#[derive(Debug)]
+pub struct Bundle {
+    /// The folder, opened with O_PATH.
+    dir: OwnedFd,
+    path: PathBuf,
+    spec: Spec,
+    process: Process,
+    /// The container's root, opened with O_PATH.
+    rootfs: OwnedFd,
+    rootfs_path: PathBuf,
+}
+
+impl Bundle {
+    /// Where the bundle is: absolute, without symlinks.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the container's root is: absolute, without symlinks.
+    pub fn rootfs(&self) -> &Path {
+        &self.rootfs_path
+    }
+
+    /// The container's own process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// config.json's annotations.
+    pub fn annotations(&self) -> HashMap<String, String> {
+        self.spec.annotations().clone().unwrap_or_default()
+    }
+}

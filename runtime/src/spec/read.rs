@@ -1,0 +1,244 @@
+//! From a folder's name to a parsed, checked and audited config.json.
+//!
+//! The folder is opened once, and what is in it is opened through it: a name that is changed meanwhile
+//! changes nothing.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Process, Spec};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat, openat2};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::audit::{Verdict, audit};
+use super::validate::{validate, validate_process};
+use super::{Bundle, SpecError};
+
+/// The largest config.json, in bytes: it has to fit into one message to the agent (4 MiB).
+const MAX_CONFIG: u64 = 3 << 20;
+
+const CONFIG: &str = "config.json";
+
+/// Reads a bundle.
+///
+/// # Errors
+/// When the bundle can't be read, or when its config.json is not one that hull takes as it stands.
+pub fn load(bundle: &Path) -> Result<Bundle, SpecError> {
+    let (dir, path) = open_bundle(bundle)?;
+    let file = open_config(&dir, &path)?;
+    let mut config = parse(file, &path.join(CONFIG))?;
+    normalize(&mut config, "")?;
+    refuse(&config)?;
+    let spec: Spec = typed(&config, "")?;
+    validate(&spec)?;
+    let process = spec
+        .process()
+        .clone()
+        .ok_or(SpecError::Missing("process"))?;
+    let (rootfs, rootfs_path) = open_rootfs(&dir, &path, &spec)?;
+    Ok(Bundle {
+        dir,
+        path,
+        spec,
+        process,
+        rootfs,
+        rootfs_path,
+    })
+}
+
+/// Reads the `process` object of `exec --process`.
+///
+/// # Errors
+/// As [`load`]; the fields are named as if they stood in a config.json.
+pub fn load_process(path: &Path) -> Result<Process, SpecError> {
+    let failed = |source| SpecError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let process = parse(File::open(path).map_err(failed)?, path)?;
+    let mut config = Value::Object(Map::from_iter([("process".to_owned(), process)]));
+    normalize(&mut config, "")?;
+    refuse(&config)?;
+    let process: Process = typed(&config["process"], "process")?;
+    validate_process(&process)?;
+    Ok(process)
+}
+
+/// Opens the bundle's folder, and finds out where it really is.
+fn open_bundle(bundle: &Path) -> Result<(OwnedFd, PathBuf), SpecError> {
+    let failed = |e: rustix::io::Errno| SpecError::Bundle {
+        path: bundle.to_owned(),
+        source: e.into(),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat(CWD, bundle, flags, Mode::empty()).map_err(failed)?;
+    let path = path_of(&dir).map_err(failed)?;
+    Ok((dir, path))
+}
+
+fn path_of(fd: impl AsFd) -> rustix::io::Result<PathBuf> {
+    use std::os::fd::AsRawFd;
+    let link = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    let target = rustix::fs::readlink(link, Vec::new())?;
+    Ok(PathBuf::from(std::ffi::OsString::from_vec(
+        target.into_bytes(),
+    )))
+}
+
+fn open_config(dir: &OwnedFd, bundle: &Path) -> Result<File, SpecError> {
+    // Without NONBLOCK, a FIFO of that name would hold us up.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    match openat(dir, CONFIG, flags, Mode::empty()) {
+        Ok(file) => Ok(File::from(file)),
+        Err(rustix::io::Errno::NOENT) => Err(SpecError::NoConfig {
+            path: bundle.to_owned(),
+        }),
+        Err(e) => Err(SpecError::Read {
+            path: bundle.join(CONFIG),
+            source: e.into(),
+        }),
+    }
+}
+
+fn parse(file: File, path: &Path) -> Result<Value, SpecError> {
+    let failed = |source| SpecError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let no_file = |why: String| SpecError::File {
+        path: path.to_owned(),
+        why,
+    };
+    let size = file.metadata().map_err(failed)?;
+    if !size.is_file() {
+        return Err(no_file("it is not a regular file".to_owned()));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_CONFIG + 1)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
+    if text.len() as u64 > MAX_CONFIG {
+        return Err(no_file(format!(
+            "it is larger than {} MiB",
+            MAX_CONFIG >> 20
+        )));
+    }
+    let config: Value = serde_json::from_slice(&text).map_err(|source| SpecError::Syntax {
+        path: path.to_owned(),
+        source,
+    })?;
+    if !config.is_object() {
+        return Err(no_file("it is JSON, but not an object".to_owned()));
+    }
+    Ok(config)
+}
+
+/// What Go's reader, and so runc, makes of a config.json: null is absence, a user is root by default.
+/// Strings with a NUL byte end here: no system call takes one.
+fn normalize(value: &mut Value, path: &str) -> Result<(), SpecError> {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            for (key, value) in &mut *fields {
+                let path = if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                };
+                if key.contains('\0') {
+                    return Err(SpecError::invalid(path, "it has a NUL byte"));
+                }
+                normalize(value, &path)?;
+            }
+            if path == "process" {
+                fields
+                    .entry("user")
+                    .or_insert_with(|| Value::Object(Map::new()));
+            }
+        }
+        Value::Array(elements) => {
+            for (index, value) in elements.iter_mut().enumerate() {
+                normalize(value, &format!("{path}[{index}]"))?;
+            }
+        }
+        Value::String(text) if text.contains('\0') => {
+            return Err(SpecError::invalid(path, "it has a NUL byte"));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Fails with what the audit refuses; says what it doesn't know.
+fn refuse(config: &Value) -> Result<(), SpecError> {
+    let mut findings = audit(config);
+    for finding in findings
+        .iter()
+        .filter(|finding| finding.verdict == Verdict::Unknown)
+    {
+        log::debug!("config.json: {}: unknown field, ignored", finding.path);
+    }
+    findings.retain(|finding| matches!(finding.verdict, Verdict::Refused(_)));
+    if findings.is_empty() {
+        Ok(())
+    } else {
+        Err(SpecError::Refused(findings))
+    }
+}
+
+/// Reads a value into its type; an error names the field, as seen from `base`.
+fn typed<T: DeserializeOwned>(value: &Value, base: &str) -> Result<T, SpecError> {
+    serde_path_to_error::deserialize(value).map_err(|e| {
+        let field = match (base, e.path().to_string().as_str()) {
+            ("", ".") => "(top level)".to_owned(),
+            ("", path) => path.to_owned(),
+            (base, ".") => base.to_owned(),
+            (base, path) => format!("{base}.{path}"),
+        };
+        SpecError::Type {
+            field,
+            source: e.into_inner(),
+        }
+    })
+}
+
+/// Opens the container's root. As with runc, no part of its path below the bundle is a symlink.
+fn open_rootfs(dir: &OwnedFd, bundle: &Path, spec: &Spec) -> Result<(OwnedFd, PathBuf), SpecError> {
+    let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?;
+    if root.path().as_os_str().is_empty() {
+        return Err(SpecError::Missing("root.path"));
+    }
+    let path = bundle.join(root.path());
+    let failed = |source: io::Error| SpecError::Source {
+        field: "root.path".to_owned(),
+        path: path.clone(),
+        source,
+    };
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let fd = match openat2(
+        dir,
+        root.path(),
+        flags,
+        Mode::empty(),
+        ResolveFlags::NO_SYMLINKS,
+    ) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::LOOP) => {
+            return Err(SpecError::invalid(
+                "root.path",
+                format!("{}: it leads through a symlink", path.display()),
+            ));
+        }
+        Err(e) => return Err(failed(e.into())),
+    };
+    let stat = rustix::fs::fstat(&fd).map_err(|e| failed(e.into()))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return Err(failed(io::ErrorKind::NotADirectory.into()));
+    }
+    let path = path_of(&fd).map_err(|e| failed(e.into()))?;
+    Ok((fd, path))
+}

@@ -1,0 +1,181 @@
+//! How large a VM a container gets: from the limits of config.json, or from the host where there are none.
+
+use std::num::NonZeroU8;
+
+use oci_spec::runtime::{LinuxCpu, LinuxResources};
+
+use super::cpulist::CpuList;
+
+/// The most vCPUs that a container without a CPU limit gets: each costs time at boot.
+const DEFAULT_VCPUS: u64 = 4;
+
+/// The most vCPUs that any container gets.
+const MAX_VCPUS: u64 = 64;
+
+/// The guest's memory without a memory limit, in MiB. The host gives it page by page as it is used.
+const DEFAULT_MEMORY: u64 = 2048;
+
+/// The least memory that a guest starts with, in MiB.
+const MIN_MEMORY: u64 = 128;
+
+/// The most memory that a guest gets, in MiB: 1 TiB.
+const MAX_MEMORY: u64 = 1 << 20;
+
+/// What the guest's kernel and agent need beside the container's limit, in MiB: a fixed part, and one
+/// part in [`ALLOWANCE_SHARE`] of the limit (a `struct page` is 1/64 of its page).
+const ALLOWANCE: u64 = 48;
+
+/// See [`ALLOWANCE`].
+const ALLOWANCE_SHARE: u64 = 64;
+
+/// The period of a CPU quota without one, in µs (cpu.max, Documentation/admin-guide/cgroup-v2.rst).
+const DEFAULT_PERIOD: u64 = 100_000;
+
+/// A VM's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizing {
+    /// How many vCPUs.
+    pub vcpus: NonZeroU8,
+    /// The memory, in MiB: 128 or more.
+    pub memory_mib: u32,
+}
+
+/// What the host has to give.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// The CPUs that this process may run on.
+    pub cpus: u64,
+    /// The memory, in bytes.
+    pub memory: u64,
+}
+
+impl Host {
+    /// Asks the kernel.
+    pub fn read() -> Self {
+        let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count().into());
+        let info = rustix::system::sysinfo();
+        let memory = info.totalram.saturating_mul(info.mem_unit.into());
+        Self { cpus, memory }
+    }
+}
+
+impl Sizing {
+    /// The size for a container with these limits on this host.
+    pub fn of(resources: Option<&LinuxResources>, host: Host) -> Self {
+        let cpus = vcpus(
+            resources.and_then(|resources| resources.cpu().as_ref()),
+            host,
+        );
+        let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
+        Self {
+            vcpus: u8::try_from(cpus)
+                .ok()
+                .and_then(NonZeroU8::new)
+                .unwrap_or(NonZeroU8::MIN),
+            memory_mib: u32::try_from(memory(limit, host)).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// As many vCPUs as the limits let run at once, and no more than the host can.
+fn vcpus(limits: Option<&LinuxCpu>, host: Host) -> u64 {
+    let quota = limits.and_then(|cpu| {
+        let quota = cpu
+            .quota()
+            .and_then(|quota| u64::try_from(quota).ok())
+            .filter(|q| *q > 0)?;
+        let period = cpu
+            .period()
+            .filter(|period| *period > 0)
+            .unwrap_or(DEFAULT_PERIOD);
+        Some(quota.div_ceil(period))
+    });
+    let listed = limits
+        .and_then(|cpu| cpu.cpus().as_ref()?.parse::<CpuList>().ok())
+        .map(|list| u64::from(list.count()))
+        .filter(|count| *count > 0);
+    let limit = match (quota, listed) {
+        (Some(quota), Some(listed)) => quota.min(listed),
+        (quota, listed) => quota.or(listed).unwrap_or(DEFAULT_VCPUS),
+    };
+    limit.min(host.cpus).clamp(1, MAX_VCPUS)
+}
+
+/// The memory in MiB for a limit in bytes. A limit above what the host has limits nothing.
+fn memory(limit: Option<i64>, host: Host) -> u64 {
+    let limit = limit
+        .and_then(|limit| u64::try_from(limit).ok())
+        .filter(|limit| *limit > 0 && *limit < host.memory);
+    let wanted = match limit {
+        Some(limit) => {
+            let limit = limit.div_ceil(1 << 20);
+            limit + ALLOWANCE + limit / ALLOWANCE_SHARE
+        }
+        None => DEFAULT_MEMORY.min(host.memory >> 20),
+    };
+    wanted.clamp(MIN_MEMORY, MAX_MEMORY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const HOST: Host = Host {
+        cpus: 8,
+        memory: 16 << 30,
+    };
+
+    fn size(resources: Value) -> (u8, u32) {
+        let resources: LinuxResources = serde_json::from_value(resources).expect("resources");
+        let sizing = Sizing::of(Some(&resources), HOST);
+        (sizing.vcpus.get(), sizing.memory_mib)
+    }
+
+    #[test]
+    fn without_limits_the_defaults_hold() {
+        assert_eq!(size(json!({})), (4, 2048));
+        let small = Sizing::of(
+            None,
+            Host {
+                cpus: 1,
+                memory: 1 << 30,
+            },
+        );
+        assert_eq!((small.vcpus.get(), small.memory_mib), (1, 1024));
+    }
+
+    #[test]
+    fn a_quota_is_rounded_up_to_whole_cpus() {
+        assert_eq!(
+            size(json!({"cpu": {"quota": 150_000, "period": 100_000}})).0,
+            2
+        );
+        assert_eq!(size(json!({"cpu": {"quota": 1_000}})).0, 1);
+        assert_eq!(size(json!({"cpu": {"quota": -1, "period": 100_000}})).0, 4);
+        assert_eq!(size(json!({"cpu": {"quota": 5_000_000}})).0, 8);
+    }
+
+    #[test]
+    fn the_narrower_of_quota_and_cpuset_counts() {
+        assert_eq!(size(json!({"cpu": {"quota": 600_000, "cpus": "0-1"}})).0, 2);
+        assert_eq!(size(json!({"cpu": {"quota": 100_000, "cpus": "0-5"}})).0, 1);
+        assert_eq!(size(json!({"cpu": {"cpus": ""}})).0, 4);
+    }
+
+    #[test]
+    fn a_memory_limit_leaves_the_container_all_of_it() {
+        assert_eq!(
+            size(json!({"memory": {"limit": 512 << 20}})).1,
+            512 + 48 + 8
+        );
+        assert_eq!(size(json!({"memory": {"limit": 1 << 20}})).1, 128);
+    }
+
+    #[test]
+    fn a_limit_that_limits_nothing_is_none() {
+        for limit in [-1, 0, i64::MAX] {
+            assert_eq!(size(json!({"memory": {"limit": limit}})).1, 2048, "{limit}");
+        }
+    }
+}

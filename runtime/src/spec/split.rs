@@ -1,0 +1,316 @@
+//! The split: what the host does for a bundle, and the config.json that the agent in the guest gets.
+//!
+//! The guest sees of the host's files only what is shared with it: the container's root, and each bind
+//! mount's source. In the guest's config.json their paths are those of the share. What the host enforces
+//! is taken out:
+//! - hooks and cgroupsPath are the host's;
+//! - the network namespace: the guest's own is the container's, as the VM's interfaces are its
+//!   interfaces, and a further one would have none of them;
+//! - cpuset and limits of block devices: the guest's CPUs and devices aren't the host's.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use hull_protocol::paths::SHARE;
+use oci_spec::runtime::{
+    Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Root, Spec,
+};
+use rustix::fs::{FileType, Mode, OFlags, Stat, openat};
+
+use super::cpulist::CpuList;
+use super::mount_options::{Treatment, treatment};
+use super::refuse::{GUEST_DEVICES, is_bind};
+use super::sizing::Host;
+use super::{Bundle, Sizing, SpecError};
+
+/// What is done about a bundle.
+#[derive(Debug)]
+pub struct Plan {
+    /// How large a VM it gets.
+    pub sizing: Sizing,
+    /// What the guest sees of the host's file systems.
+    pub shares: Vec<Share>,
+    /// The config.json for the agent.
+    pub guest_spec: Vec<u8>,
+    cpus: Option<CpuList>,
+}
+
+impl Plan {
+    /// Binds this process, and so the VMM process that it starts, to the CPUs that config.json lists.
+    ///
+    /// # Errors
+    /// When the host has none of them.
+    pub fn pin(&self) -> Result<(), SpecError> {
+        match &self.cpus {
+            Some(cpus) => cpus.pin().map_err(|source| SpecError::Cpus { source }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A file or folder of the host that the guest sees.
+#[derive(Debug)]
+pub struct Share {
+    /// Opened with O_PATH.
+    pub source: OwnedFd,
+    /// Its place in the shared tree.
+    pub target: String,
+    /// Whether the host refuses writes.
+    pub read_only: bool,
+    /// Whether the mounts below a folder come with it.
+    pub recursive: bool,
+}
+
+/// Splits a bundle for a container with this id, which must be one path component.
+///
+/// # Errors
+/// When the source of a bind mount can't be opened, or is of a kind that can't be shared.
+pub fn plan(bundle: &Bundle, id: &str) -> Result<Plan, SpecError> {
+    let mut guest = bundle.spec.clone();
+    let resources = resources(&bundle.spec);
+    let sizing = Sizing::of(resources, Host::read());
+
+    let rootfs = bundle
+        .rootfs
+        .try_clone()
+        .map_err(|source| SpecError::Source {
+            field: "root.path".to_owned(),
+            path: bundle.rootfs_path.clone(),
+            source,
+        })?;
+    let mut shares = vec![Share {
+        source: rootfs,
+        target: format!("{id}/rootfs"),
+        read_only: false,
+        recursive: true,
+    }];
+    guest.set_root(Some(guest_root(&bundle.spec, id)));
+
+    let mut mounts = guest.mounts().clone().unwrap_or_default();
+    for (index, mount) in mounts.iter_mut().enumerate() {
+        absolute_destination(mount, index);
+        if is_bind_mount(mount) {
+            shares.extend(split_bind(bundle, id, index, mount)?);
+        } else {
+            keep_guest_mount(mount);
+        }
+    }
+    guest.set_mounts(Some(mounts));
+    guest.set_hooks(None);
+    guest.set_linux(Some(guest_linux(guest.linux().clone())));
+
+    let guest_spec = serde_json::to_vec(&guest).map_err(|source| SpecError::Type {
+        field: "(top level)".to_owned(),
+        source,
+    })?;
+    Ok(Plan {
+        sizing,
+        shares,
+        guest_spec,
+        cpus: cpus(resources),
+    })
+}
+
+fn resources(spec: &Spec) -> Option<&LinuxResources> {
+    spec.linux().as_ref()?.resources().as_ref()
+}
+
+/// The CPUs that config.json lists, if any; that they are a list has been checked.
+fn cpus(resources: Option<&LinuxResources>) -> Option<CpuList> {
+    let list: CpuList = resources?.cpu().as_ref()?.cpus().as_ref()?.parse().ok()?;
+    (list.count() > 0).then_some(list)
+}
+
+fn guest_root(spec: &Spec, id: &str) -> Root {
+    let mut root = spec.root().clone().unwrap_or_default();
+    root.set_path(PathBuf::from(format!("{SHARE}/{id}/rootfs")));
+    root
+}
+
+fn is_bind_mount(mount: &Mount) -> bool {
+    let options = mount.options().iter().flatten().map(String::as_str);
+    is_bind(mount.typ().as_deref(), options)
+}
+
+/// runc takes a relative destination as relative to the container's root, and warns.
+fn absolute_destination(mount: &mut Mount, index: usize) {
+    if !mount.destination().is_absolute() {
+        log::warn!(
+            "config.json: mounts[{index}].destination: it is relative; taken as relative to /"
+        );
+        mount.set_destination(Path::new("/").join(mount.destination()));
+    }
+}
+
+/// A mount that the guest makes: without the options that ask for what is so anyway.
+fn keep_guest_mount(mount: &mut Mount) {
+    if mount.source().is_none() {
+        mount.set_source(mount.typ().as_ref().map(PathBuf::from));
+    }
+    let options = guest_options(mount);
+    mount.set_options((!options.is_empty()).then_some(options));
+}
+
+fn guest_options(mount: &Mount) -> Vec<String> {
+    let kept =
+        |option: &&String| !option.is_empty() && treatment(option) != Some(Treatment::Default);
+    mount
+        .options()
+        .iter()
+        .flatten()
+        .filter(kept)
+        .cloned()
+        .collect()
+}
+
+/// A bind mount: rewritten for the guest, and shared by the host unless the guest has the source itself.
+fn split_bind(
+    bundle: &Bundle,
+    id: &str,
+    index: usize,
+    mount: &mut Mount,
+) -> Result<Option<Share>, SpecError> {
+    let field = || format!("mounts[{index}].source");
+    let mut options = guest_options(mount);
+    if !options
+        .iter()
+        .any(|option| matches!(option.as_str(), "bind" | "rbind"))
+    {
+        options.insert(0, "bind".to_owned());
+    }
+    let read_only = is_read_only(&options);
+    let recursive = options.iter().any(|option| option == "rbind");
+    mount.set_options(Some(options));
+    mount.set_typ(Some("bind".to_owned()));
+
+    let named = mount
+        .source()
+        .clone()
+        .filter(|source| !source.as_os_str().is_empty());
+    let source = named.ok_or_else(|| SpecError::invalid(field(), "a bind mount needs one"))?;
+    if is_guests_own(&source, mount.destination()) {
+        return Ok(None);
+    }
+    let failed = |e: rustix::io::Errno| SpecError::Source {
+        field: field(),
+        path: bundle.path.join(&source),
+        source: e.into(),
+    };
+    let fd = openat(
+        &bundle.dir,
+        &source,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(failed)?;
+    let stat = rustix::fs::fstat(&fd).map_err(failed)?;
+    match shareable(&stat) {
+        Ok(None) => {
+            let target = format!("{id}/mounts/{index}");
+            mount.set_source(Some(PathBuf::from(format!("{SHARE}/{target}"))));
+            Ok(Some(Share {
+                source: fd,
+                target,
+                read_only,
+                recursive,
+            }))
+        }
+        Ok(Some(device)) => {
+            mount.set_source(Some(Path::new("/dev").join(device)));
+            Ok(None)
+        }
+        Err(why) => Err(SpecError::invalid(
+            field(),
+            format!("{}: {why}", source.display()),
+        )),
+    }
+}
+
+/// The last of contrary options wins, as in mount(8).
+fn is_read_only(options: &[String]) -> bool {
+    let last = options
+        .iter()
+        .rev()
+        .find(|o| matches!(o.as_str(), "ro" | "rw" | "rro" | "rrw"));
+    last.is_some_and(|option| option.ends_with("ro"))
+}
+
+/// Binding the kernel's own trees to where they are anyway is how engines ask for "the same as outside"
+/// of a namespace, and outside of the container is the guest.
+fn is_guests_own(source: &Path, destination: &Path) -> bool {
+    source == destination && (source.starts_with("/proc") || source.starts_with("/sys"))
+}
+
+/// Whether a file can be shared: `Some` names the guest's own device to take in its stead.
+fn shareable(stat: &Stat) -> Result<Option<&'static str>, &'static str> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory | FileType::RegularFile => Ok(None),
+        FileType::CharacterDevice => {
+            let number = (
+                rustix::fs::major(stat.st_rdev),
+                rustix::fs::minor(stat.st_rdev),
+            );
+            let device = GUEST_DEVICES
+                .iter()
+                .find(|(_, major, minor)| (*major, *minor) == number);
+            match device {
+                Some((name, ..)) => Ok(Some(name)),
+                None => Err("a guest has no such character device"),
+            }
+        }
+        FileType::Socket => Err("a socket of the host cannot be connected to from inside a VM"),
+        FileType::Fifo => Err("a FIFO of the host cannot be opened from inside a VM"),
+        _ => Err("hull does not attach block devices of the host yet"),
+    }
+}
+
+/// The guest's `linux` object, which the agent needs even where config.json has none.
+fn guest_linux(linux: Option<Linux>) -> Linux {
+    // Not the type's own default, which is a set of choices.
+    let mut linux = linux.unwrap_or_else(bare_linux);
+    linux.set_cgroups_path(None);
+    let namespaces = linux.namespaces().clone().unwrap_or_default();
+    let kept = namespaces
+        .into_iter()
+        .filter(|ns| ns.typ() != LinuxNamespaceType::Network);
+    linux.set_namespaces(Some(kept.collect()));
+    let resources = linux.resources().clone().map(guest_resources);
+    linux.set_resources(resources);
+    linux
+}
+
+fn bare_linux() -> Linux {
+    let mut linux = Linux::default();
+    linux
+        .set_resources(None)
+        .set_namespaces(None)
+        .set_masked_paths(None)
+        .set_readonly_paths(None);
+    linux
+}
+
+fn guest_resources(mut resources: LinuxResources) -> LinuxResources {
+    if let Some(mut cpu) = resources.cpu().clone() {
+        cpu.set_cpus(None).set_mems(None);
+        resources.set_cpu(Some(cpu));
+    }
+    resources.set_memory(resources.memory().map(guest_memory));
+    resources
+        .set_block_io(None)
+        .set_network(None)
+        .set_rdma(None);
+    resources
+}
+
+/// In config.json 0 means unset, and swap without a limit can only be unlimited, which it is anyway.
+fn guest_memory(mut memory: LinuxMemory) -> LinuxMemory {
+    let set = |value: Option<i64>| value.filter(|value| *value != 0);
+    let limit = set(memory.limit());
+    let reservation = set(memory.reservation());
+    let swap = set(memory.swap()).filter(|_| limit.is_some());
+    memory
+        .set_limit(limit)
+        .set_reservation(reservation)
+        .set_swap(swap);
+    memory
+}

@@ -1,0 +1,475 @@
+//! Bundles on disk, and what hull makes of them.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+use super::{SpecError, load, plan};
+use crate::error::chain;
+
+/// The least that is a config.json.
+fn minimal() -> Value {
+    json!({
+        "ociVersion": "1.0.2",
+        "process": { "cwd": "/", "args": ["/bin/true"] },
+        "root": { "path": "rootfs" },
+    })
+}
+
+fn bundle_of(text: &[u8]) -> TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    fs::create_dir(dir.path().join("rootfs")).expect("a rootfs");
+    fs::write(dir.path().join("config.json"), text).expect("a config.json");
+    dir
+}
+
+fn bundle(config: &Value) -> TempDir {
+    bundle_of(config.to_string().as_bytes())
+}
+
+/// The minimal config.json with one value put at a JSON pointer (RFC 6901); parents are made.
+fn with(pointer: &str, value: Value) -> Value {
+    let mut config = minimal();
+    put(&mut config, pointer, value);
+    config
+}
+
+fn put(config: &mut Value, pointer: &str, value: Value) {
+    let mut place = config;
+    for part in pointer.split('/').skip(1) {
+        place = if part == "0" {
+            if place.get(0).is_none() {
+                *place = json!([null]);
+            }
+            &mut place[0]
+        } else {
+            if !place.is_object() {
+                *place = Value::Object(Map::new());
+            }
+            &mut place[part]
+        };
+    }
+    *place = value;
+}
+
+/// What hull says to a config.json that it doesn't take.
+fn refusal(config: &Value) -> String {
+    let dir = bundle(config);
+    match load(dir.path()) {
+        Ok(_) => panic!("taken: {config}"),
+        Err(e) => chain(&e),
+    }
+}
+
+/// The guest's config.json, and the shares' targets with their read-only flags.
+fn split(dir: &TempDir) -> (Value, Vec<(String, bool)>) {
+    let plan = plan(&load(dir.path()).expect("taken"), "c1").expect("split");
+    let guest = serde_json::from_slice(&plan.guest_spec).expect("JSON");
+    (
+        guest,
+        plan.shares
+            .into_iter()
+            .map(|share| (share.target, share.read_only))
+            .collect(),
+    )
+}
+
+#[test]
+fn the_least_config_is_taken() {
+    let dir = bundle(&minimal());
+    let bundle = load(dir.path()).expect("taken");
+    assert_eq!(bundle.rootfs(), bundle.path().join("rootfs"));
+}
+
+#[test]
+fn what_is_wrong_is_said_in_one_line_with_its_place() {
+    let cases = [
+        (
+            "/ociVersion",
+            json!("2.0.0"),
+            r#"ociVersion: "2.0.0": hull reads versions 1.x"#,
+        ),
+        (
+            "/ociVersion",
+            json!("one"),
+            r#"ociVersion: "one": it is not a semantic version"#,
+        ),
+        ("/ociVersion", json!(null), "ociVersion: it is missing"),
+        ("/process", json!(null), "process: it is missing"),
+        (
+            "/process/cwd",
+            json!("tmp"),
+            r#"process.cwd: "tmp" is not an absolute path"#,
+        ),
+        ("/process/cwd", json!(""), "process.cwd: it is missing"),
+        ("/process/args", json!(null), "process.args: it is missing"),
+        (
+            "/process/args",
+            json!([]),
+            "process.args: it names no program to run",
+        ),
+        (
+            "/process/args",
+            json!("sh"),
+            "process.args: invalid type: string",
+        ),
+        (
+            "/process/args",
+            json!(["a\0b"]),
+            "process.args[0]: it has a NUL byte",
+        ),
+        (
+            "/process/ioPriority",
+            json!({"class": "IOPRIO_CLASS_BE", "priority": 9}),
+            "process.ioPriority.priority: 9",
+        ),
+        (
+            "/process/rlimits",
+            json!([{"type": "RLIMIT_X"}]),
+            "process.rlimits[0].type: unknown variant",
+        ),
+        ("/root", json!(null), "root: it is missing"),
+        ("/root/path", json!("gone"), "gone: No such file"),
+        (
+            "/root/path",
+            json!("config.json"),
+            "config.json: not a directory",
+        ),
+        (
+            "/mounts",
+            json!([{"type": "proc"}]),
+            "mounts[0]: missing field `destination`",
+        ),
+        (
+            "/hostname",
+            json!("h"),
+            r#"hostname: it needs a namespace of type "uts""#,
+        ),
+        (
+            "/linux/maskedPaths",
+            json!(["/proc/kcore"]),
+            "linux.maskedPaths: it needs a namespace",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{"type": "pid"}, {"type": "pid"}]),
+            "linux.namespaces[1].type: this kind",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{"type": "user"}]),
+            "linux.uidMappings: a user namespace needs mappings",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{"type": "net"}]),
+            "linux.namespaces[0].type: unknown variant",
+        ),
+        (
+            "/linux/sysctl",
+            json!({"net.ipv4.ip_forward": "1"}),
+            "it needs a namespace of type \"network\"",
+        ),
+        (
+            "/linux/sysctl",
+            json!({"vm.swappiness": "1"}),
+            "it does not belong to a namespace",
+        ),
+        (
+            "/linux/resources/memory",
+            json!({"limit": 2048, "swap": 1024}),
+            "linux.resources.memory.swap: it includes",
+        ),
+        (
+            "/linux/resources/cpu",
+            json!({"cpus": "2-1"}),
+            "linux.resources.cpu.cpus: \"2-1\" is not a list",
+        ),
+        (
+            "/linux/rootfsPropagation",
+            json!("public"),
+            "linux.rootfsPropagation: \"public\" is not",
+        ),
+    ];
+    for (pointer, value, expected) in cases {
+        let said = refusal(&with(pointer, value));
+        assert!(
+            said.starts_with("config.json: ") && said.contains(expected),
+            "{said}"
+        );
+        assert!(!said.contains('\n'), "{said}");
+    }
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let cases = [
+        (
+            "/hooks/prestart",
+            json!([{"path": "/h"}]),
+            "config.json: hooks.prestart: ",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{"type": "network", "path": "/n"}]),
+            "linux.namespaces[0].path: ",
+        ),
+        (
+            "/linux/devices",
+            json!([{"path": "/d", "type": "b", "major": 8, "minor": 0}]),
+            "linux.devices[0]: ",
+        ),
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
+            "linux.seccomp.defaultAction: ",
+        ),
+        (
+            "/process/selinuxLabel",
+            json!("x"),
+            "process.selinuxLabel: ",
+        ),
+        (
+            "/process/apparmorProfile",
+            json!("docker-default"),
+            "process.apparmorProfile: ",
+        ),
+        (
+            "/mounts",
+            json!([{"destination": "/m", "type": "nfs"}]),
+            "mounts[0].type: ",
+        ),
+        (
+            "/mounts",
+            json!([{"destination": "/m", "options": ["bind", "idmap"]}]),
+            "mounts[0].options[1]: ",
+        ),
+        (
+            "/mounts",
+            json!([{"destination": "/m", "options": ["bind", "size=1"]}]),
+            "mounts[0].options[1]: ",
+        ),
+    ];
+    for (pointer, value, expected) in cases {
+        let said = refusal(&with(pointer, value));
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn broken_json_is_refused_with_line_and_column() {
+    let dir = bundle_of(b"{\n  \"process\": }");
+    let said = chain(&load(dir.path()).expect_err("refused"));
+    assert!(
+        said.contains("config.json: not valid JSON") && said.contains("line 2 column"),
+        "{said}"
+    );
+}
+
+#[test]
+fn no_bundle_and_no_config_are_told_apart() {
+    let dir = tempfile::tempdir().expect("a folder");
+    assert!(matches!(load(dir.path()), Err(SpecError::NoConfig { .. })));
+    assert!(matches!(
+        load(&dir.path().join("gone")),
+        Err(SpecError::Bundle { .. })
+    ));
+}
+
+#[test]
+fn a_config_that_is_no_file_is_refused_at_once() {
+    let dir = tempfile::tempdir().expect("a folder");
+    fs::create_dir(dir.path().join("config.json")).expect("a folder in its place");
+    assert!(matches!(load(dir.path()), Err(SpecError::File { .. })));
+}
+
+#[test]
+fn a_config_of_endless_size_is_refused() {
+    let mut text = minimal().to_string().into_bytes();
+    text.resize(4 << 20, b' ');
+    assert!(matches!(
+        load(bundle_of(&text).path()),
+        Err(SpecError::File { .. })
+    ));
+}
+
+#[test]
+fn a_root_behind_a_symlink_is_refused() {
+    let dir = bundle(&with("/root/path", json!("link")));
+    std::os::unix::fs::symlink("rootfs", dir.path().join("link")).expect("a symlink");
+    let said = chain(&load(dir.path()).expect_err("refused"));
+    assert!(
+        said.contains("root.path") && said.contains("symlink"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_guest_gets_its_own_paths() {
+    let mut config = with(
+        "/mounts",
+        json!([
+            {"destination": "/proc", "type": "proc"},
+            {"destination": "/data", "source": "rootfs", "options": ["rbind", "rprivate", "ro", "nosuid"]},
+            {"destination": "/one", "type": "bind", "source": "config.json"},
+        ]),
+    );
+    config["hostname"] = json!("h");
+    config["linux"] = json!({
+        "namespaces": [{"type": "uts"}, {"type": "network"}],
+        "cgroupsPath": "/x",
+        "resources": {"cpu": {"cpus": "0", "shares": 512}, "memory": {"limit": 0}},
+    });
+    let (guest, shares) = split(&bundle(&config));
+
+    assert_eq!(guest["root"]["path"], "/run/hull/share/c1/rootfs");
+    assert_eq!(guest["mounts"][0]["source"], "proc");
+    assert_eq!(guest["mounts"][1]["source"], "/run/hull/share/c1/mounts/1");
+    assert_eq!(
+        guest["mounts"][1]["options"],
+        json!(["rbind", "ro", "nosuid"])
+    );
+    assert_eq!(guest["mounts"][2]["options"], json!(["bind"]));
+    assert_eq!(guest["linux"]["namespaces"], json!([{"type": "uts"}]));
+    assert_eq!(guest["linux"]["cgroupsPath"], Value::Null);
+    assert_eq!(guest["linux"]["resources"]["cpu"], json!({"shares": 512}));
+    assert_eq!(guest["linux"]["resources"]["memory"], json!({}));
+    let expected = [
+        ("c1/rootfs", false),
+        ("c1/mounts/1", true),
+        ("c1/mounts/2", false),
+    ];
+    assert_eq!(
+        shares,
+        expected.map(|(target, read_only)| (target.to_owned(), read_only))
+    );
+}
+
+#[test]
+fn a_share_is_the_file_that_was_opened_whatever_becomes_of_its_name() {
+    let dir = bundle(&with(
+        "/mounts",
+        json!([{"destination": "/m", "source": "rootfs", "options": ["bind"]}]),
+    ));
+    let loaded = load(dir.path()).expect("taken");
+    fs::rename(dir.path().join("rootfs"), dir.path().join("moved")).expect("renamed");
+    let error = plan(&loaded, "c1").expect_err("the bind's source is gone");
+    assert!(chain(&error).contains("mounts[0].source"), "{error}");
+    fs::create_dir(dir.path().join("rootfs")).expect("another folder");
+    let shares = plan(&loaded, "c1").expect("split").shares;
+    let inode = |fd: &std::os::fd::OwnedFd| rustix::fs::fstat(fd.as_fd()).expect("stat").st_ino;
+    assert_ne!(inode(&shares[0].source), inode(&shares[1].source));
+}
+
+#[test]
+fn the_guests_own_trees_and_devices_are_not_shared() {
+    let dir = bundle(&with(
+        "/mounts",
+        json!([
+            {"destination": "/sys", "source": "/sys", "options": ["rbind"]},
+            {"destination": "/dev/zero", "source": "/dev/zero", "options": ["bind"]},
+        ]),
+    ));
+    let (guest, shares) = split(&dir);
+    assert_eq!(shares.len(), 1);
+    assert_eq!(guest["mounts"][0]["source"], "/sys");
+    assert_eq!(guest["mounts"][1]["source"], "/dev/zero");
+}
+
+#[test]
+fn a_socket_cannot_be_shared() {
+    let dir = bundle(&with(
+        "/mounts",
+        json!([{"destination": "/s", "source": "s", "options": ["bind"]}]),
+    ));
+    let _socket = UnixListener::bind(dir.path().join("s")).expect("a socket");
+    let error = plan(&load(dir.path()).expect("taken"), "c1").expect_err("refused");
+    assert!(
+        chain(&error).contains("mounts[0].source: s: a socket"),
+        "{error}"
+    );
+}
+
+/// Places in a config.json: those of the specification, with an index for each array.
+fn places() -> Vec<String> {
+    include_str!("fields-1.3.txt")
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|path| {
+            format!(
+                "/{}",
+                path.replace("[]", ".0")
+                    .replace('*', "eth0")
+                    .replace('.', "/")
+            )
+        })
+        .collect()
+}
+
+/// Values that some field or other has, and some that none has.
+fn values() -> impl Strategy<Value = Value> {
+    let known = [
+        json!("/"),
+        json!("rootfs"),
+        json!("bind"),
+        json!("tmpfs"),
+        json!("uts"),
+        json!("user"),
+        json!("0-1"),
+        json!("1.2.0"),
+        json!("c"),
+        json!("SCMP_ACT_ALLOW"),
+        json!(["rbind", "ro"]),
+        json!(["private", "bind"]),
+        json!(["a"]),
+        json!([{"type": "network"}, {"type": "uts"}]),
+        json!([{"containerID": 0, "hostID": 0, "size": 1}]),
+        json!({"a": "b"}),
+        json!(true),
+        json!([{"destination": "/d", "source": "config.json", "options": ["bind"]}]),
+        json!([{"destination": "d", "type": "tmpfs", "options": ["size=1m", "noexec"]}]),
+    ];
+    prop_oneof![
+        3 => prop::sample::select(known.to_vec()),
+        1 => any::<i64>().prop_map(Value::from),
+        1 => any::<f64>().prop_map(Value::from),
+        1 => ".{0,8}".prop_map(Value::from),
+        1 => Just(Value::Null),
+        1 => Just(json!([])),
+        1 => Just(json!({})),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn whatever_is_taken_can_be_split(
+        edits in prop::collection::vec((prop::sample::select(places()), values()), 0..6)
+    ) {
+        let mut config = minimal();
+        for (place, value) in edits {
+            put(&mut config, &place, value);
+        }
+        let dir = bundle(&config);
+        if let Ok(loaded) = load(dir.path()) {
+            match plan(&loaded, "c1") {
+                Ok(plan) => {
+                    prop_assert!(plan.sizing.memory_mib >= 128);
+                    prop_assert!(serde_json::from_slice::<oci_spec::runtime::Spec>(&plan.guest_spec).is_ok());
+                }
+                // The file that a bind mount names is the one thing that only the split looks at.
+                Err(e) => prop_assert!(chain(&e).contains(".source: "), "{}", chain(&e)),
+            }
+        }
+    }
+
+    #[test]
+    fn no_text_makes_the_reader_fall(text in prop::collection::vec(any::<u8>(), 0..64)) {
+        let _ = load(bundle_of(&text).path());
+    }
+}

@@ -1,0 +1,95 @@
+//! The bundles that every runtime gets: what `runc spec` writes, without a terminal, and with the
+//! memory limit that sizes a VM.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+/// The container's memory limit: 128 MiB, in bytes.
+const MEMORY: u64 = 128 << 20;
+
+/// A folder with a config.json.
+#[derive(Debug)]
+pub struct Bundle {
+    /// The folder.
+    pub path: PathBuf,
+}
+
+impl Bundle {
+    /// Writes a bundle to `path` whose container runs `args` in the root file system `rootfs`.
+    pub fn write(path: &Path, rootfs: &Path, args: &[&str]) -> Result<Self> {
+        std::fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
+        let file = path.join("config.json");
+        std::fs::write(&file, serde_json::to_vec_pretty(&config(rootfs, args))?)
+            .with_context(|| format!("write {}", file.display()))?;
+        Ok(Self {
+            path: path.to_owned(),
+        })
+    }
+}
+
+/// Copies `rootfs` below `work`, off whatever slow file system it lies on, and returns where it is.
+pub fn copy_rootfs(rootfs: &Path, work: &Path) -> Result<PathBuf> {
+    std::fs::create_dir_all(work).with_context(|| format!("make {}", work.display()))?;
+    let copy = work.join("rootfs");
+    let status = Command::new("cp")
+        .arg("-a")
+        .arg("--")
+        .arg(rootfs)
+        .arg(&copy)
+        .status()
+        .context("run cp")?;
+    ensure!(
+        status.success(),
+        "could not copy {} to {}",
+        rootfs.display(),
+        copy.display()
+    );
+    Ok(copy)
+}
+
+fn config(rootfs: &Path, args: &[&str]) -> Value {
+    let capabilities = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": false,
+            "user": { "uid": 0, "gid": 0 },
+            "args": args,
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"],
+            "cwd": "/",
+            "capabilities": { "bounding": capabilities, "effective": capabilities, "permitted": capabilities },
+            "rlimits": [{ "type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024 }],
+            "noNewPrivileges": true
+        },
+        "root": { "path": rootfs, "readonly": true },
+        "hostname": "bench",
+        "mounts": [
+            mount("/proc", "proc", "proc", &[]),
+            mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+            mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+            mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+            mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+            mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+            mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"])
+        ],
+        "linux": {
+            "resources": { "devices": [{ "allow": false, "access": "rwm" }], "memory": { "limit": MEMORY } },
+            "namespaces": [
+                { "type": "pid" }, { "type": "network" }, { "type": "ipc" },
+                { "type": "uts" }, { "type": "mount" }, { "type": "cgroup" }
+            ],
+            "maskedPaths": [
+                "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+                "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi"
+            ],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+        }
+    })
+}
+
+fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Value {
+    json!({ "destination": destination, "type": kind, "source": source, "options": options })
+}

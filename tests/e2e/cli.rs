@@ -1,0 +1,84 @@
+//! What engines and people ask of the command line itself.
+
+use std::fs;
+
+use hull_tests::{Bundle, Container, only_hull};
+use serde_json::{Value, json};
+
+#[test]
+fn spec_writes_a_config_that_runs() {
+    let container = Container::new(Bundle::new());
+    let config = container.bundle.path().join("config.json");
+    fs::remove_file(&config).unwrap();
+
+    let _ = container
+        .call(&["spec", "--bundle", container.bundle_path()])
+        .ok();
+
+    let mut written: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    assert_eq!(written["process"]["terminal"], true);
+    written["process"]["terminal"] = json!(false);
+    written["process"]["args"] = json!(["echo", "it runs"]);
+    fs::write(&config, written.to_string()).unwrap();
+    assert_eq!(container.run().ok().out(), "it runs");
+}
+
+#[test]
+fn spec_overwrites_nothing() {
+    let container = Container::new(Bundle::new());
+    let config = container.bundle.path().join("config.json");
+    let before = fs::read(&config).unwrap();
+
+    let _ = container
+        .call(&["spec", "--bundle", container.bundle_path()])
+        .exits(1);
+
+    assert_eq!(fs::read(&config).unwrap(), before);
+}
+
+#[test]
+fn errors_reach_the_log_as_json() {
+    let container = Container::new(Bundle::new().args(&["nonsense"]));
+    let log = container.bundle.beside("log");
+    let container =
+        container.with_global(&["--log", log.to_str().unwrap(), "--log-format", "json"]);
+
+    let _ = container.run().exits(1);
+
+    let lines = fs::read_to_string(log).unwrap();
+    let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!(last["level"], "error");
+    let message = last["msg"].as_str().unwrap();
+    assert!(
+        message.contains("executable file not found in $PATH"),
+        "{message}"
+    );
+}
+
+#[test]
+fn features_are_the_specifications_structure() {
+    let container = Container::new(Bundle::new());
+    let done = container.call(&["features"]).ok();
+    let features: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(features["ociVersionMin"].is_string(), "{features}");
+    let options = features["mountOptions"].as_array().unwrap();
+    assert!(options.contains(&json!("ro")), "{options:?}");
+}
+
+#[test]
+fn version_names_the_specifications_too() {
+    let container = Container::new(Bundle::new());
+    let said = container.call(&["--version"]).ok().out();
+    assert!(
+        said.lines().any(|line| line.starts_with("spec: 1.")),
+        "{said}"
+    );
+}
+
+#[test]
+fn check_finds_this_host_good_enough() {
+    only_hull!("runc has no `check`");
+    let container = Container::new(Bundle::new());
+    let said = container.call(&["check"]).ok().out();
+    assert!(said.contains("/dev/kvm"), "{said}");
+}

@@ -1,0 +1,175 @@
+//! Further processes in a running container.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+
+use hull_tests::process::{limit, wait_for_death};
+use hull_tests::{Bundle, Container, Running, bundle, pattern};
+use serde_json::{Value, json};
+
+use crate::lifecycle::waiting;
+
+#[test]
+fn exit_codes() {
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+
+    let _ = container.exec(&["/bin/true"]).ok();
+    let _ = container.exec_shell("exit 7").exits(7);
+    let _ = container.exec_shell("kill -KILL $$").exits(137);
+    let _ = container.exec_shell("kill -TERM $$").exits(143);
+    let _ = container
+        .exec(&["nonsense"])
+        .exits(255)
+        .fails_saying("exec: \"nonsense\": executable file not found in $PATH");
+    assert_eq!(container.state().status, "running");
+}
+
+#[test]
+fn stdio_of_its_own() {
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+
+    let done = container.exec_shell("echo out; echo err >&2").ok();
+    assert_eq!((done.out().as_str(), done.err().as_str()), ("out", "err"));
+
+    let mut command = container.exec_command(&[], &["cat"]);
+    let mut cat = Running::spawn(command.stdin(Stdio::piped()));
+    let mut stdin = cat.stdin.take().unwrap();
+    stdin.write_all(b"one\n").unwrap();
+    assert_eq!(cat.line(), "one");
+    let writer = std::thread::spawn(move || pattern::write(&mut stdin, 4 << 20));
+    let done = cat.finish().ok();
+    writer.join().unwrap().unwrap();
+    pattern::check(&mut &done.stdout[4..], 4 << 20).unwrap();
+}
+
+#[test]
+fn ten_at_once() {
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+
+    let mut all: Vec<_> = (0..10)
+        .map(|n| {
+            let script = format!("echo up; read word; echo $word {n}; exit {n}");
+            let mut command = container.exec_command(&[], &["sh", "-c", &script]);
+            Running::spawn(command.stdin(Stdio::piped()))
+        })
+        .collect();
+    // all of them run before the first may end
+    for exec in &mut all {
+        assert_eq!(exec.line(), "up");
+    }
+    for exec in &mut all {
+        exec.stdin.as_mut().unwrap().write_all(b"word\n").unwrap();
+    }
+
+    for (n, exec) in all.into_iter().enumerate() {
+        let done = exec.finish().exits(n as i32);
+        assert_eq!(done.out(), format!("up\nword {n}"));
+    }
+}
+
+#[test]
+fn options_set_its_user_folder_and_environment() {
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+    let identity = |options: &[&str]| -> Value {
+        let mut command = container.exec_command(options, &[bundle::PROBE, "identity"]);
+        let done = Running::spawn(&mut command).finish().ok();
+        serde_json::from_slice(&done.stdout).unwrap()
+    };
+
+    let plain = identity(&[]);
+    assert_eq!(plain["cwd"], "/");
+    assert_eq!(plain["uid"], json!([0, 0, 0, 0]));
+    assert_eq!(plain["hostname"], "box");
+    assert_eq!(plain["no_new_privs"], "1");
+    assert_eq!(plain["rlimits"]["nofile"], json!([1024, 1024]));
+    assert_ne!(plain["pid"], 1);
+
+    let set = identity(&[
+        "--user",
+        "1000:1001",
+        "--cwd",
+        "/tmp",
+        "--env",
+        "COLOR=green",
+    ]);
+    assert_eq!(set["uid"], json!([1000, 1000, 1000, 1000]));
+    assert_eq!(set["gid"], json!([1001, 1001, 1001, 1001]));
+    assert_eq!(set["cwd"], "/tmp");
+    assert_eq!(set["env"]["COLOR"], "green");
+    assert_eq!(set["capabilities"]["effective"], "0000000000000000");
+}
+
+#[test]
+fn a_process_file_describes_it_whole() {
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+    let process = json!({
+        "args": [bundle::PROBE, "identity"],
+        "cwd": "/etc",
+        "env": ["PATH=/bin", "COLOR=green"],
+        "user": { "uid": 1000, "gid": 1000, "additionalGids": [7, 8] },
+        "rlimits": [{ "type": "RLIMIT_CORE", "soft": 64, "hard": 128 }],
+    });
+    let file = container.bundle.file("process.json", &process.to_string());
+    let file = file.display().to_string();
+
+    let mut command = container.exec_command(&["--process", &file], &[]);
+    let done = Running::spawn(&mut command).finish().ok();
+
+    let found: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(found["cwd"], "/etc");
+    assert_eq!(found["env"]["COLOR"], "green");
+    assert_eq!(found["uid"], json!([1000, 1000, 1000, 1000]));
+    assert_eq!(found["groups"], json!([7, 8]));
+    assert_eq!(found["rlimits"]["core"], json!([64, 128]));
+}
+
+#[test]
+fn is_inside_the_container() {
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+
+    let seen = container.exec_shell("tr '\\0' ' ' </proc/1/cmdline; hostname; touch /made");
+
+    assert_eq!(seen.ok().out(), "sleep 3600 box");
+    assert!(container.bundle.rootfs().join("made").exists());
+}
+
+#[test]
+fn detached_it_leaves_a_pid_that_lives_as_long() {
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+    let pid_file = container.bundle.beside("exec-pid");
+    let options = ["--detach", "--pid-file", &pid_file.display().to_string()];
+
+    let words = ["sh", "-c", "echo up; exec sleep 3600"];
+    let mut exec = Running::spawn(&mut container.exec_command(&options, &words));
+    assert!(exec.exit().success());
+    assert_eq!(exec.line(), "up");
+
+    let pid: i32 = fs::read_to_string(pid_file).unwrap().parse().unwrap();
+    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    let _ = container.exec_shell("killall sleep").ok();
+    assert!(wait_for_death(pid, limit()), "{pid} outlives its process");
+}
+
+#[test]
+fn ends_with_its_container() {
+    let container = Container::new(Bundle::new().shell("echo ready; read word"));
+    let mut command = container.run_command();
+    let mut running = Running::spawn(command.stdin(Stdio::piped()));
+    assert_eq!(running.line(), "ready");
+    let words = ["sh", "-c", "echo up; exec sleep 3600"];
+    let mut exec = Running::spawn(&mut container.exec_command(&[], &words));
+    assert_eq!(exec.line(), "up");
+
+    let _ = running.finish().exits(1); // `read` meets the end of its input
+
+    let _ = exec.finish().exits(137);
+}

@@ -1,0 +1,85 @@
+//! Files as ordinary programs use them: on the root, on a bind mount, on tmpfs.
+
+use std::fs::{self, File};
+use std::process::Command;
+
+use hull_tests::process::limit;
+use hull_tests::{Bundle, Container, Running, bundle, pattern};
+use serde_json::json;
+
+const GIB: u64 = 1 << 30;
+
+#[test]
+fn operations_of_every_kind() {
+    let bundle = Bundle::new()
+        .shell(
+            "for place in /var /mnt /dev/shm; do
+                 mkdir $place/work && echo in $place && probe files $place/work
+             done; true",
+        )
+        // the link from /proc/self/fd that gives a temporary file its name asks for it
+        .push(
+            "/process/capabilities/effective",
+            json!("CAP_DAC_READ_SEARCH"),
+        )
+        .push(
+            "/process/capabilities/permitted",
+            json!("CAP_DAC_READ_SEARCH"),
+        )
+        .push(
+            "/process/capabilities/bounding",
+            json!("CAP_DAC_READ_SEARCH"),
+        );
+    let shared = bundle.folder("shared");
+    let on_host = Command::new(bundle::probe_on_host())
+        .arg("files")
+        .arg(bundle.folder("host"))
+        .output()
+        .unwrap();
+    let on_host = String::from_utf8(on_host.stdout).unwrap();
+    assert!(
+        !on_host.contains("failed"),
+        "the host itself can't: {on_host}"
+    );
+    let container = Container::new(bundle.bind(&shared, "/mnt", &[]));
+
+    let done = container.run().ok();
+
+    let expected = format!("in /var\n{on_host}in /mnt\n{on_host}in /dev/shm\n{on_host}");
+    assert_eq!(done.out(), expected.trim());
+    // what was made by the container is really there
+    let link = fs::read_link(shared.join("work/symbolic_links/link")).unwrap();
+    assert_eq!(link.to_str(), Some("target"));
+    let file = container.bundle.rootfs().join("var/work/rename_over/old");
+    assert_eq!(fs::read_to_string(file).unwrap(), "new");
+}
+
+#[test]
+#[ignore = "takes more than four minutes on an emulated host: virtio-fs is too slow there, to be mended"]
+fn a_file_of_one_gibibyte() {
+    let container =
+        Container::new(Bundle::new().probe(&["big-file", "/var/big", &GIB.to_string()]));
+    let mut run = container.run_command();
+
+    let done = Running::spawn_within(&mut run, 4 * limit()).finish();
+
+    let _ = done.ok();
+    let mut file = File::open(container.bundle.rootfs().join("var/big")).unwrap();
+    pattern::check(&mut file, GIB).unwrap();
+}
+
+#[test]
+#[ignore = "takes more than four minutes on an emulated host: virtio-fs is too slow there, to be mended"]
+fn ten_thousand_small_files() {
+    let bundle = Bundle::new().probe(&["small-files", "/mnt/many", "10000"]);
+    let shared = bundle.folder("shared");
+    let container = Container::new(bundle.bind(&shared, "/mnt", &[]));
+    let mut run = container.run_command();
+
+    let done = Running::spawn_within(&mut run, 4 * limit()).finish();
+
+    let _ = done.ok();
+    let many = shared.join("many");
+    assert_eq!(fs::read_dir(&many).unwrap().count(), 5000);
+    assert_eq!(fs::read_to_string(many.join("4242")).unwrap(), "file 4242");
+}

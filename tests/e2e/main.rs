@@ -1,0 +1,20 @@
+//! What a user of hull sees: the whole runtime, driven by its command line, on a KVM host.
+//!
+//! `tests/run` builds and runs this; see README.md for one test alone. Every test holds for runc too,
+//! unless it says that only hull can pass it.
+#![allow(clippy::unwrap_used)] // a failed test is a panic
+
+mod bad_input;
+mod cli;
+mod exec;
+mod exit_codes;
+mod files;
+mod hostile_guest;
+mod kills;
+mod lifecycle;
+mod many;
+mod mounts;
+mod poor_hosts;
+mod process;
+mod states;
+mod stdio;

@@ -1,0 +1,156 @@
+//! What the container's process is: its user, folder, environment, limits and privileges.
+
+use hull_tests::{Bundle, Container};
+use serde_json::{Value, json};
+
+fn identity(bundle: Bundle) -> Value {
+    let done = Container::new(bundle.probe(&["identity"])).run().ok();
+    serde_json::from_slice(&done.stdout).unwrap()
+}
+
+#[test]
+fn is_what_config_json_says() {
+    let nothing = json!([]);
+    let some = json!(["CAP_KILL", "CAP_SYS_TIME"]);
+    let found = identity(
+        Bundle::new()
+            .set(
+                "/process/user",
+                json!({ "uid": 1000, "gid": 1001, "additionalGids": [5, 6], "umask": 0o027 }),
+            )
+            .set("/process/cwd", json!("/tmp"))
+            .push("/process/env", json!("COLOR=deep green"))
+            .push("/process/env", json!("EMPTY="))
+            .set("/hostname", json!("cabin"))
+            .set("/process/noNewPrivileges", json!(false))
+            .set(
+                "/process/rlimits",
+                json!([
+                    { "type": "RLIMIT_NOFILE", "soft": 512, "hard": 512 },
+                    { "type": "RLIMIT_CORE", "soft": 1000, "hard": 2000 },
+                ]),
+            )
+            .set(
+                "/process/capabilities",
+                json!({
+                    "bounding": some, "permitted": some, "effective": some,
+                    "inheritable": some, "ambient": nothing,
+                }),
+            ),
+    );
+
+    assert_eq!(found["pid"], 1);
+    assert_eq!(found["uid"], json!([1000, 1000, 1000, 1000]));
+    assert_eq!(found["gid"], json!([1001, 1001, 1001, 1001]));
+    assert_eq!(found["groups"], json!([5, 6]));
+    assert_eq!(found["umask"], "0027");
+    assert_eq!(found["cwd"], "/tmp");
+    assert_eq!(found["env"]["COLOR"], "deep green");
+    assert_eq!(found["env"]["EMPTY"], "");
+    assert_eq!(found["env"]["HOME"], "/home", "from /etc/passwd");
+    assert_eq!(found["hostname"], "cabin");
+    assert_eq!(found["no_new_privs"], "0");
+    assert_eq!(found["rlimits"]["nofile"], json!([512, 512]));
+    assert_eq!(found["rlimits"]["core"], json!([1000, 2000]));
+    let capabilities = &found["capabilities"];
+    assert_eq!(capabilities["bounding"], "0000000002000020");
+    assert_eq!(capabilities["inheritable"], "0000000002000020");
+    // execve drops those of a user that isn't root
+    assert_eq!(capabilities["effective"], "0000000000000000");
+    assert_eq!(capabilities["ambient"], "0000000000000000");
+}
+
+#[test]
+fn has_no_more_than_config_json_gives() {
+    let found = identity(Bundle::new());
+
+    assert_eq!(found["uid"], json!([0, 0, 0, 0]));
+    assert_eq!(found["groups"], json!([]));
+    assert_eq!(found["env"]["HOME"], "/root");
+    assert_eq!(
+        found["env"].as_object().unwrap().len(),
+        3,
+        "{}",
+        found["env"]
+    );
+    assert_eq!(found["no_new_privs"], "1");
+    for set in ["bounding", "permitted", "effective"] {
+        assert_eq!(found["capabilities"][set], "0000000020000420", "{set}");
+    }
+    assert_eq!(found["capabilities"]["ambient"], "0000000000000000");
+}
+
+#[test]
+fn ambient_capabilities_reach_a_user_that_is_not_root() {
+    let some = json!(["CAP_NET_BIND_SERVICE"]);
+    let found = identity(
+        Bundle::new()
+            .set("/process/user", json!({ "uid": 1000, "gid": 1000 }))
+            .set(
+                "/process/capabilities",
+                json!({
+                    "bounding": some, "permitted": some, "effective": some,
+                    "inheritable": some, "ambient": some,
+                }),
+            ),
+    );
+    assert_eq!(found["capabilities"]["effective"], "0000000000000400");
+    assert_eq!(found["capabilities"]["ambient"], "0000000000000400");
+}
+
+#[test]
+fn a_read_only_root_stays_as_it_is() {
+    let script = "touch /new; echo $?; echo x >>/etc/passwd; echo $?; rm /etc/group; echo $?;
+                  touch /dev/shm/new && echo but not /dev/shm";
+    let bundle = Bundle::new()
+        .shell(script)
+        .set("/root/readonly", json!(true));
+    let container = Container::new(bundle);
+
+    let done = container.run().ok();
+
+    assert_eq!(done.out(), "1\n1\n1\nbut not /dev/shm");
+    assert!(done.err().contains("Read-only file system"));
+    assert!(!container.bundle.rootfs().join("new").exists());
+    assert!(container.bundle.rootfs().join("etc/group").exists());
+}
+
+#[test]
+fn sees_only_its_own_world() {
+    let script = "ls -d /proc/[0-9]* | wc -l; ls /sys/class/net; ls /proc/kcore | wc -l;
+                  head -c 1 /proc/kcore | wc -c; echo 1 >/proc/sys/vm/swappiness; echo $?;
+                  cat /proc/self/cgroup";
+    let done = Container::new(Bundle::new().shell(script)).run().ok();
+    let out = done.out();
+    let lines: Vec<_> = out.lines().collect();
+
+    assert!(lines[0].parse::<u32>().unwrap() <= 3, "processes: {out}");
+    assert_eq!(lines[1], "lo");
+    assert_eq!(lines[3], "0", "/proc/kcore is masked");
+    assert_eq!(lines[4], "1", "/proc/sys is read-only");
+    assert!(lines[5].ends_with(":/"), "a cgroup namespace: {out}");
+}
+
+#[test]
+fn seccomp_filters_bind_it_and_its_execs() {
+    let seccomp = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28 }],
+    });
+    let bundle = Bundle::new()
+        .shell("mkdir /tmp/a 2>&1; grep ^Seccomp: /proc/self/status; echo ready; exec sleep 3600")
+        .set("/linux/seccomp", seccomp);
+    let container = Container::new(bundle);
+    let mut running = container.start_run();
+
+    assert!(running.line().contains("No space left on device"));
+    assert_eq!(running.line(), "Seccomp:\t2");
+    assert_eq!(running.line(), "ready");
+
+    let exec = container
+        .exec_shell("mkdir /tmp/b 2>&1; grep ^Seccomp: /proc/self/status")
+        .ok();
+    assert!(exec.out().contains("No space left on device"), "{exec:?}");
+    assert!(exec.out().contains("Seccomp:\t2"), "{exec:?}");
+}

@@ -1,0 +1,92 @@
+//! The probe: what the end-to-end tests run inside a container to look around and to try things,
+//! and outside where they need a process of their own making. One sub-command a question.
+
+mod adopt;
+mod files;
+mod identity;
+mod locks;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use hull_tests::pattern;
+
+const USAGE: &str = "probe identity | files DIR | big-file FILE BYTES | small-files DIR COUNT |
+      pattern-out BYTES | pattern-in BYTES | adopt PID-FILE CMD… | try-lock flock|fcntl FILE";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match words[..] {
+        ["identity"] => identity::print(),
+        ["files", dir] => return files::check_all(Path::new(dir)),
+        ["big-file", file, bytes] => big_file(Path::new(file), number(bytes)),
+        ["small-files", dir, count] => small_files(Path::new(dir), number(count)),
+        ["pattern-out", bytes] => pattern::write(&mut io::stdout(), number(bytes)),
+        ["pattern-in", bytes] => pattern::check(&mut io::stdin(), number(bytes)),
+        ["adopt", pid_file, ..] => adopt::run(Path::new(pid_file), &words[2..]),
+        ["try-lock", kind, file] => locks::try_lock(kind, Path::new(file)),
+        _ => {
+            eprintln!("usage: {USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("probe {}: {error}", words.join(" "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn number(word: &str) -> u64 {
+    word.parse().expect("a number")
+}
+
+/// Writes a file, reads it back, and leaves it to be looked at from the host.
+fn big_file(path: &Path, bytes: u64) -> io::Result<()> {
+    let start = Instant::now();
+    let mut file = File::create(path)?;
+    pattern::write(&mut file, bytes)?;
+    println!("written after {:?}", start.elapsed());
+    file.sync_all()?;
+    println!("synced after {:?}", start.elapsed());
+    pattern::check(&mut File::open(path)?, bytes)?;
+    println!("read after {:?}", start.elapsed());
+    Ok(())
+}
+
+/// Makes files, lists them, reads them, and removes every second one.
+fn small_files(dir: &Path, count: u64) -> io::Result<()> {
+    let start = Instant::now();
+    fs::create_dir(dir)?;
+    for n in 0..count {
+        fs::write(dir.join(n.to_string()), format!("file {n}"))?;
+        if n % 1000 == 999 {
+            println!("{} made after {:?}", n + 1, start.elapsed());
+        }
+    }
+    let listed = fs::read_dir(dir)?.count() as u64;
+    if listed != count {
+        return Err(io::Error::other(format!(
+            "{listed} of {count} files listed"
+        )));
+    }
+    println!("listed after {:?}", start.elapsed());
+    for n in 0..count {
+        let path = dir.join(n.to_string());
+        let text = fs::read_to_string(&path)?;
+        if text != format!("file {n}") {
+            return Err(io::Error::other(format!("file {n} has {text:?}")));
+        }
+        if n % 2 == 1 {
+            fs::remove_file(path)?;
+        }
+    }
+    println!("read and removed after {:?}", start.elapsed());
+    Ok(())
+}

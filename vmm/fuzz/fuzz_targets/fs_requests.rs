@@ -1,0 +1,290 @@
+//! A hostile guest against virtio-fs: any FUSE requests, chains, ring indices and bytes in its memory,
+//! on a small tree of files.
+//!
+//! It must not panic, wait, or reach a file outside of the tree, and the event loop must come to rest
+//! after each step. The device's thread has the tree as its root (which takes root) and a limit on the
+//! size of files, so that a fault found here does no harm.
+
+#![no_main]
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use event_manager::{EventManager, SubscriberOps};
+use hull_vmm::virtio::fs::{CACHE_TIMEOUT, Fs, Options};
+use hull_vmm::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use libfuzzer_sys::fuzz_target;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const MEMORY: usize = 1 << 20;
+/// Where the rings of the two queues lie: descriptors, then the rings.
+const QUEUES: [u64; 2] = [0, 0x1_0000];
+const AVAIL: u64 = 0x4000;
+const USED: u64 = 0x8000;
+/// Where requests are put together, and where replies go.
+const REQUEST: u64 = 0x2_0000;
+const REPLY: u64 = 0x4_0000;
+const REPLY_ROOM: u32 = 0x4000;
+/// Turns of the loop within which it must come to rest after one step.
+const TURNS: usize = 100;
+/// The largest file that there may be, in bytes.
+const FILE_SIZE: u64 = 1 << 20;
+/// Opcodes: FUSE's own end at 52, and one for all that are none.
+const OPCODES: u8 = 54;
+
+/// The input, taken piece by piece; zeroes when it is used up.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn bytes(&mut self, count: usize) -> &[u8] {
+        let (bytes, rest) = self.0.split_at(count.min(self.0.len()));
+        self.0 = rest;
+        bytes
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.bytes(1).first().copied().unwrap_or(0)
+    }
+
+    fn u64(&mut self) -> u64 {
+        let mut bytes = [0; 8];
+        let taken = self.bytes(8);
+        bytes[..taken.len()].copy_from_slice(taken);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// A small number mostly, sometimes one of an unnamed file, any number rarely.
+    fn number(&mut self) -> u64 {
+        match self.byte() {
+            small @ 0..200 => small.into(),
+            marked @ 200..240 => u64::from(marked - 200) | 1 << 63,
+            _ => self.u64(),
+        }
+    }
+}
+
+/// A guest with a device.
+struct World {
+    memory: Arc<GuestMemoryMmap>,
+    device: Arc<Mutex<Fs>>,
+    events: EventManager<Arc<Mutex<Fs>>>,
+    available: [u16; 2],
+    kicks: [Arc<EventFd>; 2],
+}
+
+impl World {
+    fn new(proc_self_fd: &File) -> Self {
+        let options = Options {
+            tag: "fuzz".into(),
+            root: "/".into(),
+            proc_self_fd: Some(proc_self_fd.try_clone().expect("dup")),
+            fd_limit: 100,
+            cache_timeout: CACHE_TIMEOUT,
+        };
+        let device = Arc::new(Mutex::new(Fs::new(options).expect("a device")));
+        let mut events = EventManager::new().expect("epoll");
+        events.add_subscriber(Arc::clone(&device));
+        let kick = || Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
+        let ranges = [(GuestAddress(0), MEMORY)];
+        let mut world = Self {
+            memory: Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory")),
+            device,
+            events,
+            available: [0; 2],
+            kicks: [kick(), kick()],
+        };
+        world.start();
+        world
+    }
+
+    /// Activates the device and initialises FUSE.
+    fn start(&mut self) {
+        self.available = [0; 2];
+        self.put(0, &[0; 0x2_0000]);
+        let mut device = self.device.lock().expect("the device");
+        let sizes = device.queue_sizes().to_vec();
+        let queues = (0..2).map(|index| {
+            let mut queue = Queue::new(sizes[index]).expect("a power of two");
+            let base = QUEUES[index] as u32;
+            queue.set_desc_table_address(Some(base), None);
+            queue.set_avail_ring_address(Some(base + AVAIL as u32), None);
+            queue.set_used_ring_address(Some(base + USED as u32), None);
+            queue.set_ready(true);
+            let kick = Arc::clone(&self.kicks[index]);
+            ActiveQueue { queue, kick }
+        });
+        let irq = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
+        let activation = Activation {
+            memory: Arc::clone(&self.memory),
+            features: device.features(),
+            queues: queues.collect(),
+            interrupt: Interrupt::new(Arc::new(AtomicU32::new(0)), irq),
+        };
+        device.activate(activation).expect("activation");
+        drop(device);
+        let mut init = [7_u32, 38, 0x1000, 0x7fff_ffff, 0xffff_ffff]
+            .map(u32::to_le_bytes)
+            .concat();
+        init.resize(64, 0);
+        self.request(1, 26, 0, &init);
+        self.rest();
+    }
+
+    fn put(&self, address: u64, bytes: &[u8]) {
+        let _ = self
+            .memory
+            .write(bytes, GuestAddress(address % MEMORY as u64));
+    }
+
+    /// Makes the chain at descriptor 0 of `queue` available.
+    fn offer(&mut self, queue: usize, chain: &[(u64, u32, u16, u16)]) {
+        for (index, (address, length, flags, next)) in (0..).zip(chain) {
+            let at = QUEUES[queue] + 16 * index;
+            self.put(at, &address.to_le_bytes());
+            self.put(at + 8, &length.to_le_bytes());
+            self.put(at + 12, &flags.to_le_bytes());
+            self.put(at + 14, &next.to_le_bytes());
+        }
+        // Slot by slot of a ring that is all zeroes: descriptor 0 is the head of each.
+        self.available[queue] = self.available[queue].wrapping_add(1);
+        self.kick(queue, self.available[queue]);
+    }
+
+    fn kick(&self, queue: usize, available: u16) {
+        self.put(QUEUES[queue] + AVAIL + 2, &available.to_le_bytes());
+        let _ = self.kicks[queue].write(1);
+    }
+
+    fn request(&mut self, queue: usize, opcode: u32, node: u64, body: &[u8]) {
+        let length = 40 + body.len() as u32;
+        let mut bytes = length.to_le_bytes().to_vec();
+        bytes.extend(opcode.to_le_bytes());
+        bytes.extend(7_u64.to_le_bytes());
+        bytes.extend(node.to_le_bytes());
+        bytes.resize(40, 0);
+        bytes.extend(body);
+        self.put(REQUEST, &bytes);
+        self.offer(queue, &[(REQUEST, length, 1, 1), (REPLY, REPLY_ROOM, 2, 0)]);
+    }
+
+    fn step(&mut self, input: &mut Input) {
+        let kind = input.byte();
+        let queue = usize::from(kind >> 7);
+        match kind & 0x7f {
+            0..96 => {
+                let opcode = u32::from(input.byte() % OPCODES);
+                let node = input.number();
+                let length = usize::from(input.byte());
+                let body = input.bytes(length).to_vec();
+                self.request(1 - queue, opcode, node, &body);
+            }
+            96..112 => {
+                let count = input.byte() % 5;
+                let descriptor = |_| {
+                    let address = input.u64();
+                    let length = input.number() as u32;
+                    let flags = u16::from(input.byte() % 8);
+                    (
+                        address % (2 * MEMORY as u64),
+                        length,
+                        flags,
+                        u16::from(input.byte()),
+                    )
+                };
+                let chain: Vec<_> = (0..count).map(descriptor).collect();
+                self.offer(queue, &chain);
+            }
+            112..120 => {
+                let address = input.u64();
+                let length = usize::from(input.byte());
+                let bytes = input.bytes(length).to_vec();
+                self.put(address, &bytes);
+            }
+            120..124 => self.kick(queue, input.u64() as u16),
+            _ => {
+                self.device.lock().expect("the device").reset();
+                self.start();
+            }
+        }
+        self.rest();
+    }
+
+    fn rest(&mut self) {
+        for _ in 0..TURNS {
+            if self.events.run_with_timeout(0).expect("events") == 0 {
+                return;
+            }
+        }
+        panic!("the event loop does not come to rest");
+    }
+}
+
+/// Puts the tree into the state that every input starts from.
+fn plant(root: &Path) {
+    for entry in fs::read_dir(root).expect("the tree") {
+        let path = entry.expect("an entry").path();
+        let is_directory = path.symlink_metadata().is_ok_and(|m| m.is_dir());
+        let _ = if is_directory {
+            fs::remove_dir_all(path)
+        } else {
+            fs::remove_file(path)
+        };
+    }
+    fs::create_dir(root.join("d")).expect("a directory");
+    fs::write(root.join("f"), "some text").expect("a file");
+    std::os::unix::fs::symlink("../../f", root.join("l")).expect("a symlink");
+}
+
+/// Serves one input after the other, with the tree as root.
+fn serve(tree: PathBuf, inputs: Receiver<Vec<u8>>, done: SyncSender<()>) {
+    let proc_self_fd = File::open("/proc/self/fd").expect("/proc");
+    // SAFETY: with CLONE_FS alone, the thread gets a root directory and a umask of its own.
+    let unshared = unsafe { libc::unshare(libc::CLONE_FS) };
+    assert_eq!(unshared, 0, "unshare");
+    std::os::unix::fs::chroot(&tree).expect("chroot takes root");
+    std::env::set_current_dir("/").expect("chdir");
+    for input in inputs {
+        plant(Path::new("/"));
+        let mut world = World::new(&proc_self_fd);
+        let mut input = Input(&input);
+        while !input.0.is_empty() {
+            world.step(&mut input);
+        }
+        if done.send(()).is_err() {
+            return;
+        }
+    }
+}
+
+/// The thread that serves: inputs go in, and what comes out tells that one is done.
+fn server() -> &'static Mutex<(SyncSender<Vec<u8>>, Receiver<()>)> {
+    static SERVER: OnceLock<Mutex<(SyncSender<Vec<u8>>, Receiver<()>)>> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let tree = std::env::temp_dir().join("hull-fuzz-fs-requests");
+        fs::create_dir_all(&tree).expect("the tree");
+        // SAFETY: both calls take values, and a pointer to a value that lives.
+        unsafe {
+            let limit = libc::rlimit {
+                rlim_cur: FILE_SIZE,
+                rlim_max: FILE_SIZE,
+            };
+            libc::setrlimit(libc::RLIMIT_FSIZE, &limit);
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        }
+        let (inputs, taken) = sync_channel(0);
+        let (done, finished) = sync_channel(0);
+        std::thread::spawn(move || serve(tree, taken, done));
+        Mutex::new((inputs, finished))
+    })
+}
+
+fuzz_target!(|data: &[u8]| {
+    let (inputs, finished) = &*server().lock().expect("the server");
+    inputs.send(data.to_vec()).expect("the server lives");
+    finished.recv().expect("the server lives");
+});

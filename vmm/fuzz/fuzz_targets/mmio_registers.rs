@@ -1,0 +1,194 @@
+//! A hostile guest against the virtio-mmio registers: any accesses, in any order, of any size, to the
+//! entropy device and to one that checks what it is given, with any bytes in guest memory.
+//!
+//! Nothing must panic; no device may be activated twice, with features that it did not offer, or with
+//! queues outside guest memory.
+
+#![no_main]
+
+use std::sync::{Arc, Mutex};
+
+use event_manager::{EventManager, SubscriberOps};
+use hull_vmm::virtio::rng::Rng;
+use hull_vmm::virtio::transport::MmioTransport;
+use hull_vmm::virtio::{ActivateError, Activation, VirtioDevice};
+use libfuzzer_sys::fuzz_target;
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+const MEMORY: usize = 64 << 10;
+const OFFERED: u64 = 1 << 32 | 1 << 29 | 1;
+
+/// A device with two queues that checks everything and reads every chain.
+#[derive(Default)]
+struct Checker {
+    active: Option<Activation>,
+}
+
+impl Checker {
+    fn walk(&mut self) {
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        let memory = &*active.memory;
+        for queue in &mut active.queues {
+            let Ok(chains) = queue.queue.iter(memory) else {
+                continue;
+            };
+            let heads: Vec<u16> = chains
+                .take(64)
+                .map(|chain| {
+                    let head = chain.head_index();
+                    assert!(chain.count() <= 2 * 1024);
+                    head
+                })
+                .collect();
+            for head in heads {
+                let _ = queue.queue.add_used(memory, head, 0);
+            }
+        }
+    }
+}
+
+impl VirtioDevice for Checker {
+    fn device_type(&self) -> u32 {
+        42
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[8, 1024]
+    }
+
+    fn features(&self) -> u64 {
+        OFFERED
+    }
+
+    fn config(&self) -> &[u8] {
+        &[1, 2, 3, 4, 5]
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        assert!(self.active.is_none(), "activated twice");
+        assert_eq!(activation.features & !OFFERED, 0);
+        assert_ne!(activation.features & 1 << 32, 0);
+        assert_eq!(activation.queues.len(), 2);
+        for (queue, max) in activation.queues.iter().zip([8, 1024]) {
+            let queue = &queue.queue;
+            assert!(queue.ready() && queue.size() <= max && queue.size().is_power_of_two());
+            let end = queue.desc_table() + 16 * u64::from(queue.size());
+            assert!(end <= MEMORY as u64);
+            assert!(queue.avail_ring() + 6 + 2 * u64::from(queue.size()) <= MEMORY as u64);
+            assert!(queue.used_ring() + 6 + 8 * u64::from(queue.size()) <= MEMORY as u64);
+        }
+        self.active = Some(activation);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+    }
+}
+
+/// The input, taken piece by piece; zeroes when it is used up.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        let count = N.min(self.0.len());
+        bytes[..count].copy_from_slice(&self.0[..count]);
+        self.0 = &self.0[count..];
+        bytes
+    }
+
+    /// A small number, a page's address, or anything.
+    fn value(&mut self) -> u64 {
+        let [kind, small] = self.take();
+        match kind % 4 {
+            0 => small.into(),
+            1 => u64::from(small) << 8,
+            2 => u32::from_le_bytes(self.take()).into(),
+            _ => u64::from_le_bytes(self.take()),
+        }
+    }
+}
+
+/// Goes the legal way up to DRIVER_OK, with queues at the given page: what a fuzzer finds too rarely.
+fn set_up(transport: &MmioTransport, queues: u32, page: u8) {
+    let write = |register, value: u32| transport.write(register, &value.to_le_bytes());
+    for (register, value) in [
+        (0x70, 0),
+        (0x70, 1),
+        (0x70, 3),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 11),
+    ] {
+        write(register, value);
+    }
+    for queue in 0..queues {
+        let base = u32::from(page) << 8;
+        for (register, value) in [
+            (0x30, queue),
+            (0x38, 8),
+            (0x80, base),
+            (0x90, base + 0x80),
+            (0xa0, base + 0x100),
+            (0x44, 1),
+        ] {
+            write(register, value);
+        }
+    }
+    write(0x70, 15);
+}
+
+fuzz_target!(|data: &[u8]| {
+    let ranges = [(GuestAddress(0), MEMORY)];
+    let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&ranges).expect("memory"));
+    let rng = Arc::new(Mutex::new(Rng::new().expect("a device")));
+    let checker = Arc::new(Mutex::new(Checker::default()));
+    let transports = [
+        MmioTransport::new(Arc::clone(&memory), rng.clone()).expect("eventfds"),
+        MmioTransport::new(Arc::clone(&memory), checker.clone()).expect("eventfds"),
+    ];
+    let mut events = EventManager::<Arc<Mutex<Rng>>>::new().expect("epoll");
+    events.add_subscriber(rng);
+
+    let mut input = Input(data);
+    while !input.0.is_empty() {
+        let [operation, offset] = input.take();
+        let transport = &transports[usize::from(operation & 1)];
+        // Registers at their places mostly, anything near them else.
+        let register = u64::from(offset) * 4 % 0x110;
+        match operation >> 1 & 7 {
+            0..=2 => {
+                let value = input.value();
+                transport.write(register, &(value as u32).to_le_bytes());
+            }
+            3 => {
+                let mut data = input.value().to_le_bytes();
+                let size = usize::from(operation >> 4) % 9;
+                transport.write(register + u64::from(offset & 3), &data[..size]);
+                transport.read(register + u64::from(offset & 3), &mut data[..size]);
+            }
+            4 => {
+                let address = GuestAddress(input.value());
+                let _ = memory.write_slice(&input.take::<16>(), address);
+            }
+            5 => {
+                let queues = 1 + u32::from(operation & 1);
+                set_up(transport, queues, offset);
+            }
+            6 => {
+                let mut data = [0; 4];
+                transport.read(register, &mut data);
+            }
+            _ => {
+                for _ in 0..4 {
+                    let _ = events.run_with_timeout(0);
+                }
+                checker.lock().expect("no panic").walk();
+            }
+        }
+    }
+});

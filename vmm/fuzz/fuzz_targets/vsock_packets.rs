@@ -1,0 +1,300 @@
+//! A hostile guest against virtio-vsock: any packets, chains, ring indices and bytes in its memory,
+//! between clients of the control socket and descriptors that come and go.
+//!
+//! It must not panic, and the event loop must come to rest after each step.
+
+#![no_main]
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use event_manager::{EventManager, SubscriberOps};
+use hull_vmm::virtio::vsock::{Direction, Vsock};
+use hull_vmm::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use libfuzzer_sys::fuzz_target;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const MEMORY: usize = 1 << 20;
+const QUEUE_SIZE: u16 = 16;
+const FIRST_PORT: u32 = 0x1_0000;
+/// Turns of the loop within which it must come to rest after one step.
+const TURNS: usize = 2000;
+
+/// The input, taken piece by piece; zeroes when it is used up.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        let count = N.min(self.0.len());
+        bytes[..count].copy_from_slice(&self.0[..count]);
+        self.0 = &self.0[count..];
+        bytes
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.take::<1>()[0]
+    }
+
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.take())
+    }
+
+    /// A small number mostly, any number sometimes.
+    fn number(&mut self) -> u32 {
+        match self.byte() {
+            small @ 0..200 => small.into(),
+            200..240 => self.u16().into(),
+            _ => u32::from_le_bytes(self.take()),
+        }
+    }
+}
+
+/// The guest's side of a queue. Chain `n` starts at descriptor `2 n`.
+struct DriverQueue {
+    base: u64,
+    avail: u16,
+    chain: u16,
+    kick: Arc<EventFd>,
+}
+
+impl DriverQueue {
+    fn new(base: u64) -> Self {
+        Self {
+            base,
+            avail: 0,
+            chain: 0,
+            kick: Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd")),
+        }
+    }
+
+    fn device_side(&self) -> ActiveQueue {
+        let mut queue = Queue::new(QUEUE_SIZE).expect("a power of two");
+        queue.set_desc_table_address(Some(self.base as u32), None);
+        queue.set_avail_ring_address(Some(self.base as u32 + 0x400), None);
+        queue.set_used_ring_address(Some(self.base as u32 + 0x800), None);
+        queue.set_ready(true);
+        ActiveQueue {
+            queue,
+            kick: Arc::clone(&self.kick),
+        }
+    }
+
+    fn offer(&mut self, memory: &GuestMemoryMmap, chain: &[(u64, u32, u16, u16)]) {
+        let head = self.chain * 2 % QUEUE_SIZE;
+        self.chain = self.chain.wrapping_add(1);
+        for (index, (address, len, flags, next)) in (0..).zip(chain) {
+            let at = self.base + (u64::from(head) + index) % u64::from(QUEUE_SIZE) * 16;
+            put(memory, at, &address.to_le_bytes());
+            put(memory, at + 8, &len.to_le_bytes());
+            put(memory, at + 12, &flags.to_le_bytes());
+            put(memory, at + 14, &(head + next).to_le_bytes());
+        }
+        let slot = u64::from(self.avail % QUEUE_SIZE);
+        put(memory, self.base + 0x404 + slot * 2, &head.to_le_bytes());
+        self.avail = self.avail.wrapping_add(1);
+        put(memory, self.base + 0x402, &self.avail.to_le_bytes());
+        let _ = self.kick.write(1);
+    }
+}
+
+fn put(memory: &GuestMemoryMmap, address: u64, bytes: &[u8]) {
+    let _ = memory.write(bytes, GuestAddress(address % MEMORY as u64));
+}
+
+/// The guest, and the host around it.
+struct World {
+    memory: Arc<GuestMemoryMmap>,
+    device: Arc<Mutex<Vsock>>,
+    events: EventManager<Arc<Mutex<Vsock>>>,
+    address: SocketAddr,
+    rx: DriverQueue,
+    tx: DriverQueue,
+    clients: Vec<UnixStream>,
+    sockets: Vec<UnixStream>,
+}
+
+impl World {
+    fn new() -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("hull-fuzz-vsock-{}-{number}", std::process::id());
+        let address = SocketAddr::from_abstract_name(name).expect("a short name");
+        let listener = UnixListener::bind_addr(&address).expect("socket");
+        let device = Vsock::new(3, FIRST_PORT, listener).expect("device");
+        let device = Arc::new(Mutex::new(device));
+        let mut events = EventManager::new().expect("epoll");
+        events.add_subscriber(Arc::clone(&device));
+        let ranges = [(GuestAddress(0), MEMORY)];
+        let mut world = Self {
+            memory: Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory")),
+            device,
+            events,
+            address,
+            rx: DriverQueue::new(0x1000),
+            tx: DriverQueue::new(0x2000),
+            clients: Vec::new(),
+            sockets: Vec::new(),
+        };
+        world.attach();
+        world
+    }
+
+    /// One stream of each direction, on ports 0x10001 to 0x10003 the first time.
+    fn attach(&mut self) {
+        let directions = [Direction::ToGuest, Direction::FromGuest, Direction::Duplex];
+        let mut streams: Vec<(Direction, OwnedFd)> = Vec::new();
+        for direction in directions {
+            let (near, far) = UnixStream::pair().expect("sockets");
+            far.set_nonblocking(true).expect("non-blocking");
+            self.sockets.push(far);
+            streams.push((direction, near.into()));
+        }
+        let _ = self.device.lock().expect("no panic").attach(streams);
+    }
+
+    fn activate(&mut self, features: u64) {
+        let irqfd = Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd"));
+        let activation = Activation {
+            memory: Arc::clone(&self.memory),
+            features,
+            queues: vec![
+                self.rx.device_side(),
+                self.tx.device_side(),
+                DriverQueue::new(0x3000).device_side(),
+            ],
+            interrupt: Interrupt::new(Arc::new(AtomicU32::new(0)), irqfd),
+        };
+        let _ = self.device.lock().expect("no panic").activate(activation);
+    }
+
+    fn reset(&mut self, features: u64) {
+        self.device.lock().expect("no panic").reset();
+        for queue in [&mut self.rx, &mut self.tx] {
+            (queue.avail, queue.chain) = (0, 0);
+            for ring in [0x402, 0x802] {
+                put(&self.memory, queue.base + ring, &[0; 2]);
+            }
+        }
+        self.activate(features);
+    }
+
+    /// A packet whose header is likely to mean something.
+    fn packet(&mut self, input: &mut Input<'_>) {
+        let mut header = [0; 44];
+        let src_cid = if input.byte() == 255 {
+            input.number()
+        } else {
+            3
+        };
+        header[0] = src_cid as u8;
+        header[8] = 2;
+        header[16..20].copy_from_slice(&input.number().to_le_bytes());
+        let host_port = match input.byte() {
+            near @ 0..240 => FIRST_PORT + u32::from(near) % 16,
+            _ => input.number(),
+        };
+        header[20..24].copy_from_slice(&host_port.to_le_bytes());
+        let len = input.number();
+        header[24..28].copy_from_slice(&len.to_le_bytes());
+        header[28] = if input.byte() == 255 { input.byte() } else { 1 };
+        header[30] = input.byte() % 9;
+        header[32] = input.byte() % 4;
+        header[36..40].copy_from_slice(&input.number().to_le_bytes());
+        header[40..44].copy_from_slice(&input.number().to_le_bytes());
+        put(&self.memory, 0x2_0000, &header);
+        let memory = Arc::clone(&self.memory);
+        self.tx
+            .offer(&memory, &[(0x2_0000, 44, 1, 1), (0x3_0000, len, 0, 0)]);
+    }
+
+    fn step(&mut self, input: &mut Input<'_>) {
+        match input.byte() % 10 {
+            0..=2 => self.packet(input),
+            3 => {
+                let memory = Arc::clone(&self.memory);
+                let address = 0x5_0000 + u64::from(input.byte()) * 0x400;
+                let len = 44 + input.number() % 70_000;
+                self.rx.offer(&memory, &[(address, len, 2, 0)]);
+            }
+            4 => {
+                let memory = Arc::clone(&self.memory);
+                let mut descriptor = || {
+                    let address = u64::from(input.number()) << (input.byte() % 33);
+                    (address, input.number(), input.u16() % 8, input.u16() % 4)
+                };
+                let chain = [descriptor(), descriptor()];
+                let queue = if input.byte() % 2 == 0 {
+                    &mut self.rx
+                } else {
+                    &mut self.tx
+                };
+                queue.offer(&memory, &chain);
+            }
+            5 => {
+                let address = 0x1000 + u64::from(input.u16() % 0x2000);
+                put(&self.memory, address, &input.take::<4>());
+                let _ = self.rx.kick.write(1);
+                let _ = self.tx.kick.write(1);
+            }
+            6 => {
+                if let Ok(mut client) = UnixStream::connect_addr(&self.address) {
+                    let _ = client.set_nonblocking(true);
+                    let _ = match input.byte() % 3 {
+                        0 => client.write_all(b"CONNECT 1024\n"),
+                        1 => client.write_all(b"ATTACH rww\n"),
+                        _ => client.write_all(&input.take::<16>()),
+                    };
+                    self.clients.push(client);
+                }
+            }
+            7 => {
+                let all = self.clients.len() + self.sockets.len();
+                let index = usize::from(input.byte()) % all.max(1);
+                let socket = self.clients.iter_mut().chain(&mut self.sockets).nth(index);
+                if let Some(socket) = socket {
+                    let _ = socket.read(&mut [0; 65536]);
+                    let _ = socket.write(&[0; 65536][..usize::from(input.u16())]);
+                }
+            }
+            8 => match input.byte() % 4 {
+                0 => drop(self.clients.pop()),
+                1 => drop(self.sockets.pop()),
+                2 => self.attach(),
+                _ => self.device.lock().expect("no panic").guest_stopped(),
+            },
+            _ => {
+                let event_idx = u64::from(input.byte() % 2) << 29;
+                self.reset(1 << 32 | event_idx);
+            }
+        }
+    }
+
+    fn come_to_rest(&mut self) {
+        for _ in 0..TURNS {
+            if self.events.run_with_timeout(0).expect("epoll") == 0 {
+                return;
+            }
+        }
+        panic!("the event loop spins");
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut world = World::new();
+    world.activate(1 << 32);
+    let mut input = Input(data);
+    for _ in 0..64 {
+        if input.0.is_empty() {
+            break;
+        }
+        world.step(&mut input);
+        world.come_to_rest();
+    }
+});

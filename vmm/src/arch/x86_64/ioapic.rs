@@ -1,0 +1,287 @@
+//! The IO-APIC (Intel 82093AA): how the guest says which vector each device's interrupt has, and which
+//! processor it goes to.
+//!
+//! It is ours and not KVM's, for two reasons. Linux walks through every pin several times at boot, with
+//! two exits for each access, and KVM's has 24 pins where ours has as many as there are devices. And
+//! what the guest programs becomes an MSI route of KVM's, by which an irqfd reaches the local APIC at
+//! once, where KVM's own IO-APIC needs a detour through a worker thread.
+//!
+//! All devices are edge-triggered: the trigger mode is kept for the guest to read, and not followed.
+
+use std::sync::{Mutex, PoisonError};
+
+/// The registers of the page: which register the window shows,
+const SELECT: u64 = 0x00;
+/// and the window.
+const WINDOW: u64 = 0x10;
+
+/// What the window shows: the id,
+const ID: u8 = 0x00;
+/// the version and the last pin,
+const VERSION: u8 = 0x01;
+/// the arbitration id, the same as the id,
+const ARBITRATION: u8 = 0x02;
+/// and from here on the redirection table, two registers a pin.
+const TABLE: u8 = 0x10;
+
+/// The version of the 82093AA, which has no EOI register.
+const VERSION_NUMBER: u32 = 0x11;
+
+/// Redirection entries: the vector, delivery and destination mode,
+const VECTOR: u64 = 0xff;
+const DELIVERY_MODE: u64 = 7 << 8;
+const LOGICAL: u64 = 1 << 11;
+/// bits that only the chip itself writes (delivery status, remote IRR),
+const READ_ONLY: u64 = 1 << 12 | 1 << 14;
+/// whether the pin is masked,
+const MASKED: u64 = 1 << 16;
+/// what is always zero,
+const RESERVED: u64 = 0x00ff_ffff_fffe_0000;
+/// and the destination's APIC id.
+const DESTINATION_SHIFT: u32 = 56;
+
+/// A message-signalled interrupt: what a device would write, and where to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Msi {
+    pub(crate) address: u32,
+    pub(crate) data: u32,
+}
+
+/// The interrupt lines, as KVM and the devices have them.
+pub(crate) trait Lines: Send + Sync {
+    /// Routes each pin's interrupts; a pin without a route drops them.
+    fn route(&self, pins: &[Option<Msi>]);
+
+    /// Repeats the interrupt of the device on a pin, if it has one that the guest has not seen.
+    fn repeat(&self, pin: usize);
+}
+
+/// The chip.
+pub(super) struct IoApic {
+    lines: Box<dyn Lines>,
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for IoApic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IoApic")
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    selected: u8,
+    id: u32,
+    entries: Vec<u64>,
+}
+
+impl IoApic {
+    /// A chip after reset, with this many pins, 1 to 120, all masked.
+    pub(super) fn new(pins: usize, lines: Box<dyn Lines>) -> Self {
+        let state = State {
+            selected: 0,
+            id: 0,
+            entries: vec![MASKED; pins.clamp(1, 120)],
+        };
+        Self {
+            lines,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Serves a read of 4 bytes at an offset of the chip's page.
+    pub(super) fn read(&self, offset: u64) -> u32 {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match offset {
+            SELECT => state.selected.into(),
+            WINDOW => state.read(),
+            _ => 0,
+        }
+    }
+
+    /// Serves a write of 4 bytes at an offset of the chip's page.
+    pub(super) fn write(&self, offset: u64, value: u32) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match offset {
+            SELECT => state.selected = value as u8,
+            WINDOW => {
+                if let Some(change) = state.write(value) {
+                    // With the lock held: another vCPU's route must not overtake this one.
+                    self.lines.route(&state.routes());
+                    if change.unmasked {
+                        self.lines.repeat(change.pin);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A pin whose route is another than before.
+struct Change {
+    pin: usize,
+    /// It had none.
+    unmasked: bool,
+}
+
+impl State {
+    /// The pin that the window shows, and whether it is the upper half of its entry.
+    fn selected_pin(&self) -> Option<(usize, bool)> {
+        let register = self.selected.checked_sub(TABLE)?;
+        let pin = usize::from(register / 2);
+        (pin < self.entries.len()).then_some((pin, register % 2 == 1))
+    }
+
+    fn read(&self) -> u32 {
+        let last_pin = self.entries.len() as u32 - 1;
+        match (self.selected, self.selected_pin()) {
+            (ID | ARBITRATION, _) => self.id,
+            (VERSION, _) => last_pin << 16 | VERSION_NUMBER,
+            (_, Some((pin, false))) => self.entries[pin] as u32,
+            (_, Some((pin, true))) => (self.entries[pin] >> 32) as u32,
+            _ => 0,
+        }
+    }
+
+    fn write(&mut self, value: u32) -> Option<Change> {
+        if self.selected == ID {
+            self.id = value & 0x0f00_0000;
+        }
+        let (pin, upper) = self.selected_pin()?;
+        let old = self.entries[pin];
+        let new = if upper {
+            old & 0xffff_ffff | u64::from(value) << 32
+        } else {
+            old & !0xffff_ffff | u64::from(value)
+        };
+        let new = new & !(READ_ONLY | RESERVED);
+        self.entries[pin] = new;
+        (msi(old) != msi(new)).then(|| Change {
+            pin,
+            unmasked: msi(old).is_none(),
+        })
+    }
+
+    fn routes(&self) -> Vec<Option<Msi>> {
+        self.entries.iter().copied().map(msi).collect()
+    }
+}
+
+/// What an entry says, in the words of a message (Intel SDM volume 3, 11.11).
+fn msi(entry: u64) -> Option<Msi> {
+    const LOCAL_APICS: u32 = 0xfee0_0000;
+    if entry & MASKED != 0 {
+        return None;
+    }
+    let destination = (entry >> DESTINATION_SHIFT) as u32;
+    let logical = if entry & LOGICAL != 0 { 1 << 2 } else { 0 };
+    Some(Msi {
+        address: LOCAL_APICS | destination << 12 | logical,
+        data: (entry & (VECTOR | DELIVERY_MODE)) as u32,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    /// Records what it is told.
+    #[derive(Clone, Default)]
+    struct Record(Arc<Mutex<(Vec<Vec<Option<Msi>>>, Vec<usize>)>>);
+
+    impl Record {
+        fn routes(&self) -> Vec<Vec<Option<Msi>>> {
+            self.0.lock().expect("no panic").0.clone()
+        }
+    }
+
+    impl Lines for Record {
+        fn route(&self, pins: &[Option<Msi>]) {
+            self.0.lock().expect("no panic").0.push(pins.to_vec());
+        }
+
+        fn repeat(&self, pin: usize) {
+            self.0.lock().expect("no panic").1.push(pin);
+        }
+    }
+
+    fn chip(pins: usize) -> (IoApic, Record) {
+        let record = Record::default();
+        (IoApic::new(pins, Box::new(record.clone())), record)
+    }
+
+    fn write(chip: &IoApic, register: u8, value: u32) {
+        chip.write(SELECT, register.into());
+        chip.write(WINDOW, value);
+    }
+
+    fn read(chip: &IoApic, register: u8) -> u32 {
+        chip.write(SELECT, register.into());
+        chip.read(WINDOW)
+    }
+
+    #[test]
+    fn it_says_how_many_pins_it_has_and_all_are_masked() {
+        let (chip, record) = chip(5);
+        assert_eq!(read(&chip, VERSION), 0x0004_0011);
+        for pin in 0..5 {
+            assert_eq!(read(&chip, TABLE + 2 * pin), 0x1_0000);
+        }
+        assert!(record.routes().is_empty());
+    }
+
+    #[test]
+    fn an_unmasked_pin_is_routed_and_repeated_and_a_masked_one_is_not() {
+        let (chip, record) = chip(2);
+        write(&chip, TABLE + 3, 1 << 24); // pin 1, to processor 1: still masked
+        assert!(record.routes().is_empty());
+        write(&chip, TABLE + 2, 0x31);
+        let msi = Msi {
+            address: 0xfee0_1000,
+            data: 0x31,
+        };
+        assert_eq!(record.routes(), [[None, Some(msi)]]);
+        assert_eq!(record.0.lock().expect("no panic").1, [1]);
+        write(&chip, TABLE + 2, 0x31);
+        assert_eq!(record.routes().len(), 1, "nothing changed");
+        write(&chip, TABLE + 2, 0x1_0031);
+        assert_eq!(record.routes()[1], [None, None]);
+        assert_eq!(record.0.lock().expect("no panic").1, [1]);
+    }
+
+    #[test]
+    fn what_is_not_the_guests_to_write_stays_zero() {
+        let (chip, _) = chip(1);
+        write(&chip, TABLE, u32::MAX);
+        write(&chip, TABLE + 1, u32::MAX);
+        assert_eq!(read(&chip, TABLE), 0x1_afff);
+        assert_eq!(read(&chip, TABLE + 1), 0xff00_0000);
+        write(&chip, ID, u32::MAX);
+        assert_eq!(read(&chip, ID), 0x0f00_0000);
+    }
+
+    proptest! {
+        #[test]
+        fn no_sequence_of_writes_breaks_it(
+            writes in proptest::collection::vec((0u64..0x20, any::<u32>()), 0..200)
+        ) {
+            let (chip, record) = chip(3);
+            for (offset, value) in writes {
+                chip.write(offset & !0xf, value);
+                chip.read(offset);
+            }
+            for routes in record.routes() {
+                prop_assert_eq!(routes.len(), 3);
+                for msi in routes.into_iter().flatten() {
+                    prop_assert_eq!(msi.address >> 20, 0xfee);
+                    prop_assert_eq!(msi.data & !0x7ff, 0);
+                }
+            }
+        }
+    }
+}

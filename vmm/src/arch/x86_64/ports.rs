@@ -1,0 +1,113 @@
+//! I/O ports: a serial port of which only the transmitter exists, and the keyboard controller's reset
+//! line. Nothing else is there: other ports read as all ones.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::console::Console;
+use crate::vcpu::StopReason;
+
+/// The first serial port's registers (8250): data,
+const SERIAL_DATA: u16 = 0x3f8;
+/// line control, whose highest bit turns the data register into the divisor's,
+const SERIAL_LINE_CONTROL: u16 = SERIAL_DATA + 3;
+const DIVISOR_LATCH: u8 = 1 << 7;
+/// and line status: the transmitter is always empty.
+const SERIAL_LINE_STATUS: u16 = SERIAL_DATA + 5;
+const TRANSMITTER_EMPTY: u8 = 0x60;
+
+/// The keyboard controller's status and command register: nothing to read, ready for a command.
+const KEYBOARD: u16 = 0x64;
+/// The command that pulses the processor's reset line.
+const KEYBOARD_RESET: u8 = 0xfe;
+
+/// The ports, shared by all vCPUs.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    console: Arc<Console>,
+    divisor_latch: AtomicBool,
+}
+
+impl Ports {
+    pub(crate) fn new(console: Arc<Console>) -> Self {
+        Self {
+            console,
+            divisor_latch: AtomicBool::new(false),
+        }
+    }
+
+    /// Serves a read of a port, or of as many as a repeated instruction made at once.
+    pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
+        data.fill(match port {
+            SERIAL_LINE_STATUS => TRANSMITTER_EMPTY,
+            KEYBOARD => 0,
+            _ => 0xff,
+        });
+    }
+
+    /// Serves writes to a port.
+    pub(crate) fn write(&self, port: u16, data: &[u8]) -> ControlFlow<StopReason> {
+        match (port, data) {
+            (SERIAL_DATA, _) if !self.divisor_latch.load(Ordering::Relaxed) => {
+                self.console.write(data);
+            }
+            (SERIAL_LINE_CONTROL, [.., control]) => {
+                let latch = control & DIVISOR_LATCH != 0;
+                self.divisor_latch.store(latch, Ordering::Relaxed);
+            }
+            (KEYBOARD, [KEYBOARD_RESET]) => return ControlFlow::Break(StopReason::Reset),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::testing::Captured;
+
+    #[test]
+    fn only_the_transmitter_writes_to_the_console() {
+        let captured = Captured::new();
+        let ports = Ports::new(Arc::new(captured.console()));
+        assert!(ports.write(SERIAL_DATA, b"a").is_continue());
+        assert!(ports.write(SERIAL_LINE_CONTROL, &[0x83]).is_continue());
+        assert!(ports.write(SERIAL_DATA, &[1]).is_continue()); // the divisor
+        assert!(ports.write(SERIAL_LINE_CONTROL, &[0x03]).is_continue());
+        assert!(ports.write(SERIAL_DATA, b"b\n").is_continue());
+        assert!(ports.write(0x80, b"x").is_continue());
+        assert_eq!(captured.text(), "ab\n");
+    }
+
+    #[test]
+    fn the_keyboard_controller_resets_and_nothing_else_does() {
+        let ports = Ports::new(Arc::new(Captured::new().console()));
+        assert!(ports.write(KEYBOARD, &[0xfe]).is_break());
+        for (port, data) in [
+            (0x64, &[0xd1][..]),
+            (0x64, &[]),
+            (0x64, &[0xfe, 0]),
+            (0x60, &[0xfe]),
+        ] {
+            assert!(ports.write(port, data).is_continue());
+        }
+    }
+
+    #[test]
+    fn unknown_ports_read_as_all_ones() {
+        let ports = Ports::new(Arc::new(Captured::new().console()));
+        for (port, value) in [
+            (0x3fd, 0x60),
+            (0x64, 0),
+            (0x3f8, 0xff),
+            (0xcf8, 0xff),
+            (0, 0xff),
+        ] {
+            let mut data = [0x55; 3];
+            ports.read(port, &mut data);
+            assert_eq!(data, [value; 3], "port {port:#x}");
+        }
+    }
+}

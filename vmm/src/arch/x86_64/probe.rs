@@ -1,0 +1,98 @@
+//! A guest of a few instructions that tells whether KVM runs guests on the processor.
+//!
+//! Some machines have a /dev/kvm without VMX or SVM: it opens, creates machines, and runs what a guest's
+//! kernel does in privileged mode by interpreting it, as far as its interpreter goes. That is not far
+//! enough for an unmodified kernel, which ends in it only after half a minute. The interpreter is the
+//! kernel's own (arch/x86/kvm/emulate.c), so one instruction that it hasn't shows the difference at once.
+#![allow(unsafe_code)] // a guest's memory is lent to KVM
+
+use kvm_ioctls::{Kvm, VcpuExit};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+
+/// Where the guest's only page is, and its first instruction.
+const PAGE: u64 = 0x1000;
+
+/// The port that the guest's answer comes from.
+const PORT: u16 = 0xf4;
+
+/// `mov ax, 7; popcnt ax, ax; out 0xf4, al; hlt`, in 16-bit code. Every processor with VMX or SVM that
+/// is still in use has POPCNT (since 2008), and the interpreter hasn't.
+const CODE: [u8; 10] = [0xb8, 7, 0, 0xf3, 0x0f, 0xb8, 0xc0, 0xe6, PORT as u8, 0xf4];
+
+/// The number of bits in 7.
+const ANSWER: u8 = 3;
+
+/// What became of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// The processor ran it: this KVM runs unmodified kernels.
+    Runs,
+    /// KVM could not interpret it: this KVM does not run unmodified kernels.
+    Interprets,
+}
+
+/// Why the guest could not be tried.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// A call of KVM failed.
+    #[error("KVM: {call}")]
+    Kvm {
+        /// The call, as linux/kvm.h names it.
+        call: &'static str,
+        /// What the system said.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The guest's page could not be allocated.
+    #[error("a page of memory for the guest: {0}")]
+    Memory(String),
+    /// The guest ended in a way that nothing explains.
+    #[error("the test guest ended unexpectedly: {0}")]
+    Exit(String),
+}
+
+/// Runs the guest.
+///
+/// # Errors
+/// When it can't be set up, or does what neither kind of KVM makes it do.
+pub fn probe(kvm: &Kvm) -> Result<Probe, ProbeError> {
+    let failed = |call| move |source| ProbeError::Kvm { call, source };
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(PAGE), 0x1000)])
+        .map_err(|e| ProbeError::Memory(e.to_string()))?;
+    memory
+        .write_slice(&CODE, GuestAddress(PAGE))
+        .map_err(|e| ProbeError::Memory(e.to_string()))?;
+    let host_address = memory
+        .get_host_address(GuestAddress(PAGE))
+        .map_err(|e| ProbeError::Memory(e.to_string()))?;
+
+    let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+    let region = kvm_bindings::kvm_userspace_memory_region {
+        slot: 0,
+        guest_phys_addr: PAGE,
+        memory_size: 0x1000,
+        userspace_addr: host_address as u64,
+        flags: 0,
+    };
+    // SAFETY: the page is mapped until `memory` is dropped, which is after `vm` and `vcpu` are, and
+    // nothing but the guest uses it meanwhile.
+    unsafe { vm.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+    let mut vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
+    let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+    sregs.cs.base = 0;
+    sregs.cs.selector = 0;
+    vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+    let mut regs = vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?;
+    regs.rip = PAGE;
+    regs.rflags = 2;
+    vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
+
+    match vcpu.run().map_err(failed("KVM_RUN"))? {
+        VcpuExit::IoOut(PORT, [ANSWER]) => Ok(Probe::Runs),
+        VcpuExit::InternalError => Ok(Probe::Interprets),
+        // Without an interrupt table, an instruction that is undefined to the interpreter ends in a
+        // triple fault.
+        VcpuExit::Shutdown => Ok(Probe::Interprets),
+        other => Err(ProbeError::Exit(format!("{other:?}"))),
+    }
+}

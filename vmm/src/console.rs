@@ -1,0 +1,281 @@
+//! The guest's console: what its kernel says while no agent can be asked, collected in a log.
+//!
+//! The guest writes it, so it is bounded in size and rate, and holds nothing but printable lines: a
+//! terminal that shows the log can't be made to do anything.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// How much of the console is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConsoleLimits {
+    /// Bytes written to the log in all.
+    pub total: u64,
+    /// Bytes that may come at once.
+    pub burst: u32,
+    /// Bytes a second after that.
+    pub rate: u32,
+}
+
+impl Default for ConsoleLimits {
+    /// A whole boot with every message, and a kernel's last words later.
+    fn default() -> Self {
+        Self {
+            total: 256 << 10,
+            burst: 64 << 10,
+            rate: 4 << 10,
+        }
+    }
+}
+
+impl ConsoleLimits {
+    /// Everything: for a caller that reads along, and has bounds of its own.
+    pub const NONE: Self = Self {
+        total: u64::MAX,
+        burst: u32::MAX,
+        rate: u32::MAX,
+    };
+}
+
+/// Bytes after which a line is written out unfinished.
+const LINE: usize = 512;
+
+const DROPPED: &[u8] = b"[hull: the guest writes too fast; some of it is lost]\n";
+const FULL: &[u8] = b"[hull: the console log is full; nothing more is kept]\n";
+
+/// The console, shared by all vCPUs.
+#[derive(Debug)]
+pub struct Console {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    sink: Sink,
+    line: Vec<u8>,
+}
+
+impl Console {
+    /// A console whose lines are appended to `log`, within `limits`.
+    ///
+    /// Errors of writing to it are ignored: a full disk must not stop a guest.
+    pub fn new(log: OwnedFd, limits: ConsoleLimits) -> Self {
+        let sink = Sink {
+            log: File::from(log),
+            limits,
+            left: limits.total,
+            credit: limits.burst.into(),
+            refilled: Instant::now(),
+            dropping: false,
+        };
+        Self {
+            state: Mutex::new(State {
+                sink,
+                line: Vec::with_capacity(LINE + 4),
+            }),
+        }
+    }
+
+    /// Takes bytes from the guest; lines are written when they end.
+    pub(crate) fn write(&self, bytes: &[u8]) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for byte in bytes {
+            state.put(*byte);
+        }
+    }
+
+    /// Writes out a line that has not ended. For when the guest is gone.
+    pub(crate) fn flush(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.line.is_empty() {
+            state.end_line();
+        }
+    }
+}
+
+impl State {
+    fn put(&mut self, byte: u8) {
+        match byte {
+            b'\n' => return self.end_line(),
+            b'\r' => return,
+            b'\t' | b' '..=b'~' => self.line.push(byte),
+            _ => {
+                const HEX: &[u8; 16] = b"0123456789abcdef";
+                let digit = |nibble: u8| HEX[usize::from(nibble & 0xf)];
+                self.line
+                    .extend_from_slice(&[b'\\', b'x', digit(byte >> 4), digit(byte)]);
+            }
+        }
+        if self.line.len() >= LINE {
+            self.sink.write(&self.line);
+            self.line.clear();
+        }
+    }
+
+    fn end_line(&mut self) {
+        self.line.push(b'\n');
+        self.sink.write(&self.line);
+        self.line.clear();
+    }
+}
+
+/// The log with its bounds.
+#[derive(Debug)]
+struct Sink {
+    log: File,
+    limits: ConsoleLimits,
+    /// Bytes until the log is full.
+    left: u64,
+    /// Bytes that may be written now.
+    credit: u64,
+    refilled: Instant,
+    /// The last write was lost, and the log says so.
+    dropping: bool,
+}
+
+impl Sink {
+    fn write(&mut self, bytes: &[u8]) {
+        if self.left == 0 {
+            return;
+        }
+        let size = bytes.len() as u64;
+        if size > self.left {
+            self.left = 0;
+            let _ = self.log.write_all(FULL);
+        } else if self.has_credit(size) {
+            self.dropping = false;
+            self.left -= size;
+            let _ = self.log.write_all(bytes);
+        } else if !self.dropping {
+            self.dropping = true;
+            self.left = self.left.saturating_sub(DROPPED.len() as u64);
+            let _ = self.log.write_all(DROPPED);
+        }
+    }
+
+    /// A token bucket; the clock is read only when it is empty.
+    fn has_credit(&mut self, size: u64) -> bool {
+        if self.credit < size {
+            let now = Instant::now();
+            let passed = now.duration_since(self.refilled).as_millis();
+            let earned = passed.saturating_mul(self.limits.rate.into()) / 1000;
+            if earned > 0 {
+                self.refilled = now;
+                let earned = u64::try_from(earned).unwrap_or(u64::MAX);
+                let credit = self.credit.saturating_add(earned);
+                self.credit = credit.min(self.limits.burst.into());
+            }
+        }
+        let enough = self.credit >= size;
+        if enough {
+            self.credit -= size;
+        }
+        enough
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A console's log that a test can read.
+    pub(crate) struct Captured(tempfile::NamedTempFile);
+
+    impl Captured {
+        pub(crate) fn new() -> Self {
+            Self(tempfile::NamedTempFile::new().expect("a temporary file"))
+        }
+
+        pub(crate) fn console(&self) -> Console {
+            self.limited(ConsoleLimits::default())
+        }
+
+        pub(crate) fn limited(&self, limits: ConsoleLimits) -> Console {
+            let file = self.0.as_file().try_clone().expect("another descriptor");
+            Console::new(file.into(), limits)
+        }
+
+        pub(crate) fn text(&self) -> String {
+            let bytes = std::fs::read(self.0.path()).expect("the log");
+            String::from_utf8(bytes).expect("only ASCII")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::Captured;
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn lines_come_through_and_control_bytes_are_escaped() {
+        let log = Captured::new();
+        log.console().write(b"one\r\n\x1b]0;title\x07\ttwo\xff\n");
+        assert_eq!(log.text(), "one\n\\x1b]0;title\\x07\ttwo\\xff\n");
+    }
+
+    #[test]
+    fn an_unfinished_line_is_kept_for_flush() {
+        let log = Captured::new();
+        let console = log.console();
+        console.write(b"panic");
+        assert_eq!(log.text(), "");
+        console.flush();
+        console.flush();
+        assert_eq!(log.text(), "panic\n");
+    }
+
+    #[test]
+    fn a_full_log_says_so_once() {
+        let log = Captured::new();
+        let console = log.limited(ConsoleLimits {
+            total: 100,
+            ..ConsoleLimits::NONE
+        });
+        for _ in 0..1000 {
+            console.write(b"0123456789\n");
+        }
+        let text = log.text();
+        assert_eq!(text.matches("0123456789").count(), 9);
+        assert_eq!(text.matches("console log is full").count(), 1);
+        assert!(text.ends_with("kept]\n"));
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_the_loss_is_told() {
+        let log = Captured::new();
+        let console = log.limited(ConsoleLimits {
+            total: u64::MAX,
+            burst: 110,
+            rate: 0,
+        });
+        for _ in 0..1000 {
+            console.write(b"0123456789\n");
+        }
+        let text = log.text();
+        assert_eq!(text.matches("0123456789").count(), 10);
+        assert_eq!(text.matches("too fast").count(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn the_log_is_printable_and_bounded(
+            writes in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..700), 0..20)
+        ) {
+            let log = Captured::new();
+            let limits = ConsoleLimits { total: 1000, burst: 600, rate: 100 };
+            let console = log.limited(limits);
+            for bytes in &writes {
+                console.write(bytes);
+            }
+            console.flush();
+            let text = log.text();
+            prop_assert!(text.bytes().all(|b| matches!(b, b'\n' | b'\t' | b' '..=b'~')));
+            prop_assert!(text.len() <= 1000 + FULL.len() + DROPPED.len());
+        }
+    }
+}

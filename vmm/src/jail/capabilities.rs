@@ -1,0 +1,70 @@
+//! The capabilities of each role, with the reason for each.
+
+use caps::{CapSet, Capability, CapsHashSet};
+
+use super::{Error, Role};
+
+/// The system calls that a role makes as root on the share's behalf.
+const FILESYSTEM: &[(Capability, &str)] = &[
+    (
+        Capability::CAP_CHOWN,
+        "chown to anybody, as the guest's root may",
+    ),
+    (
+        Capability::CAP_DAC_OVERRIDE,
+        "open files whatever their mode: the guest's kernel has checked it",
+    ),
+    (
+        Capability::CAP_FOWNER,
+        "chmod, utimes and xattrs of files that others own; O_NOATIME",
+    ),
+    (
+        Capability::CAP_FSETID,
+        "keep set-id bits where the guest's kernel says that they stay",
+    ),
+    (
+        Capability::CAP_SETGID,
+        "create files with the group of the guest's process",
+    ),
+    (
+        Capability::CAP_SETUID,
+        "create files with the owner of the guest's process",
+    ),
+    (
+        Capability::CAP_MKNOD,
+        "create device nodes; the share is nodev, so here none can be opened",
+    ),
+    (Capability::CAP_SETFCAP, "set file capabilities"),
+];
+
+/// What `role` keeps.
+pub(super) fn of(role: Role) -> &'static [(Capability, &'static str)] {
+    match role {
+        Role::Main | Role::Vcpu => &[],
+        Role::Filesystem => FILESYSTEM,
+    }
+}
+
+/// Reduces every set of the calling thread to `kept`; the ambient and inheritable sets to nothing.
+pub(super) fn keep_only(kept: &[(Capability, &str)]) -> Result<(), Error> {
+    let kept: CapsHashSet = kept.iter().map(|(capability, _)| *capability).collect();
+    let held = caps::read(None, CapSet::Permitted).map_err(failed("permitted"))?;
+    let kept: CapsHashSet = kept.intersection(&held).copied().collect();
+
+    // The bounding set first: it takes CAP_SETPCAP. Nothing can be executed later, so this is a
+    // second lock on a door that the filter has shut.
+    for capability in caps::all() {
+        let is_known = caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false);
+        if is_known && !kept.contains(&capability) {
+            caps::drop(None, CapSet::Bounding, capability).map_err(failed("bounding"))?;
+        }
+    }
+    caps::clear(None, CapSet::Ambient).map_err(failed("ambient"))?;
+    caps::clear(None, CapSet::Inheritable).map_err(failed("inheritable"))?;
+    caps::set(None, CapSet::Effective, &kept).map_err(failed("effective"))?;
+    caps::set(None, CapSet::Permitted, &kept).map_err(failed("permitted"))
+}
+
+fn failed(set: &'static str) -> impl Fn(caps::errors::CapsError) -> Error {
+    move |source| Error::Capabilities { set, source }
+}

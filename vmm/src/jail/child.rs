@@ -1,0 +1,73 @@
+//! For tests: runs code in a forked child, which can jail itself.
+#![allow(unsafe_code)] // fork
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, WaitOptions, waitpid};
+
+/// How a child ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// The closure returned.
+    Returned,
+    /// The closure panicked, with this message.
+    Panicked(String),
+    /// A signal killed it.
+    Signal(i32),
+}
+
+/// Runs `body` in a child that has one thread, and waits for it.
+pub fn run(body: impl FnOnce()) -> End {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
+    // SAFETY: the child runs `body` and exits without returning. The C library makes its allocator
+    // usable after a fork; of other locks, the tests' closures take none.
+    match unsafe { libc::fork() } {
+        -1 => panic!("fork: {}", std::io::Error::last_os_error()),
+        0 => in_child(body, writer),
+        child => {
+            drop(writer);
+            let mut message = String::new();
+            std::fs::File::from(reader)
+                .read_to_string(&mut message)
+                .expect("the child's message");
+            end(child, message)
+        }
+    }
+}
+
+fn in_child(body: impl FnOnce(), writer: OwnedFd) -> ! {
+    std::panic::set_hook(Box::new(move |info| {
+        let text = format!("{info}");
+        let _ = std::fs::File::from(writer.try_clone().expect("dup")).write_all(text.as_bytes());
+    }));
+    let status = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    };
+    // SAFETY: ends the process without running what the parent registered.
+    unsafe { libc::_exit(status) }
+}
+
+fn end(child: i32, message: String) -> End {
+    let pid = Pid::from_raw(child).expect("a pid");
+    let (_, status) = waitpid(Some(pid), WaitOptions::empty())
+        .expect("waitpid")
+        .expect("a status");
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(0), _) => End::Returned,
+        (_, Some(signal)) => End::Signal(signal),
+        _ => End::Panicked(message),
+    }
+}
+
+/// Whether this process may make mount namespaces; says on standard error why a test is skipped.
+pub fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: needs root");
+    }
+    root
+}

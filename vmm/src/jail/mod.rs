@@ -1,0 +1,80 @@
+//! The jail: what the VMM process gives up before it runs the guest.
+//!
+//! In this order, in the process that will be the VMM:
+//! 1. [`close_other_fds`] and [`limits::apply`], early;
+//! 2. [`tree::enter`], while there is one thread: the shared tree becomes all that is reachable by path;
+//! 3. [`confine`] in each thread, last: no new privileges, capabilities, and the system call filter of
+//!    the thread's [`Role`].
+//!
+//! What each layer keeps from an attacker, and what it doesn't, is in `docs/security.md`.
+//!
+//! All of this needs root. For an ordinary user the seam is [`tree::enter`]: it would first make a user
+//! namespace in which it is root and clone the shares with an ID mapping; the rest stays as it is, as
+//! [`confine`] needs no privilege but `CAP_SETPCAP`, which that namespace gives.
+
+mod capabilities;
+pub mod limits;
+mod seccomp;
+pub mod tree;
+
+#[cfg(test)]
+pub(crate) mod child;
+#[cfg(test)]
+mod tests;
+
+pub use limits::close_other_fds;
+
+use std::io;
+
+/// What a thread of the VMM does, which decides what it may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The event loop: vsock, console, rng, control socket. The sockets and files are open already.
+    Main,
+    /// A virtual CPU: runs the guest, and the devices' registers when the guest touches one.
+    Vcpu,
+    /// The virtio-fs device.
+    Filesystem,
+}
+
+/// Why a thread or the process could not be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `PR_SET_NO_NEW_PRIVS`.
+    #[error("cannot set no_new_privs")]
+    NoNewPrivs(#[source] io::Error),
+    /// One of the capability sets could not be changed.
+    #[error("cannot give up {set} capabilities")]
+    Capabilities {
+        /// The set by its name in capabilities(7).
+        set: &'static str,
+        /// The reason.
+        #[source]
+        source: caps::errors::CapsError,
+    },
+    /// The library of virtio-fs could not learn the thread's capabilities.
+    #[error("cannot prepare virtio-fs for its capabilities")]
+    CapabilityCache(#[source] io::Error),
+    /// The filter could not be compiled; the tables are wrong.
+    #[error("cannot compile the system call filter of {0:?}")]
+    Compile(Role, #[source] seccompiler::BackendError),
+    /// The kernel refused the filter: it lacks CONFIG_SECCOMP_FILTER.
+    #[error("cannot install the system call filter; the host's kernel needs CONFIG_SECCOMP_FILTER")]
+    Install(#[source] seccompiler::Error),
+}
+
+/// Confines the calling thread to what its role needs, for good.
+///
+/// # Errors
+/// See [`Error`]. The thread may then have lost some of its privileges, so the process must end.
+pub fn confine(role: Role) -> Result<(), Error> {
+    rustix::thread::set_no_new_privs(true).map_err(|e| Error::NoNewPrivs(e.into()))?;
+    capabilities::keep_only(capabilities::of(role))?;
+    if role == Role::Filesystem {
+        // The library changes its effective set around some writes, and reads the thread's sets once
+        // for that, through system calls that the filter doesn't know.
+        virtiofsd::passthrough::credentials::drop_effective_cap("FSETID")
+            .map_err(Error::CapabilityCache)?;
+    }
+    seccomp::install(role)
+}

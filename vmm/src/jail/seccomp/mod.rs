@@ -1,0 +1,192 @@
+//! System call filters, one a role: what isn't in the role's table ends the process.
+//!
+//! The tables in [`tables`] are the whole policy. A filter allows a system call by its number, and where
+//! a table says so only with certain arguments; no argument that is a pointer can be checked.
+
+mod tables;
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch,
+};
+
+use super::{Error, Role};
+
+/// A system call in a table.
+#[derive(Debug)]
+struct Allowed {
+    /// Its number.
+    call: libc::c_long,
+    /// What one of its arguments must be like; nothing for any arguments.
+    only: Only,
+}
+
+/// A condition on one argument, which is looked at as 32 bits: all that are checked are ints.
+#[derive(Debug)]
+enum Only {
+    /// Any arguments.
+    Anything,
+    /// The argument of this index is one of these.
+    OneOf(u8, &'static [u32]),
+    /// The argument of this index has none of these bits.
+    Without(u8, u32),
+    /// The argument of this index is the id of this process.
+    OwnPid(u8),
+}
+
+const fn any(call: libc::c_long) -> Allowed {
+    Allowed {
+        call,
+        only: Only::Anything,
+    }
+}
+
+const fn one_of(call: libc::c_long, argument: u8, values: &'static [u32]) -> Allowed {
+    Allowed {
+        call,
+        only: Only::OneOf(argument, values),
+    }
+}
+
+const fn without(call: libc::c_long, argument: u8, bits: u32) -> Allowed {
+    Allowed {
+        call,
+        only: Only::Without(argument, bits),
+    }
+}
+
+const fn own_pid(call: libc::c_long, argument: u8) -> Allowed {
+    Allowed {
+        call,
+        only: Only::OwnPid(argument),
+    }
+}
+
+impl Allowed {
+    fn rules(&self) -> Result<Vec<SeccompRule>, BackendError> {
+        let rule = |argument, operator, value| {
+            let width = SeccompCmpArgLen::Dword;
+            SeccompRule::new(vec![SeccompCondition::new(
+                argument, width, operator, value,
+            )?])
+        };
+        match self.only {
+            Only::Anything => Ok(Vec::new()),
+            Only::OneOf(argument, values) => values
+                .iter()
+                .map(|value| rule(argument, SeccompCmpOp::Eq, u64::from(*value)))
+                .collect(),
+            Only::Without(argument, bits) => {
+                let operator = SeccompCmpOp::MaskedEq(u64::from(bits));
+                Ok(vec![rule(argument, operator, 0)?])
+            }
+            Only::OwnPid(argument) => {
+                let pid = std::process::id().into();
+                Ok(vec![rule(argument, SeccompCmpOp::Eq, pid)?])
+            }
+        }
+    }
+}
+
+/// Installs the filter of `role` in the calling thread.
+pub(super) fn install(role: Role) -> Result<(), Error> {
+    let program = compile(role).map_err(|source| Error::Compile(role, source))?;
+    seccompiler::apply_filter(&program).map_err(Error::Install)
+}
+
+fn compile(role: Role) -> Result<BpfProgram, BackendError> {
+    let own = match role {
+        Role::Main => tables::MAIN,
+        Role::Vcpu => tables::VCPU,
+        Role::Filesystem => tables::FILESYSTEM,
+    };
+    let rules = tables::COMMON
+        .iter()
+        .chain(own)
+        .map(|allowed| Ok((allowed.call, allowed.rules()?)))
+        .collect::<Result<BTreeMap<_, _>, BackendError>>()?;
+    SeccompFilter::new(
+        rules,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        TargetArch::try_from(std::env::consts::ARCH)?,
+    )?
+    .try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROLES: [Role; 3] = [Role::Main, Role::Vcpu, Role::Filesystem];
+
+    fn table(role: Role) -> impl Iterator<Item = &'static Allowed> {
+        let own = match role {
+            Role::Main => tables::MAIN,
+            Role::Vcpu => tables::VCPU,
+            Role::Filesystem => tables::FILESYSTEM,
+        };
+        tables::COMMON.iter().chain(own)
+    }
+
+    #[test]
+    fn every_table_compiles() {
+        for role in ROLES {
+            let program = compile(role).expect("a filter");
+            assert!(
+                program.len() < 1024,
+                "{role:?}: {} instructions",
+                program.len()
+            );
+        }
+    }
+
+    #[test]
+    fn no_call_is_listed_twice() {
+        // The second would silently replace the first.
+        for role in ROLES {
+            let mut calls: Vec<_> = table(role).map(|allowed| allowed.call).collect();
+            calls.sort_unstable();
+            assert!(
+                calls.windows(2).all(|pair| pair[0] != pair[1]),
+                "{role:?}: {calls:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_is_listed_that_would_open_the_jail() {
+        let never = [
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_ptrace,
+            libc::SYS_mount,
+            libc::SYS_move_mount,
+            libc::SYS_open_tree,
+            libc::SYS_setns,
+            libc::SYS_unshare,
+            libc::SYS_bpf,
+            libc::SYS_io_uring_setup,
+            libc::SYS_kill,
+            libc::SYS_open_by_handle_at,
+            libc::SYS_name_to_handle_at,
+            libc::SYS_userfaultfd,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_process_vm_writev,
+            libc::SYS_memfd_create,
+        ];
+        for role in ROLES {
+            for allowed in table(role) {
+                assert!(!never.contains(&allowed.call), "{role:?}: {}", allowed.call);
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What each role may call, and why.
+
+use libc::*;
+
+use super::{Allowed, any, one_of, own_pid, without};
+
+/// What every thread needs to live: the C library's and Rust's runtime.
+pub(super) const COMMON: &[Allowed] = &[
+    // Memory for the allocator. Nothing becomes executable.
+    any(SYS_brk),
+    without(SYS_mmap, 2, PROT_EXEC as u32),
+    without(SYS_mprotect, 2, PROT_EXEC as u32),
+    any(SYS_mremap),
+    any(SYS_munmap),
+    any(SYS_madvise),
+    // Locks, and waiting for other threads.
+    any(SYS_futex),
+    any(SYS_sched_yield),
+    any(SYS_rseq),
+    // Eventfds between threads; files and pipes that are open.
+    any(SYS_read),
+    any(SYS_write),
+    any(SYS_close),
+    // Time, where the vDSO can't tell it; hash maps' random seeds.
+    any(SYS_clock_gettime),
+    any(SYS_getrandom),
+    // Signals: how vCPUs are interrupted, and how the C library aborts. Within this process alone.
+    any(SYS_rt_sigreturn),
+    any(SYS_rt_sigprocmask),
+    any(SYS_rt_sigaction),
+    any(SYS_sigaltstack),
+    own_pid(SYS_tgkill, 0),
+    any(SYS_getpid),
+    any(SYS_gettid),
+    any(SYS_restart_syscall),
+    // The end of a thread and of the process.
+    any(SYS_exit),
+    any(SYS_exit_group),
+];
+
+/// The event loop: what is open already, and connections to the sandbox's own listening socket.
+pub(super) const MAIN: &[Allowed] = &[
+    // The loop itself.
+    any(SYS_epoll_ctl),
+    any(SYS_epoll_wait),
+    any(SYS_epoll_pwait),
+    any(SYS_eventfd2),
+    any(SYS_timerfd_settime),
+    // Clients of the sandbox's socket and the descriptors that they hand over. There is no socket(2)
+    // and no connect(2): nobody can be called from here.
+    one_of(
+        SYS_accept4,
+        3,
+        &[(SOCK_NONBLOCK | SOCK_CLOEXEC) as u32, SOCK_CLOEXEC as u32],
+    ),
+    any(SYS_recvfrom),
+    any(SYS_recvmsg),
+    any(SYS_sendmsg),
+    any(SYS_sendto),
+    any(SYS_shutdown),
+    // Stdio of the container's processes, the console's log.
+    any(SYS_preadv2),
+    any(SYS_pwritev2),
+    any(SYS_readv),
+    any(SYS_writev),
+    any(SYS_fstat),
+    any(SYS_ftruncate),
+    any(SYS_lseek),
+    one_of(
+        SYS_fcntl,
+        1,
+        &[
+            F_GETFL as u32,
+            F_SETFL as u32,
+            F_GETFD as u32,
+            F_SETFD as u32,
+            F_DUPFD_CLOEXEC as u32,
+        ],
+    ),
+    // A pollfd or two, for a wait with a time limit.
+    any(SYS_poll),
+    any(SYS_ppoll),
+    // FIONBIO is how Rust makes a socket non-blocking.
+    one_of(SYS_ioctl, 1, &[FIONBIO as u32]),
+];
+
+/// `ioctl` numbers of KVM (linux/kvm.h): `_IO(0xAE, nr)` and the like.
+mod kvm {
+    /// `KVM_RUN`.
+    pub(super) const RUN: u32 = 0xae80;
+    /// `KVM_GET_REGS`: for the address at which KVM gave up, in the message about it.
+    pub(super) const GET_REGS: u32 = 0x8090_ae81;
+    /// `KVM_SET_GSI_ROUTING`: the guest programs its IO-APIC, which is ours.
+    pub(super) const SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+}
+
+/// A virtual CPU: the guest, and the registers of the devices.
+pub(super) const VCPU: &[Allowed] = &[one_of(
+    SYS_ioctl,
+    1,
+    &[kvm::RUN, kvm::GET_REGS, kvm::SET_GSI_ROUTING],
+)];
+
+/// virtio-fs: file system calls within the shared tree.
+pub(super) const FILESYSTEM: &[Allowed] = &[
+    // The device's event loop.
+    any(SYS_epoll_ctl),
+    any(SYS_epoll_wait),
+    any(SYS_epoll_pwait),
+    // Names.
+    any(SYS_openat),
+    any(SYS_openat2),
+    any(SYS_mkdirat),
+    any(SYS_mknodat),
+    any(SYS_symlinkat),
+    any(SYS_linkat),
+    any(SYS_unlinkat),
+    any(SYS_renameat2),
+    any(SYS_readlinkat),
+    any(SYS_getdents64),
+    // Attributes.
+    any(SYS_statx),
+    any(SYS_fstat),
+    any(SYS_newfstatat),
+    any(SYS_fstatfs),
+    any(SYS_fchmod),
+    any(SYS_fchmodat),
+    any(SYS_fchown),
+    any(SYS_fchownat),
+    any(SYS_utimensat),
+    any(SYS_fgetxattr),
+    any(SYS_fsetxattr),
+    any(SYS_flistxattr),
+    any(SYS_fremovexattr),
+    any(SYS_getxattr),
+    any(SYS_setxattr),
+    any(SYS_listxattr),
+    any(SYS_removexattr),
+    // Data.
+    any(SYS_preadv2),
+    any(SYS_pwritev2),
+    any(SYS_lseek),
+    any(SYS_ftruncate),
+    any(SYS_fallocate),
+    any(SYS_copy_file_range),
+    any(SYS_fsync),
+    any(SYS_fdatasync),
+    any(SYS_syncfs),
+    any(SYS_dup),
+    one_of(
+        SYS_fcntl,
+        1,
+        &[
+            F_GETFL as u32,
+            F_GETFD as u32,
+            F_SETFD as u32,
+            F_DUPFD_CLOEXEC as u32,
+        ],
+    ),
+    // Files are created as the user that creates them in the guest: for a moment the thread is that
+    // user, with its umask, and has its working directory in /proc/self/fd for some xattr calls.
+    any(SYS_setresuid),
+    any(SYS_setresgid),
+    any(SYS_setgroups),
+    any(SYS_geteuid),
+    any(SYS_getegid),
+    any(SYS_capget),
+    any(SYS_capset),
+    any(SYS_umask),
+    any(SYS_fchdir),
+];

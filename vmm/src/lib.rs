@@ -1,0 +1,28 @@
+//! The microVM monitor: guest memory, KVM, vCPUs, a kernel booted directly, and a handful of virtio
+//! devices on MMIO, in one process that jails itself before the guest runs.
+//!
+//! It knows nothing of containers: a caller gives it a kernel, an initramfs, a directory to share and
+//! file descriptors to join to vsock ports, and is told when the machine is gone.
+//!
+//! Everything that reads a byte from the guest treats the guest as an attacker: see `docs/security.md`.
+
+mod arch;
+mod bus;
+pub mod console;
+pub mod event_loop;
+pub mod jail;
+pub mod kernel;
+pub mod kvm;
+pub mod machine;
+pub mod memory;
+mod rate_limit;
+pub mod vcpu;
+pub mod virtio;
+mod vm;
+
+pub use arch::BootError;
+pub use console::{Console, ConsoleLimits};
+pub use event_loop::EventLoop;
+pub use machine::{Machine, MachineConfig, MachineError, RunningMachine};
+pub use vcpu::StopReason;
+pub use vm::VmError;

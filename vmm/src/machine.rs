@@ -1,0 +1,437 @@
+//! A whole machine, from its parts: what a caller of this library sees.
+//!
+//! ```text
+//! Machine::new ──▶ attach a device … ──▶ start ──▶ RunningMachine ──▶ stop
+//!   opens /dev/kvm, loads the kernel       vCPU threads: confined, then let go together
+//! ```
+//!
+//! [`Machine::new`] does all that needs the host's files; a caller can then lock itself in before
+//! [`Machine::start`].
+
+use std::io;
+use std::num::NonZeroU8;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VcpuFd;
+use rustix::event::{EventfdFlags, eventfd};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::signal::Killable;
+
+use crate::arch::{self, BootData, BootError, Lines, Msi, Platform, layout};
+use crate::bus::{self, Bus};
+use crate::console::Console;
+use crate::kernel::{KernelError, KernelImage, low_memory};
+use crate::kvm::{self, KvmError};
+use crate::memory::{self, MemoryError};
+use crate::vcpu::{StopReason, Vcpu, install_kick_handler, kick_signal};
+use crate::virtio::VirtioDevice;
+use crate::virtio::transport::MmioTransport;
+use crate::vm::{Vm, VmError, failed};
+
+/// How long vCPU threads may take to confine themselves, and to end.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The page size that the initramfs is aligned to.
+const PAGE: u64 = 4096;
+
+/// What a machine is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct MachineConfig<'a> {
+    /// Processors, 1 to 64.
+    pub vcpus: NonZeroU8,
+    /// Memory in MiB, [`memory::MIN_MIB`] to [`memory::MAX_MIB`].
+    pub memory_mib: u32,
+    /// An uncompressed ELF image of a kernel. Only read by [`Machine::new`].
+    pub kernel: &'a [u8],
+    /// Its initial file system; empty for none. Only read by [`Machine::new`].
+    pub initramfs: &'a [u8],
+    /// The kernel's command line, to which the machine adds a word for each device.
+    pub cmdline: &'a str,
+}
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The host's KVM can't be used.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The guest can't have its memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The kernel can't be loaded.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// What the kernel is told can't be written.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// KVM refused something.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// There are no interrupt lines left.
+    #[error("the machine has {} devices already, and no more interrupt lines", layout::GSI_LAST - layout::GSI_FIRST + 1)]
+    TooManyDevices,
+    /// There can be no more files or threads.
+    #[error("cannot create {what}")]
+    Resource {
+        /// What was to be created.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A vCPU thread could not be confined; no guest code has run.
+    #[error("cannot confine a vCPU thread")]
+    Confine(#[source] io::Error),
+    /// Threads did not do in time what they must.
+    #[error("waited {} s for the vCPU threads to {awaited}", THREADS_TIMEOUT.as_secs())]
+    Timeout {
+        /// What was awaited.
+        awaited: &'static str,
+    },
+}
+
+fn no_resource(what: &'static str) -> impl FnOnce(io::Error) -> MachineError {
+    move |source| MachineError::Resource { what, source }
+}
+
+/// A machine that has not been started.
+#[derive(Debug)]
+pub struct Machine {
+    vcpus: Vec<VcpuFd>,
+    vm: Arc<Vm>,
+    bus: Bus,
+    cmdline: String,
+    /// Guest physical address and size of the initramfs.
+    initramfs: (u64, u64),
+}
+
+impl Machine {
+    /// Creates the VM with its vCPUs, and loads the kernel and the initramfs.
+    ///
+    /// # Errors
+    /// The host has no usable KVM or not enough memory, or the kernel can't be loaded.
+    pub fn new(config: &MachineConfig<'_>) -> Result<Self, MachineError> {
+        let vcpus = config.vcpus.get();
+        let kvm = kvm::open(vcpus)?;
+        let kernel = KernelImage::parse(config.kernel, arch::KERNEL_RANGE)?;
+        let memory = Arc::new(memory::allocate(config.memory_mib)?);
+        let initramfs = load(&memory, &kernel, config.initramfs)?;
+
+        let vm = Vm::new(&kvm, memory)?;
+        let mut setup = arch::VcpuSetup::new(&kvm, vcpus, kernel.entry)
+            .map_err(failed("tell what CPUs it supports"))?;
+        let create = |number| {
+            let vcpu = vm.create_vcpu(number)?;
+            let result = setup.apply(&vcpu, number);
+            result.map_err(failed("set up a vCPU"))?;
+            Ok(vcpu)
+        };
+        let vcpus = (0..vcpus).map(create).collect::<Result<_, VmError>>()?;
+        Ok(Self {
+            vcpus,
+            vm: Arc::new(vm),
+            bus: Bus::default(),
+            cmdline: config.cmdline.trim().to_owned(),
+            initramfs,
+        })
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+        self.vm.memory()
+    }
+
+    /// Gives the machine a device; the guest finds devices in the order in which they were attached.
+    ///
+    /// The caller lets an event loop serve it.
+    ///
+    /// # Errors
+    /// All interrupt lines are taken, or the process has too many files open.
+    pub fn attach<D: VirtioDevice + 'static>(
+        &mut self,
+        device: Arc<Mutex<D>>,
+    ) -> Result<(), MachineError> {
+        let slot = self.bus.devices().len();
+        let gsi = gsi(slot).ok_or(MachineError::TooManyDevices)?;
+        let address = bus::slot_address(slot);
+        let transport = MmioTransport::new(Arc::clone(self.memory()), device)
+            .map_err(no_resource("a device's eventfds"))?;
+        self.vm.connect(&transport, address, gsi.into())?;
+        self.bus.add(Arc::new(transport));
+        Ok(())
+    }
+
+    /// The whole command line. Devices come first: what follows "--" is for init.
+    fn cmdline(&self) -> String {
+        let slots = (0..self.bus.devices().len()).filter_map(|slot| Some((slot, gsi(slot)?)));
+        let devices = slots.map(|(slot, gsi)| arch::device_word(bus::slot_address(slot), gsi));
+        let mut words: Vec<String> = devices.collect();
+        words.push(self.cmdline.clone());
+        words.join(" ")
+    }
+
+    /// Starts the vCPUs, each in a thread that first runs `confine`. No guest code runs before all of
+    /// them are confined, and none if one can't be.
+    ///
+    /// # Errors
+    /// The command line is not possible, there can be no more threads, or confining one failed.
+    pub fn start(
+        self,
+        console: Console,
+        confine: impl Fn() -> io::Result<()> + Send + Sync + 'static,
+    ) -> Result<RunningMachine, MachineError> {
+        let count = self.bus.devices().len();
+        let pins: Vec<u8> = (0..count).filter_map(gsi).collect();
+        let boot = BootData {
+            cmdline: &self.cmdline(),
+            initramfs: self.initramfs,
+            vcpus: self.vcpus.len() as u8,
+            pins: &pins,
+        };
+        arch::write_boot_data(self.memory(), &boot)?;
+        install_kick_handler().map_err(no_resource("a signal handler"))?;
+
+        let stopped = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+            .map_err(|errno| no_resource("an eventfd")(errno.into()))?;
+        let shared = Arc::new(Shared {
+            stop: Arc::new(AtomicBool::new(false)),
+            reason: OnceLock::new(),
+            stopped,
+            console: Arc::new(console),
+            vm: self.vm,
+        });
+        let (alive, ended) = mpsc::channel();
+        let mut running = RunningMachine {
+            shared,
+            threads: Vec::new(),
+            ended,
+        };
+        // On an error, dropping `running` ends the threads that there are.
+        running.spawn(self.vcpus, self.bus, Arc::new(confine), alive)?;
+        Ok(running)
+    }
+}
+
+/// The interrupt line of the device in a slot.
+fn gsi(slot: usize) -> Option<u8> {
+    let gsi = layout::GSI_FIRST.checked_add(u32::try_from(slot).ok()?)?;
+    (gsi <= layout::GSI_LAST).then_some(gsi as u8)
+}
+
+/// Copies the kernel, and the initramfs right behind it, into guest memory. Returns the address and
+/// the size of the latter.
+fn load(
+    memory: &GuestMemoryMmap,
+    kernel: &KernelImage<'_>,
+    initramfs: &[u8],
+) -> Result<(u64, u64), MachineError> {
+    let start = kernel.range.end.next_multiple_of(PAGE);
+    let size = initramfs.len() as u64;
+    let end = start.saturating_add(size);
+    let low = low_memory(memory);
+    if end > low {
+        return Err(KernelError::NoRoom { end, memory: low }.into());
+    }
+    let first = GuestAddress(kernel.range.start);
+    memory::prefer_huge_pages(memory, first, end - kernel.range.start);
+    kernel.load(memory)?;
+    memory
+        .write_slice(initramfs, GuestAddress(start))
+        .map_err(BootError::from)?;
+    Ok((start, size))
+}
+
+/// What the vCPU threads and the machine's owner share.
+#[derive(Debug)]
+struct Shared {
+    stop: Arc<AtomicBool>,
+    reason: OnceLock<StopReason>,
+    stopped: OwnedFd,
+    console: Arc<Console>,
+    vm: Arc<Vm>,
+}
+
+impl Shared {
+    /// A vCPU has ended, and with it the machine: the first one's reason counts.
+    fn vcpu_ended(&self, reason: StopReason) {
+        if self.reason.set(reason).is_ok() {
+            self.console.flush();
+            let _ = rustix::io::write(&self.stopped, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// A machine whose guest runs, or has run. Dropping it stops it.
+#[derive(Debug)]
+pub struct RunningMachine {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    /// Disconnected when the last thread has ended.
+    ended: Receiver<()>,
+}
+
+impl RunningMachine {
+    /// An eventfd, readable from when the machine does not run any more: one vCPU has ended, and with
+    /// it the machine. It needs no reading.
+    pub fn stopped(&self) -> BorrowedFd<'_> {
+        self.shared.stopped.as_fd()
+    }
+
+    /// Why the machine does not run any more; `None` while it runs.
+    pub fn stop_reason(&self) -> Option<&StopReason> {
+        self.shared.reason.get()
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+        self.shared.vm.memory()
+    }
+
+    /// Stops the machine if it runs, waits for its threads, and says why it ended.
+    ///
+    /// # Errors
+    /// A thread did not end in time.
+    pub fn stop(mut self) -> Result<StopReason, MachineError> {
+        self.end_threads()?;
+        let reason = self.shared.reason.get().cloned();
+        Ok(reason.unwrap_or(StopReason::Stopped))
+    }
+
+    fn end_threads(&mut self) -> Result<(), MachineError> {
+        self.shared.stop.store(true, Ordering::Release);
+        for thread in &self.threads {
+            let _ = thread.kill(kick_signal()); // fails only for one that has ended
+        }
+        if self.ended.recv_timeout(THREADS_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            return Err(MachineError::Timeout { awaited: "end" });
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join(); // a panic has ended the process
+        }
+        Ok(())
+    }
+
+    fn spawn(
+        &mut self,
+        vcpus: Vec<VcpuFd>,
+        bus: Bus,
+        confine: Arc<dyn Fn() -> io::Result<()> + Send + Sync>,
+        alive: Sender<()>,
+    ) -> Result<(), MachineError> {
+        let bus = Arc::new(bus);
+        let lines = Box::new(DeviceLines {
+            vm: Arc::clone(&self.shared.vm),
+            bus: Arc::clone(&bus),
+        });
+        let console = Arc::clone(&self.shared.console);
+        let platform = Arc::new(Platform::new(console, bus.devices().len(), lines));
+        let (report, reports) = mpsc::channel();
+        let mut gates = Vec::with_capacity(vcpus.len());
+        for (number, fd) in vcpus.into_iter().enumerate() {
+            let vcpu = Vcpu {
+                fd,
+                platform: Arc::clone(&platform),
+                bus: Arc::clone(&bus),
+                stop: Arc::clone(&self.shared.stop),
+            };
+            let (gate, opened) = mpsc::channel::<()>();
+            gates.push(gate);
+            let shared = Arc::clone(&self.shared);
+            let (confine, report, alive) = (Arc::clone(&confine), report.clone(), alive.clone());
+            let run = move || {
+                let _alive = alive;
+                let _ = report.send(confine()); // nobody listens any more: nor is the gate opened
+                if opened.recv().is_ok() {
+                    shared.vcpu_ended(vcpu.run());
+                }
+            };
+            let thread = std::thread::Builder::new().name(format!("vcpu{number}"));
+            let thread = thread.spawn(run).map_err(no_resource("a vCPU thread"))?;
+            self.threads.push(thread);
+        }
+        drop((report, alive));
+        await_confined(&reports, self.threads.len())?;
+        for gate in gates {
+            let _ = gate.send(()); // a thread that isn't there has reported so
+        }
+        Ok(())
+    }
+}
+
+impl Drop for RunningMachine {
+    fn drop(&mut self) {
+        if !self.threads.is_empty()
+            && let Err(error) = self.end_threads()
+        {
+            log::error!("{error}");
+        }
+    }
+}
+
+/// The devices' interrupts, on the pins from [`layout::GSI_FIRST`] on.
+struct DeviceLines {
+    vm: Arc<Vm>,
+    bus: Arc<Bus>,
+}
+
+impl Lines for DeviceLines {
+    fn route(&self, pins: &[Option<Msi>]) {
+        if let Err(error) = self.vm.route(pins) {
+            // Only a host that is out of memory does this; the guest misses interrupts.
+            log::error!("{error}");
+        }
+    }
+
+    fn repeat(&self, pin: usize) {
+        let slot = pin.checked_sub(layout::GSI_FIRST as usize);
+        if let Some(device) = slot.and_then(|slot| self.bus.devices().get(slot)) {
+            device.repeat_interrupt();
+        }
+    }
+}
+
+/// Waits until `count` threads have said that they are confined.
+fn await_confined(reports: &Receiver<io::Result<()>>, count: usize) -> Result<(), MachineError> {
+    let deadline = Instant::now() + THREADS_TIMEOUT;
+    for _ in 0..count {
+        let left = deadline.saturating_duration_since(Instant::now());
+        reports
+            .recv_timeout(left)
+            .map_err(|_| MachineError::Timeout {
+                awaited: "confine themselves",
+            })?
+            .map_err(MachineError::Confine)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_run_out_before_the_io_apic_has_none() {
+        assert_eq!(gsi(0), Some(1));
+        assert_eq!(gsi(31), Some(32));
+        assert_eq!(gsi(32), None);
+        assert_eq!(gsi(usize::MAX), None);
+    }
+
+    #[test]
+    fn the_initramfs_follows_the_kernel_and_both_must_fit() {
+        let memory = memory::allocate(32).expect("32 MiB");
+        let image = crate::kernel::tests::image(0x10_0000, b"code", 0x1001);
+        let kernel = KernelImage::parse(&image, arch::KERNEL_RANGE).expect("a kernel");
+        assert_eq!(load(&memory, &kernel, b"files").ok(), Some((0x10_2000, 5)));
+        let error = load(&memory, &kernel, &vec![0; 31 << 20]).expect_err("too large");
+        assert!(
+            error.to_string().contains("the guest has only 32 MiB"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,215 @@
+//! The guest's memory: private anonymous mappings, so that it can later be cloned copy-on-write, and
+//! lazy, so that a guest costs what it touches.
+#![allow(unsafe_code)] // madvise and prctl on our own mappings
+
+use std::ffi::CStr;
+use std::io;
+
+use vm_memory::{
+    Address, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    GuestUsize, MmapRegion,
+};
+
+use crate::arch;
+
+/// The least memory a machine can have, in MiB: a kernel of 16 MiB at 16 MiB, and nothing to run.
+pub const MIN_MIB: u32 = 32;
+/// The most, in MiB: 1 TiB, what every processor of today can address.
+pub const MAX_MIB: u32 = 1 << 20;
+
+/// The size of a huge page.
+pub(crate) const HUGE_PAGE: u64 = 2 << 20;
+
+/// What the mappings are called in /proc/PID/smaps, which tells guest memory and the VMM's own apart.
+const NAME: &CStr = c"hull-guest";
+
+/// Why a guest can't have its memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The size is out of range.
+    #[error("{mib} MiB of guest memory: must be {MIN_MIB} to {MAX_MIB} MiB")]
+    Size {
+        /// The size asked for.
+        mib: u32,
+    },
+    /// The host has no room for it.
+    #[error(
+        "cannot reserve {mib} MiB of guest memory: give the machine less, or see RLIMIT_AS and \
+         vm.overcommit_memory of the host"
+    )]
+    Map {
+        /// The size asked for.
+        mib: u32,
+        /// What mmap said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Reserves `mib` MiB of guest memory, in as many regions as the architecture's layout has.
+///
+/// # Errors
+/// The size is out of range, or the host has no room.
+pub fn allocate(mib: u32) -> Result<GuestMemoryMmap, MemoryError> {
+    if !(MIN_MIB..=MAX_MIB).contains(&mib) {
+        return Err(MemoryError::Size { mib });
+    }
+    let regions = arch::memory_regions(u64::from(mib) << 20)
+        .map(|(start, size)| {
+            let mapping = map_aligned(size).map_err(|source| MemoryError::Map { mib, source })?;
+            prepare(&mapping);
+            Ok(GuestRegionMmap::new(mapping, GuestAddress(start))
+                .expect("the layout's regions end below 2^64"))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(GuestMemoryMmap::from_regions(regions).expect("the layout's regions don't overlap"))
+}
+
+/// Maps `size` bytes at a multiple of the huge page size, where that is to be had: only then can both
+/// the host and the guest's second level of paging use huge pages.
+fn map_aligned(size: usize) -> io::Result<MmapRegion<()>> {
+    let map = || {
+        MmapRegion::<()>::new(size).map_err(|error| match error {
+            vm_memory::mmap::MmapRegionError::Mmap(source) => source,
+            other => io::Error::other(other),
+        })
+    };
+    let first = map()?;
+    let start = first.as_ptr() as usize;
+    let excess = start % HUGE_PAGE as usize;
+    if excess == 0 {
+        return Ok(first); // what Linux gives since 6.7, if the size is a multiple too
+    }
+    // Linux places a mapping at the end of the free space: with the excess taken from there, the next
+    // one fits. If something comes between, the guest is a little slower.
+    drop(first);
+    let _taken = Taken::new(start + size - excess, excess);
+    map()
+}
+
+/// Address space that nothing can be mapped to for a moment.
+struct Taken(*mut libc::c_void, usize);
+
+impl Taken {
+    fn new(start: usize, size: usize) -> Self {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        let start = std::ptr::without_provenance_mut(start);
+        // SAFETY: MAP_FIXED_NOREPLACE never touches a mapping that exists.
+        Self(
+            unsafe { libc::mmap(start, size, libc::PROT_NONE, flags, -1, 0) },
+            size,
+        )
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if self.0 != libc::MAP_FAILED {
+            // SAFETY: it was mapped by `new`, and nobody was given its address.
+            unsafe { libc::munmap(self.0, self.1) };
+        }
+    }
+}
+
+/// Names the mapping, and asks for small pages: with the host's default ("always" on Debian) every
+/// byte that the guest touches would cost 2 MiB.
+fn prepare(mapping: &MmapRegion<()>) {
+    let (start, size) = (mapping.as_ptr().cast(), mapping.size());
+    // Best effort, both: kernels may be built without either.
+    // SAFETY: the range is a mapping of ours; a name and a hint don't change what it holds.
+    unsafe {
+        libc::prctl(
+            libc::PR_SET_VMA,
+            libc::PR_SET_VMA_ANON_NAME,
+            start,
+            size,
+            NAME.as_ptr(),
+        );
+        libc::madvise(start, size, libc::MADV_NOHUGEPAGE);
+    }
+}
+
+/// Asks for huge pages where the kernel and the initramfs will lie: they are written whole, and the
+/// guest then takes one nested page fault for 2 MiB instead of 512.
+///
+/// The range is widened to whole huge pages, as far as memory goes.
+pub(crate) fn prefer_huge_pages(memory: &GuestMemoryMmap, start: GuestAddress, size: GuestUsize) {
+    let Some(region) = memory.find_region(start) else {
+        return;
+    };
+    let begin = start.raw_value() / HUGE_PAGE * HUGE_PAGE;
+    let begin = begin.max(region.start_addr().raw_value());
+    let region_end = region.last_addr().raw_value() + 1;
+    let end = start
+        .raw_value()
+        .saturating_add(size)
+        .checked_next_multiple_of(HUGE_PAGE)
+        .map_or(region_end, |end| end.min(region_end));
+    let size = (end - begin) as usize;
+    let Ok(slice) = memory.get_slice(GuestAddress(begin), size) else {
+        return;
+    };
+    // SAFETY: the slice was checked to lie in a mapping of ours; a hint doesn't change what it holds.
+    unsafe {
+        libc::madvise(
+            slice.ptr_guard_mut().as_ptr().cast(),
+            size,
+            libc::MADV_HUGEPAGE,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn sizes_out_of_range_are_refused_by_name() {
+        for mib in [0, MIN_MIB - 1, MAX_MIB + 1, u32::MAX] {
+            let error = allocate(mib).expect_err("out of range").to_string();
+            assert!(error.starts_with(&format!("{mib} MiB")), "{error}");
+        }
+    }
+
+    #[test]
+    fn memory_lies_around_the_gap_and_costs_nothing_until_touched() {
+        let memory = allocate(16 << 10).expect("16 GiB, not reserved");
+        let total: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+        assert_eq!(total, 16 << 30);
+        assert!(memory.address_in_range(GuestAddress((3 << 30) - 1)));
+        assert!(!memory.address_in_range(GuestAddress(3 << 30)));
+        assert!(!memory.address_in_range(GuestAddress((4 << 30) - 1)));
+        assert!(memory.address_in_range(GuestAddress(4 << 30)));
+        assert!(memory.address_in_range(GuestAddress((17 << 30) - 1)));
+        memory
+            .write_obj(7u64, GuestAddress((17 << 30) - 8))
+            .expect("its last bytes");
+    }
+
+    #[test]
+    fn memory_is_aligned_for_huge_pages() {
+        let aligned = |memory: &GuestMemoryMmap| {
+            memory
+                .iter()
+                .all(|region| (region.as_ptr() as u64).is_multiple_of(HUGE_PAGE))
+        };
+        // Other tests map memory at the same time: once is enough.
+        let memory = (0..10)
+            .map(|_| allocate(33).expect("33 MiB"))
+            .find(aligned)
+            .expect("aligned, once in ten times");
+        prefer_huge_pages(&memory, GuestAddress(16 << 20), 17 << 20);
+        prefer_huge_pages(&memory, GuestAddress(1 << 40), 1);
+        prefer_huge_pages(&memory, GuestAddress(16 << 20), u64::MAX);
+    }
+
+    #[test]
+    fn no_room_is_told_with_the_size() {
+        let error = MemoryError::Map {
+            mib: 512,
+            source: io::Error::from_raw_os_error(libc::ENOMEM),
+        };
+        assert!(error.to_string().contains("512 MiB"));
+    }
+}

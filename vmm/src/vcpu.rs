@@ -1,0 +1,209 @@
+//! vCPUs: a thread each, which lets the guest run and serves what it asks of ports and devices.
+#![allow(unsafe_code)] // the signal handler's way to a vCPU's shared page
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::ops::ControlFlow;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use crate::arch::Platform;
+use crate::bus::Bus;
+
+/// Why a machine does not run any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The host stopped it ([`RunningMachine::stop`](crate::machine::RunningMachine::stop)).
+    Stopped,
+    /// The guest shut down, by the triple fault that is its way to reset. A crash that it didn't see
+    /// coming looks the same.
+    Shutdown,
+    /// The guest reset itself by the keyboard controller.
+    Reset,
+    /// The guest asked the hypervisor to end it, with this type (`KVM_SYSTEM_EVENT_…`).
+    SystemEvent(u32),
+    /// A vCPU halted and nothing can wake it.
+    Halted,
+    /// KVM can't run the guest's code.
+    Emulation {
+        /// The instruction's address, if known.
+        rip: Option<u64>,
+        /// KVM's reason (`KVM_INTERNAL_ERROR_…` of linux/kvm.h).
+        suberror: u32,
+    },
+    /// The processor refused the guest's state.
+    EntryFailed {
+        /// The processor's reason.
+        reason: u64,
+    },
+    /// KVM handed back something that no guest of ours can cause.
+    UnknownExit(String),
+    /// Running the vCPU failed.
+    Failed {
+        /// What KVM said.
+        errno: i32,
+    },
+}
+
+impl StopReason {
+    /// Whether the machine ended as machines end: stopped, shut down, or reset.
+    pub fn is_orderly(&self) -> bool {
+        matches!(
+            self,
+            Self::Stopped | Self::Shutdown | Self::Reset | Self::SystemEvent(_)
+        )
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stopped => write!(f, "the machine was stopped"),
+            Self::Shutdown => write!(f, "the guest shut down"),
+            Self::Reset => write!(f, "the guest reset itself"),
+            Self::SystemEvent(kind) => write!(f, "the guest asked to be ended (event {kind})"),
+            Self::Halted => write!(f, "the guest halted for good"),
+            Self::Emulation { rip, suberror } => {
+                write!(
+                    f,
+                    "this /dev/kvm cannot run an unmodified kernel (emulation failed"
+                )?;
+                if let Some(rip) = rip {
+                    write!(f, " at rip {rip:#x}")?;
+                }
+                write!(
+                    f,
+                    ", reason {suberror}): use a host with Intel VT-x or AMD-V, or nested virtualisation"
+                )
+            }
+            Self::EntryFailed { reason } => write!(
+                f,
+                "the processor refused to enter the guest (reason {reason:#x}): see the host's kernel log"
+            ),
+            Self::UnknownExit(exit) => write!(f, "KVM stopped the guest with {exit}"),
+            Self::Failed { errno } => {
+                let error = io::Error::from_raw_os_error(*errno);
+                write!(f, "KVM failed to run the guest: {error}")
+            }
+        }
+    }
+}
+
+/// The signal that takes a vCPU's thread out of the guest.
+pub(crate) fn kick_signal() -> libc::c_int {
+    SIGRTMIN()
+}
+
+/// Installs the handler of [`kick_signal`]. Needed once in a process; again does no harm.
+pub(crate) fn install_kick_handler() -> io::Result<()> {
+    register_signal_handler(kick_signal(), on_kick)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}
+
+thread_local! {
+    /// `immediate_exit` of the vCPU that this thread runs, for the signal handler. A plain cell without
+    /// a destructor: reading it from a handler allocates and runs nothing.
+    static IMMEDIATE_EXIT: Cell<*const AtomicU8> = const { Cell::new(ptr::null()) };
+}
+
+/// Makes the next `KVM_RUN` of this thread return at once: a signal that comes just before it would
+/// otherwise be lost.
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let flag = IMMEDIATE_EXIT.get();
+    if !flag.is_null() {
+        // SAFETY: not null means that `Vcpu::run` of this very thread is on the stack, which owns the
+        // page that the flag lies in and resets the pointer before it returns.
+        unsafe { (*flag).store(1, Ordering::Relaxed) };
+    }
+}
+
+/// Points this thread's signal handler at a vCPU for as long as it lives.
+struct KickTarget;
+
+impl KickTarget {
+    fn new(fd: &mut VcpuFd) -> Self {
+        let flag = ptr::from_mut(&mut fd.get_kvm_run().immediate_exit);
+        IMMEDIATE_EXIT.set(flag.cast::<AtomicU8>());
+        Self
+    }
+}
+
+impl Drop for KickTarget {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.set(ptr::null());
+    }
+}
+
+/// A vCPU, to be moved into its thread.
+pub(crate) struct Vcpu {
+    pub(crate) fd: VcpuFd,
+    pub(crate) platform: Arc<Platform>,
+    pub(crate) bus: Arc<Bus>,
+    /// Set when the machine is to stop, before the thread is kicked.
+    pub(crate) stop: Arc<AtomicBool>,
+}
+
+impl Vcpu {
+    /// Runs the guest until it ends or the machine is to stop.
+    pub(crate) fn run(mut self) -> StopReason {
+        let _target = KickTarget::new(&mut self.fd);
+        while !self.stop.load(Ordering::Acquire) {
+            if let ControlFlow::Break(reason) = self.run_once() {
+                return reason;
+            }
+        }
+        StopReason::Stopped
+    }
+
+    /// Runs the guest up to its next exit, and serves that.
+    fn run_once(&mut self) -> ControlFlow<StopReason> {
+        let reason = match self.fd.run() {
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                if !self.platform.read(address, data) {
+                    self.bus.read(address, data);
+                }
+                return ControlFlow::Continue(());
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                if !self.platform.write(address, data) {
+                    self.bus.write(address, data);
+                }
+                return ControlFlow::Continue(());
+            }
+            Ok(VcpuExit::IoOut(port, data)) => return self.platform.write_port(port, data),
+            Ok(VcpuExit::IoIn(port, data)) => {
+                self.platform.read_port(port, data);
+                return ControlFlow::Continue(());
+            }
+            Ok(VcpuExit::Intr) => return ControlFlow::Continue(()),
+            Ok(VcpuExit::Shutdown) => StopReason::Shutdown,
+            Ok(VcpuExit::SystemEvent(kind, _)) => StopReason::SystemEvent(kind),
+            Ok(VcpuExit::Hlt) => StopReason::Halted,
+            Ok(VcpuExit::FailEntry(reason, _)) => StopReason::EntryFailed { reason },
+            Ok(VcpuExit::InternalError) => self.internal_error(),
+            Ok(other) => StopReason::UnknownExit(format!("{other:?}")),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                // Before `stop` is looked at again: a kick after this has set `stop` before.
+                self.fd.set_kvm_immediate_exit(0);
+                return ControlFlow::Continue(());
+            }
+            Err(error) => StopReason::Failed {
+                errno: error.errno(),
+            },
+        };
+        ControlFlow::Break(reason)
+    }
+
+    fn internal_error(&mut self) -> StopReason {
+        let rip = self.fd.get_regs().ok().map(|regs| regs.rip);
+        // SAFETY: after KVM_EXIT_INTERNAL_ERROR, `internal` is the union's valid member; it is made of
+        // plain integers.
+        let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+        StopReason::Emulation { rip, suberror }
+    }
+}

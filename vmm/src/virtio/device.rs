@@ -1,0 +1,117 @@
+//! What a virtio device is to its transport, and what the transport gives it once the driver is ready.
+//!
+//! A device lives behind an `Arc<Mutex<…>>` with two users. The transport calls it from a vCPU thread
+//! (feature bits, configuration, activation, reset); an event loop calls it when a queue is kicked, as
+//! an [`event_manager::MutEventSubscriber`]. A device therefore registers one eventfd of its own with
+//! the loop from the start, writes to it in [`VirtioDevice::activate`], and on that event registers the
+//! queues' kick eventfds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Bit 0 of the MMIO `InterruptStatus` register: a used buffer notification (virtio 1.3, 4.2.2).
+pub const INTERRUPT_USED_BUFFER: u32 = 1 << 0;
+/// Bit 1 of it: the configuration or the device's status has changed.
+pub const INTERRUPT_CONFIG_CHANGE: u32 = 1 << 1;
+
+/// Why a device could not start serving its queues.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// A queue is not ready, or its rings don't lie in guest memory.
+    #[error("the driver did not set up every queue, or not in its memory")]
+    Queues,
+    /// The driver set up other queues than the device has.
+    #[error("the driver set up {found} queues, the device has {expected}")]
+    QueueCount {
+        /// Queues the device has.
+        expected: usize,
+        /// Queues the driver set up.
+        found: usize,
+    },
+    /// A system call of the device's own failed.
+    #[error("cannot start the device")]
+    Io(#[from] std::io::Error),
+}
+
+/// A device's way to interrupt the guest: an irqfd, and the status bits that the driver reads first.
+#[derive(Clone, Debug)]
+pub struct Interrupt {
+    status: Arc<AtomicU32>,
+    irqfd: Arc<EventFd>,
+}
+
+impl Interrupt {
+    /// Joins the transport's interrupt status register to an eventfd registered with KVM as an irqfd.
+    pub fn new(status: Arc<AtomicU32>, irqfd: Arc<EventFd>) -> Self {
+        Self { status, irqfd }
+    }
+
+    /// Tells the driver that buffers were used.
+    ///
+    /// An eventfd that can't take another count has interrupts pending already, so a failed write
+    /// loses nothing.
+    pub fn used_buffer(&self) {
+        self.raise(INTERRUPT_USED_BUFFER);
+    }
+
+    /// Tells the driver that the device's status has changed: it needs a reset.
+    pub(crate) fn config_changed(&self) {
+        self.raise(INTERRUPT_CONFIG_CHANGE);
+    }
+
+    fn raise(&self, bit: u32) {
+        self.status.fetch_or(bit, Ordering::SeqCst);
+        let _ = self.irqfd.write(1);
+    }
+}
+
+/// A queue that the driver has set up, checked by the transport, with the eventfd that it kicks.
+#[derive(Debug)]
+pub struct ActiveQueue {
+    /// The queue: ready, and its rings lie in guest memory.
+    pub queue: Queue,
+    /// Readable when the driver has made buffers available (non-blocking).
+    pub kick: Arc<EventFd>,
+}
+
+/// All a device needs to serve its queues, handed over when the driver sets DRIVER_OK.
+#[derive(Debug)]
+pub struct Activation {
+    /// The guest's memory.
+    pub memory: Arc<GuestMemoryMmap>,
+    /// The feature bits that both sides agreed on; a subset of [`VirtioDevice::features`].
+    pub features: u64,
+    /// The queues, as many as [`VirtioDevice::queue_sizes`] has entries.
+    pub queues: Vec<ActiveQueue>,
+    /// How to interrupt the guest.
+    pub interrupt: Interrupt,
+}
+
+/// A virtio device behind a transport. Every argument comes from a hostile guest.
+pub trait VirtioDevice: Send {
+    /// The device's number (virtio 1.3, chapter 5).
+    fn device_type(&self) -> u32;
+
+    /// The largest size of each queue, in descriptors, each a power of two.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// The feature bits offered, `VIRTIO_F_VERSION_1` among them.
+    fn features(&self) -> u64;
+
+    /// The device's configuration space. It is read only and does not change while the VM lives.
+    fn config(&self) -> &[u8];
+
+    /// Starts serving the queues: called once per initialisation, when the driver sets DRIVER_OK.
+    ///
+    /// # Errors
+    /// The transport answers an error by setting DEVICE_NEEDS_RESET; the guest alone suffers.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Forgets the queues and everything the guest has set up, so that the device can be activated
+    /// again. Called when the driver writes 0 to the status register.
+    fn reset(&mut self);
+}

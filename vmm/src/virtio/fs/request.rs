@@ -1,0 +1,180 @@
+//! One FUSE request: a descriptor chain, checked before the library sees it.
+//!
+//! The library trusts a chain to have room for a reply and a length that fits; here is where a hostile
+//! guest's chain ends that doesn't.
+
+use std::fs::File;
+use std::io::{self, Write};
+
+use virtio_queue::DescriptorChain;
+use virtiofsd::descriptor_utils::{self, Reader, Writer};
+use virtiofsd::filesystem::Context;
+use virtiofsd::fuse::{CreateIn, EntryOut, InHeader, Opcode, OpenOut, OutHeader};
+use virtiofsd::passthrough::PassthroughFs;
+use virtiofsd::server::Server;
+use virtiofsd::soft_idmap::Id;
+use vm_memory::ByteValued;
+
+use super::memory::LoggedMemory;
+use super::options::{self, Options};
+use super::share::Share;
+use super::unnamed::{Creation, Unnamed};
+
+/// The most data in one request or reply: the library's `MAX_BUFFER_SIZE` (1 MiB, which it announces
+/// as `max_write` and `max_pages`) and a page for headers and names.
+const MAX_BYTES: u64 = (1 << 20) + 4096;
+
+/// The most descriptors in one request: 256 pages, of which unaligned data needs one more, and the
+/// headers and arguments around them.
+const MAX_DESCRIPTORS: usize = 272;
+
+/// Why a request was not served. The guest gets its chain back with nothing written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("the chain has more than {MAX_DESCRIPTORS} descriptors")]
+    TooManyDescriptors,
+    #[error("the chain holds more than {MAX_BYTES} bytes to read or to write")]
+    TooLong,
+    #[error("a descriptor to read follows one to write")]
+    Order,
+    #[error("no room for a reply")]
+    NoRoomForReply,
+    #[error("a buffer lies outside of guest memory")]
+    Buffer(#[from] descriptor_utils::Error),
+    #[error("no request header, or no arguments")]
+    Header(#[source] io::Error),
+    #[error("the reply doesn't fit")]
+    Reply(#[source] io::Error),
+    #[error("the request can't be decoded")]
+    Message(#[from] virtiofsd::Error),
+}
+
+/// What answers requests.
+pub(super) struct Service {
+    server: Server<Share>,
+    /// The server's own, for what the server doesn't know.
+    share: Share,
+}
+
+impl Service {
+    /// Opens what is needed to serve the tree of `options`.
+    pub(super) fn new(mut options: Options) -> io::Result<Self> {
+        let proc_self_fd = match options.proc_self_fd.take() {
+            Some(directory) => directory,
+            None => File::open("/proc/self/fd")?,
+        };
+        let unnamed = Unnamed::new(proc_self_fd.try_clone()?);
+        let cache_timeout = options.cache_timeout;
+        let passthrough = PassthroughFs::new(options::config(options, proc_self_fd))?;
+        let share = Share::new(passthrough, unnamed, cache_timeout);
+        Ok(Self {
+            server: Server::new(share.clone()),
+            share,
+        })
+    }
+
+    /// Closes all that the guest has open, and forgets what it has mounted.
+    pub(super) fn forget(&self) {
+        self.server.destroy();
+    }
+
+    /// Serves one request and returns how many bytes of reply were written.
+    pub(super) fn serve(
+        &self,
+        memory: &LoggedMemory,
+        chain: DescriptorChain<&LoggedMemory>,
+    ) -> Result<usize, Error> {
+        let room = measure(chain.clone())?;
+        let reader = Reader::new(memory, chain.clone())?;
+        let header: InHeader = reader.clone().read_obj().map_err(Error::Header)?;
+        if room < size_of::<OutHeader>() as u64 && expects_reply(header.opcode) {
+            return Err(Error::NoRoomForReply);
+        }
+        let writer = Writer::new(memory, chain)?;
+        if header.opcode == Opcode::TmpFile as u32 {
+            return self.create_unnamed(reader, writer);
+        }
+        Ok(self
+            .server
+            .handle_message(reader, writer, None::<&mut ()>)?)
+    }
+
+    /// FUSE_TMPFILE. What follows its arguments, a name that is none and supplementary groups, counts
+    /// for nothing.
+    fn create_unnamed(&self, mut reader: Reader<'_>, writer: Writer<'_>) -> Result<usize, Error> {
+        let header: InHeader = reader.read_obj().map_err(Error::Header)?;
+        let arguments: CreateIn = reader.read_obj().map_err(Error::Header)?;
+        let creation = Creation {
+            uid: header.uid.into_inner(),
+            gid: header.gid.into_inner(),
+            mode: arguments.mode,
+            umask: arguments.umask,
+            flags: arguments.flags,
+        };
+        let context = Context::from(header);
+        match self.share.create_unnamed(context, header.nodeid, creation) {
+            Ok((entry, handle, options)) => {
+                let opened = OpenOut {
+                    fh: handle,
+                    open_flags: options.bits(),
+                    ..OpenOut::default()
+                };
+                let entry = EntryOut::from(entry);
+                reply(
+                    writer,
+                    header.unique,
+                    0,
+                    &[entry.as_slice(), opened.as_slice()],
+                )
+            }
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                reply(writer, header.unique, -errno, &[])
+            }
+        }
+    }
+}
+
+/// Writes a reply and returns its length.
+fn reply(mut writer: Writer<'_>, unique: u64, error: i32, parts: &[&[u8]]) -> Result<usize, Error> {
+    let length = size_of::<OutHeader>() + parts.iter().map(|part| part.len()).sum::<usize>();
+    let header = OutHeader {
+        len: length as u32,
+        error,
+        unique,
+    };
+    let mut reply = header.as_slice().to_vec();
+    reply.extend(parts.concat());
+    writer.write_all(&reply).map_err(Error::Reply)?;
+    Ok(length)
+}
+
+/// Checks the shape of a chain, and returns the room it has for a reply, in bytes.
+fn measure(chain: DescriptorChain<&LoggedMemory>) -> Result<u64, Error> {
+    let (mut readable, mut writable) = (0_u64, 0_u64);
+    for (index, descriptor) in chain.enumerate() {
+        if index == MAX_DESCRIPTORS {
+            return Err(Error::TooManyDescriptors);
+        }
+        let length = u64::from(descriptor.len());
+        if descriptor.is_write_only() {
+            writable += length;
+        } else if writable > 0 {
+            return Err(Error::Order);
+        } else {
+            readable += length;
+        }
+        if readable > MAX_BYTES || writable > MAX_BYTES {
+            return Err(Error::TooLong);
+        }
+    }
+    Ok(writable)
+}
+
+/// Whether a request of this kind is answered; an unknown one is, with an error.
+fn expects_reply(opcode: u32) -> bool {
+    !matches!(
+        Opcode::try_from(opcode),
+        Ok(Opcode::Forget | Opcode::BatchForget | Opcode::Interrupt | Opcode::Destroy)
+    )
+}

@@ -1,0 +1,462 @@
+//! The file system that the server calls: virtiofsd's passthrough, and what it lacks.
+//!
+//! - A name is one name. The passthrough gives what the guest sends to the host's kernel as it is, and
+//!   a hostile guest's `../x` or `link/x` would be followed there: to another share of the tree, whose
+//!   files the guest has anyway, but past the modes and mounts that its own kernel enforces.
+//! - A guest without what the device relies on gets an error at FUSE_INIT, where the passthrough would
+//!   go on without, and write to our standard error as often as the guest asks.
+//! - Files without a name are [`Unnamed`]'s, recognised by their node ids.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use virtiofsd::filesystem::{
+    Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
+};
+use virtiofsd::fuse::{Attr, SetattrIn};
+use virtiofsd::oslib::{ReadvFlags, WritevFlags};
+use virtiofsd::passthrough::PassthroughFs;
+use virtiofsd::passthrough::credentials::drop_effective_cap;
+
+use super::unnamed::{self, Creation, Target, Unnamed, is_unnamed};
+
+/// What every kernel that can be our guest offers.
+const NEEDED: FsOptions = FsOptions::SUBMOUNTS
+    .union(FsOptions::HANDLE_KILLPRIV_V2)
+    .union(FsOptions::POSIX_ACL)
+    .union(FsOptions::CREATE_SUPP_GROUP);
+
+type Node = u64;
+type Handle = u64;
+type Opened = (Option<Handle>, OpenOptions);
+
+/// The shared tree. Clones are of the same.
+#[derive(Clone)]
+pub(super) struct Share {
+    inner: Arc<PassthroughFs>,
+    unnamed: Arc<Unnamed>,
+    cache_timeout: Duration,
+}
+
+impl Share {
+    pub(super) fn new(inner: PassthroughFs, unnamed: Unnamed, cache_timeout: Duration) -> Self {
+        Self {
+            inner: Arc::new(inner),
+            unnamed: Arc::new(unnamed),
+            cache_timeout,
+        }
+    }
+
+    /// FUSE_TMPFILE, which the server doesn't know.
+    pub(super) fn create_unnamed(
+        &self,
+        ctx: Context,
+        directory: Node,
+        creation: Creation,
+    ) -> io::Result<(Entry, Handle, OpenOptions)> {
+        let create = |directory: &File| self.unnamed.create(directory, creation);
+        let (node, attr, handle) = self.with_directory(ctx, directory, create)?;
+        Ok((self.entry(node, attr), handle, OpenOptions::KEEP_CACHE))
+    }
+
+    fn entry(&self, node: Node, attr: Attr) -> Entry {
+        Entry {
+            inode: node,
+            generation: 0,
+            attr,
+            attr_timeout: self.cache_timeout,
+            entry_timeout: self.cache_timeout,
+        }
+    }
+
+    /// The passthrough's node, for what can't be asked of a file without a name.
+    fn named(&self, node: Node) -> io::Result<Node> {
+        match self.unnamed.resolve(node)? {
+            Target::Named(node) => Ok(node),
+            Target::Unnamed(_) => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        }
+    }
+
+    /// Tells the guest of what the passthrough has found, under the node id that the guest knows.
+    fn present(&self, ctx: Context, mut entry: Entry) -> Entry {
+        if let Some(alias) = self.unnamed.look_up_alias(entry.inode) {
+            self.inner.forget(ctx, entry.inode, 1);
+            entry.inode = alias;
+        }
+        entry
+    }
+
+    /// Gives a file its first name.
+    fn link_unnamed(
+        &self,
+        ctx: Context,
+        node: Node,
+        file: &File,
+        parent: Node,
+        name: &CStr,
+    ) -> io::Result<Entry> {
+        let link = |directory: &File| self.unnamed.link(file, directory, name);
+        self.with_directory(ctx, parent, link)?;
+        let entry = self.inner.lookup(ctx, parent, name)?;
+        self.unnamed.make_alias(node, entry.inode);
+        // One count of the passthrough's is the alias's; the guest's own is counted there.
+        self.unnamed.look_up_alias(entry.inode);
+        Ok(Entry {
+            inode: node,
+            ..entry
+        })
+    }
+
+    /// Lends the directory of a node to `then`.
+    fn with_directory<T>(
+        &self,
+        ctx: Context,
+        node: Node,
+        then: impl FnOnce(&File) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let (handle, _) = self.inner.opendir(ctx, node, 0)?;
+        let handle = handle.unwrap_or_default();
+        let result = self.with_file(ctx, node, handle, then);
+        self.inner.releasedir(ctx, node, 0, handle)?;
+        result
+    }
+
+    /// Lends the file of a handle to `then`. The passthrough gives it to who reads from it.
+    fn with_file<T>(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: Handle,
+        then: impl FnOnce(&File) -> io::Result<T>,
+    ) -> io::Result<T> {
+        if is_unnamed(handle) {
+            return then(&*self.unnamed.opened(node, handle)?);
+        }
+        let node = self.named(node)?;
+        let mut loan = Loan::Then(then);
+        self.inner
+            .read(ctx, node, handle, &mut loan, 0, 0, None, 0)?;
+        match loan {
+            Loan::Result(result) => result,
+            Loan::Then(_) | Loan::Taken => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        }
+    }
+}
+
+/// A reader of files that does something else with the file.
+enum Loan<F, T> {
+    Then(F),
+    Taken,
+    Result(io::Result<T>),
+}
+
+impl<F: FnOnce(&File) -> io::Result<T>, T> ZeroCopyWriter for Loan<F, T> {
+    fn read_from_file_at(
+        &mut self,
+        file: &File,
+        _count: usize,
+        _offset: u64,
+        _flags: Option<ReadvFlags>,
+    ) -> io::Result<usize> {
+        if let Loan::Then(then) = std::mem::replace(self, Loan::Taken) {
+            *self = Loan::Result(then(file));
+        }
+        Ok(0)
+    }
+}
+
+/// Refuses what is not the name of an entry in a directory.
+fn check(name: &CStr) -> io::Result<()> {
+    match name.to_bytes() {
+        b"" | b"." | b".." => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        name if name.contains(&b'/') => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        _ => Ok(()),
+    }
+}
+
+/// Methods that the passthrough answers once the names among the arguments are checked.
+macro_rules! checked {
+    ($($method:ident($($argument:ident: $type:ty),*; $($name:ident),+) -> $reply:ty;)*) => {
+        $(fn $method(&self, $($argument: $type),*) -> io::Result<$reply> {
+            $(check($name)?;)+
+            self.inner.$method($($argument),*)
+        })*
+    };
+}
+
+/// Methods that the passthrough answers as it is.
+macro_rules! passed_on {
+    ($($method:ident($($argument:ident: $type:ty),*) -> $reply:ty;)*) => {
+        $(fn $method(&self, $($argument: $type),*) -> io::Result<$reply> {
+            self.inner.$method($($argument),*)
+        })*
+    };
+}
+
+/// Methods on a node, which the passthrough answers, but for unnamed files.
+macro_rules! by_node {
+    ($($method:ident($($argument:ident: $type:ty),*) -> $reply:ty, or $unnamed:expr;)*) => {
+        $(fn $method(&self, ctx: Context, node: Node, $($argument: $type),*) -> io::Result<$reply> {
+            match self.unnamed.resolve(node)? {
+                Target::Named(node) => self.inner.$method(ctx, node, $($argument),*),
+                Target::Unnamed(file) => {
+                    let answer: &dyn Fn(&Self, Node, &File) -> io::Result<$reply> = &$unnamed;
+                    answer(self, node, &file)
+                }
+            }
+        })*
+    };
+}
+
+/// Methods on an open file, which the passthrough answers, but for unnamed files' handles.
+macro_rules! by_handle {
+    ($($method:ident($($before:ident: $before_type:ty),*; handle $(, $argument:ident: $type:ty)*) -> $reply:ty, or $unnamed:expr;)*) => {
+        $(fn $method(&self, ctx: Context, node: Node, $($before: $before_type,)* handle: Handle, $($argument: $type),*) -> io::Result<$reply> {
+            if is_unnamed(handle) {
+                let file = self.unnamed.opened(node, handle)?;
+                let answer: &dyn Fn(&File) -> io::Result<$reply> = &$unnamed;
+                answer(&file)
+            } else {
+                self.inner.$method(ctx, self.named(node)?, $($before,)* handle, $($argument),*)
+            }
+        })*
+    };
+}
+
+impl FileSystem for Share {
+    type Inode = Node;
+    type Handle = Handle;
+    type DirIter = <PassthroughFs as FileSystem>::DirIter;
+
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        if !capable.contains(NEEDED) {
+            return Err(io::Error::from_raw_os_error(libc::EPROTO));
+        }
+        self.unnamed.clear();
+        self.inner.init(capable)
+    }
+
+    fn destroy(&self) {
+        self.unnamed.clear();
+        self.inner.destroy();
+    }
+
+    fn lookup(&self, ctx: Context, parent: Node, name: &CStr) -> io::Result<Entry> {
+        check(name)?;
+        let entry = self.inner.lookup(ctx, parent, name)?;
+        Ok(self.present(ctx, entry))
+    }
+
+    fn forget(&self, ctx: Context, node: Node, count: u64) {
+        if !is_unnamed(node) {
+            self.inner.forget(ctx, node, count);
+        } else if let Some(named) = self.unnamed.forget(node, count) {
+            self.inner.forget(ctx, named, 1);
+        }
+    }
+
+    fn batch_forget(&self, ctx: Context, nodes: Vec<(Node, u64)>) {
+        for (node, count) in nodes {
+            self.forget(ctx, node, count);
+        }
+    }
+
+    fn link(&self, ctx: Context, node: Node, parent: Node, name: &CStr) -> io::Result<Entry> {
+        check(name)?;
+        match self.unnamed.resolve(node)? {
+            Target::Named(node) => {
+                let entry = self.inner.link(ctx, node, parent, name)?;
+                Ok(self.present(ctx, entry))
+            }
+            Target::Unnamed(file) => self.link_unnamed(ctx, node, &file, parent, name),
+        }
+    }
+
+    fn create(
+        &self,
+        ctx: Context,
+        parent: Node,
+        name: &CStr,
+        mode: u32,
+        kill_priv: bool,
+        flags: u32,
+        umask: u32,
+        extensions: Extensions,
+    ) -> io::Result<(Entry, Option<Handle>, OpenOptions)> {
+        check(name)?;
+        let (entry, handle, options) = self
+            .inner
+            .create(ctx, parent, name, mode, kill_priv, flags, umask, extensions)?;
+        Ok((self.present(ctx, entry), handle, options))
+    }
+
+    fn read<W: ZeroCopyWriter>(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: Handle,
+        mut to: W,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        flags: u32,
+    ) -> io::Result<usize> {
+        if is_unnamed(handle) {
+            let file = self.unnamed.opened(node, handle)?;
+            return to.read_from_file_at(&file, size as usize, offset, None);
+        }
+        let node = self.named(node)?;
+        self.inner
+            .read(ctx, node, handle, to, size, offset, lock_owner, flags)
+    }
+
+    fn write<R: ZeroCopyReader>(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: Handle,
+        mut from: R,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        delayed: bool,
+        kill_priv: bool,
+        flags: u32,
+    ) -> io::Result<usize> {
+        if is_unnamed(handle) {
+            let file = self.unnamed.opened(node, handle)?;
+            let _without_fsetid = kill_priv
+                .then(|| drop_effective_cap("FSETID"))
+                .transpose()?;
+            let appends = !delayed && flags & libc::O_APPEND as u32 != 0;
+            let flags = appends.then_some(WritevFlags::RWF_APPEND);
+            return from.write_to_file_at(&file, size as usize, offset, flags);
+        }
+        let node = self.named(node)?;
+        self.inner.write(
+            ctx, node, handle, from, size, offset, lock_owner, delayed, kill_priv, flags,
+        )
+    }
+
+    fn copyfilerange(
+        &self,
+        ctx: Context,
+        from: Node,
+        from_handle: Handle,
+        mut from_offset: u64,
+        to: Node,
+        to_handle: Handle,
+        mut to_offset: u64,
+        length: u64,
+        _flags: u64,
+    ) -> io::Result<usize> {
+        self.with_file(ctx, from, from_handle, |from| {
+            self.with_file(ctx, to, to_handle, |to| {
+                let (from_offset, to_offset) = (&mut from_offset, &mut to_offset);
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                let copied = rustix::fs::copy_file_range(
+                    from,
+                    Some(from_offset),
+                    to,
+                    Some(to_offset),
+                    length,
+                )?;
+                Ok(copied)
+            })
+        })
+    }
+
+    checked! {
+        mkdir(ctx: Context, parent: Node, name: &CStr, mode: u32, umask: u32, extensions: Extensions; name) -> Entry;
+        mknod(ctx: Context, parent: Node, name: &CStr, mode: u32, rdev: u32, umask: u32, extensions: Extensions; name) -> Entry;
+        symlink(ctx: Context, target: &CStr, parent: Node, name: &CStr, extensions: Extensions; name) -> Entry;
+        unlink(ctx: Context, parent: Node, name: &CStr; name) -> ();
+        rmdir(ctx: Context, parent: Node, name: &CStr; name) -> ();
+        rename(ctx: Context, from: Node, old: &CStr, to: Node, new: &CStr, flags: u32; old, new) -> ();
+    }
+
+    passed_on! {
+        readlink(ctx: Context, node: Node) -> Vec<u8>;
+        opendir(ctx: Context, node: Node, flags: u32) -> Opened;
+        readdir(ctx: Context, node: Node, handle: Handle, size: u32, offset: u64) -> Self::DirIter;
+        fsyncdir(ctx: Context, node: Node, data_only: bool, handle: Handle) -> ();
+        releasedir(ctx: Context, node: Node, flags: u32, handle: Handle) -> ();
+        access(ctx: Context, node: Node, mask: u32) -> ();
+        syncfs(ctx: Context, node: Node) -> ();
+    }
+
+    fn setattr(
+        &self,
+        ctx: Context,
+        node: Node,
+        attr: SetattrIn,
+        handle: Option<Handle>,
+        valid: SetattrValid,
+    ) -> io::Result<(Attr, Duration)> {
+        match self.unnamed.resolve(node)? {
+            Target::Named(node) => {
+                // A handle from before the file had a name isn't the passthrough's.
+                let handle = handle.filter(|handle| !is_unnamed(*handle));
+                self.inner.setattr(ctx, node, attr, handle, valid)
+            }
+            Target::Unnamed(file) => {
+                unnamed::set_attributes(&file, &attr, valid)?;
+                Ok((unnamed::attributes(&file)?, self.cache_timeout))
+            }
+        }
+    }
+
+    fn release(
+        &self,
+        ctx: Context,
+        node: Node,
+        flags: u32,
+        handle: Handle,
+        flush: bool,
+        flock: bool,
+        lock_owner: Option<u64>,
+    ) -> io::Result<()> {
+        if is_unnamed(handle) {
+            return self.unnamed.release(node, handle);
+        }
+        let node = self.named(node)?;
+        self.inner
+            .release(ctx, node, flags, handle, flush, flock, lock_owner)
+    }
+
+    by_node! {
+        getattr(handle: Option<Handle>) -> (Attr, Duration), or |share, _, file| {
+            Ok((unnamed::attributes(file)?, share.cache_timeout))
+        };
+        setxattr(name: &CStr, value: &[u8], flags: u32, extra: SetxattrFlags) -> (), or |_, _, file| {
+            let clears_sgid = extra.contains(SetxattrFlags::SETXATTR_ACL_KILL_SGID);
+            unnamed::set_xattr(file, name, value, flags, clears_sgid)
+        };
+        getxattr(name: &CStr, size: u32) -> GetxattrReply, or |_, _, file| {
+            unnamed::get_xattr(file, name, size)
+        };
+        listxattr(size: u32) -> ListxattrReply, or |_, _, file| {
+            unnamed::list_xattrs(file, size)
+        };
+        removexattr(name: &CStr) -> (), or |_, _, file| unnamed::remove_xattr(file, name);
+        statfs() -> libc::statvfs64, or |_, _, file| unnamed::file_system(file);
+        open(kill_priv: bool, flags: u32) -> Opened, or |share, node, file| {
+            let _without_fsetid = kill_priv.then(|| drop_effective_cap("FSETID")).transpose()?;
+            let handle = share.unnamed.open(node, file, flags)?;
+            Ok((Some(handle), OpenOptions::KEEP_CACHE))
+        };
+    }
+
+    by_handle! {
+        flush(; handle, lock_owner: u64) -> (), or |_| Ok(());
+        fsync(data_only: bool; handle) -> (), or |file| unnamed::sync(file, data_only);
+        fallocate(; handle, mode: u32, offset: u64, length: u64) -> (), or |file| {
+            unnamed::allocate(file, mode, offset, length)
+        };
+        lseek(; handle, offset: u64, whence: u32) -> u64, or |file| unnamed::seek(file, offset, whence);
+    }
+}

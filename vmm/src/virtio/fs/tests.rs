@@ -1,0 +1,274 @@
+//! The device as a guest meets it: an honest one, and a hostile one.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use virtiofsd::fuse::Opcode;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::driver::{Guest, MEMORY, REPLY, REQUEST, REQUESTS, c_string, options, word};
+use super::{Error, Fs};
+use crate::virtio::VirtioDevice;
+
+const ROOT: u64 = 1;
+const LOOKUP: u32 = Opcode::Lookup as u32;
+const OPEN: u32 = Opcode::Open as u32;
+const READ: u32 = Opcode::Read as u32;
+const WRITE: u32 = Opcode::Write as u32;
+const CREATE: u32 = Opcode::Create as u32;
+
+fn tree() -> tempfile::TempDir {
+    let tree = tempfile::tempdir().expect("a directory");
+    fs::write(tree.path().join("hello"), "hello, guest").expect("a file");
+    tree
+}
+
+/// The body of FUSE_READ.
+fn read_in(handle: u64, offset: u64, size: u32) -> Vec<u8> {
+    let mut body = handle.to_le_bytes().to_vec();
+    body.extend(offset.to_le_bytes());
+    body.extend(size.to_le_bytes());
+    body.resize(40, 0);
+    body
+}
+
+/// The body of FUSE_CREATE.
+fn create_in(name: &str, mode: u32) -> Vec<u8> {
+    let flags = libc::O_RDWR as u32;
+    let mut body: Vec<u8> = [flags, mode | libc::S_IFREG, 0, 0]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
+    body.extend(c_string(name));
+    body
+}
+
+#[test]
+fn the_tag_is_in_the_configuration_space() {
+    let tree = tree();
+    let device = Fs::new(options(tree.path())).expect("a device");
+    assert_eq!(&device.config()[..5], b"hull\0");
+    assert_eq!(&device.config()[36..], &1_u32.to_le_bytes());
+    for tag in ["", "a\0b", &"x".repeat(37)] {
+        let mut options = options(tree.path());
+        options.tag = tag.into();
+        assert!(matches!(Fs::new(options), Err(Error::Tag(_))), "{tag:?}");
+    }
+}
+
+#[test]
+fn a_file_of_the_share_can_be_read() {
+    let tree = tree();
+    let mut guest = Guest::with_root(tree.path());
+    let node = guest.lookup(ROOT, "hello").expect("lookup");
+    let handle = guest.open(node, libc::O_RDONLY).expect("open");
+    let data = guest.request(READ, node, &read_in(handle, 7, 100));
+    assert_eq!(data.as_deref(), Ok(&b"guest"[..]));
+    assert_eq!(guest.lookup(ROOT, "absent"), Err(libc::ENOENT));
+    guest.stop();
+}
+
+#[test]
+fn a_new_file_belongs_to_the_process_that_makes_it() {
+    if !crate::jail::child::is_root() {
+        return;
+    }
+    let tree = tree();
+    let mut guest = Guest::with_root(tree.path());
+    fs::set_permissions(
+        tree.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )
+    .expect("chmod");
+    let reply = guest
+        .request_as(1234, CREATE, ROOT, &create_in("mine", 0o4755))
+        .expect("create");
+    let (node, handle) = (word(&reply, 0), word(&reply, 128));
+    let mut body = handle.to_le_bytes().to_vec();
+    body.extend(0_u64.to_le_bytes());
+    body.extend(4_u32.to_le_bytes());
+    body.resize(40, 0);
+    body.extend(b"data");
+    guest.request(WRITE, node, &body).expect("write");
+    let made = fs::metadata(tree.path().join("mine")).expect("the file");
+    assert_eq!(
+        (made.uid(), made.gid(), made.mode() & 0o7777),
+        (1234, 1234, 0o4755)
+    );
+    assert_eq!(fs::read(tree.path().join("mine")).expect("data"), b"data");
+    guest.stop();
+}
+
+#[test]
+fn malformed_chains_come_back_empty() {
+    let tree = tree();
+    let mut guest = Guest::with_root(tree.path());
+    let node = guest.lookup(ROOT, "hello").expect("lookup");
+    let handle = guest.open(node, libc::O_RDONLY).expect("open");
+    // A complete FUSE_READ lies in memory from here on.
+    guest
+        .request(READ, node, &read_in(handle, 0, 100))
+        .expect("read");
+    let request = (REQUEST, 80, false);
+    let chains: &[&[(u64, u32, bool)]] = &[
+        &[(REPLY, 4096, true)],
+        &[(REQUEST, 39, false), (REPLY, 4096, true)],
+        &[(REQUEST, 60, false), (REPLY, 4096, true)],
+        &[request],
+        &[request, (REPLY, 15, true)],
+        &[request, (REPLY, 0, true)],
+        &[(REPLY, 4096, true), request],
+        &[request, (MEMORY - 8, 4096, true)],
+        &[request, (u64::MAX - 8, 4096, true)],
+        &[(MEMORY, 80, false), (REPLY, 4096, true)],
+        &[request, (REPLY, 0x20_0000, true)],
+        &[(REQUEST, 0x20_0000, false), (REPLY, 4096, true)],
+        &[request, (REPLY, u32::MAX, true), (REPLY, u32::MAX, true)],
+        &[(REQUEST, 80, false); 400],
+    ];
+    for chain in chains {
+        assert_eq!(guest.chain(REQUESTS, chain), 0, "{chain:?}");
+    }
+    // A chain that bites its own tail, and an indirect table in an indirect table.
+    guest.descriptor(0x1_0000, 0, REQUEST, 80, 1, 0);
+    guest.offer(REQUESTS);
+    assert_eq!(guest.wait(REQUESTS), 0);
+    guest.descriptor(0x1_0000, 0, 0x6_0000, 32, 4, 0);
+    guest.descriptor(0x6_0000, 0, 0x6_0000, 32, 4, 0);
+    guest.offer(REQUESTS);
+    assert_eq!(guest.wait(REQUESTS), 0);
+    assert!(
+        guest.lookup(ROOT, "hello").is_ok(),
+        "the device still serves"
+    );
+    guest.stop();
+}
+
+#[test]
+fn nonsense_in_a_request_is_refused_and_the_device_goes_on() {
+    let tree = tree();
+    let mut guest = Guest::with_root(tree.path());
+    assert_eq!(guest.request(9999, ROOT, &[]), Err(libc::ENOSYS));
+    assert_eq!(guest.request(OPEN, 77, &[0; 8]), Err(libc::EBADF));
+    assert_eq!(
+        guest.request(READ, ROOT, &read_in(55, 0, u32::MAX)),
+        Err(libc::EBADF)
+    );
+    // A length in the header that is larger than the chain, and one that is smaller than a header.
+    for length in [u32::MAX, 0x10_0000, 4096, 39, 0] {
+        let mut bytes = vec![0; 60];
+        bytes[..4].copy_from_slice(&length.to_le_bytes());
+        bytes[4..8].copy_from_slice(&LOOKUP.to_le_bytes());
+        guest
+            .memory
+            .write_slice(&bytes, GuestAddress(REQUEST))
+            .expect("a request");
+        guest.chain(REQUESTS, &[(REQUEST, 60, false), (REPLY, 4096, true)]);
+    }
+    // Forgetting the root, and more than was ever looked up.
+    let node = guest.lookup(ROOT, "hello").expect("lookup");
+    for forgotten in [node, ROOT, 0, u64::MAX] {
+        guest.forget(forgotten, u64::MAX);
+    }
+    assert_eq!(guest.request(OPEN, node, &[0; 8]), Err(libc::EBADF));
+    guest.stop();
+}
+
+#[test]
+fn a_name_is_not_a_path() {
+    let tree = tree();
+    fs::create_dir_all(tree.path().join("share/dir")).expect("a directory");
+    fs::write(tree.path().join("share/dir/file"), "").expect("a file");
+    let mut guest = Guest::with_root(&tree.path().join("share"));
+    let directory = guest.lookup(ROOT, "dir").expect("lookup");
+    for name in ["../hello", "..", ".", "", "dir/file", "/hello", "file/"] {
+        assert_eq!(guest.lookup(directory, name), Err(libc::EINVAL), "{name:?}");
+        for opcode in [Opcode::Unlink, Opcode::Rmdir] {
+            let reply = guest.request(opcode as u32, directory, &c_string(name));
+            assert_eq!(reply, Err(libc::EINVAL), "{opcode:?} {name:?}");
+        }
+        let reply = guest.request(CREATE, directory, &create_in(name, 0o644));
+        assert_eq!(reply, Err(libc::EINVAL), "create {name:?}");
+        for (old, new) in [("file", name), (name, "new")] {
+            let mut body = directory.to_le_bytes().to_vec();
+            body.extend(c_string(old));
+            body.extend(c_string(new));
+            let reply = guest.request(Opcode::Rename as u32, directory, &body);
+            assert_eq!(reply, Err(libc::EINVAL), "rename {old:?} {new:?}");
+        }
+    }
+    guest.stop();
+    assert!(tree.path().join("hello").exists());
+}
+
+#[test]
+fn a_fifo_of_the_host_does_not_hold_up_the_device() {
+    let tree = tree();
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        tree.path().join("fifo"),
+        kind,
+        0o666.into(),
+        0,
+    )
+    .expect("a FIFO");
+    let mut guest = Guest::with_root(tree.path());
+    let node = guest.lookup(ROOT, "fifo").expect("lookup");
+    assert_eq!(guest.open(node, libc::O_RDONLY), Err(libc::EBADF));
+    let reply = guest.request(CREATE, ROOT, &create_in("fifo", 0o644));
+    assert_eq!(reply, Err(libc::EBADF));
+    guest.stop();
+}
+
+#[test]
+fn opens_without_end_meet_a_limit() {
+    let tree = tree();
+    let mut limited = options(tree.path());
+    limited.fd_limit = 20;
+    let mut guest = Guest::new(limited, || Ok(()));
+    let node = guest.lookup(ROOT, "hello").expect("lookup");
+    let errors: Vec<_> = (0..50)
+        .filter_map(|_| guest.open(node, libc::O_RDONLY).err())
+        .collect();
+    assert_eq!(errors, vec![libc::ENFILE; 50 - 18]);
+    guest.stop();
+}
+
+#[test]
+fn unnamed_files_without_end_meet_a_limit() {
+    let tree = tree();
+    let mut guest = Guest::with_root(tree.path());
+    let mut body = create_in("/", 0o644);
+    body[..4].copy_from_slice(&((libc::O_RDWR | libc::O_TMPFILE) as u32).to_le_bytes());
+    let mut refused = 0;
+    for _ in 0..600 {
+        match guest.request(Opcode::TmpFile as u32, ROOT, &body) {
+            Ok(_) => assert_eq!(refused, 0),
+            Err(errno) => {
+                assert_eq!(errno, libc::ENFILE);
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(
+        refused,
+        600 - super::unnamed::LIMIT / 2,
+        "each is a file and a handle"
+    );
+    guest.stop();
+}
+
+#[test]
+fn a_ring_out_of_order_waits_for_a_reset() {
+    let tree = tree();
+    let mut guest = Guest::with_root(tree.path());
+    let node = guest.lookup(ROOT, "hello").expect("lookup");
+    guest.open(node, libc::O_RDONLY).expect("open");
+    guest.set_available(REQUESTS, 40000);
+    guest.reset();
+    guest.activate();
+    // The new driver's FUSE session is a new one: nothing of the old one is left in it.
+    assert_eq!(guest.request(OPEN, node, &[0; 8]), Err(libc::EBADF));
+    guest.stop();
+}

@@ -1,0 +1,14 @@
+//! Virtio devices, version 1.3 of the specification, on the MMIO transport.
+//!
+//! One file or folder a device; [`device`] is the contract between a device and the transport.
+
+pub mod device;
+pub mod fs;
+mod registers;
+pub mod rng;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod transport;
+pub mod vsock;
+
+pub use device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};

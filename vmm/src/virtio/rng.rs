@@ -1,0 +1,359 @@
+//! The entropy device (virtio 1.3, 5.4): fills the driver's buffers with random bytes of the host.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::rand::{GetRandomFlags, getrandom};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Address, Bytes, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
+
+/// Linux asks for one buffer at a time; a few more for those who don't.
+const QUEUE_SIZES: [u16; 1] = [16];
+
+/// Bytes given for one request at the most; a driver takes what it gets.
+const MAX_REQUEST: usize = 64 << 10;
+/// Bytes given for one kick, before other devices of the same loop have their turn.
+const MAX_KICK: usize = 4 * MAX_REQUEST;
+
+/// Bytes asked of the host at a time.
+const CHUNK: usize = 1024;
+
+/// The device.
+#[derive(Debug)]
+pub struct Rng {
+    /// Tells the loop that `active` has changed.
+    changed: EventFd,
+    active: Option<Active>,
+    /// The eventfd that the loop watches, kept open until it watches it no longer.
+    watched: Option<Arc<EventFd>>,
+}
+
+#[derive(Debug)]
+struct Active {
+    memory: Arc<GuestMemoryMmap>,
+    queue: Queue,
+    kick: Arc<EventFd>,
+    interrupt: Interrupt,
+}
+
+impl Rng {
+    /// A device that no driver has found yet.
+    ///
+    /// # Errors
+    /// No eventfd is to be had: the process has too many files open.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            changed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            active: None,
+            watched: None,
+        })
+    }
+
+    /// Serves what the driver has asked for, as after a kick.
+    fn serve(&mut self) {
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        match active.serve() {
+            Ok(Done::All) => {}
+            Ok(Done::Some) => {
+                // The rest in the loop's next turn.
+                let _ = active.kick.write(1);
+            }
+            // The driver broke the queue; it stays so until a reset.
+            Err(_) => self.active = None,
+        }
+    }
+
+    /// Watches the kicks of the queue that there is now.
+    fn rewatch(&mut self, ops: &mut EventOps<'_>) {
+        let kick = self.active.as_ref().map(|active| Arc::clone(&active.kick));
+        if let Some(old) = self.watched.take() {
+            let _ = ops.remove(Events::new(&*old, EventSet::IN));
+        }
+        if let Some(kick) = kick {
+            match ops.add(Events::new(&*kick, EventSet::IN)) {
+                Ok(()) => self.watched = Some(kick),
+                Err(error) => log::error!("virtio-rng: cannot watch its queue: {error:?}"),
+            }
+        }
+    }
+}
+
+/// How far a turn came.
+enum Done {
+    All,
+    Some,
+}
+
+impl Active {
+    fn serve(&mut self) -> Result<Done, virtio_queue::Error> {
+        let memory = &*self.memory;
+        let mut left = MAX_KICK;
+        let mut used = false;
+        let mut done = Done::All;
+        for _ in 0..self.queue.size() {
+            let Some(chain) = self.queue.iter(memory)?.next() else {
+                break;
+            };
+            let head = chain.head_index();
+            let written = fill(memory, chain, left.min(MAX_REQUEST));
+            left -= written;
+            self.queue.add_used(memory, head, written as u32)?;
+            used = true;
+            if left == 0 {
+                done = Done::Some;
+                break;
+            }
+        }
+        if used && self.queue.needs_notification(memory)? {
+            self.interrupt.used_buffer();
+        }
+        Ok(done)
+    }
+}
+
+/// Fills the buffers of a chain that the device may write, up to `limit` bytes, and says how many.
+/// A buffer outside memory ends it.
+fn fill(memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>, limit: usize) -> usize {
+    let mut random = [0; CHUNK];
+    let mut written = 0;
+    for buffer in chain.writable() {
+        let size = (buffer.len() as usize).min(limit - written);
+        for offset in (0..size).step_by(CHUNK) {
+            let part = &mut random[..CHUNK.min(size - offset)];
+            let Some(address) = buffer.addr().checked_add(offset as u64) else {
+                return written;
+            };
+            // Of the host's kernel up to 256 bytes come whole; more may be cut by a signal.
+            let Ok(count) = getrandom(&mut *part, GetRandomFlags::empty()) else {
+                return written;
+            };
+            if memory.write_slice(&part[..count], address).is_err() {
+                return written;
+            }
+            written += count;
+            if count < part.len() {
+                return written;
+            }
+        }
+    }
+    written
+}
+
+impl VirtioDevice for Rng {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1
+    }
+
+    fn config(&self) -> &[u8] {
+        &[]
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let found = activation.queues.len();
+        let [ActiveQueue { queue, kick }] = <[ActiveQueue; 1]>::try_from(activation.queues)
+            .map_err(|_| ActivateError::QueueCount { expected: 1, found })?;
+        self.active = Some(Active {
+            memory: activation.memory,
+            queue,
+            kick,
+            interrupt: activation.interrupt,
+        });
+        self.changed.write(1)?;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        let _ = self.changed.write(1); // if full, the loop is told already
+    }
+}
+
+impl MutEventSubscriber for Rng {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(&self.changed, EventSet::IN)) {
+            log::error!("virtio-rng: cannot watch for its driver: {error:?}");
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        if events.fd() == self.changed.as_raw_fd() {
+            let _ = self.changed.read();
+            self.rewatch(ops);
+            self.serve(); // a kick before the queue was watched
+        } else if let Some(kick) = &self.watched {
+            let _ = kick.read();
+            self.serve();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+    use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::GuestAddress;
+
+    const WRITE: u16 = 2;
+
+    /// A device with a queue of 16 in guest memory at 0, and buffers from 0x4000 on.
+    struct Rig {
+        memory: Arc<GuestMemoryMmap>,
+        available: GuestAddress,
+        used: GuestAddress,
+        rng: Rng,
+        irqfd: Arc<EventFd>,
+    }
+
+    impl Rig {
+        fn new(buffers: &[(u64, u32, u16)]) -> Self {
+            let memory = testing::memory();
+            let mock = MockSplitQueue::new(&*memory, 16);
+            let chains: Vec<_> = buffers
+                .iter()
+                .map(|(addr, len, flags)| {
+                    RawDescriptor::from(Descriptor::new(*addr, *len, *flags, 0))
+                })
+                .collect();
+            mock.add_desc_chains(&chains, 0).expect("room");
+            let queue: Queue = mock.create_queue().expect("a valid queue");
+            let (available, used) = (mock.avail_addr(), mock.used_addr());
+            let eventfd = || Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
+            let irqfd = eventfd();
+            let mut rng = Rng::new().expect("a device");
+            let status = Arc::default();
+            rng.activate(Activation {
+                memory: Arc::clone(&memory),
+                features: 1 << 32,
+                queues: vec![ActiveQueue {
+                    queue,
+                    kick: eventfd(),
+                }],
+                interrupt: Interrupt::new(status, Arc::clone(&irqfd)),
+            })
+            .expect("active");
+            Self {
+                memory,
+                available,
+                used,
+                rng,
+                irqfd,
+            }
+        }
+
+        /// The lengths in the used ring: a header of 4 bytes, then an id and a length each.
+        fn used(&self) -> Vec<u32> {
+            let count: u16 = self
+                .memory
+                .read_obj(self.used.unchecked_add(2))
+                .expect("idx");
+            let length = |index| {
+                let entry = self.used.unchecked_add(8 + 8 * u64::from(index));
+                self.memory.read_obj(entry).expect("an entry")
+            };
+            (0..count).map(length).collect()
+        }
+
+        /// Makes as many entries of the available ring valid.
+        fn make_available(&self, index: u16) {
+            let address = self.available.unchecked_add(2);
+            self.memory.write_obj(index, address).expect("idx");
+        }
+
+        fn bytes(&self, address: u64, size: usize) -> Vec<u8> {
+            let mut bytes = vec![0; size];
+            self.memory
+                .read_slice(&mut bytes, GuestAddress(address))
+                .expect("in memory");
+            bytes
+        }
+    }
+
+    #[test]
+    fn buffers_are_filled_and_the_guest_is_told() {
+        let mut rig = Rig::new(&[(0x4000, 64, WRITE), (0x5000, 3000, WRITE)]);
+        rig.rng.serve();
+        assert_eq!(rig.used(), [64, 3000]);
+        assert_eq!(rig.irqfd.read().ok(), Some(1));
+        assert_ne!(rig.bytes(0x4000, 64), [0; 64]);
+        assert_ne!(rig.bytes(0x5000 + 2900, 100), [0; 100]);
+        assert_eq!(rig.bytes(0x4040, 8), [0; 8]);
+        assert_eq!(rig.bytes(0x5000 + 3000, 8), [0; 8]);
+    }
+
+    #[test]
+    fn buffers_that_are_not_ours_to_write_stay_untouched() {
+        let mut rig = Rig::new(&[(0x4000, 64, 0), (0xfff0, 64, WRITE), (u64::MAX, 64, WRITE)]);
+        rig.rng.serve();
+        assert_eq!(rig.used(), [0, 0, 0]);
+        assert_eq!(rig.bytes(0x4000, 64), [0; 64]);
+    }
+
+    #[test]
+    fn a_huge_request_and_many_of_them_are_bounded() {
+        let mut rig = Rig::new(&[(0x4000, u32::MAX, WRITE)]);
+        rig.rng.serve();
+        assert!(rig.used()[0] as usize <= MAX_REQUEST);
+
+        let large = (0x4000, 0xc000, WRITE);
+        let mut rig = Rig::new(&[large; 8]);
+        rig.rng.serve();
+        let total: u32 = rig.used().iter().sum();
+        assert_eq!(total as usize, MAX_KICK);
+        let kick = Arc::clone(&rig.rng.active.as_ref().expect("active").kick);
+        assert_eq!(kick.read().ok(), Some(1), "the rest is for the next turn");
+        rig.rng.serve();
+        assert_eq!(rig.used().len(), 8);
+    }
+
+    #[test]
+    fn a_broken_queue_is_served_no_more() {
+        let mut rig = Rig::new(&[(0x4000, 64, WRITE)]);
+        rig.make_available(1000);
+        rig.rng.serve();
+        assert!(rig.rng.active.is_none());
+        assert!(rig.used().is_empty());
+        rig.rng.reset();
+    }
+
+    #[test]
+    fn the_loop_follows_activation_kicks_and_reset() {
+        use event_manager::{EventManager, SubscriberOps};
+        use std::sync::Mutex;
+
+        let mut rig = Rig::new(&[(0x4000, 64, WRITE)]);
+        let kick = Arc::clone(&rig.rng.active.as_ref().expect("active").kick);
+        let rng = std::mem::replace(&mut rig.rng, Rng::new().expect("another"));
+        let rng = Arc::new(Mutex::new(rng));
+        let mut events = EventManager::new().expect("epoll");
+        events.add_subscriber(Arc::clone(&rng));
+
+        events.run_with_timeout(0).expect("activation");
+        assert_eq!(rig.used().len(), 1);
+        rig.make_available(2);
+        kick.write(1).expect("kicked");
+        events.run_with_timeout(0).expect("the kick");
+        assert_eq!(rig.used().len(), 2);
+        rng.lock().expect("free").reset();
+        events.run_with_timeout(0).expect("the reset");
+        kick.write(1).expect("kicked");
+        assert_eq!(events.run_with_timeout(0), Ok(0), "nobody listens any more");
+    }
+}

@@ -1,0 +1,462 @@
+//! Which stream belongs to which port: the ports on offer, the connections, and the groups of streams
+//! that somebody waits for.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use event_manager::{EventOps, EventSet};
+use vm_memory::VolatileSlice;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::connection::Connection;
+use super::deadlines::{Deadline, Deadlines};
+use super::endpoint::Endpoint;
+use super::packet::{Header, TYPE_STREAM, op};
+use super::{Direction, HOST_CID, VsockError};
+use crate::rate_limit::RateLimit;
+
+/// Streams there may be, connected and on offer.
+pub(super) const MAX_STREAMS: usize = 1024;
+
+/// `RST`s that wait for a buffer of the guest's; more are dropped.
+pub(super) const MAX_RESETS: usize = 256;
+
+/// Numbers from here on are no ports but other events' tokens.
+pub(super) const FIRST_RESERVED: u32 = u32::MAX - 0xff;
+
+/// How long the muxer waits, for what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timeouts {
+    /// The guest's answer to a `REQUEST`.
+    pub response: Duration,
+    /// The guest's answer to a `SHUTDOWN` of both directions.
+    pub shutdown: Duration,
+    /// The guest's dialling of a port whose client has left.
+    pub unclaimed: Duration,
+    /// A client's request line.
+    pub line: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            response: Duration::from_secs(2),
+            shutdown: Duration::from_secs(2),
+            unclaimed: Duration::from_secs(30),
+            line: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A descriptor that waits for the guest to dial its port.
+#[derive(Debug)]
+struct Offer {
+    direction: Direction,
+    endpoint: Endpoint,
+    group: Option<u32>,
+}
+
+/// Who is told when all streams of a group have ended and are flushed.
+#[derive(Debug)]
+pub(super) enum Waiter {
+    /// An eventfd becomes readable.
+    EventFd(EventFd),
+    /// A control client, by its number.
+    Client(u32),
+    /// The client has left.
+    Nobody,
+}
+
+#[derive(Debug)]
+struct Group {
+    streams: usize,
+    waiter: Waiter,
+}
+
+/// The state behind the device's queues.
+#[derive(Debug)]
+pub(super) struct Muxer {
+    guest_cid: u64,
+    first_port: u32,
+    /// Ports, control clients and groups are numbered together, and no number is used twice: an event
+    /// or a packet that comes late can't be taken for another's.
+    next_number: u32,
+    offers: HashMap<u32, Offer>,
+    connections: HashMap<u32, Connection>,
+    groups: HashMap<u32, Group>,
+    resets: VecDeque<Header>,
+    /// Connections with something for the guest, in turn.
+    senders: VecDeque<u32>,
+    /// Control clients whose groups have ended.
+    pub done_clients: Vec<u32>,
+    pub deadlines: Deadlines,
+    pub timeouts: Timeouts,
+    warnings: RateLimit,
+}
+
+impl Muxer {
+    pub fn new(guest_cid: u64, first_port: u32) -> io::Result<Self> {
+        Ok(Self {
+            guest_cid,
+            first_port,
+            next_number: first_port,
+            offers: HashMap::new(),
+            connections: HashMap::new(),
+            groups: HashMap::new(),
+            resets: VecDeque::new(),
+            senders: VecDeque::new(),
+            done_clients: Vec::new(),
+            deadlines: Deadlines::new()?,
+            timeouts: Timeouts::default(),
+            warnings: RateLimit::default(),
+        })
+    }
+
+    /// A number that nothing had before.
+    pub fn next_number(&mut self) -> Result<u32, VsockError> {
+        if self.next_number >= FIRST_RESERVED {
+            return Err(VsockError::OutOfPorts);
+        }
+        self.next_number += 1;
+        Ok(self.next_number - 1)
+    }
+
+    /// Streams connected and on offer.
+    pub fn streams(&self) -> usize {
+        self.connections.len() + self.offers.len()
+    }
+
+    fn check_room(&self, streams: usize) -> Result<(), VsockError> {
+        if self.streams() + streams > MAX_STREAMS {
+            return Err(VsockError::TooManyStreams(MAX_STREAMS));
+        }
+        Ok(())
+    }
+
+    /// Offers descriptors on fresh ports, as one group. Returns its number and the ports.
+    pub fn attach(
+        &mut self,
+        streams: Vec<(Direction, OwnedFd)>,
+        waiter: Waiter,
+    ) -> Result<(u32, Vec<u32>), VsockError> {
+        self.check_room(streams.len())?;
+        let group = self.next_number()?;
+        let mut offers = Vec::with_capacity(streams.len());
+        for (direction, fd) in streams {
+            let endpoint = Endpoint::new(fd).map_err(|source| VsockError::Io {
+                action: "examine a stream's descriptor",
+                source,
+            })?;
+            let offer = Offer {
+                direction,
+                endpoint,
+                group: Some(group),
+            };
+            offers.push((self.next_number()?, offer));
+        }
+        let ports: Vec<_> = offers.iter().map(|(port, _)| *port).collect();
+        self.offers.extend(offers);
+        let streams = ports.len();
+        self.groups.insert(group, Group { streams, waiter });
+        if streams == 0 {
+            self.end_group(group);
+        }
+        Ok((group, ports))
+    }
+
+    /// Offers a descriptor on a fixed port.
+    pub fn attach_at(
+        &mut self,
+        port: u32,
+        direction: Direction,
+        fd: OwnedFd,
+    ) -> Result<(), VsockError> {
+        if port >= self.first_port
+            || self.offers.contains_key(&port)
+            || self.connections.contains_key(&port)
+        {
+            return Err(VsockError::PortTaken(port));
+        }
+        self.check_room(1)?;
+        let endpoint = Endpoint::new(fd).map_err(|source| VsockError::Io {
+            action: "examine a stream's descriptor",
+            source,
+        })?;
+        let offer = Offer {
+            direction,
+            endpoint,
+            group: None,
+        };
+        self.offers.insert(port, offer);
+        Ok(())
+    }
+
+    /// Dials a port of the guest for a socket whose events come with `number`, its host port.
+    pub fn connect(&mut self, number: u32, guest_port: u32, fd: OwnedFd, ops: &mut EventOps) {
+        let mut endpoint = Endpoint::registered_socket(fd);
+        if self.check_room(1).is_err() {
+            endpoint.unregister(ops);
+            return self.warn(format_args!("a client is turned away: too many streams"));
+        }
+        let connection = Connection::request(self.guest_cid, number, guest_port, endpoint);
+        self.connections.insert(number, connection);
+        self.deadlines
+            .set(Deadline::Response(number), self.timeouts.response);
+        self.settle(number, ops);
+    }
+
+    /// Answers a packet of the guest's.
+    pub fn receive(
+        &mut self,
+        header: &Header,
+        payload: Vec<VolatileSlice<'_>>,
+        ops: &mut EventOps,
+    ) {
+        if header.src_cid != self.guest_cid || header.dst_cid != HOST_CID {
+            let (src, dst) = (header.src_cid, header.dst_cid);
+            return self.warn(format_args!(
+                "a packet from context {src} to {dst} is dropped"
+            ));
+        }
+        if header.type_ != TYPE_STREAM {
+            return self.refuse(header);
+        }
+        let port = header.dst_port;
+        match self.connections.get_mut(&port) {
+            Some(connection) if connection.guest_port == header.src_port && !connection.gone => {
+                match connection.receive(header, payload) {
+                    Ok(false) => {}
+                    Ok(true) => self.answer_connect(port),
+                    Err(violation) => {
+                        self.warn(format_args!("port {port} is reset: {violation}"));
+                        self.reset(port);
+                    }
+                }
+                self.settle(port, ops);
+            }
+            None if header.op == op::REQUEST && self.offers.contains_key(&port) => {
+                self.accept(header, ops);
+            }
+            _ => self.refuse(header),
+        }
+    }
+
+    /// Connects the guest to the offer that it has dialled.
+    fn accept(&mut self, request: &Header, ops: &mut EventOps) {
+        let port = request.dst_port;
+        let Some(mut offer) = self.offers.remove(&port) else {
+            return;
+        };
+        if let Err(error) = offer.endpoint.register(offer.direction, port, ops) {
+            self.warn(format_args!(
+                "port {port}: cannot watch its descriptor: {error}"
+            ));
+            self.refuse(request);
+            return self.leave_group(offer.group);
+        }
+        let mut connection =
+            Connection::accept(self.guest_cid, request, offer.direction, offer.endpoint);
+        connection.group = offer.group;
+        self.connections.insert(port, connection);
+        self.settle(port, ops);
+    }
+
+    /// Tells a `CONNECT` client that its stream is there.
+    fn answer_connect(&mut self, port: u32) {
+        self.deadlines.cancel(Deadline::Response(port));
+        let answer = format!("OK {port}\n");
+        if let Some(connection) = self.connections.get(&port)
+            && connection.endpoint.send(answer.as_bytes()).is_err()
+        {
+            self.reset(port);
+        }
+    }
+
+    /// An event of a connection's descriptor. Returns whether there is such a connection.
+    pub fn on_event(&mut self, port: u32, set: EventSet, ops: &mut EventOps) -> bool {
+        let Some(connection) = self.connections.get_mut(&port) else {
+            return false;
+        };
+        connection.endpoint.on_event(set);
+        connection.on_ready();
+        self.settle(port, ops);
+        true
+    }
+
+    /// Follows up on whatever happened to a connection: queues it to send, waits for its end, or
+    /// takes it away.
+    pub fn settle(&mut self, port: u32, ops: &mut EventOps) {
+        let Some(connection) = self.connections.get_mut(&port) else {
+            return;
+        };
+        if !connection.finished() {
+            if !connection.queued && connection.has_packets() {
+                connection.queued = true;
+                self.senders.push_back(port);
+            }
+            if connection.awaits_shutdown() && !connection.doomed {
+                connection.doomed = true;
+                self.deadlines
+                    .set(Deadline::Shutdown(port), self.timeouts.shutdown);
+            }
+            return;
+        }
+        self.reset(port);
+        if let Some(mut connection) = self.connections.remove(&port) {
+            connection.endpoint.unregister(ops);
+            self.senders.retain(|sender| *sender != port);
+            self.deadlines.cancel(Deadline::Response(port));
+            self.deadlines.cancel(Deadline::Shutdown(port));
+            self.leave_group(connection.group);
+        }
+    }
+
+    /// Ends a connection towards the guest; what is buffered is still written.
+    fn reset(&mut self, port: u32) {
+        if let Some(connection) = self.connections.get_mut(&port)
+            && !std::mem::replace(&mut connection.gone, true)
+        {
+            let header = connection.reset_header();
+            self.push_reset(header);
+        }
+    }
+
+    fn refuse(&mut self, header: &Header) {
+        if header.op != op::RST {
+            self.push_reset(header.reset());
+        }
+    }
+
+    fn push_reset(&mut self, header: Header) {
+        if self.resets.len() < MAX_RESETS {
+            self.resets.push_back(header);
+        }
+    }
+
+    /// Does what is due because a deadline has passed.
+    pub fn on_deadline(&mut self, deadline: Deadline, ops: &mut EventOps) {
+        match deadline {
+            Deadline::Response(port) | Deadline::Shutdown(port) => {
+                self.reset(port);
+                self.settle(port, ops);
+            }
+            Deadline::Unclaimed(group) => self.withdraw(|offer| offer.group == Some(group)),
+            Deadline::Line(_) | Deadline::Accept => {}
+        }
+    }
+
+    /// The client that waited for a group has left.
+    pub fn orphan(&mut self, group: u32) {
+        if let Some(state) = self.groups.get_mut(&group) {
+            state.waiter = Waiter::Nobody;
+            self.deadlines
+                .set(Deadline::Unclaimed(group), self.timeouts.unclaimed);
+        }
+    }
+
+    fn withdraw(&mut self, which: impl Fn(&Offer) -> bool) {
+        let withdrawn: Vec<_> = self
+            .offers
+            .extract_if(|_, offer| which(offer))
+            .map(|(_, offer)| offer.group)
+            .collect();
+        for group in withdrawn {
+            self.leave_group(group);
+        }
+    }
+
+    fn leave_group(&mut self, group: Option<u32>) {
+        let Some(number) = group else { return };
+        if let Some(group) = self.groups.get_mut(&number) {
+            group.streams -= 1; // a stream leaves its group once, when it is taken from its table
+            if group.streams == 0 {
+                self.end_group(number);
+            }
+        }
+    }
+
+    fn end_group(&mut self, number: u32) {
+        self.deadlines.cancel(Deadline::Unclaimed(number));
+        match self.groups.remove(&number).map(|group| group.waiter) {
+            Some(Waiter::EventFd(done)) => {
+                if let Err(error) = done.write(1) {
+                    log::error!("vsock: cannot tell that a group of streams has ended: {error}");
+                }
+            }
+            Some(Waiter::Client(client)) => self.done_clients.push(client),
+            Some(Waiter::Nobody) | None => {}
+        }
+    }
+
+    /// The guest, or its driver, is no more: every connection is as if it had been reset. The loop
+    /// must then call [`Self::settle_all`].
+    pub fn forget_guest(&mut self) {
+        self.resets.clear();
+        for connection in self.connections.values_mut() {
+            connection.gone = true;
+        }
+    }
+
+    /// Nobody will ever dial the ports on offer.
+    pub fn withdraw_all(&mut self) {
+        self.withdraw(|_| true);
+    }
+
+    /// Takes away the connections that have ended.
+    pub fn settle_all(&mut self, ops: &mut EventOps) {
+        let ports: Vec<_> = self.connections.keys().copied().collect();
+        for port in ports {
+            self.settle(port, ops);
+        }
+    }
+
+    /// Whether anything waits to be sent to the guest.
+    pub fn has_packets(&self) -> bool {
+        !self.resets.is_empty() || !self.senders.is_empty()
+    }
+
+    pub fn next_reset(&self) -> Option<&Header> {
+        self.resets.front()
+    }
+
+    pub fn reset_sent(&mut self) {
+        self.resets.pop_front();
+    }
+
+    /// The connection whose turn it is to send.
+    pub fn next_sender(&mut self) -> Option<&mut Connection> {
+        self.connections.get_mut(self.senders.front()?)
+    }
+
+    /// The connection whose turn it was has sent something, or can't.
+    pub fn sender_served(&mut self, ops: &mut EventOps) {
+        if let Some(port) = self.senders.pop_front() {
+            if let Some(connection) = self.connections.get_mut(&port) {
+                connection.queued = false;
+            }
+            self.settle(port, ops);
+        }
+    }
+
+    /// Logs something that the guest can cause, not too often.
+    pub fn warn(&mut self, message: std::fmt::Arguments<'_>) {
+        match self.warnings.pass() {
+            Some(0) => log::warn!("vsock: {message}"),
+            Some(held_back) => log::warn!("vsock: {message} ({held_back} messages held back)"),
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+impl Muxer {
+    pub fn queued_resets(&self) -> usize {
+        self.resets.len()
+    }
+
+    pub fn buffered(&self) -> usize {
+        self.connections.values().map(Connection::buffered).sum()
+    }
+}
