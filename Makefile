@@ -4,7 +4,7 @@
 TRIPLE    := x86_64-unknown-linux-gnu
 RELEASE   := target/$(TRIPLE)/release
 KERNEL    := target/guest-kernel/vmlinux
-AGENT     := $(RELEASE)/hull-agent
+AGENT     := target/$(TRIPLE)/agent/hull-agent
 INITRAMFS := target/initramfs/initramfs.cpio
 HULL      := $(RELEASE)/hull
 STEP      := .ci/step
@@ -52,7 +52,7 @@ kernel: packages
 	@$(STEP) "build the guest kernel" guest-kernel/build --output $(KERNEL)
 
 agent: packages
-	@$(STEP) "build the agent" cargo build --release --quiet -p hull-agent
+	@$(STEP) "build the agent" cargo build --profile agent --quiet -p hull-agent
 
 initramfs: agent
 	@$(STEP) "build the initramfs" cargo run --release --quiet -p hull-rootfs-builder -- \

@@ -1,7 +1,7 @@
 //! The guest's first moments: the kernel has started this program as PID 1 and there is nothing else.
 //!
 //! Only what every guest needs is done before the host is greeted. What only containers need is done
-//! before the first of them, see [`prepare_for_containers`].
+//! before the first of them, in `prepare_for_containers`.
 
 use std::ffi::CStr;
 use std::fs;

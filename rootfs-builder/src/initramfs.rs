@@ -2,12 +2,20 @@
 //! that the kernel and the C library open before it has mounted /dev.
 //!
 //! It is a cpio archive in the format `newc` (the kernel's
-//! Documentation/driver-api/early-userspace/buffer-format.rst), not compressed: it is copied once, into
-//! the guest's memory, and unpacking would cost the guest more than the copy saves.
+//! Documentation/driver-api/early-userspace/buffer-format.rst), not compressed, and the agent begins on a
+//! page boundary: the guest's kernel then takes its pages as they are (initramfs-pages.patch).
 
 use std::io::{self, Write};
 
 use cpio::newc::{self, Builder};
+
+const PAGE: usize = 4096;
+
+/// The header of an entry, which its name follows. Name and contents begin at multiples of 4.
+const HEADER: usize = 110;
+
+/// The agent's path.
+const INIT: &str = "init";
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -27,7 +35,8 @@ const DEVICES: [(&str, u32, u32, u32); 2] =
 ///
 /// # Errors
 /// When `output` can't be written to, or the agent is 4 GiB or longer.
-pub fn write(agent: &[u8], mut output: impl Write) -> io::Result<()> {
+pub fn write(agent: &[u8], output: impl Write) -> io::Result<()> {
+    let mut output = Counted { output, count: 0 };
     let size = u32::try_from(agent.len())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the agent is 4 GiB or longer"))?;
     let mut inodes = 1..;
@@ -52,11 +61,37 @@ pub fn write(agent: &[u8], mut output: impl Write) -> io::Result<()> {
             .write(&mut output, 0)
             .finish()?;
     }
-    let mut init = entry("init", PROGRAM).write(&mut output, size);
+    let mut init = entry(&padded(INIT, output.count), PROGRAM).write(&mut output, size);
     init.write_all(agent)?;
     init.finish()?;
     newc::trailer(&mut output)?;
     output.flush()
+}
+
+/// `name`, with so many NULs that the contents of its entry begin on a page boundary if the entry begins
+/// at `offset`. Who unpacks the archive takes the first NUL for the name's end.
+fn padded(name: &str, offset: usize) -> String {
+    let contents = (offset + HEADER + name.len() + 1).next_multiple_of(PAGE);
+    // The archive's own NUL is the last one.
+    format!("{name:\0<width$}", width = contents - HEADER - offset - 1)
+}
+
+/// A writer that knows how far it has come.
+struct Counted<W> {
+    output: W,
+    count: usize,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.output.write(bytes)?;
+        self.count += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
 }
 
 #[cfg(test)]
@@ -75,6 +110,13 @@ mod tests {
     fn the_same_agent_gives_the_same_bytes() {
         assert_eq!(archive(b"agent"), archive(b"agent"));
         assert_ne!(archive(b"agent"), archive(b"other"));
+    }
+
+    #[test]
+    fn the_agent_begins_on_a_page_boundary() {
+        let bytes = archive(b"the agent's first bytes");
+        let found = bytes.windows(11).position(|bytes| bytes == b"the agent's");
+        assert_eq!(found, Some(PAGE));
     }
 
     #[test]

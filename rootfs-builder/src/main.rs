@@ -1,7 +1,7 @@
 //! `hull-rootfs-builder`: the command line of the library beside it.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -50,20 +50,25 @@ fn main() -> ExitCode {
 }
 
 /// Writes to a file beside the output first, so that there is never half an archive. Makes the output's
-/// folder where it is missing, as in a fresh clone.
+/// folder where it is missing, as in a fresh clone. An output that is right already keeps its date, so
+/// that nothing is built from it once more.
 fn make(agent: &Path, output: &Path) -> Result<(), Error> {
-    let bytes = agent::read(agent)?;
+    let mut archive = Vec::new();
+    let failed = |source| Error::Write {
+        path: output.to_owned(),
+        source,
+    };
+    initramfs::write(&agent::read(agent)?, &mut archive).map_err(failed)?;
+    if fs::read(output).is_ok_and(|there| there == archive) {
+        return Ok(());
+    }
     let partial = output.with_added_extension("partial");
     let folder = output.parent().map_or(Ok(()), fs::create_dir_all);
     let written = folder
-        .and_then(|()| File::create(&partial))
-        .and_then(|file| initramfs::write(&bytes, BufWriter::new(file)))
+        .and_then(|()| fs::write(&partial, archive))
         .and_then(|()| fs::rename(&partial, output));
     written.map_err(|source| {
         let _ = fs::remove_file(&partial);
-        Error::Write {
-            path: output.to_owned(),
-            source,
-        }
+        failed(source)
     })
 }

@@ -55,7 +55,6 @@ fn operations_of_every_kind() {
 }
 
 #[test]
-#[ignore = "takes more than four minutes on an emulated host: virtio-fs is too slow there, to be mended"]
 fn a_file_of_one_gibibyte() {
     let container =
         Container::new(Bundle::new().probe(&["big-file", "/var/big", &GIB.to_string()]));
@@ -69,7 +68,6 @@ fn a_file_of_one_gibibyte() {
 }
 
 #[test]
-#[ignore = "takes more than four minutes on an emulated host: virtio-fs is too slow there, to be mended"]
 fn ten_thousand_small_files() {
     let bundle = Bundle::new().probe(&["small-files", "/mnt/many", "10000"]);
     let shared = bundle.folder("shared");

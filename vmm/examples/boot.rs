@@ -53,8 +53,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut machine = Machine::new(&MachineConfig {
         vcpus: arguments.vcpus,
         memory_mib: arguments.memory_mib,
-        kernel: &arguments.kernel,
-        initramfs: &arguments.initramfs,
+        kernel: arguments.kernel[..].into(),
+        initramfs: arguments.initramfs[..].into(),
         cmdline: &arguments.cmdline,
     })?;
     let rng = Arc::new(Mutex::new(Rng::new()?));

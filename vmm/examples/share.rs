@@ -38,8 +38,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut machine = Machine::new(&MachineConfig {
         vcpus: NonZeroU8::MIN,
         memory_mib,
-        kernel: &kernel,
-        initramfs: &initramfs,
+        kernel: kernel[..].into(),
+        initramfs: initramfs[..].into(),
         cmdline: CMDLINE,
     })?;
     let tree = tree::enter(vec![tree::Share {

@@ -1,17 +1,18 @@
-//! A kernel image: an uncompressed, statically linked ELF file (Linux's `vmlinux`), copied segment by
-//! segment to the physical addresses it was linked for.
+//! A kernel image: an uncompressed, statically linked ELF file (Linux's `vmlinux`), put segment by
+//! segment at the physical addresses it was linked for.
 //!
 //! The image is the caller's, not the guest's; it is checked all the same, since it may be any file.
 
 use std::ops::Range;
 
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{ByteValued, GuestAddress, GuestMemory, GuestMemoryMmap};
 
 use crate::arch;
+use crate::image::{Image, PlaceError};
 
 /// Why an image can't be loaded.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// It isn't an uncompressed 64-bit ELF file for this processor.
     #[error("the kernel is not {what}: give an uncompressed vmlinux for this processor")]
@@ -49,13 +50,16 @@ pub enum KernelError {
         /// Where memory ends.
         memory: u64,
     },
+    /// A part of its file can't be mapped.
+    #[error("cannot map the kernel or the initramfs into guest memory")]
+    Map(#[source] std::io::Error),
 }
 
 /// A part of the image, and where it goes.
 #[derive(Debug)]
 struct Segment<'a> {
     address: u64,
-    bytes: &'a [u8],
+    image: Image<'a>,
 }
 
 /// A checked image.
@@ -70,13 +74,14 @@ pub(crate) struct KernelImage<'a> {
 
 impl<'a> KernelImage<'a> {
     /// Reads the headers of `image`; `allowed` is where segments may lie.
-    pub(crate) fn parse(image: &'a [u8], allowed: Range<u64>) -> Result<Self, KernelError> {
-        if !image.starts_with(b"\x7fELF") {
+    pub(crate) fn parse(image: Image<'a>, allowed: Range<u64>) -> Result<Self, KernelError> {
+        let bytes = image.bytes();
+        if !bytes.starts_with(b"\x7fELF") {
             return Err(KernelError::NotAKernel {
                 what: "an ELF file",
             });
         }
-        let header: Elf64_Ehdr = read(image, 0, "ELF header")?;
+        let header: Elf64_Ehdr = read(bytes, 0, "ELF header")?;
         check_header(&header)?;
         let mut kernel = Self {
             segments: Vec::new(),
@@ -86,9 +91,9 @@ impl<'a> KernelImage<'a> {
         for index in 0..u64::from(header.e_phnum) {
             let offset = index * size_of::<Elf64_Phdr>() as u64;
             let offset = header.e_phoff.saturating_add(offset);
-            let segment: Elf64_Phdr = read(image, offset, "program header")?;
+            let segment: Elf64_Phdr = read(bytes, offset, "program header")?;
             if segment.p_type == PT_LOAD && segment.p_memsz > 0 {
-                kernel.add(image, &segment, &allowed)?;
+                kernel.add(&image, &segment, &allowed)?;
             }
         }
         if !kernel.range.contains(&kernel.entry) {
@@ -101,7 +106,7 @@ impl<'a> KernelImage<'a> {
 
     fn add(
         &mut self,
-        image: &'a [u8],
+        image: &Image<'a>,
         segment: &Elf64_Phdr,
         allowed: &Range<u64>,
     ) -> Result<(), KernelError> {
@@ -121,23 +126,37 @@ impl<'a> KernelImage<'a> {
         };
         self.segments.push(Segment {
             address: start,
-            bytes: part(image, segment.p_offset, segment.p_filesz, "segment")?,
+            image: range(segment.p_offset, segment.p_filesz)
+                .and_then(|range| image.part(range))
+                .ok_or(KernelError::CutShort { what: "segment" })?,
         });
         Ok(())
     }
 
-    /// Copies the segments into guest memory that is still zero.
+    /// Puts the segments into guest memory that is still zero.
     pub(crate) fn load(&self, memory: &GuestMemoryMmap) -> Result<(), KernelError> {
         for segment in &self.segments {
-            memory
-                .write_slice(segment.bytes, GuestAddress(segment.address))
-                .map_err(|_| KernelError::NoRoom {
-                    end: self.range.end,
-                    memory: low_memory(memory),
-                })?;
+            let address = GuestAddress(segment.address);
+            place(&segment.image, memory, address, self.range.end)?;
         }
         Ok(())
     }
+}
+
+/// Puts an image into guest memory; `end` is where all that must lie there would end.
+pub(crate) fn place(
+    image: &Image<'_>,
+    memory: &GuestMemoryMmap,
+    address: GuestAddress,
+    end: u64,
+) -> Result<(), KernelError> {
+    image.place(memory, address).map_err(|error| match error {
+        PlaceError::Map(source) => KernelError::Map(source),
+        PlaceError::Outside(_) => KernelError::NoRoom {
+            end,
+            memory: low_memory(memory),
+        },
+    })
 }
 
 /// The bytes of memory below the first gap: what a kernel and an initramfs can lie in.
@@ -162,19 +181,10 @@ fn check_header(header: &Elf64_Ehdr) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// The bytes at `offset` of the image, `size` long.
-fn part<'a>(
-    image: &'a [u8],
-    offset: u64,
-    size: u64,
-    what: &'static str,
-) -> Result<&'a [u8], KernelError> {
-    let range = || {
-        let start = usize::try_from(offset).ok()?;
-        let end = start.checked_add(usize::try_from(size).ok()?)?;
-        image.get(start..end)
-    };
-    range().ok_or(KernelError::CutShort { what })
+/// Where in memory `size` bytes at `offset` of a file lie once it is there.
+fn range(offset: u64, size: u64) -> Option<Range<usize>> {
+    let start = usize::try_from(offset).ok()?;
+    Some(start..start.checked_add(usize::try_from(size).ok()?)?)
 }
 
 /// A structure at `offset` of the image, which need not be aligned.
@@ -184,7 +194,9 @@ fn read<T: ByteValued + Default>(
     what: &'static str,
 ) -> Result<T, KernelError> {
     let mut value = T::default();
-    let bytes = part(image, offset, size_of::<T>() as u64, what)?;
+    let bytes = range(offset, size_of::<T>() as u64)
+        .and_then(|range| image.get(range))
+        .ok_or(KernelError::CutShort { what })?;
     value.as_mut_slice().copy_from_slice(bytes);
     Ok(value)
 }
@@ -193,6 +205,7 @@ fn read<T: ByteValued + Default>(
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+    use vm_memory::Bytes;
 
     const ALLOWED: Range<u64> = 0x10_0000..0x4000_0000;
 
@@ -219,7 +232,7 @@ pub(crate) mod tests {
     }
 
     fn parse(image: &[u8]) -> Result<KernelImage<'_>, KernelError> {
-        KernelImage::parse(image, ALLOWED)
+        KernelImage::parse(image.into(), ALLOWED)
     }
 
     #[test]

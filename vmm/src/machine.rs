@@ -19,13 +19,14 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use rustix::event::{EventfdFlags, eventfd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::signal::Killable;
 
 use crate::arch::{self, BootData, BootError, Lines, Msi, Platform, layout};
 use crate::bus::{self, Bus};
 use crate::console::Console;
-use crate::kernel::{KernelError, KernelImage, low_memory};
+use crate::image::Image;
+use crate::kernel::{self, KernelError, KernelImage, low_memory};
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, MemoryError};
 use crate::vcpu::{StopReason, Vcpu, install_kick_handler, kick_signal};
@@ -47,9 +48,9 @@ pub struct MachineConfig<'a> {
     /// Memory in MiB, [`memory::MIN_MIB`] to [`memory::MAX_MIB`].
     pub memory_mib: u32,
     /// An uncompressed ELF image of a kernel. Only read by [`Machine::new`].
-    pub kernel: &'a [u8],
+    pub kernel: Image<'a>,
     /// Its initial file system; empty for none. Only read by [`Machine::new`].
-    pub initramfs: &'a [u8],
+    pub initramfs: Image<'a>,
     /// The kernel's command line, to which the machine adds a word for each device.
     pub cmdline: &'a str,
 }
@@ -120,7 +121,7 @@ impl Machine {
         let kvm = kvm::open(vcpus)?;
         let kernel = KernelImage::parse(config.kernel, arch::KERNEL_RANGE)?;
         let memory = Arc::new(memory::allocate(config.memory_mib)?);
-        let initramfs = load(&memory, &kernel, config.initramfs)?;
+        let initramfs = load(&memory, &kernel, &config.initramfs)?;
 
         let vm = Vm::new(&kvm, memory)?;
         let mut setup = arch::VcpuSetup::new(&kvm, vcpus, kernel.entry)
@@ -223,26 +224,22 @@ fn gsi(slot: usize) -> Option<u8> {
     (gsi <= layout::GSI_LAST).then_some(gsi as u8)
 }
 
-/// Copies the kernel, and the initramfs right behind it, into guest memory. Returns the address and
-/// the size of the latter.
+/// Puts the kernel, and the initramfs right behind it, into guest memory. Returns the address and the
+/// size of the latter.
 fn load(
     memory: &GuestMemoryMmap,
     kernel: &KernelImage<'_>,
-    initramfs: &[u8],
+    initramfs: &Image<'_>,
 ) -> Result<(u64, u64), MachineError> {
     let start = kernel.range.end.next_multiple_of(PAGE);
-    let size = initramfs.len() as u64;
+    let size = initramfs.bytes().len() as u64;
     let end = start.saturating_add(size);
     let low = low_memory(memory);
     if end > low {
         return Err(KernelError::NoRoom { end, memory: low }.into());
     }
-    let first = GuestAddress(kernel.range.start);
-    memory::prefer_huge_pages(memory, first, end - kernel.range.start);
     kernel.load(memory)?;
-    memory
-        .write_slice(initramfs, GuestAddress(start))
-        .map_err(BootError::from)?;
+    kernel::place(initramfs, memory, GuestAddress(start), end)?;
     Ok((start, size))
 }
 
@@ -426,9 +423,12 @@ mod tests {
     fn the_initramfs_follows_the_kernel_and_both_must_fit() {
         let memory = memory::allocate(32).expect("32 MiB");
         let image = crate::kernel::tests::image(0x10_0000, b"code", 0x1001);
-        let kernel = KernelImage::parse(&image, arch::KERNEL_RANGE).expect("a kernel");
-        assert_eq!(load(&memory, &kernel, b"files").ok(), Some((0x10_2000, 5)));
-        let error = load(&memory, &kernel, &vec![0; 31 << 20]).expect_err("too large");
+        let kernel = KernelImage::parse(image[..].into(), arch::KERNEL_RANGE).expect("a kernel");
+        assert_eq!(
+            load(&memory, &kernel, &b"files"[..].into()).ok(),
+            Some((0x10_2000, 5))
+        );
+        let error = load(&memory, &kernel, &vec![0; 31 << 20][..].into()).expect_err("too large");
         assert!(
             error.to_string().contains("the guest has only 32 MiB"),
             "{error}"

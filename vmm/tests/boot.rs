@@ -52,8 +52,8 @@ fn machine(code: &[u8], vcpus: u8) -> Option<Machine> {
     let config = MachineConfig {
         vcpus: NonZeroU8::new(vcpus).expect("at least one"),
         memory_mib: 32,
-        kernel: &elf(code),
-        initramfs: b"",
+        kernel: elf(code)[..].into(),
+        initramfs: b""[..].into(),
         cmdline: "",
     };
     match Machine::new(&config) {
@@ -196,8 +196,8 @@ fn bad_configurations_are_refused_by_name() {
     let config = MachineConfig {
         vcpus: NonZeroU8::MIN,
         memory_mib: 32,
-        kernel: &code,
-        initramfs: b"",
+        kernel: code[..].into(),
+        initramfs: b""[..].into(),
         cmdline: "",
     };
     if let Err(MachineError::Kvm(error)) = Machine::new(&config) {

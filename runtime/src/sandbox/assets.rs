@@ -1,15 +1,15 @@
 //! The guest's kernel and initramfs: inside this binary, or files that the user named.
 
-#![allow(unsafe_code)] // madvise(2) on this binary's own pages
-
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
+
+use hull_vmm::Image;
 
 use super::SandboxError;
 
-const PAGE: usize = 4096;
-
-/// A blob on a page boundary of its own, so that its pages can be given back once they were copied.
+/// A blob on a page boundary of its own, so that guests can map its pages.
 #[repr(C, align(4096))]
 struct Aligned<T: ?Sized>(T);
 
@@ -78,23 +78,49 @@ pub fn initramfs() -> &'static [u8] {
     &INITRAMFS.0
 }
 
-/// Gives back the pages of the built-in files, once they were copied into a guest's memory.
-pub fn release() {
-    for blob in [kernel(), initramfs()] {
-        let length = blob.len() / PAGE * PAGE;
-        // SAFETY: the range is part of a read-only mapping of this binary: whoever reads it again
-        // reads it from the file. It starts on a page boundary, for `Aligned` does.
-        let result = unsafe {
-            rustix::mm::madvise(
-                blob.as_ptr().cast_mut().cast(),
-                length,
-                rustix::mm::Advice::LinuxDontNeed,
-            )
-        };
-        if let Err(e) = result {
-            log::debug!("the built-in guest stays in memory: {e}");
+/// This program's file, from which the built-in guest is mapped.
+#[derive(Debug)]
+pub struct Program {
+    file: File,
+    /// /proc/self/maps (proc_pid_maps(5)).
+    maps: String,
+}
+
+impl Program {
+    /// Opens the file that this process executes.
+    ///
+    /// # Errors
+    /// When /proc is missing.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self {
+            file: File::open("/proc/self/exe")?,
+            maps: fs::read_to_string("/proc/self/maps")?,
+        })
+    }
+
+    /// The image for a guest: the user's, if there is one, or what is built in, a static of this program.
+    pub fn image_or<'a>(&'a self, users: Option<&'a [u8]>, built_in: &'static [u8]) -> Image<'a> {
+        if let Some(users) = users {
+            return users.into();
+        }
+        match self.maps.lines().find_map(|line| offset_of(built_in, line)) {
+            Some(offset) => Image::in_file(built_in, self.file.as_fd(), offset),
+            None => built_in.into(),
         }
     }
+}
+
+/// Where in its file `bytes` lies, if it lies in the mapping that this line describes:
+/// `START-END PERMISSIONS OFFSET …`, numbers in hexadecimal.
+fn offset_of(bytes: &[u8], line: &str) -> Option<u64> {
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    let mut words = line.split_ascii_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let (start, end) = (number(start)?, number(end)?);
+    let offset = number(words.nth(1)?)?;
+    let first = bytes.as_ptr() as u64;
+    let last = first + bytes.len() as u64;
+    (start <= first && last <= end).then(|| offset + (first - start))
 }
 
 /// The kernel's command line, without what depends on the machine.
@@ -109,6 +135,21 @@ pub fn cmdline() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_static_is_found_in_the_programs_file() {
+        use std::os::unix::fs::FileExt;
+        static TEXT: &[u8] = b"some bytes that are in this program's file";
+        let program = Program::open().expect("/proc");
+        let offset = program.maps.lines().find_map(|line| offset_of(TEXT, line));
+        let mut found = vec![0; TEXT.len()];
+        let offset = offset.expect("mapped");
+        program
+            .file
+            .read_exact_at(&mut found, offset)
+            .expect("read");
+        assert_eq!(found, TEXT);
+    }
 
     #[test]
     fn the_command_line_has_no_comments() {

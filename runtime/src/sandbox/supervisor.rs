@@ -19,14 +19,13 @@ use super::lifeline::COMMIT;
 pub enum End {
     /// The container has ended with this status, and its output has been written.
     Exited(u8),
-    /// The machine stopped without an exit status.
+    /// The machine stopped without an exit status; what it had sent has been written.
     Stopped,
     /// `create` died before the container was created.
     Abandoned,
 }
 
 /// What the main loop watches.
-#[derive(Debug)]
 pub struct Watched {
     /// The agent's exit status arrives here.
     pub exit_status: OwnedFd,
@@ -34,6 +33,8 @@ pub struct Watched {
     pub output_done: EventFd,
     /// Readable once the vCPUs have stopped.
     pub stopped: OwnedFd,
+    /// Called then: has what the guest sent last written out, after which `output_done` is readable.
+    pub guest_stopped: Box<dyn Fn() + Send>,
     /// The connection to `create`.
     pub lifeline: UnixStream,
     /// Ends the main loop.
@@ -41,10 +42,10 @@ pub struct Watched {
 }
 
 /// Watches them, and says when the process is to end.
-#[derive(Debug)]
 pub struct Supervisor {
     watched: Watched,
     status: Option<u8>,
+    stopped: bool,
     output_done: bool,
     end: Option<End>,
 }
@@ -60,6 +61,7 @@ impl Supervisor {
         Self {
             watched,
             status: None,
+            stopped: false,
             output_done: false,
             end: None,
         }
@@ -83,7 +85,10 @@ impl Supervisor {
         match what {
             EXIT_STATUS => self.status = self.status.or_else(|| self.read_status()),
             OUTPUT_DONE => self.output_done = true,
-            STOPPED => self.end = self.end.or(Some(End::Stopped)),
+            STOPPED => {
+                self.stopped = true;
+                (self.watched.guest_stopped)();
+            }
             LIFELINE => {
                 let mut byte = [0];
                 let committed =
@@ -94,8 +99,10 @@ impl Supervisor {
             }
             _ => {}
         }
-        if let (Some(status), true) = (self.status, self.output_done) {
-            self.end = self.end.or(Some(End::Exited(status)));
+        if self.output_done {
+            let exited = self.status.map(End::Exited);
+            let stopped = self.stopped.then_some(End::Stopped);
+            self.end = self.end.or(exited).or(stopped);
         }
     }
 
@@ -147,6 +154,7 @@ mod tests {
             exit_status: reader,
             output_done: EventFd::new(0).expect("eventfd"),
             stopped: OwnedFd::from(File::open("/dev/null").expect("open")),
+            guest_stopped: Box::new(|| ()),
             lifeline,
             main_loop: EventLoop::new().expect("event loop").stop_handle(),
         };
@@ -184,9 +192,11 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_stops_by_itself_ends_it() {
+    fn a_machine_that_stops_by_itself_ends_it_after_its_output() {
         let (mut supervisor, _outside) = supervisor();
         supervisor.happened(STOPPED);
+        assert_eq!(supervisor.end(), None);
+        supervisor.happened(OUTPUT_DONE);
         assert_eq!(supervisor.end(), Some(End::Stopped));
     }
 }

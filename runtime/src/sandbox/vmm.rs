@@ -20,9 +20,10 @@ use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig, Runnin
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
+use super::assets::{self, Program};
 use super::lifeline::{self, Report};
 use super::supervisor::{End, Supervisor, Watched};
-use super::{VmmConfig, assets, stdio};
+use super::{VmmConfig, stdio};
 use crate::error::chain;
 
 /// The guest's context id: any above the reserved ones, for each VM has a muxer of its own.
@@ -159,7 +160,6 @@ impl Inherited {
 struct Vm {
     events: EventLoop,
     machine: RunningMachine,
-    vsock: Arc<Mutex<Vsock>>,
     supervisor: Arc<Mutex<Supervisor>>,
     stdio: [u32; 3],
 }
@@ -213,8 +213,15 @@ fn assemble(
         jail::confine(Role::Vcpu).map_err(io::Error::other)
     })?;
 
+    let stopped_vsock = Arc::clone(&vsock);
+    let guest_stopped = move || {
+        if let Ok(mut vsock) = stopped_vsock.lock() {
+            vsock.guest_stopped();
+        }
+    };
     let supervisor = Supervisor::new(Watched {
         exit_status,
+        guest_stopped: Box::new(guest_stopped),
         output_done: done,
         stopped: machine
             .stopped()
@@ -229,7 +236,6 @@ fn assemble(
     Ok(Vm {
         events,
         machine,
-        vsock,
         supervisor,
         stdio,
     })
@@ -250,15 +256,14 @@ fn load_machine(config: &VmmConfig, inherited: &Inherited) -> Result<Machine, Vm
     let kernel = inherited.kernel.as_ref().map(read).transpose()?;
     let initramfs = inherited.initramfs.as_ref().map(read).transpose()?;
     let cmdline = format!("{} {}", assets::cmdline(), config.cmdline);
-    let machine = Machine::new(&MachineConfig {
+    let program = Program::open().map_err(io_error("open this program's file"))?;
+    Ok(Machine::new(&MachineConfig {
         vcpus: config.vcpus,
         memory_mib: config.memory_mib,
-        kernel: kernel.as_deref().unwrap_or(assets::kernel()),
-        initramfs: initramfs.as_deref().unwrap_or(assets::initramfs()),
+        kernel: program.image_or(kernel.as_deref(), assets::kernel()),
+        initramfs: program.image_or(initramfs.as_deref(), assets::initramfs()),
         cmdline: &cmdline,
-    })?;
-    assets::release();
-    Ok(machine)
+    })?)
 }
 
 /// The two ports that the agent dials by itself. Returns where its exit status arrives.
@@ -293,7 +298,6 @@ impl Vm {
         let Self {
             events,
             machine,
-            vsock,
             supervisor,
             stdio,
         } = self;
@@ -308,9 +312,6 @@ impl Vm {
             Some(End::Exited(status)) => status,
             Some(End::Abandoned) => CRASHED,
             Some(End::Stopped) | None => {
-                if let Ok(mut vsock) = vsock.lock() {
-                    vsock.guest_stopped();
-                }
                 if let Some(reason) = machine.stop_reason() {
                     log::error!("the guest ended by itself: {reason}");
                 }

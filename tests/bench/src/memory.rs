@@ -55,33 +55,63 @@ pub fn footprint(pids: &BTreeSet<u32>) -> Footprint {
     sum
 }
 
-/// Adds up the Pss lines of a smaps file (proc(5)), each to the mapping whose head line it follows.
+/// Private writable mappings side by side are a guest's memory if together they have this many bytes:
+/// many kernels can't name mappings, and hull maps a part of guest memory from its own file.
+const GUEST_RUN: u64 = 64 << 20;
+
+/// One mapping of a smaps file (proc(5)).
+struct Mapping {
+    start: u64,
+    end: u64,
+    /// `rw-p`: private and writable.
+    is_private: bool,
+    is_named: bool,
+    /// Bytes of proportional set size.
+    pss: u64,
+}
+
+/// Adds up what the mappings of a smaps file take, the guest's apart.
 fn parse_smaps(smaps: &str) -> Footprint {
+    let mappings = mappings(smaps);
     let mut sum = Footprint::default();
-    let mut in_guest = false;
-    for line in smaps.lines() {
-        let mut words = line.split_ascii_whitespace();
-        match words.next() {
-            Some("Pss:") => {
-                let bytes = words
-                    .next()
-                    .and_then(|word| word.parse::<u64>().ok())
-                    .unwrap_or(0)
-                    * 1024;
-                if in_guest {
-                    sum.guest += bytes
-                } else {
-                    sum.host += bytes
-                }
+    let adjacent = |a: &Mapping, b: &Mapping| a.is_private && b.is_private && a.end == b.start;
+    for run in mappings.chunk_by(adjacent) {
+        let size: u64 = run.iter().map(|mapping| mapping.end - mapping.start).sum();
+        let is_guest = run[0].is_private && size >= GUEST_RUN;
+        for mapping in run {
+            if is_guest || mapping.is_named {
+                sum.guest += mapping.pss;
+            } else {
+                sum.host += mapping.pss;
             }
-            // every other line than a mapping's head begins with "Field:"
-            Some(first) if !first.ends_with(':') => {
-                in_guest = GUEST_MAPPINGS.iter().any(|name| line.contains(name));
-            }
-            _ => {}
         }
     }
     sum
+}
+
+/// Reads the heads, `START-END PERMISSIONS …`, and of the lines `Field: …` below each of them its Pss.
+fn mappings(smaps: &str) -> Vec<Mapping> {
+    let mut mappings = Vec::<Mapping>::new();
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let first = words.next().unwrap_or_default();
+        if first == "Pss:" {
+            let kib = words.next().and_then(|word| word.parse::<u64>().ok());
+            if let (Some(mapping), Some(kib)) = (mappings.last_mut(), kib) {
+                mapping.pss = kib * 1024;
+            }
+        } else if let Some((start, end)) = first.split_once('-') {
+            let address = |text| u64::from_str_radix(text, 16).unwrap_or_default();
+            mappings.push(Mapping {
+                start: address(start),
+                end: address(end),
+                is_private: words.next() == Some("rw-p"),
+                is_named: GUEST_MAPPINGS.iter().any(|name| line.contains(name)),
+                pss: 0,
+            });
+        }
+    }
+    mappings
 }
 
 #[cfg(test)]
@@ -95,16 +125,22 @@ mod tests {
 Size:               1024 kB
 Pss:                 100 kB
 Pss_Dirty:            50 kB
-7f0000000000-7f0008000000 rw-p 00000000 00:00 0 [anon:hull-guest]
-Pss:               20000 kB
+7f0000000000-7f0001000000 rw-p 00000000 00:00 0
+Pss:                2000 kB
+7f0001000000-7f0001100000 rw-p 00200000 00:1d 9 /usr/bin/hull
+Pss:                 500 kB
+7f0001100000-7f0008000000 rw-p 00000000 00:00 0
+Pss:               10000 kB
 7f0010000000-7f0010001000 rw-p 00000000 00:00 0
 Pss:                   4 kB
+7f0020000000-7f0020001000 rw-s 00000000 00:01 7 /memfd:runsc-memory (deleted)
+Pss:                   7 kB
 ";
         assert_eq!(
             parse_smaps(smaps),
             Footprint {
                 host: 104 * 1024,
-                guest: 20000 * 1024
+                guest: 12507 * 1024
             }
         );
     }
