@@ -128,7 +128,7 @@ impl Sandbox {
         cgroup: &Cgroup,
     ) -> Result<Container, Error> {
         let id = &request.container_id;
-        let prepared = spec::prepare(&request.spec_json, id, cgroup.path())?;
+        let prepared = spec::prepare(&request.spec_json, id, &request.bundle, cgroup.path())?;
         let bundle = Bundle::create(id)?;
         let config = serde_json::to_vec(&prepared.spec).map_err(|source| Error::Json {
             document: "config.json",
@@ -225,6 +225,7 @@ impl Sandbox {
                 keyring: spec::keyring(&container.id),
                 new_network: false,
                 seccomp: container.seccomp()?,
+                hooks: None,
             },
         });
         let process = self

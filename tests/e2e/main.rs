@@ -9,6 +9,7 @@ mod cli;
 mod exec;
 mod exit_codes;
 mod files;
+mod hooks;
 mod hostile_guest;
 mod kills;
 mod lifecycle;

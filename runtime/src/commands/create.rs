@@ -9,8 +9,12 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::delete::destroy;
+use super::state::for_hook;
 use crate::cli::Global;
-use crate::container::{ContainerDir, ContainerId, Phase, ProcessId, State, Store};
+use crate::container::{
+    ContainerDir, ContainerId, Hooks, Phase, ProcessId, Stage, State, Status, Store,
+};
 use crate::error::Error;
 use crate::sandbox::{Agent, Launch, Sandbox};
 use crate::spec::{self, Bundle};
@@ -84,6 +88,10 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
     let store = Store::open(&global.root)?;
     let mut state = first_state(&id, &bundle);
     let dir = store.create(&state)?;
+    if let Err(e) = dir.save_config(bundle.spec()) {
+        dir.remove();
+        return Err(e.into());
+    }
     let sizing = plan.sizing;
     let launch = Launch {
         dir: &dir,
@@ -106,31 +114,35 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
             return Err(e.into());
         }
     };
-    match bring_up(
+    let hooks = Hooks::of(bundle.spec());
+    let made = bring_up(
         &mut sandbox,
         &dir,
         &mut state,
+        &hooks,
         plan.guest_spec,
         options,
         boot_timeout,
-    ) {
-        Ok(agent) => match sandbox.commit() {
-            Ok(vmm) => Ok(Created {
-                dir,
-                state,
-                agent,
-                vmm,
-            }),
-            Err(e) => {
-                dir.remove();
-                Err(e.into())
-            }
-        },
+    );
+    let agent = match made {
+        Ok(agent) => agent,
         Err(e) => {
             sandbox.abort();
             remove_pid_file(options);
-            dir.remove();
-            Err(e)
+            destroy(dir, &state);
+            return Err(e);
+        }
+    };
+    match sandbox.commit() {
+        Ok(vmm) => Ok(Created {
+            dir,
+            state,
+            agent,
+            vmm,
+        }),
+        Err(e) => {
+            destroy(dir, &state);
+            Err(e.into())
         }
     }
 }
@@ -140,6 +152,7 @@ fn bring_up(
     sandbox: &mut Sandbox,
     dir: &ContainerDir,
     state: &mut State,
+    hooks: &Hooks,
     guest_spec: Vec<u8>,
     options: &Options,
     boot_timeout: Duration,
@@ -148,9 +161,10 @@ fn bring_up(
     state.vmm = ProcessId::of(sandbox.pid()).ok();
     dir.save(state)?;
     sandbox.wait_up(dir)?;
+    run_create_hooks(hooks, state)?;
     let agent = sandbox.wait_ready(dir, boot_timeout)?;
     agent
-        .create(dir.id(), guest_spec, sandbox.stdio)
+        .create(dir.id(), guest_spec, &state.bundle, sandbox.stdio)
         .map_err(Error::container_process)?;
     state.phase = Phase::Created;
     dir.save(state)?;
@@ -158,6 +172,20 @@ fn bring_up(
         write_pid_file(path, sandbox.pid())?;
     }
     Ok(agent)
+}
+
+/// The hooks of `create`, while the guest boots: the process that the state names is there, in the
+/// container's network namespace, and the container's own isn't.
+fn run_create_hooks(hooks: &Hooks, state: &State) -> Result<(), Error> {
+    let state = for_hook(state, Status::Creating)?;
+    for stage in [
+        Stage::Prestart,
+        Stage::CreateRuntime,
+        Stage::CreateContainer,
+    ] {
+        hooks.run(stage, &state)?;
+    }
+    Ok(())
 }
 
 fn refuse_options(options: &Options) -> Result<(), Error> {

@@ -86,15 +86,19 @@ pub fn run(global: &Global, args: &Exec) -> Result<ExitCode, Error> {
     }
     let process = match &args.process {
         Some(path) => spec::load_process(path)?,
-        None => args
-            .changes
-            .apply(spec::load(&state.bundle)?.process(), &args.command)?,
+        None => args.changes.apply(&own_process(&dir)?, &args.command)?,
     };
     if args.detach {
         detached(args, &dir, &process)
     } else {
         foreground(args, &dir, &process)
     }
+}
+
+/// The container's own process, as its stored config.json has it.
+fn own_process(dir: &ContainerDir) -> Result<Process, Error> {
+    let process = dir.load_config()?.process().clone();
+    Ok(process.ok_or(spec::SpecError::Missing("process"))?)
 }
 
 fn foreground(args: &Exec, dir: &ContainerDir, process: &Process) -> Result<ExitCode, Error> {

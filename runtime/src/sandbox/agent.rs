@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use hull_protocol::agent::{
@@ -91,7 +92,7 @@ impl Agent {
         Ok(Self { runtime, client })
     }
 
-    /// Makes the container; its process waits to be started.
+    /// Makes the container; its process waits to be started. `bundle` is what its hooks are told.
     ///
     /// # Errors
     /// When the agent refuses, with its reason.
@@ -99,11 +100,13 @@ impl Agent {
         &self,
         id: &ContainerId,
         spec_json: Vec<u8>,
+        bundle: &Path,
         stdio: [u32; 3],
     ) -> Result<(), AgentError> {
         let request = CreateContainerRequest {
             container_id: id.to_string(),
             spec_json,
+            bundle: bundle.to_string_lossy().into_owned(),
             stdio: Some(to_message(stdio)).into(),
             sandbox_owner: true,
             ..Default::default()

@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::Spec;
 
 pub use error::SpecError;
 pub use fields::supports;
@@ -40,7 +40,6 @@ pub struct Bundle {
     dir: OwnedFd,
     path: PathBuf,
     spec: Spec,
-    process: Process,
     /// The container's root, opened with O_PATH.
     rootfs: OwnedFd,
     rootfs_path: PathBuf,
@@ -57,9 +56,9 @@ impl Bundle {
         &self.rootfs_path
     }
 
-    /// The container's own process.
-    pub fn process(&self) -> &Process {
-        &self.process
+    /// The whole config.json.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
     }
 
     /// config.json's annotations.

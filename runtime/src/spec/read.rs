@@ -35,16 +35,11 @@ pub fn load(bundle: &Path) -> Result<Bundle, SpecError> {
     refuse(&config)?;
     let spec: Spec = typed(&config, "")?;
     validate(&spec)?;
-    let process = spec
-        .process()
-        .clone()
-        .ok_or(SpecError::Missing("process"))?;
     let (rootfs, rootfs_path) = open_rootfs(&dir, &path, &spec)?;
     Ok(Bundle {
         dir,
         path,
         spec,
-        process,
         rootfs,
         rootfs_path,
     })

@@ -3,7 +3,7 @@
 //! The guest sees of the host's files only what is shared with it: the container's root, and each bind
 //! mount's source. In the guest's config.json their paths are those of the share. What the host enforces
 //! is taken out:
-//! - hooks and cgroupsPath are the host's;
+//! - cgroupsPath and the hooks, but for startContainer, are the host's;
 //! - the network namespace: the guest's own is the container's, as the VM's interfaces are its
 //!   interfaces, and a further one would have none of them;
 //! - cpuset and limits of block devices: the guest's CPUs and devices aren't the host's.
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::paths::SHARE;
 use oci_spec::runtime::{
-    Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Root, Spec,
+    Hooks, Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Root, Spec,
 };
 use rustix::fs::{FileType, Mode, OFlags, Stat, openat};
 
@@ -96,7 +96,7 @@ pub fn plan(bundle: &Bundle, id: &str) -> Result<Plan, SpecError> {
         }
     }
     guest.set_mounts(Some(mounts));
-    guest.set_hooks(None);
+    guest.set_hooks(guest_hooks(&bundle.spec));
     guest.set_linux(Some(guest_linux(guest.linux().clone())));
 
     let guest_spec = serde_json::to_vec(&guest).map_err(|source| SpecError::Type {
@@ -125,6 +125,14 @@ fn guest_root(spec: &Spec, id: &str) -> Root {
     let mut root = spec.root().clone().unwrap_or_default();
     root.set_path(PathBuf::from(format!("{SHARE}/{id}/rootfs")));
     root
+}
+
+/// The hooks that run in the container.
+fn guest_hooks(spec: &Spec) -> Option<Hooks> {
+    let start = spec.hooks().as_ref()?.start_container().clone()?;
+    let mut hooks = Hooks::default();
+    hooks.set_start_container(Some(start));
+    Some(hooks)
 }
 
 fn is_bind_mount(mount: &Mount) -> bool {
