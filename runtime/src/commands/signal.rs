@@ -29,7 +29,7 @@ pub fn parse(text: &str) -> Result<i32, Error> {
 fn by_number(text: &str) -> Option<i32> {
     text.parse()
         .ok()
-        .filter(|number| (1..=RTMAX).contains(number))
+        .filter(|number| (0..=RTMAX).contains(number))
 }
 
 fn by_name(text: &str) -> Option<i32> {
