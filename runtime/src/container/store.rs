@@ -255,9 +255,12 @@ impl ContainerDir {
 
     fn lock_file(&self) -> Result<File, ContainerError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.dir, LOCK, flags, Mode::RUSR | Mode::WUSR)
-            .map(File::from)
-            .map_err(|e| failed("open", &self.path.join(LOCK), e))
+        match rustix::fs::openat(&self.dir, LOCK, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => Ok(File::from(fd)),
+            // In a folder that has been removed, none can be made.
+            Err(Errno::NOENT) => Err(ContainerError::Missing(self.id.clone())),
+            Err(e) => Err(failed("open", &self.path.join(LOCK), e)),
+        }
     }
 
     /// Reads the container's state.
@@ -457,6 +460,15 @@ mod tests {
             Err(ContainerError::Missing(_))
         ));
         assert!(names(&store).is_empty());
+    }
+
+    #[test]
+    fn one_that_was_removed_before_it_could_be_locked_is_missing() {
+        let (_root, store) = store();
+        let dir = store.create(&state("a")).expect("create");
+        let mut late = store.find(dir.id()).expect("find");
+        dir.remove();
+        assert!(matches!(late.lock(), Err(ContainerError::Missing(_))));
     }
 
     #[test]
