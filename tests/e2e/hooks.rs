@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use hull_tests::process::{limit, wait_for_death};
-use hull_tests::{Bundle, Container, only_hull};
+use hull_tests::{Bundle, Container, Running, only_hull};
 use serde_json::{Value, json};
 
 /// A hook that is a shell script on the host.
@@ -226,12 +227,12 @@ fn the_mounts_of_create_container_end_with_it() {
 fn a_killed_create_takes_its_hook_along() {
     let bundle = Bundle::new();
     let started = bundle.beside("started");
-    let status = std::process::Command::new("mkfifo").arg(&started).status();
+    let status = Command::new("mkfifo").arg(&started).status();
     assert!(status.is_ok_and(|status| status.success()));
     let script = format!("echo $$ >{}; exec sleep 600", started.display());
     let container = Container::new(bundle.set("/hooks/prestart", hook(&script)));
 
-    let mut create = hull_tests::Running::spawn(&mut container.create_command());
+    let mut create = Running::spawn(&mut container.create_command());
     let pid: i32 = fs::read_to_string(&started)
         .unwrap()
         .trim()
@@ -241,6 +242,24 @@ fn a_killed_create_takes_its_hook_along() {
     let _ = create.exit();
 
     assert!(wait_for_death(pid, limit()), "hook {pid} lives on");
+}
+
+#[test]
+fn delete_by_force_ends_a_create_that_waits_for_its_hook() {
+    let bundle = Bundle::new();
+    let started = bundle.beside("started");
+    let status = Command::new("mkfifo").arg(&started).status();
+    assert!(status.is_ok_and(|status| status.success()));
+    let script = format!("echo $$ >{}; exec sleep 600", started.display());
+    let container = Container::new(bundle.set("/hooks/createRuntime", hook(&script)));
+    let mut create = Running::spawn(&mut container.create_command());
+    let _ = fs::read_to_string(&started).unwrap();
+
+    let _ = container.delete_force().ok();
+
+    assert_eq!(create.exit().code(), Some(1));
+    let left = container.leaks();
+    assert!(left.is_empty(), "{left:#?}");
 }
 
 #[test]

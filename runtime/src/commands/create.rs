@@ -177,13 +177,15 @@ fn bring_up(
 /// The hooks of `create`, while the guest boots: the process that the state names is there, in the
 /// container's network namespace, and the container's own isn't.
 fn run_create_hooks(hooks: &Hooks, state: &State) -> Result<(), Error> {
+    // `delete --force` kills it, and must not have to wait for a hook.
+    let sandbox = state.vmm.and_then(|vmm| vmm.open());
     let state = for_hook(state, Status::Creating)?;
     for stage in [
         Stage::Prestart,
         Stage::CreateRuntime,
         Stage::CreateContainer,
     ] {
-        hooks.run(stage, &state)?;
+        hooks.run(stage, &state, sandbox.as_ref())?;
     }
     Ok(())
 }

@@ -64,6 +64,6 @@ pub fn start(dir: &ContainerDir, state: &mut State, agent: &Agent) -> Result<(),
 
 fn run_poststart_hooks(dir: &ContainerDir, state: &State) -> Result<(), Error> {
     let hooks = Hooks::of(&dir.load_config()?);
-    hooks.run(Stage::Poststart, &for_hook(state, Status::Running)?)?;
+    hooks.run(Stage::Poststart, &for_hook(state, Status::Running)?, None)?;
     Ok(())
 }

@@ -99,6 +99,9 @@ pub enum HookFailure {
         /// How long it may take.
         seconds: u64,
     },
+    /// It was killed, as the sandbox that it was for had ended: somebody deletes the container.
+    #[error("the sandbox ended before the hook")]
+    SandboxEnded,
 }
 
 fn end(status: ExitStatus) -> String {
@@ -118,14 +121,20 @@ impl Hooks {
         Self(spec.hooks().clone().unwrap_or_default())
     }
 
-    /// Runs the hooks of a stage, one after the other; `state` is the container's, in JSON.
+    /// Runs the hooks of a stage, one after the other; `state` is the container's, in JSON. They are for
+    /// a sandbox while it lives, if its process is given.
     ///
     /// # Errors
     /// When one fails; those after it don't run.
-    pub fn run(&self, stage: Stage, state: &[u8]) -> Result<(), HookError> {
+    pub fn run(
+        &self,
+        stage: Stage,
+        state: &[u8],
+        sandbox: Option<&OwnedFd>,
+    ) -> Result<(), HookError> {
         for (index, hook) in self.list(stage).iter().enumerate() {
             log::debug!("run {} hook #{index}: {:?}", stage.name(), hook.path());
-            run(hook, stage, state).map_err(|source| HookError {
+            run(hook, stage, state, sandbox).map_err(|source| HookError {
                 stage: stage.name(),
                 index,
                 source,
@@ -139,7 +148,7 @@ impl Hooks {
     pub fn run_poststop(&self, state: &[u8]) {
         let stage = Stage::Poststop;
         for (index, hook) in self.list(stage).iter().enumerate() {
-            if let Err(source) = run(hook, stage, state) {
+            if let Err(source) = run(hook, stage, state, None) {
                 let stage = stage.name();
                 let error = HookError {
                     stage,
@@ -164,7 +173,12 @@ impl Hooks {
     }
 }
 
-fn run(hook: &Hook, stage: Stage, state: &[u8]) -> Result<(), HookFailure> {
+fn run(
+    hook: &Hook,
+    stage: Stage,
+    state: &[u8],
+    sandbox: Option<&OwnedFd>,
+) -> Result<(), HookFailure> {
     let failed = |source: io::Error| HookFailure::Start {
         path: hook.path().display().to_string(),
         source,
@@ -173,13 +187,16 @@ fn run(hook: &Hook, stage: Stage, state: &[u8]) -> Result<(), HookFailure> {
     let mut group = Group(Some(child));
     let timeout = hook.timeout().and_then(|t| u64::try_from(t).ok());
     let deadline = timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let Some(status) = group.wait(&mut outputs, deadline).map_err(failed)? else {
-        let seconds = timeout.unwrap_or_default();
-        return Err(HookFailure::TimedOut { seconds });
+    let waited = group.wait(&mut outputs, sandbox, deadline);
+    let status = match waited.map_err(failed)? {
+        Event::Ended(status) if status.success() => return Ok(()),
+        Event::Ended(status) => status,
+        Event::SandboxEnded => return Err(HookFailure::SandboxEnded),
+        Event::TimeOver => {
+            let seconds = timeout.unwrap_or_default();
+            return Err(HookFailure::TimedOut { seconds });
+        }
     };
-    if status.success() {
-        return Ok(());
-    }
     let [stdout, stderr] = outputs.map(|output| output.finish());
     Err(HookFailure::Ended {
         status,
@@ -241,26 +258,43 @@ struct Group(Option<Child>);
 
 impl Group {
     /// Waits for the end of the hook; not for the end of its outputs, which what it leaves behind may
-    /// hold open. `None` when the deadline came first.
+    /// hold open.
     fn wait(
         &mut self,
         outputs: &mut [Output; 2],
+        sandbox: Option<&OwnedFd>,
         deadline: Option<Instant>,
-    ) -> io::Result<Option<ExitStatus>> {
+    ) -> io::Result<Event> {
         let Some(child) = &mut self.0 else {
-            return Ok(None);
+            return Err(io::ErrorKind::NotFound.into());
         };
-        let pid = Pid::from_child(child);
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-        while !ended(&pidfd, outputs, deadline)? {
+        let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+        loop {
+            let [ended, sandbox_ended] = poll_once(&pidfd, sandbox, outputs, deadline)?;
+            if ended {
+                break;
+            }
+            if sandbox_ended {
+                return Ok(Event::SandboxEnded);
+            }
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return Ok(None);
+                return Ok(Event::TimeOver);
             }
         }
         let status = child.wait()?;
         self.0 = None;
-        Ok(Some(status))
+        Ok(Event::Ended(status))
     }
+}
+
+/// What ends the wait for a hook.
+enum Event {
+    /// Its own end.
+    Ended(ExitStatus),
+    /// That of the sandbox.
+    SandboxEnded,
+    /// Its timeout.
+    TimeOver,
 }
 
 impl Drop for Group {
@@ -272,29 +306,31 @@ impl Drop for Group {
     }
 }
 
-/// Waits for something to happen, takes what there is of output, and says whether the hook has ended.
-fn ended(
-    pidfd: &OwnedFd,
+/// Waits for something to happen, takes what there is of output, and says whether the hook and the
+/// sandbox have ended.
+fn poll_once(
+    hook: &OwnedFd,
+    sandbox: Option<&OwnedFd>,
     outputs: &mut [Output; 2],
     deadline: Option<Instant>,
-) -> io::Result<bool> {
+) -> io::Result<[bool; 2]> {
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     let left = left
         .map(rustix::time::Timespec::try_from)
         .transpose()
         .map_err(io::Error::other)?;
-    let mut fds = vec![PollFd::new(pidfd, PollFlags::IN)];
-    fds.extend(
-        outputs
-            .iter()
-            .filter_map(|output| output.pipe.as_ref())
-            .map(|pipe| PollFd::new(pipe, PollFlags::IN)),
-    );
+    let pipes = outputs.iter().filter_map(|output| output.pipe.as_ref());
+    let fds = [Some(hook), sandbox].into_iter().flatten().map(AsFd::as_fd);
+    let mut fds: Vec<_> = fds
+        .chain(pipes.map(AsFd::as_fd))
+        .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+        .collect();
     match poll(&mut fds, left.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(e) => return Err(e.into()),
     }
-    let ended = fds.first().is_some_and(|fd| !fd.revents().is_empty());
+    let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+    let ended = [ready(0), sandbox.is_some() && ready(1)];
     drop(fds);
     outputs.iter_mut().for_each(Output::take);
     Ok(ended)
@@ -357,7 +393,7 @@ mod tests {
     }
 
     fn run_one(hook: Value) -> Result<(), String> {
-        let result = hooks(Stage::Prestart, json!([hook])).run(Stage::Prestart, b"the state");
+        let result = hooks(Stage::Prestart, json!([hook])).run(Stage::Prestart, b"the state", None);
         result.map_err(|e| chain(&e))
     }
 
@@ -409,6 +445,23 @@ mod tests {
     }
 
     #[test]
+    fn a_hook_ends_with_the_sandbox_that_it_is_for() {
+        let mut sandbox = Command::new("true").spawn().expect("a process");
+        let pid = Pid::from_child(&sandbox);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("a pidfd");
+        let hooks = hooks(Stage::Prestart, json!([shell("sleep 600")]));
+        let error = hooks
+            .run(Stage::Prestart, b"", Some(&pidfd))
+            .expect_err("killed");
+        assert!(
+            chain(&error).contains("the sandbox ended"),
+            "{}",
+            chain(&error)
+        );
+        sandbox.wait().expect("reaped");
+    }
+
+    #[test]
     fn after_a_failure_only_poststop_goes_on() {
         let dir = tempfile::tempdir().expect("a folder");
         let mark = dir.path().join("mark");
@@ -418,7 +471,7 @@ mod tests {
         ]);
         assert!(
             hooks(Stage::Poststart, list.clone())
-                .run(Stage::Poststart, b"")
+                .run(Stage::Poststart, b"", None)
                 .is_err()
         );
         assert!(!mark.exists());
