@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    check, create, delete, exec, features, kill, list, run, spec, start, state, vmm,
+    check, checkpoint, create, delete, events, exec, features, kill, list, pause, ps, run, spec,
+    start, state, update, vmm,
 };
 use crate::error::{Error, chain};
 use crate::logging;
@@ -71,10 +72,14 @@ pub enum LogFormat {
 enum Command {
     /// Say what this host has and lacks for running hull
     Check(check::Check),
+    /// Save a container: not supported yet
+    Checkpoint(checkpoint::NotYet),
     /// Create a container
     Create(create::Create),
     /// Delete what a container has left, or a running one with --force
     Delete(delete::Delete),
+    /// Show statistics and lacks of memory
+    Events(events::Events),
     /// Run a further process in a container
     Exec(exec::Exec),
     /// Show what hull supports, as the runtime-spec's features structure
@@ -83,6 +88,14 @@ enum Command {
     Kill(kill::Kill),
     /// List containers
     List(list::List),
+    /// Make a container's processes stand still
+    Pause(pause::Pause),
+    /// Show a container's processes
+    Ps(ps::Ps),
+    /// Bring back a saved container: not supported yet
+    Restore(checkpoint::NotYet),
+    /// Let a paused container's processes go on
+    Resume(pause::Resume),
     /// Create and start a container
     Run(run::Run),
     /// Write a config.json to start from
@@ -91,6 +104,8 @@ enum Command {
     Start(start::Start),
     /// Show a container's state
     State(state::State),
+    /// Change a container's limits
+    Update(update::Update),
     /// The process that runs a VM; `create` starts it
     #[command(hide = true)]
     Vmm(vmm::Vmm),
@@ -144,16 +159,23 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Error> {
     }
     match command {
         Command::Check(args) => check::run(global, &args),
+        Command::Checkpoint(args) => checkpoint::run("checkpoint", &args),
         Command::Create(args) => create::run(global, &args),
         Command::Delete(args) => delete::run(global, &args),
+        Command::Events(args) => events::run(global, &args),
         Command::Exec(args) => exec::run(global, &args),
         Command::Features(args) => features::run(global, &args),
         Command::Kill(args) => kill::run(global, &args),
         Command::List(args) => list::run(global, &args),
+        Command::Pause(args) => pause::pause(global, &args),
+        Command::Ps(args) => ps::run(global, &args),
+        Command::Restore(args) => checkpoint::run("restore", &args),
+        Command::Resume(args) => pause::resume(global, &args),
         Command::Run(args) => run::run(global, &args),
         Command::Spec(args) => spec::run(global, &args),
         Command::Start(args) => start::run(global, &args),
         Command::State(args) => state::run(global, &args),
+        Command::Update(args) => update::run(global, &args),
         Command::Vmm(args) => Ok(vmm::run(&args)),
     }
 }

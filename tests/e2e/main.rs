@@ -19,3 +19,4 @@ mod poor_hosts;
 mod process;
 mod states;
 mod stdio;
+mod verbs;

@@ -17,7 +17,7 @@ use crate::container::{
 };
 use crate::error::Error;
 use crate::sandbox::{Agent, Launch, Sandbox};
-use crate::spec::{self, Bundle};
+use crate::spec::{self, Bundle, Sizing};
 
 /// The options of `create`, which `run` has too.
 #[derive(Debug, clap::Args)]
@@ -86,7 +86,7 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
     plan.pin()?;
 
     let store = Store::open(&global.root)?;
-    let mut state = first_state(&id, &bundle);
+    let mut state = first_state(&id, &bundle, plan.sizing);
     let dir = store.create(&state)?;
     if let Err(e) = dir.save_config(bundle.spec()) {
         dir.remove();
@@ -203,10 +203,12 @@ fn refuse_options(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
-fn first_state(id: &ContainerId, bundle: &Bundle) -> State {
+fn first_state(id: &ContainerId, bundle: &Bundle, sizing: Sizing) -> State {
     State {
         id: id.clone(),
         phase: Phase::Creating,
+        paused: false,
+        sizing,
         vmm: None,
         bundle: bundle.path().to_owned(),
         rootfs: bundle.rootfs().to_owned(),

@@ -60,7 +60,7 @@ fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
         Status::Stopped => {}
         // As in runc: a container that was never started needs no force.
         Status::Created => kill(&state)?,
-        Status::Creating | Status::Running if args.force => kill(&state)?,
+        Status::Creating | Status::Running | Status::Paused if args.force => kill(&state)?,
         status => {
             return Err(ContainerError::WrongState {
                 verb: "delete",

@@ -40,7 +40,7 @@ pub struct Exec {
     /// Pass N further file descriptors
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
-    /// Accepted: containers cannot be paused yet
+    /// Also in a paused container: the process runs once that is resumed, within a minute
     #[arg(long)]
     ignore_paused: bool,
     /// The container's id
@@ -74,6 +74,8 @@ pub fn run(global: &Global, args: &Exec) -> Result<ExitCode, Error> {
     let state = dir.load()?;
     match state.status() {
         Status::Running | Status::Created => {}
+        Status::Paused if args.ignore_paused => {}
+        Status::Paused => return Err(ContainerError::Paused.into()),
         status => {
             let id = state.id;
             return Err(ContainerError::WrongState {

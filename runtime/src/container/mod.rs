@@ -40,6 +40,9 @@ pub enum ContainerError {
         /// In what state it is.
         status: Status,
     },
+    /// `exec` in a paused container, in runc's words.
+    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    Paused,
     /// Another command holds the lock for too long.
     #[error("waited {seconds} s for another hull command to let go of container {id}")]
     Locked {

@@ -419,6 +419,8 @@ mod tests {
         State {
             id: id.parse().expect("id"),
             phase: Phase::Creating,
+            paused: false,
+            sizing: crate::spec::Sizing::SMALLEST,
             vmm: None,
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),

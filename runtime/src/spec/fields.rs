@@ -163,11 +163,7 @@ pub const FIELDS: &[Field] = &[
     refused("linux.resources.memory.swappiness", V1, REMOVE),
     refused("linux.resources.memory.disableOOMKiller", V1, REMOVE),
     row("linux.resources.memory.useHierarchy", Guest), // cgroup v2 always does
-    refused(
-        "linux.resources.memory.checkBeforeUpdate",
-        "hull has no `update` yet",
-        REMOVE,
-    ),
+    row("linux.resources.memory.checkBeforeUpdate", Guest),
     // Among the guest's own processes; on the host once the VM is placed in cgroupsPath.
     row("linux.resources.cpu.shares", Guest),
     row("linux.resources.cpu.quota", Both),

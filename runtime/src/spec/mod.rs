@@ -15,6 +15,7 @@ mod sizing;
 mod split;
 #[cfg(test)]
 mod tests;
+mod update;
 mod validate;
 
 use std::collections::HashMap;
@@ -29,6 +30,7 @@ pub use mount_options::supported as supported_mount_options;
 pub use read::{load, load_process};
 pub use sizing::Sizing;
 pub use split::{Share, plan};
+pub use update::{read_changes, update};
 
 /// The version of the runtime-spec that hull implements.
 pub const OCI_VERSION: &str = "1.3.0";

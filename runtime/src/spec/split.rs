@@ -297,7 +297,7 @@ fn bare_linux() -> Linux {
     linux
 }
 
-fn guest_resources(mut resources: LinuxResources) -> LinuxResources {
+pub(super) fn guest_resources(mut resources: LinuxResources) -> LinuxResources {
     if let Some(mut cpu) = resources.cpu().clone() {
         cpu.set_cpus(None).set_mems(None);
         resources.set_cpu(Some(cpu));
