@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    check, checkpoint, create, delete, events, exec, features, kill, list, pause, ps, run, spec,
-    start, state, update, vmm,
+    check, checkpoint, completion, create, delete, events, exec, features, kill, list, pause, ps,
+    run, spec, start, state, update, vmm,
 };
 use crate::error::{Error, chain};
 use crate::logging;
@@ -74,6 +74,8 @@ enum Command {
     Check(check::Check),
     /// Save a container: not supported yet
     Checkpoint(checkpoint::NotYet),
+    /// Print what makes a shell complete hull's words
+    Completion(completion::Completion),
     /// Create a container
     Create(create::Create),
     /// Delete what a container has left, or a running one with --force
@@ -88,9 +90,14 @@ enum Command {
     Kill(kill::Kill),
     /// List containers
     List(list::List),
+    /// Write the manual pages into a folder
+    Man(completion::Man),
     /// Make a container's processes stand still
     Pause(pause::Pause),
     /// Show a container's processes
+    ///
+    /// Pids are those of the guest, where process 1 is hull's agent: neither the host's nor those that
+    /// the container itself sees. Users are numbers, start times are in UTC.
     Ps(ps::Ps),
     /// Bring back a saved container: not supported yet
     Restore(checkpoint::NotYet),
@@ -105,6 +112,9 @@ enum Command {
     /// Show a container's state
     State(state::State),
     /// Change a container's limits
+    ///
+    /// The guest's kernel enforces them, but for --cpuset-cpus, which are the host's CPUs. A VM doesn't
+    /// grow: a limit above what it was created with is refused.
     Update(update::Update),
     /// The process that runs a VM; `create` starts it
     #[command(hide = true)]
@@ -160,6 +170,7 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Error> {
     match command {
         Command::Check(args) => check::run(global, &args),
         Command::Checkpoint(args) => checkpoint::run("checkpoint", &args),
+        Command::Completion(args) => completion::completion(Cli::command(), &args),
         Command::Create(args) => create::run(global, &args),
         Command::Delete(args) => delete::run(global, &args),
         Command::Events(args) => events::run(global, &args),
@@ -167,6 +178,7 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Error> {
         Command::Features(args) => features::run(global, &args),
         Command::Kill(args) => kill::run(global, &args),
         Command::List(args) => list::run(global, &args),
+        Command::Man(args) => completion::man(Cli::command(), &args),
         Command::Pause(args) => pause::pause(global, &args),
         Command::Ps(args) => ps::run(global, &args),
         Command::Restore(args) => checkpoint::run("restore", &args),

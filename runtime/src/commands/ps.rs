@@ -16,9 +16,6 @@ use crate::error::Error;
 use crate::sandbox::{Agent, ProcessInfo, SandboxError};
 
 /// `hull ps`.
-///
-/// Pids are those of the guest, where process 1 is hull's agent: neither the host's nor those that the
-/// container itself sees. Users are numbers, start times are in UTC.
 #[derive(Debug, clap::Args)]
 pub struct Ps {
     /// The form of the list: a table, or the pids as a JSON array

@@ -14,9 +14,6 @@ use crate::sandbox::{Agent, SandboxError};
 use crate::spec;
 
 /// `hull update`.
-///
-/// The guest's kernel enforces the limits, but for --cpuset-cpus, which are the host's CPUs. A VM
-/// doesn't grow: a limit above what it was created with is refused.
 #[derive(Debug, clap::Args)]
 pub struct Update {
     /// Read the limits from FILE, as config.json's linux.resources; - is standard input. Other options
