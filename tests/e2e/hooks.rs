@@ -78,7 +78,9 @@ fn they_run_in_order_before_and_after_the_process() {
     let bundle = Bundle::new().shell("echo process >>/order");
     let order = bundle.rootfs().join("order");
     let step = |word: &str| hook(&format!("echo {word} >>{}", order.display()));
-    let both = json!([step("first")[0], step("second")[0]]);
+    // In create the bundle is the working folder.
+    let first = hook("echo first >>rootfs/order");
+    let both = json!([first[0], step("second")[0]]);
     let bundle = bundle
         .set("/hooks/prestart", both)
         .set("/hooks/createRuntime", step("createRuntime"))

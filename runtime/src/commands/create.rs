@@ -13,7 +13,7 @@ use super::delete::destroy;
 use super::state::for_hook;
 use crate::cli::Global;
 use crate::container::{
-    ContainerDir, ContainerId, Hooks, Phase, ProcessId, Stage, State, Status, Store,
+    Call, ContainerDir, ContainerId, Hooks, Phase, ProcessId, Stage, State, Status, Store,
 };
 use crate::error::Error;
 use crate::sandbox::{Agent, Launch, Sandbox};
@@ -83,7 +83,7 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
     let bundle = spec::load(&options.bundle)?;
     let boot = global.boot().open()?;
     let plan = spec::plan(&bundle, id.as_str())?;
-    plan.pin()?;
+    let pinned = plan.pin()?;
 
     let store = Store::open(&global.root)?;
     let mut state = first_state(&id, &bundle, plan.sizing);
@@ -107,7 +107,9 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
         boot_timeout: Duration::from_secs(global.boot_timeout.into()),
     };
     let boot_timeout = launch.boot_timeout;
-    let mut sandbox = match launch.spawn() {
+    let launched = launch.spawn();
+    drop(pinned);
+    let mut sandbox = match launched {
         Ok(sandbox) => sandbox,
         Err(e) => {
             dir.remove();
@@ -179,13 +181,17 @@ fn bring_up(
 fn run_create_hooks(hooks: &Hooks, state: &State) -> Result<(), Error> {
     // `delete --force` kills it, and must not have to wait for a hook.
     let sandbox = state.vmm.and_then(|vmm| vmm.open());
-    let state = for_hook(state, Status::Creating)?;
+    let call = Call {
+        state: &for_hook(state, Status::Creating)?,
+        folder: Some(&state.bundle),
+        sandbox: sandbox.as_ref(),
+    };
     for stage in [
         Stage::Prestart,
         Stage::CreateRuntime,
         Stage::CreateContainer,
     ] {
-        hooks.run(stage, &state, sandbox.as_ref())?;
+        hooks.run(stage, call)?;
     }
     Ok(())
 }

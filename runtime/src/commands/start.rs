@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use super::{delete, state::for_hook};
 use crate::cli::Global;
-use crate::container::{ContainerDir, ContainerError, Hooks, Phase, Stage, State, Status, Store};
+use crate::container::{
+    Call, ContainerDir, ContainerError, Hooks, Phase, Stage, State, Status, Store,
+};
 use crate::error::{Error, chain};
 use crate::sandbox::Agent;
 
@@ -64,6 +66,10 @@ pub fn start(dir: &ContainerDir, state: &mut State, agent: &Agent) -> Result<(),
 
 fn run_poststart_hooks(dir: &ContainerDir, state: &State) -> Result<(), Error> {
     let hooks = Hooks::of(&dir.load_config()?);
-    hooks.run(Stage::Poststart, &for_hook(state, Status::Running)?, None)?;
+    let call = Call {
+        state: &for_hook(state, Status::Running)?,
+        ..Call::default()
+    };
+    hooks.run(Stage::Poststart, call)?;
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,17 @@ impl Stage {
     fn has_mounts_of_its_own(self) -> bool {
         self == Self::CreateContainer
     }
+}
+
+/// What all hooks of a stage have in common.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Call<'a> {
+    /// The container's state, in JSON.
+    pub state: &'a [u8],
+    /// The working folder, where it isn't this process's: in `create` it is the bundle, as with runc.
+    pub folder: Option<&'a Path>,
+    /// The pidfd of the sandbox that the hooks are for: when it ends, so do they.
+    pub sandbox: Option<&'a OwnedFd>,
 }
 
 /// A hook that failed, in runc's words.
@@ -121,20 +133,14 @@ impl Hooks {
         Self(spec.hooks().clone().unwrap_or_default())
     }
 
-    /// Runs the hooks of a stage, one after the other; `state` is the container's, in JSON. They are for
-    /// a sandbox while it lives, if its process is given.
+    /// Runs the hooks of a stage, one after the other.
     ///
     /// # Errors
     /// When one fails; those after it don't run.
-    pub fn run(
-        &self,
-        stage: Stage,
-        state: &[u8],
-        sandbox: Option<&OwnedFd>,
-    ) -> Result<(), HookError> {
+    pub fn run(&self, stage: Stage, call: Call<'_>) -> Result<(), HookError> {
         for (index, hook) in self.list(stage).iter().enumerate() {
             log::debug!("run {} hook #{index}: {:?}", stage.name(), hook.path());
-            run(hook, stage, state, sandbox).map_err(|source| HookError {
+            run(hook, stage, call).map_err(|source| HookError {
                 stage: stage.name(),
                 index,
                 source,
@@ -147,8 +153,12 @@ impl Hooks {
     /// fails is logged, and the others still run.
     pub fn run_poststop(&self, state: &[u8]) {
         let stage = Stage::Poststop;
+        let call = Call {
+            state,
+            ..Call::default()
+        };
         for (index, hook) in self.list(stage).iter().enumerate() {
-            if let Err(source) = run(hook, stage, state, None) {
+            if let Err(source) = run(hook, stage, call) {
                 let stage = stage.name();
                 let error = HookError {
                     stage,
@@ -173,21 +183,16 @@ impl Hooks {
     }
 }
 
-fn run(
-    hook: &Hook,
-    stage: Stage,
-    state: &[u8],
-    sandbox: Option<&OwnedFd>,
-) -> Result<(), HookFailure> {
+fn run(hook: &Hook, stage: Stage, call: Call<'_>) -> Result<(), HookFailure> {
     let failed = |source: io::Error| HookFailure::Start {
         path: hook.path().display().to_string(),
         source,
     };
-    let (child, mut outputs) = spawn(hook, stage, state).map_err(failed)?;
+    let (child, mut outputs) = spawn(hook, stage, call).map_err(failed)?;
     let mut group = Group(Some(child));
     let timeout = hook.timeout().and_then(|t| u64::try_from(t).ok());
     let deadline = timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let waited = group.wait(&mut outputs, sandbox, deadline);
+    let waited = group.wait(&mut outputs, call.sandbox, deadline);
     let status = match waited.map_err(failed)? {
         Event::Ended(status) if status.success() => return Ok(()),
         Event::Ended(status) => status,
@@ -205,7 +210,7 @@ fn run(
     })
 }
 
-fn spawn(hook: &Hook, stage: Stage, state: &[u8]) -> io::Result<(Child, [Output; 2])> {
+fn spawn(hook: &Hook, stage: Stage, call: Call<'_>) -> io::Result<(Child, [Output; 2])> {
     let (stdout, their_stdout) = Output::pipe()?;
     let (stderr, their_stderr) = Output::pipe()?;
     let mut command = Command::new(hook.path());
@@ -217,8 +222,11 @@ fn spawn(hook: &Hook, stage: Stage, state: &[u8]) -> io::Result<(Child, [Output;
         command.env_clear();
         command.envs(env.iter().filter_map(|entry| entry.split_once('=')));
     }
+    if let Some(folder) = call.folder {
+        command.current_dir(folder);
+    }
     command
-        .stdin(Stdio::from(memory_file(state)?))
+        .stdin(Stdio::from(memory_file(call.state)?))
         .stdout(their_stdout)
         .stderr(their_stderr)
         .process_group(0);
@@ -392,14 +400,22 @@ mod tests {
         json!({"path": "/bin/sh", "args": ["hook", "-c", script], "env": ["COLOR=green"]})
     }
 
+    fn call(state: &[u8]) -> Call<'_> {
+        Call {
+            state,
+            folder: Some(Path::new("/proc")),
+            sandbox: None,
+        }
+    }
+
     fn run_one(hook: Value) -> Result<(), String> {
-        let result = hooks(Stage::Prestart, json!([hook])).run(Stage::Prestart, b"the state", None);
+        let result = hooks(Stage::Prestart, json!([hook])).run(Stage::Prestart, call(b"the state"));
         result.map_err(|e| chain(&e))
     }
 
     #[test]
     fn a_hook_gets_its_name_environment_and_the_state() {
-        let script = r#"[ "$0 $COLOR $(cat) $HOME" = "hook green the state " ]"#;
+        let script = r#"[ "$0 $COLOR $(cat) $HOME $PWD" = "hook green the state  /proc" ]"#;
         let script = json!(script);
         let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script, "hook"],
                           "env": ["COLOR=green", "PATH=/usr/bin:/bin"]});
@@ -450,9 +466,11 @@ mod tests {
         let pid = Pid::from_child(&sandbox);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("a pidfd");
         let hooks = hooks(Stage::Prestart, json!([shell("sleep 600")]));
-        let error = hooks
-            .run(Stage::Prestart, b"", Some(&pidfd))
-            .expect_err("killed");
+        let call = Call {
+            sandbox: Some(&pidfd),
+            ..call(b"")
+        };
+        let error = hooks.run(Stage::Prestart, call).expect_err("killed");
         assert!(
             chain(&error).contains("the sandbox ended"),
             "{}",
@@ -471,7 +489,7 @@ mod tests {
         ]);
         assert!(
             hooks(Stage::Poststart, list.clone())
-                .run(Stage::Poststart, b"", None)
+                .run(Stage::Poststart, call(b""))
                 .is_err()
         );
         assert!(!mark.exists());

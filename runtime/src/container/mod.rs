@@ -9,7 +9,7 @@ mod process;
 mod state;
 mod store;
 
-pub use hooks::{HookError, Hooks, Stage};
+pub use hooks::{Call, HookError, Hooks, Stage};
 pub use id::ContainerId;
 pub use process::ProcessId;
 pub use state::{Phase, State, Status};

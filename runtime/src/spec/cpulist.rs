@@ -30,12 +30,15 @@ impl CpuList {
             .sum()
     }
 
-    /// Binds the calling thread, and what it starts, to these CPUs.
+    /// Binds the calling thread, and what it starts, to these CPUs, until the value that is returned is
+    /// dropped.
     ///
     /// # Errors
     /// When the host has none of them (EINVAL).
-    pub fn pin(&self) -> io::Result<()> {
-        Ok(rustix::thread::sched_setaffinity(None, &self.mask())?)
+    pub fn pin(&self) -> io::Result<Pinned> {
+        let before = rustix::thread::sched_getaffinity(None)?;
+        rustix::thread::sched_setaffinity(None, &self.mask())?;
+        Ok(Pinned(before))
     }
 
     /// Binds all threads of a process, and what they start.
@@ -65,6 +68,17 @@ impl CpuList {
             set.set(cpu as usize);
         }
         set
+    }
+}
+
+/// The calling thread is bound to some CPUs; dropped, it is bound to those that it was before.
+#[derive(Debug)]
+pub struct Pinned(CpuSet);
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // They may have gone meanwhile; then this thread stays where it is.
+        let _ = rustix::thread::sched_setaffinity(None, &self.0);
     }
 }
 

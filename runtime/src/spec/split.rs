@@ -17,7 +17,7 @@ use oci_spec::runtime::{
 };
 use rustix::fs::{FileType, Mode, OFlags, Stat, openat};
 
-use super::cpulist::CpuList;
+use super::cpulist::{CpuList, Pinned};
 use super::mount_options::{Treatment, treatment};
 use super::refuse::{GUEST_DEVICES, is_bind};
 use super::sizing::Host;
@@ -36,14 +36,18 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Binds this process, and so the VMM process that it starts, to the CPUs that config.json lists.
+    /// Binds this process to the CPUs that config.json lists, and so the VMM process if it is started
+    /// while the value that is returned lives.
     ///
     /// # Errors
     /// When the host has none of them.
-    pub fn pin(&self) -> Result<(), SpecError> {
+    pub fn pin(&self) -> Result<Option<Pinned>, SpecError> {
         match &self.cpus {
-            Some(cpus) => cpus.pin().map_err(|source| SpecError::Cpus { source }),
-            None => Ok(()),
+            Some(cpus) => {
+                let pinned = cpus.pin().map_err(|source| SpecError::Cpus { source });
+                pinned.map(Some)
+            }
+            None => Ok(None),
         }
     }
 }
