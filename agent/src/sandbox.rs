@@ -175,11 +175,15 @@ impl Sandbox {
         let helper = helper::start(&self.program, task, theirs, keep)?;
         let to_the_end = matches!(task, Task::Exec(_));
         let helper_exit = self.reaper.watch(helper.pid);
-        let outcome = timeout(MAKE_TIMEOUT, helper.reports.outcome(to_the_end)).await;
-        let Ok(outcome) = outcome else {
-            // The process, if there is one, is in the container's cgroup.
+        let mut made = None;
+        let outcome = helper.reports.outcome(to_the_end, &mut made);
+        let Ok(outcome) = timeout(MAKE_TIMEOUT, outcome).await else {
             if helper_exit.status().is_none() {
                 let _ = crate::sys::kill(helper.pid, libc::SIGKILL);
+            }
+            // In a paused container it has not become the program yet, and must not later.
+            if let Some(pid) = made.filter(|pid| self.reaper.watch(*pid).status().is_none()) {
+                let _ = crate::sys::kill(pid, libc::SIGKILL);
             }
             return Err(Error::Timeout {
                 what: "making the process".to_owned(),

@@ -71,6 +71,23 @@ fn a_paused_container_takes_no_exec() {
 }
 
 #[test]
+fn an_exec_that_a_pause_outlasts_never_runs() {
+    only_hull!("runc waits for ever");
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+    let _ = container.call(&["pause", &container.id]).ok();
+
+    let mut command = container.exec_command(&["--ignore-paused"], &["touch", "/late"]);
+    let exec = Running::spawn_within(&mut command, 3 * limit());
+    let _ = exec.finish().exits(255).fails_saying("60 s");
+    let _ = container.call(&["resume", &container.id]).ok();
+
+    // Any process that goes on has done so before a further one has come and gone.
+    let _ = container.exec(&["/bin/true"]).ok();
+    assert!(!container.bundle.rootfs().join("late").exists());
+}
+
+#[test]
 fn a_signal_waits_for_a_paused_container_to_resume() {
     let container = Container::new(busy());
     let mut running = container.run_until_ready();
