@@ -48,6 +48,9 @@ pub struct Global {
     /// Accepted as runc accepts it; only "auto" and "false" have a meaning yet
     #[arg(long, value_name = "BOOL", default_value = "auto")]
     pub rootless: String,
+    /// Accepted as runc accepts it, and not used by either
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub criu: Option<PathBuf>,
     /// Boot this kernel (uncompressed ELF) instead of the built-in one
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -219,7 +222,7 @@ mod tests {
 
     #[test]
     fn an_engines_words_are_understood() {
-        let words = "hull --root /r --log /l --log-format json --systemd-cgroup \
+        let words = "hull --root /r --log /l --log-format json --systemd-cgroup --criu criu \
                      create --bundle /b --pid-file /p --console-socket /s id";
         assert!(Cli::try_parse_from(words.split_whitespace()).is_ok());
     }
