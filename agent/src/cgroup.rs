@@ -17,6 +17,9 @@ pub const PARENT: &str = "hull";
 /// How long the kernel may take to end what was killed.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long it may take to stop processes, which it does when they next leave it.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Makes the tree ready for containers: every controller that the kernel has, in every level above
 /// theirs.
 ///
@@ -114,7 +117,8 @@ impl Cgroup {
             return Ok(());
         }
         self.kill()?;
-        tokio::time::timeout(KILL_TIMEOUT, self.emptied())
+        let emptied = self.changed("cgroup.events", |text| text.contains("populated 0"));
+        tokio::time::timeout(KILL_TIMEOUT, emptied)
             .await
             .map_err(|_| Error::Timeout {
                 what: format!("the end of the processes of cgroup {}", self.path),
@@ -123,8 +127,45 @@ impl Cgroup {
         remove_tree(&self.directory).map_err(Error::io(format!("remove the cgroup {}", self.path)))
     }
 
-    async fn emptied(&self) -> Result<(), Error> {
-        let file = self.directory.join("cgroup.events");
+    /// Stops all in it and below, and returns once they stand.
+    ///
+    /// # Errors
+    /// When one of them doesn't in time; they all go on then.
+    pub async fn freeze(&self) -> Result<(), Error> {
+        self.set_frozen(true)?;
+        let frozen = self.changed("cgroup.events", |text| text.contains("frozen 1"));
+        match tokio::time::timeout(FREEZE_TIMEOUT, frozen).await {
+            Ok(result) => result,
+            Err(_) => {
+                self.set_frozen(false)?;
+                Err(Error::Timeout {
+                    what: format!("stopping the processes of cgroup {}", self.path),
+                    seconds: FREEZE_TIMEOUT.as_secs(),
+                })
+            }
+        }
+    }
+
+    /// Lets all in it and below go on.
+    ///
+    /// # Errors
+    /// When the cgroup is gone.
+    pub fn thaw(&self) -> Result<(), Error> {
+        self.set_frozen(false)
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<(), Error> {
+        let file = self.directory.join("cgroup.freeze");
+        let value = if frozen { "1" } else { "0" };
+        fs::write(&file, value).map_err(Error::io(format!("write {}", file.display())))
+    }
+
+    /// Waits until one of its files that tell of changes has a text of some kind.
+    ///
+    /// # Errors
+    /// When the cgroup goes away meanwhile.
+    pub async fn changed(&self, file: &str, is: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let file = self.directory.join(file);
         let failed = || Error::io(format!("watch {}", file.display()));
         let events = sys::watch_priority(File::open(&file).map_err(failed())?).map_err(failed())?;
         loop {
@@ -134,7 +175,7 @@ impl Cgroup {
                 .rewind()
                 .and_then(|()| events_file.read_to_string(&mut text))
                 .map_err(failed())?;
-            if text.contains("populated 0") {
+            if is(&text) {
                 return Ok(());
             }
             let mut ready = events
@@ -145,7 +186,11 @@ impl Cgroup {
         }
     }
 
-    fn processes(&self) -> Result<Vec<i32>, Error> {
+    /// The pids of all in it and below.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn processes(&self) -> Result<Vec<i32>, Error> {
         let mut pids = Vec::new();
         collect(&self.directory, &mut pids)
             .map_err(Error::io(format!("list the processes of {}", self.path)))?;

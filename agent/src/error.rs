@@ -87,7 +87,8 @@ impl Error {
             Self::State { .. } | Self::Stopped => Code::FAILED_PRECONDITION,
             Self::Full(_) => Code::RESOURCE_EXHAUSTED,
             Self::Launch(failure) => failure.kind.code(),
-            Self::Timeout { .. } => Code::DEADLINE_EXCEEDED,
+            // Not DEADLINE_EXCEEDED: that is the host's own limit, and the host says how long it was.
+            Self::Timeout { .. } => Code::ABORTED,
             Self::Io { .. } => Code::INTERNAL,
         }
     }

@@ -111,15 +111,16 @@ pub struct Reports(UnixStream);
 
 impl Reports {
     /// Collects what is said until a process is made, or with `to_the_end` until it executes its
-    /// program. A failure ends it at once.
+    /// program. A failure ends it at once. `made` learns the pid as soon as there is one, for who does
+    /// not wait that long.
     ///
     /// # Errors
     /// When there is no process.
-    pub async fn outcome(&self, to_the_end: bool) -> Result<Made, Failure> {
-        let (mut made, mut terminal) = (None, None);
+    pub async fn outcome(&self, to_the_end: bool, made: &mut Option<i32>) -> Result<Made, Failure> {
+        let mut terminal = None;
         while let Some((report, fd)) = self.next().await.map_err(Failure::io("read a report"))? {
             match report {
-                Report::Made(pid) => made = Some(pid),
+                Report::Made(pid) => *made = Some(pid),
                 Report::Terminal => terminal = fd,
                 Report::Failed(failure) => return Err(failure),
             }

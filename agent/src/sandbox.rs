@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hull_protocol::agent::{
-    CreateContainerRequest, ExecProcessRequest, SignalProcessRequest, WaitProcessRequest,
+    ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest, ProcessInfo,
+    SignalProcessRequest, UpdateContainerRequest, WaitProcessRequest,
 };
 use hull_protocol::ports;
 use oci_spec::runtime::Process as ProcessSpec;
@@ -21,8 +22,11 @@ use crate::container::{self, Bundle, Container, Process, init, spec};
 use crate::error::{Error, Failure, Fatal};
 use crate::exec;
 use crate::helper::{self, Made, Task};
+use crate::limits;
 use crate::process::Launch;
+use crate::processes;
 use crate::reaper::{ExitStatus, Reaper};
+use crate::stats;
 use crate::stdio::{self, AgentEnds, ProcessEnds};
 use crate::transport::Dial;
 
@@ -38,6 +42,9 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a killed container may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// So many processes of a container fit into one answer.
+const MOST_LISTED: usize = 4096;
 
 /// Prepares what containers need, once, before the first of them.
 pub type Prepare = Box<dyn Fn() -> Result<(), Fatal> + Send + Sync>;
@@ -128,7 +135,7 @@ impl Sandbox {
         cgroup: &Cgroup,
     ) -> Result<Container, Error> {
         let id = &request.container_id;
-        let prepared = spec::prepare(&request.spec_json, id, cgroup.path())?;
+        let prepared = spec::prepare(&request.spec_json, id, &request.bundle, cgroup.path())?;
         let bundle = Bundle::create(id)?;
         let config = serde_json::to_vec(&prepared.spec).map_err(|source| Error::Json {
             document: "config.json",
@@ -168,11 +175,15 @@ impl Sandbox {
         let helper = helper::start(&self.program, task, theirs, keep)?;
         let to_the_end = matches!(task, Task::Exec(_));
         let helper_exit = self.reaper.watch(helper.pid);
-        let outcome = timeout(MAKE_TIMEOUT, helper.reports.outcome(to_the_end)).await;
-        let Ok(outcome) = outcome else {
-            // The process, if there is one, is in the container's cgroup.
+        let mut made = None;
+        let outcome = helper.reports.outcome(to_the_end, &mut made);
+        let Ok(outcome) = timeout(MAKE_TIMEOUT, outcome).await else {
             if helper_exit.status().is_none() {
                 let _ = crate::sys::kill(helper.pid, libc::SIGKILL);
+            }
+            // In a paused container it has not become the program yet, and must not later.
+            if let Some(pid) = made.filter(|pid| self.reaper.watch(*pid).status().is_none()) {
+                let _ = crate::sys::kill(pid, libc::SIGKILL);
             }
             return Err(Error::Timeout {
                 what: "making the process".to_owned(),
@@ -225,6 +236,7 @@ impl Sandbox {
                 keyring: spec::keyring(&container.id),
                 new_network: false,
                 seccomp: container.seccomp()?,
+                hooks: None,
             },
         });
         let process = self
@@ -294,6 +306,63 @@ impl Sandbox {
             Err(_) => self.lock().insert(id.to_owned(), Slot::Created(container)),
         };
         removed
+    }
+
+    /// Stops or resumes all processes of a container.
+    ///
+    /// # Errors
+    /// When there is none that lives, or one of them can't be stopped.
+    pub async fn set_paused(&self, id: &str, paused: bool) -> Result<(), Error> {
+        let container = self.find(id)?;
+        container.must_live()?;
+        if paused {
+            container.cgroup.freeze().await
+        } else {
+            container.cgroup.thaw()
+        }
+    }
+
+    /// Changes a container's limits.
+    ///
+    /// # Errors
+    /// When a limit makes no sense, or the kernel refuses it; all are then as they were.
+    pub fn update(&self, request: &UpdateContainerRequest) -> Result<(), Error> {
+        let container = self.find(&request.container_id)?;
+        limits::update(container.cgroup.directory(), &request.resources_json)
+    }
+
+    /// Lists a container's processes.
+    ///
+    /// # Errors
+    /// When there are too many to tell.
+    pub fn processes(&self, id: &str) -> Result<Vec<ProcessInfo>, Error> {
+        let mut pids = self.find(id)?.cgroup.processes()?;
+        if pids.len() > MOST_LISTED {
+            let what = format!("{MOST_LISTED} of the {} processes are listed", pids.len());
+            return Err(Error::Full(what));
+        }
+        pids.sort_unstable();
+        Ok(pids.into_iter().filter_map(processes::describe).collect())
+    }
+
+    /// Reads a container's statistics.
+    ///
+    /// # Errors
+    /// When there is no such container.
+    pub fn stats(&self, id: &str) -> Result<ContainerStatsResponse, Error> {
+        Ok(stats::read(self.find(id)?.cgroup.directory()))
+    }
+
+    /// Waits until more processes of a container were killed for want of memory than `known`, and
+    /// returns how many.
+    ///
+    /// # Errors
+    /// When the container goes away first.
+    pub async fn wait_oom(&self, id: &str, known: u64) -> Result<u64, Error> {
+        let cgroup = self.find(id)?.cgroup.clone();
+        let kills = || stats::oom_kills(cgroup.directory());
+        cgroup.changed("memory.events", |_| kills() > known).await?;
+        Ok(kills())
     }
 
     /// Ends the sandbox with its owner: all is written back, and the host told the exit status.

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use hull_protocol::agent::{
-    CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest, Empty,
-    ExecProcessRequest, ExecProcessResponse, SignalProcessRequest, StartContainerRequest,
+    ContainerStatsRequest, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse,
+    DeleteContainerRequest, Empty, ExecProcessRequest, ExecProcessResponse, ListProcessesRequest,
+    ListProcessesResponse, PauseContainerRequest, ResumeContainerRequest, SignalProcessRequest,
+    StartContainerRequest, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
     WaitProcessRequest, WaitProcessResponse,
 };
 use hull_protocol::agent_ttrpc;
@@ -103,5 +105,66 @@ impl agent_ttrpc::Agent for Service {
         let deleted = self.0.delete(&request.container_id, request.force).await;
         answer("DeleteContainer", deleted)?;
         Ok(Empty::new())
+    }
+
+    async fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        request: PauseContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let paused = self.0.set_paused(&request.container_id, true).await;
+        answer("PauseContainer", paused)?;
+        Ok(Empty::new())
+    }
+
+    async fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        request: ResumeContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let resumed = self.0.set_paused(&request.container_id, false).await;
+        answer("ResumeContainer", resumed)?;
+        Ok(Empty::new())
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        answer("UpdateContainer", self.0.update(&request))?;
+        Ok(Empty::new())
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: ListProcessesRequest,
+    ) -> ttrpc::Result<ListProcessesResponse> {
+        let processes = answer("ListProcesses", self.0.processes(&request.container_id))?;
+        Ok(ListProcessesResponse {
+            processes,
+            ..Default::default()
+        })
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerStatsRequest,
+    ) -> ttrpc::Result<ContainerStatsResponse> {
+        answer("ContainerStats", self.0.stats(&request.container_id))
+    }
+
+    async fn wait_oom(
+        &self,
+        _: &TtrpcContext,
+        request: WaitOomRequest,
+    ) -> ttrpc::Result<WaitOomResponse> {
+        let kills = self.0.wait_oom(&request.container_id, request.known).await;
+        Ok(WaitOomResponse {
+            kills: answer("WaitOom", kills)?,
+            ..Default::default()
+        })
     }
 }

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    check, create, delete, exec, features, kill, list, run, spec, start, state, vmm,
+    check, checkpoint, completion, create, delete, events, exec, features, kill, list, pause, ps,
+    run, spec, start, state, update, vmm,
 };
 use crate::error::{Error, chain};
 use crate::logging;
@@ -47,6 +48,9 @@ pub struct Global {
     /// Accepted as runc accepts it; only "auto" and "false" have a meaning yet
     #[arg(long, value_name = "BOOL", default_value = "auto")]
     pub rootless: String,
+    /// Accepted as runc accepts it, and not used by either
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub criu: Option<PathBuf>,
     /// Boot this kernel (uncompressed ELF) instead of the built-in one
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -71,10 +75,16 @@ pub enum LogFormat {
 enum Command {
     /// Say what this host has and lacks for running hull
     Check(check::Check),
+    /// Save a container: not supported yet
+    Checkpoint(checkpoint::NotYet),
+    /// Print what makes a shell complete hull's words
+    Completion(completion::Completion),
     /// Create a container
     Create(create::Create),
     /// Delete what a container has left, or a running one with --force
     Delete(delete::Delete),
+    /// Show statistics and lacks of memory
+    Events(events::Events),
     /// Run a further process in a container
     Exec(exec::Exec),
     /// Show what hull supports, as the runtime-spec's features structure
@@ -83,6 +93,19 @@ enum Command {
     Kill(kill::Kill),
     /// List containers
     List(list::List),
+    /// Write the manual pages into a folder
+    Man(completion::Man),
+    /// Make a container's processes stand still
+    Pause(pause::Pause),
+    /// Show a container's processes
+    ///
+    /// Pids are those of the guest, where process 1 is hull's agent: neither the host's nor those that
+    /// the container itself sees. Users are numbers, start times are in UTC.
+    Ps(ps::Ps),
+    /// Bring back a saved container: not supported yet
+    Restore(checkpoint::NotYet),
+    /// Let a paused container's processes go on
+    Resume(pause::Resume),
     /// Create and start a container
     Run(run::Run),
     /// Write a config.json to start from
@@ -91,6 +114,11 @@ enum Command {
     Start(start::Start),
     /// Show a container's state
     State(state::State),
+    /// Change a container's limits
+    ///
+    /// The guest's kernel enforces them, but for --cpuset-cpus, which are the host's CPUs. A VM doesn't
+    /// grow: a limit above what it was created with is refused.
+    Update(update::Update),
     /// The process that runs a VM; `create` starts it
     #[command(hide = true)]
     Vmm(vmm::Vmm),
@@ -144,16 +172,25 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Error> {
     }
     match command {
         Command::Check(args) => check::run(global, &args),
+        Command::Checkpoint(args) => checkpoint::run("checkpoint", &args),
+        Command::Completion(args) => completion::completion(Cli::command(), &args),
         Command::Create(args) => create::run(global, &args),
         Command::Delete(args) => delete::run(global, &args),
+        Command::Events(args) => events::run(global, &args),
         Command::Exec(args) => exec::run(global, &args),
         Command::Features(args) => features::run(global, &args),
         Command::Kill(args) => kill::run(global, &args),
         Command::List(args) => list::run(global, &args),
+        Command::Man(args) => completion::man(Cli::command(), &args),
+        Command::Pause(args) => pause::pause(global, &args),
+        Command::Ps(args) => ps::run(global, &args),
+        Command::Restore(args) => checkpoint::run("restore", &args),
+        Command::Resume(args) => pause::resume(global, &args),
         Command::Run(args) => run::run(global, &args),
         Command::Spec(args) => spec::run(global, &args),
         Command::Start(args) => start::run(global, &args),
         Command::State(args) => state::run(global, &args),
+        Command::Update(args) => update::run(global, &args),
         Command::Vmm(args) => Ok(vmm::run(&args)),
     }
 }
@@ -185,7 +222,7 @@ mod tests {
 
     #[test]
     fn an_engines_words_are_understood() {
-        let words = "hull --root /r --log /l --log-format json --systemd-cgroup \
+        let words = "hull --root /r --log /l --log-format json --systemd-cgroup --criu criu \
                      create --bundle /b --pid-file /p --console-socket /s id";
         assert!(Cli::try_parse_from(words.split_whitespace()).is_ok());
     }

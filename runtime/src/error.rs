@@ -12,6 +12,9 @@ pub enum Error {
     /// The container's state on disk.
     #[error(transparent)]
     Container(#[from] crate::container::ContainerError),
+    /// A hook of config.json.
+    #[error(transparent)]
+    Hook(#[from] crate::container::HookError),
     /// The VM, or the agent inside it.
     #[error(transparent)]
     Sandbox(#[from] crate::sandbox::SandboxError),

@@ -14,37 +14,55 @@ use Outcome::{Fails, Works};
 const ID: &str = "{id}";
 const BUNDLE: &str = "{bundle}";
 
-/// Verbs that change nothing where they fail, and nothing but by a signal that is ignored where
-/// they work; for each its outcome when created, running, stopped, and nonexistent.
-const TABLE: &[(&[&str], [Outcome; 4])] = &[
-    (&["state", ID], [Works, Works, Works, Fails(1)]),
-    (&["list"], [Works, Works, Works, Works]),
-    (&["kill", ID, "WINCH"], [Works, Works, Fails(1), Fails(1)]),
-    (&["kill", ID, "0"], [Works, Works, Fails(1), Fails(1)]),
+/// Verbs that change nothing where they fail, and nothing but by a signal that is ignored or a limit
+/// that is not met where they work; for each its outcome in the states, in the order of the constants.
+const TABLE: &[(&[&str], [Outcome; 5])] = &[
+    (&["state", ID], [Works, Works, Works, Works, Fails(1)]),
+    (&["list"], [Works, Works, Works, Works, Works]),
+    (&["ps", ID], [Works, Works, Works, Works, Fails(1)]),
+    (
+        &["events", "--stats", ID],
+        [Works, Works, Works, Fails(1), Fails(1)],
+    ),
+    (
+        &["update", "--pids-limit", "500", ID],
+        [Works, Works, Works, Fails(1), Fails(1)],
+    ),
+    (
+        &["kill", ID, "WINCH"],
+        [Works, Works, Works, Fails(1), Fails(1)],
+    ),
+    (
+        &["kill", ID, "0"],
+        [Works, Works, Works, Fails(1), Fails(1)],
+    ),
     (
         &["exec", ID, "/bin/true"],
-        [Works, Works, Fails(255), Fails(255)],
+        [Works, Works, Fails(255), Fails(255), Fails(255)],
     ),
     (
         &["run", "--bundle", BUNDLE, ID],
-        [Fails(1), Fails(1), Fails(1), Works],
+        [Fails(1), Fails(1), Fails(1), Fails(1), Works],
     ),
     (
         &["create", "--bundle", BUNDLE, ID],
-        [Fails(1), Fails(1), Fails(1), Works],
+        [Fails(1), Fails(1), Fails(1), Fails(1), Works],
     ),
 ];
 
 /// Those that would end the state; only their failures are tried, successes being the way on.
-const REFUSALS: &[(&[&str], [bool; 4])] = &[
-    (&["start", ID], [false, true, true, true]),
-    (&["delete", ID], [false, true, false, true]),
+const REFUSALS: &[(&[&str], [bool; 5])] = &[
+    (&["start", ID], [false, true, true, true, true]),
+    (&["pause", ID], [false, false, true, true, true]),
+    (&["resume", ID], [true, true, false, true, true]),
+    (&["delete", ID], [false, true, true, false, true]),
 ];
 
 const CREATED: usize = 0;
 const RUNNING: usize = 1;
-const STOPPED: usize = 2;
-const NONEXISTENT: usize = 3;
+const PAUSED: usize = 2;
+const STOPPED: usize = 3;
+const NONEXISTENT: usize = 4;
 
 fn wrong_cells(container: &Container, state: usize) -> Vec<String> {
     let bundle = container.bundle_path();
@@ -105,6 +123,11 @@ fn each_verb_in_each_state() {
     assert_eq!(container.stdout.as_mut().unwrap().line("stdout"), "ready");
     look(&container, RUNNING, "running");
     assert_eq!(container.state().status, "running");
+    let _ = container.call(&["pause", &container.id]).ok();
+    look(&container, PAUSED, "paused");
+    assert_eq!(container.state().status, "paused");
+    let _ = container.call(&["resume", &container.id]).ok();
+    assert_eq!(container.state().status, "running");
     let _ = container.kill("KILL").ok();
     assert!(wait_for_death(pid, limit()));
     look(&container, STOPPED, "stopped");
@@ -131,4 +154,19 @@ fn a_created_container_is_deleted_without_force() {
 fn delete_by_force_of_nothing_is_no_failure() {
     let container = Container::new(Bundle::new());
     let _ = container.delete_force().ok();
+}
+
+#[test]
+fn a_created_container_is_paused_before_it_starts() {
+    let mut container = Container::new(Bundle::new().shell("echo started"));
+    container.create();
+
+    let _ = container.call(&["pause", &container.id]).ok();
+    assert_eq!(container.state().status, "paused");
+    let _ = container.start().exits(1);
+    let _ = container.call(&["resume", &container.id]).ok();
+
+    assert_eq!(container.state().status, "created");
+    let _ = container.start().ok();
+    assert_eq!(container.stdout.as_mut().unwrap().line("stdout"), "started");
 }

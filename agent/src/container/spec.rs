@@ -2,12 +2,13 @@
 //!
 //! libcontainer gets namespaces, root and mounts, devices, masks, sysctls, rlimits, the cgroup, user and
 //! groups, umask, cwd. Left for [`crate::process`] are capabilities, seccomp, environment, the search
-//! for the program and its execution: there libcontainer's order or outcome is not runc's.
+//! for the program and its execution, with the hooks just before it: there libcontainer's order or
+//! outcome is not runc's.
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use crate::error::Error;
-use crate::process::Launch;
+use crate::process::{Launch, StartHooks};
 
 /// A config.json, divided.
 #[derive(Debug)]
@@ -22,11 +23,11 @@ pub struct Prepared {
     pub namespaces: u32,
 }
 
-/// Divides a config.json.
+/// Divides a config.json. `bundle` is where it lies on the host, for the hooks.
 ///
 /// # Errors
 /// When something is missing, or asked for that can't be had in the guest.
-pub fn prepare(json: &[u8], id: &str, cgroup: &str) -> Result<Prepared, Error> {
+pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prepared, Error> {
     let mut spec: Spec = serde_json::from_slice(json).map_err(|source| Error::Json {
         document: "config.json",
         source,
@@ -62,6 +63,8 @@ pub fn prepare(json: &[u8], id: &str, cgroup: &str) -> Result<Prepared, Error> {
         .user_mut()
         .set_umask(Some(process.user().umask().unwrap_or(0o022)));
     spec.set_process(Some(theirs));
+    let hooks = StartHooks::of(&spec, id, bundle);
+    spec.set_hooks(None);
 
     Ok(Prepared {
         spec,
@@ -70,6 +73,7 @@ pub fn prepare(json: &[u8], id: &str, cgroup: &str) -> Result<Prepared, Error> {
             keyring: keyring(id),
             new_network,
             seccomp: None,
+            hooks,
         },
         seccomp,
         namespaces,
@@ -153,7 +157,7 @@ mod tests {
     fn with(from: &str, to: &str) -> Result<Prepared, Error> {
         let json = CONFIG.replace(from, to);
         assert!(from.is_empty() || json != CONFIG, "{from} is in the config");
-        prepare(json.as_bytes(), "c", "/hull/c")
+        prepare(json.as_bytes(), "c", "/b", "/hull/c")
     }
 
     #[test]
@@ -170,6 +174,13 @@ mod tests {
         assert!(ours.capabilities().is_some() && prepared.launch.new_network);
         let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNET).cast_unsigned();
         assert_eq!(prepared.namespaces, flags);
+    }
+
+    #[test]
+    fn the_start_hooks_are_left_for_the_last_step() {
+        let hooks = r#""hooks": {"startContainer": [{"path": "/h"}]}, "linux""#;
+        let prepared = with(r#""linux""#, hooks).expect("valid");
+        assert!(prepared.launch.hooks.is_some() && prepared.spec.hooks().is_none());
     }
 
     #[test]

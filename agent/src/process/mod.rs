@@ -8,6 +8,7 @@
 
 mod capabilities;
 mod environment;
+mod hooks;
 mod lookup;
 pub mod seccomp;
 
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Failure, FailureKind, Message};
 use crate::sys;
 use capabilities::Sets;
+pub use hooks::StartHooks;
 
 /// What to become: the part of config.json that this step needs. It travels to the helper as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,6 +38,8 @@ pub struct Launch {
     pub new_network: bool,
     /// The compiled seccomp filter.
     pub seccomp: Option<seccomp::Program>,
+    /// The hooks to run before the program, for a container's first process.
+    pub hooks: Option<StartHooks>,
 }
 
 /// A process that has only its privileges to lose and its program to execute.
@@ -46,6 +50,7 @@ pub struct Ready {
     env: Vec<CString>,
     sets: Sets,
     seccomp: Option<seccomp::Program>,
+    hooks: Option<StartHooks>,
     no_new_privileges: bool,
 }
 
@@ -98,6 +103,7 @@ impl Launch {
             env: strings("process.env", &env)?,
             sets,
             seccomp: self.seccomp.clone(),
+            hooks: self.hooks.clone(),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
         })
     }
@@ -106,8 +112,20 @@ impl Launch {
 impl Ready {
     /// Becomes the program; returns only if that fails.
     pub fn execute(self) -> Failure {
-        sys::restore_signals();
-        let Err(failure) = self.drop_privileges() else {
+        let ready = match &self.hooks {
+            None => {
+                sys::restore_signals();
+                self.drop_privileges()
+            }
+            // As with runc they are no more privileged than the program. A hook that doesn't read what
+            // it is told must not end this process by SIGPIPE, so that stays ignored meanwhile.
+            Some(hooks) => self.drop_privileges().and_then(|()| {
+                hooks.run(&self.env)?;
+                sys::restore_signals();
+                Ok(())
+            }),
+        };
+        let Err(failure) = ready else {
             let error = sys::execve(&self.path, &self.args, &self.env);
             let path = PathBuf::from(self.path.to_string_lossy().into_owned());
             return Failure::other(format!("exec {}: {}", path.display(), Message(&error)));

@@ -9,11 +9,15 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::delete::destroy;
+use super::state::for_hook;
 use crate::cli::Global;
-use crate::container::{ContainerDir, ContainerId, Phase, ProcessId, State, Store};
+use crate::container::{
+    Call, ContainerDir, ContainerId, Hooks, Phase, ProcessId, Stage, State, Status, Store,
+};
 use crate::error::Error;
 use crate::sandbox::{Agent, Launch, Sandbox};
-use crate::spec::{self, Bundle};
+use crate::spec::{self, Bundle, Sizing};
 
 /// The options of `create`, which `run` has too.
 #[derive(Debug, clap::Args)]
@@ -79,11 +83,15 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
     let bundle = spec::load(&options.bundle)?;
     let boot = global.boot().open()?;
     let plan = spec::plan(&bundle, id.as_str())?;
-    plan.pin()?;
+    let pinned = plan.pin()?;
 
     let store = Store::open(&global.root)?;
-    let mut state = first_state(&id, &bundle);
+    let mut state = first_state(&id, &bundle, plan.sizing);
     let dir = store.create(&state)?;
+    if let Err(e) = dir.save_config(bundle.spec()) {
+        dir.remove();
+        return Err(e.into());
+    }
     let sizing = plan.sizing;
     let launch = Launch {
         dir: &dir,
@@ -99,38 +107,44 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
         boot_timeout: Duration::from_secs(global.boot_timeout.into()),
     };
     let boot_timeout = launch.boot_timeout;
-    let mut sandbox = match launch.spawn() {
+    let launched = launch.spawn();
+    drop(pinned);
+    let mut sandbox = match launched {
         Ok(sandbox) => sandbox,
         Err(e) => {
             dir.remove();
             return Err(e.into());
         }
     };
-    match bring_up(
+    let hooks = Hooks::of(bundle.spec());
+    let made = bring_up(
         &mut sandbox,
         &dir,
         &mut state,
+        &hooks,
         plan.guest_spec,
         options,
         boot_timeout,
-    ) {
-        Ok(agent) => match sandbox.commit() {
-            Ok(vmm) => Ok(Created {
-                dir,
-                state,
-                agent,
-                vmm,
-            }),
-            Err(e) => {
-                dir.remove();
-                Err(e.into())
-            }
-        },
+    );
+    let agent = match made {
+        Ok(agent) => agent,
         Err(e) => {
             sandbox.abort();
             remove_pid_file(options);
-            dir.remove();
-            Err(e)
+            destroy(dir, &state);
+            return Err(e);
+        }
+    };
+    match sandbox.commit() {
+        Ok(vmm) => Ok(Created {
+            dir,
+            state,
+            agent,
+            vmm,
+        }),
+        Err(e) => {
+            destroy(dir, &state);
+            Err(e.into())
         }
     }
 }
@@ -140,6 +154,7 @@ fn bring_up(
     sandbox: &mut Sandbox,
     dir: &ContainerDir,
     state: &mut State,
+    hooks: &Hooks,
     guest_spec: Vec<u8>,
     options: &Options,
     boot_timeout: Duration,
@@ -148,9 +163,10 @@ fn bring_up(
     state.vmm = ProcessId::of(sandbox.pid()).ok();
     dir.save(state)?;
     sandbox.wait_up(dir)?;
+    run_create_hooks(hooks, state)?;
     let agent = sandbox.wait_ready(dir, boot_timeout)?;
     agent
-        .create(dir.id(), guest_spec, sandbox.stdio)
+        .create(dir.id(), guest_spec, &state.bundle, sandbox.stdio)
         .map_err(Error::container_process)?;
     state.phase = Phase::Created;
     dir.save(state)?;
@@ -158,6 +174,26 @@ fn bring_up(
         write_pid_file(path, sandbox.pid())?;
     }
     Ok(agent)
+}
+
+/// The hooks of `create`, while the guest boots: the process that the state names is there, in the
+/// container's network namespace, and the container's own isn't.
+fn run_create_hooks(hooks: &Hooks, state: &State) -> Result<(), Error> {
+    // `delete --force` kills it, and must not have to wait for a hook.
+    let sandbox = state.vmm.and_then(|vmm| vmm.open());
+    let call = Call {
+        state: &for_hook(state, Status::Creating)?,
+        folder: Some(&state.bundle),
+        sandbox: sandbox.as_ref(),
+    };
+    for stage in [
+        Stage::Prestart,
+        Stage::CreateRuntime,
+        Stage::CreateContainer,
+    ] {
+        hooks.run(stage, call)?;
+    }
+    Ok(())
 }
 
 fn refuse_options(options: &Options) -> Result<(), Error> {
@@ -173,10 +209,12 @@ fn refuse_options(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
-fn first_state(id: &ContainerId, bundle: &Bundle) -> State {
+fn first_state(id: &ContainerId, bundle: &Bundle, sizing: Sizing) -> State {
     State {
         id: id.clone(),
         phase: Phase::Creating,
+        paused: false,
+        sizing,
         vmm: None,
         bundle: bundle.path().to_owned(),
         rootfs: bundle.rootfs().to_owned(),

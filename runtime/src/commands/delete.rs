@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::state::for_hook;
 use crate::cli::Global;
-use crate::container::{ContainerDir, ContainerError, State, Status, Store};
-use crate::error::Error;
+use crate::container::{ContainerDir, ContainerError, Hooks, State, Status, Store};
+use crate::error::{Error, chain};
 use crate::sandbox::SandboxError;
 
 /// How long a killed VMM process may take to go: its memory has to be given back.
@@ -48,14 +49,18 @@ fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
     }
     dir.lock()?;
     let state = match dir.load() {
-        Err(ContainerError::Damaged { .. }) if args.force => return remove(dir),
+        Err(ContainerError::Damaged { .. }) if args.force => {
+            // Nobody knows what to tell the hooks.
+            dir.remove();
+            return Ok(());
+        }
         state => state?,
     };
     match state.status() {
         Status::Stopped => {}
         // As in runc: a container that was never started needs no force.
         Status::Created => kill(&state)?,
-        Status::Creating | Status::Running if args.force => kill(&state)?,
+        Status::Creating | Status::Running | Status::Paused if args.force => kill(&state)?,
         status => {
             return Err(ContainerError::WrongState {
                 verb: "delete",
@@ -65,16 +70,35 @@ fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
             .into());
         }
     }
-    remove(dir)
+    destroy(dir, &state);
+    Ok(())
 }
 
-fn kill(state: &State) -> Result<(), Error> {
+/// Removes the folder of a container that has stopped, which must be locked, and runs the `poststop`
+/// hooks, which may find nothing left of it.
+pub fn destroy(dir: ContainerDir, state: &State) {
+    let hooks = match dir.load_config() {
+        Ok(config) => Hooks::of(&config),
+        // Cut off before it was written.
+        Err(ContainerError::Missing(_)) => Hooks::default(),
+        Err(e) => {
+            log::warn!("no poststop hook is run: {}", chain(&e));
+            Hooks::default()
+        }
+    };
+    dir.remove();
+    match for_hook(state, Status::Stopped) {
+        Ok(state) => hooks.run_poststop(&state),
+        Err(e) => log::warn!("no poststop hook is run: {}", chain(&e)),
+    }
+}
+
+/// Kills a container's VMM process and waits until it is gone.
+///
+/// # Errors
+/// When it doesn't die.
+pub fn kill(state: &State) -> Result<(), Error> {
     let Some(vmm) = state.vmm else { return Ok(()) };
     vmm.kill(KILL_TIMEOUT)
         .map_err(|e| SandboxError::host("see the VMM process die")(e).into())
-}
-
-fn remove(dir: ContainerDir) -> Result<(), Error> {
-    dir.remove();
-    Ok(())
 }

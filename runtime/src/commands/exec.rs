@@ -40,7 +40,7 @@ pub struct Exec {
     /// Pass N further file descriptors
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
-    /// Accepted: containers cannot be paused yet
+    /// Also in a paused container: the process runs once that is resumed, within a minute
     #[arg(long)]
     ignore_paused: bool,
     /// The container's id
@@ -74,6 +74,8 @@ pub fn run(global: &Global, args: &Exec) -> Result<ExitCode, Error> {
     let state = dir.load()?;
     match state.status() {
         Status::Running | Status::Created => {}
+        Status::Paused if args.ignore_paused => {}
+        Status::Paused => return Err(ContainerError::Paused.into()),
         status => {
             let id = state.id;
             return Err(ContainerError::WrongState {
@@ -86,15 +88,19 @@ pub fn run(global: &Global, args: &Exec) -> Result<ExitCode, Error> {
     }
     let process = match &args.process {
         Some(path) => spec::load_process(path)?,
-        None => args
-            .changes
-            .apply(spec::load(&state.bundle)?.process(), &args.command)?,
+        None => args.changes.apply(&own_process(&dir)?, &args.command)?,
     };
     if args.detach {
         detached(args, &dir, &process)
     } else {
         foreground(args, &dir, &process)
     }
+}
+
+/// The container's own process, as its stored config.json has it.
+fn own_process(dir: &ContainerDir) -> Result<Process, Error> {
+    let process = dir.load_config()?.process().clone();
+    Ok(process.ok_or(spec::SpecError::Missing("process"))?)
 }
 
 fn foreground(args: &Exec, dir: &ContainerDir, process: &Process) -> Result<ExitCode, Error> {

@@ -168,6 +168,7 @@ mod tests {
         assert_eq!(features["linux"]["intelRdt"]["enabled"], false);
         assert_eq!(features["linux"]["apparmor"]["enabled"], false);
         assert_eq!(features["linux"]["seccomp"]["enabled"], true);
+        assert_eq!(features["hooks"], json!(HOOKS));
         let options = features["mountOptions"].as_array().expect("a list");
         assert!(options.contains(&json!("rro")) && !options.contains(&json!("idmap")));
     }

@@ -59,7 +59,7 @@ pub fn run(global: &Global, args: &List) -> Result<ExitCode, Error> {
 }
 
 /// Columns as wide as their widest cell, and runc's three blanks between them.
-fn table<const N: usize>(head: [String; N], rows: &[[String; N]]) -> String {
+pub fn table<const N: usize>(head: [String; N], rows: &[[String; N]]) -> String {
     const GAP: usize = 3;
     let lines = || std::iter::once(&head).chain(rows);
     let widths: Vec<usize> = (0..N)

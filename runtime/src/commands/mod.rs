@@ -2,17 +2,23 @@
 //! `exec` share while they wait.
 
 pub mod check;
+pub mod checkpoint;
+pub mod completion;
 pub mod create;
 pub mod delete;
+pub mod events;
 pub mod exec;
 pub mod features;
 pub mod foreground;
 pub mod kill;
 pub mod list;
+pub mod pause;
 pub mod process;
+pub mod ps;
 pub mod run;
 pub mod signal;
 pub mod spec;
 pub mod start;
 pub mod state;
+pub mod update;
 pub mod vmm;

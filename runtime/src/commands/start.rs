@@ -2,9 +2,12 @@
 
 use std::process::ExitCode;
 
+use super::{delete, state::for_hook};
 use crate::cli::Global;
-use crate::container::{ContainerDir, ContainerError, Phase, State, Status, Store};
-use crate::error::Error;
+use crate::container::{
+    Call, ContainerDir, ContainerError, Hooks, Phase, Stage, State, Status, Store,
+};
+use crate::error::{Error, chain};
 use crate::sandbox::Agent;
 
 /// `hull start`.
@@ -43,7 +46,7 @@ pub fn run(global: &Global, args: &Start) -> Result<ExitCode, Error> {
 /// What `start` does to a container that is created and locked, for `run` as well.
 ///
 /// # Errors
-/// When the agent refuses.
+/// When the agent refuses, or a `poststart` hook fails; then the container is killed, as with runc.
 pub fn start(dir: &ContainerDir, state: &mut State, agent: &Agent) -> Result<(), Error> {
     // Before the process runs: if it ends at once, the state must not say `created` ever after.
     state.phase = Phase::Running;
@@ -53,5 +56,20 @@ pub fn start(dir: &ContainerDir, state: &mut State, agent: &Agent) -> Result<(),
         state.phase = Phase::Created;
         dir.save(state)?;
     }
-    started.map_err(Error::container_process)
+    started.map_err(Error::container_process)?;
+    run_poststart_hooks(dir, state).inspect_err(|_| {
+        if let Err(e) = delete::kill(state) {
+            log::warn!("{}", chain(&e));
+        }
+    })
+}
+
+fn run_poststart_hooks(dir: &ContainerDir, state: &State) -> Result<(), Error> {
+    let hooks = Hooks::of(&dir.load_config()?);
+    let call = Call {
+        state: &for_hook(state, Status::Running)?,
+        ..Call::default()
+    };
+    hooks.run(Stage::Poststart, call)?;
+    Ok(())
 }

@@ -38,10 +38,26 @@ pub struct Shown {
 
 impl From<container::State> for Shown {
     fn from(state: container::State) -> Self {
+        let status = state.status();
+        Self::with_status(state, status)
+    }
+}
+
+/// The state as JSON, as a hook gets it: the status is the one that the hook's stage has.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn for_hook(state: &container::State, status: Status) -> Result<Vec<u8>, Error> {
+    let shown = Shown::with_status(state.clone(), status);
+    Ok(serde_json::to_vec(&shown).map_err(std::io::Error::from)?)
+}
+
+impl Shown {
+    fn with_status(state: container::State, status: Status) -> Self {
         Self {
             oci_version: OCI_VERSION,
             pid: state.pid(),
-            status: state.status(),
+            status,
             id: state.id.into(),
             bundle: state.bundle,
             rootfs: state.rootfs,
@@ -50,9 +66,7 @@ impl From<container::State> for Shown {
             owner: state.owner,
         }
     }
-}
 
-impl Shown {
     /// The columns of `list`'s table.
     pub fn row(&self) -> [String; 6] {
         [

@@ -1,13 +1,15 @@
-//! A container as the host knows it: its id, its state machine, and its state on disk.
+//! A container as the host knows it: its id, its state machine, its state on disk, and its hooks.
 //!
 //! There is no daemon: each command opens the container's folder under `--root`, takes its lock if it
 //! is going to change something, and reads what the last command left. Nothing here talks to the guest.
 
+mod hooks;
 mod id;
 mod process;
 mod state;
 mod store;
 
+pub use hooks::{Call, HookError, Hooks, Stage};
 pub use id::ContainerId;
 pub use process::ProcessId;
 pub use state::{Phase, State, Status};
@@ -38,6 +40,9 @@ pub enum ContainerError {
         /// In what state it is.
         status: Status,
     },
+    /// `exec` in a paused container, in runc's words.
+    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    Paused,
     /// Another command holds the lock for too long.
     #[error("waited {seconds} s for another hull command to let go of container {id}")]
     Locked {
@@ -53,6 +58,15 @@ pub enum ContainerError {
         id: ContainerId,
         /// The file.
         path: PathBuf,
+        /// What the parser says.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The stored config.json isn't one.
+    #[error("the stored config.json of container {id} is damaged")]
+    DamagedConfig {
+        /// The container.
+        id: ContainerId,
         /// What the parser says.
         #[source]
         source: serde_json::Error,

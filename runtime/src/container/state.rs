@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{ContainerId, ProcessId};
+use crate::spec::Sizing;
 
 /// What the last command has brought a container to. `stopped` is not among them: that is read off the
 /// VMM process, whose death is the container's.
@@ -31,6 +32,8 @@ pub enum Status {
     Created,
     /// Started, not ended.
     Running,
+    /// Created or started, and made to stand still.
+    Paused,
     /// Ended.
     Stopped,
 }
@@ -41,6 +44,7 @@ impl fmt::Display for Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         })
     }
@@ -53,6 +57,10 @@ pub struct State {
     pub id: ContainerId,
     /// How far commands have brought it.
     pub phase: Phase,
+    /// Whether its processes stand still.
+    pub paused: bool,
+    /// The VM's size.
+    pub sizing: Sizing,
     /// The VMM process; none until it has been launched.
     pub vmm: Option<ProcessId>,
     /// The bundle, absolute.
@@ -73,6 +81,7 @@ impl State {
         let alive = self.vmm.is_some_and(|vmm| vmm.is_alive());
         match (self.phase, alive) {
             (Phase::Creating, true) => Status::Creating,
+            (Phase::Created | Phase::Running, true) if self.paused => Status::Paused,
             (Phase::Created, true) => Status::Created,
             (Phase::Running, true) => Status::Running,
             (_, false) => Status::Stopped,
@@ -96,6 +105,8 @@ mod tests {
         State {
             id: "c".parse().expect("id"),
             phase,
+            paused: false,
+            sizing: Sizing::SMALLEST,
             vmm,
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
@@ -122,5 +133,10 @@ mod tests {
         let me = ProcessId::of(std::process::id().cast_signed()).expect("own stat");
         let state = state(Phase::Created, Some(me));
         assert_eq!((state.status(), state.pid()), (Status::Created, me.pid));
+        let paused = State {
+            paused: true,
+            ..state
+        };
+        assert_eq!(paused.status(), Status::Paused);
     }
 }

@@ -1,5 +1,5 @@
-//! The folder under `--root`: one folder a container, with its state, its lock, its control socket and
-//! its console log.
+//! The folder under `--root`: one folder a container, with its state, the config.json that it was
+//! created from, its lock, its control socket and its console log.
 //!
 //! A container's folder appears whole and goes whole: it is made under a hidden name, with the lock
 //! held, and renamed; `delete` renames it back before it empties it. What a SIGKILL leaves under a
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use oci_spec::runtime::Spec;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
@@ -19,15 +20,17 @@ use super::{ContainerError, ContainerId, State};
 
 const STATE: &str = "state.json";
 const STATE_NEW: &str = "state.json.new";
+const CONFIG: &str = "config.json";
+const CONFIG_NEW: &str = "config.json.new";
 const LOCK: &str = "lock";
 const CONSOLE: &str = "console.log";
 const SOCKET: &str = "vsock.sock";
 
 /// Every name that a container's folder can hold.
-const FILES: [&str; 5] = [STATE_NEW, SOCKET, CONSOLE, STATE, LOCK];
+const FILES: [&str; 7] = [STATE_NEW, CONFIG_NEW, SOCKET, CONSOLE, CONFIG, STATE, LOCK];
 
-/// The largest state file that is read, in bytes: annotations are the user's.
-const STATE_LIMIT: u64 = 8 << 20;
+/// The largest state file or config.json that is read, in bytes: annotations are the user's.
+const FILE_LIMIT: u64 = 8 << 20;
 
 /// How long a command waits for another one on the same container. Longer than a slow boot.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -252,9 +255,12 @@ impl ContainerDir {
 
     fn lock_file(&self) -> Result<File, ContainerError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.dir, LOCK, flags, Mode::RUSR | Mode::WUSR)
-            .map(File::from)
-            .map_err(|e| failed("open", &self.path.join(LOCK), e))
+        match rustix::fs::openat(&self.dir, LOCK, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => Ok(File::from(fd)),
+            // In a folder that has been removed, none can be made.
+            Err(Errno::NOENT) => Err(ContainerError::Missing(self.id.clone())),
+            Err(e) => Err(failed("open", &self.path.join(LOCK), e)),
+        }
     }
 
     /// Reads the container's state.
@@ -262,17 +268,7 @@ impl ContainerDir {
     /// # Errors
     /// When the container is gone, or its state damaged.
     pub fn load(&self) -> Result<State, ContainerError> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&self.dir, STATE, flags, Mode::empty()) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::NOENT) => return Err(ContainerError::Missing(self.id.clone())),
-            Err(e) => return Err(failed("open", &self.path.join(STATE), e)),
-        };
-        let mut text = Vec::new();
-        file.take(STATE_LIMIT)
-            .read_to_end(&mut text)
-            .map_err(|e| failed("read", &self.path.join(STATE), e))?;
-        serde_json::from_slice(&text).map_err(|source| ContainerError::Damaged {
+        serde_json::from_slice(&self.read(STATE)?).map_err(|source| ContainerError::Damaged {
             id: self.id.clone(),
             path: self.path.join(STATE),
             source,
@@ -284,18 +280,62 @@ impl ContainerDir {
     /// # Errors
     /// When it can't be written; the old one then stays.
     pub fn save(&self, state: &State) -> Result<(), ContainerError> {
+        self.replace(STATE, STATE_NEW, serde_json::to_vec(state))
+    }
+
+    /// Reads the config.json that the container was created from, with later updates. The bundle's own
+    /// may have changed since, or be gone.
+    ///
+    /// # Errors
+    /// When the container is gone, or the file damaged.
+    pub fn load_config(&self) -> Result<Spec, ContainerError> {
+        let text = self.read(CONFIG)?;
+        serde_json::from_slice(&text).map_err(|source| ContainerError::DamagedConfig {
+            id: self.id.clone(),
+            source,
+        })
+    }
+
+    /// Keeps a config.json, for this user's eyes only: a process's environment has its secrets.
+    ///
+    /// # Errors
+    /// When it can't be written; an old one then stays.
+    pub fn save_config(&self, config: &Spec) -> Result<(), ContainerError> {
+        self.replace(CONFIG, CONFIG_NEW, serde_json::to_vec(config))
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>, ContainerError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.dir, name, flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::NOENT) => return Err(ContainerError::Missing(self.id.clone())),
+            Err(e) => return Err(failed("open", &self.path.join(name), e)),
+        };
+        let mut text = Vec::new();
+        file.take(FILE_LIMIT)
+            .read_to_end(&mut text)
+            .map_err(|e| failed("read", &self.path.join(name), e))?;
+        Ok(text)
+    }
+
+    fn replace(
+        &self,
+        name: &str,
+        temporary: &str,
+        text: serde_json::Result<Vec<u8>>,
+    ) -> Result<(), ContainerError> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let write = || -> io::Result<()> {
-            let fd = rustix::fs::openat(&self.dir, STATE_NEW, flags, Mode::RUSR | Mode::WUSR)?;
-            let mut file = File::from(fd);
-            file.write_all(&serde_json::to_vec(state)?)?;
-            rustix::fs::renameat(&self.dir, STATE_NEW, &self.dir, STATE)?;
+            let text = text?;
+            let fd = rustix::fs::openat(&self.dir, temporary, flags, Mode::RUSR | Mode::WUSR)?;
+            File::from(fd).write_all(&text)?;
+            rustix::fs::renameat(&self.dir, temporary, &self.dir, name)?;
             Ok(())
         };
         write().map_err(|e| {
-            let _ = rustix::fs::unlinkat(&self.dir, STATE_NEW, AtFlags::empty());
-            failed("write", &self.path.join(STATE), e)
+            let _ = rustix::fs::unlinkat(&self.dir, temporary, AtFlags::empty());
+            failed("write", &self.path.join(name), e)
         })
     }
 
@@ -379,6 +419,8 @@ mod tests {
         State {
             id: id.parse().expect("id"),
             phase: Phase::Creating,
+            paused: false,
+            sizing: crate::spec::Sizing::SMALLEST,
             vmm: None,
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
@@ -423,6 +465,15 @@ mod tests {
     }
 
     #[test]
+    fn one_that_was_removed_before_it_could_be_locked_is_missing() {
+        let (_root, store) = store();
+        let dir = store.create(&state("a")).expect("create");
+        let mut late = store.find(dir.id()).expect("find");
+        dir.remove();
+        assert!(matches!(late.lock(), Err(ContainerError::Missing(_))));
+    }
+
+    #[test]
     fn an_id_in_use_is_refused_and_left_alone() {
         let (_root, store) = store();
         let _dir = store.create(&state("a")).expect("create");
@@ -451,6 +502,24 @@ mod tests {
         fs::write(store.path.join("a/state.json"), "{").expect("write");
         assert!(matches!(dir.load(), Err(ContainerError::Damaged { .. })));
         assert!(store.list().expect("list").is_empty());
+    }
+
+    #[test]
+    fn a_config_is_kept_for_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let (_root, store) = store();
+        let dir = store.create(&state("a")).expect("create");
+        let mut config = Spec::default();
+        config.set_hostname(Some("box".to_owned()));
+        dir.save_config(&config).expect("save");
+        assert_eq!(
+            dir.load_config().expect("load").hostname(),
+            config.hostname()
+        );
+        let file = fs::metadata(store.path.join("a/config.json")).expect("a file");
+        assert_eq!(file.permissions().mode() & 0o777, 0o600);
+        dir.remove();
+        assert!(names(&store).is_empty());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use hull_protocol::agent::{
@@ -18,13 +19,17 @@ use tokio::runtime::{Builder, Runtime};
 use ttrpc::Code;
 use ttrpc::context::{self, Context};
 
+use super::control::printable;
 use crate::container::{ContainerDir, ContainerId};
 
 /// For what the agent answers at once, on a machine that is busy.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// For making a container: mounts, cgroups and a process, all over a shared file system.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The longest reason for a refusal that is shown, in characters.
+const LONGEST_REASON: usize = 4096;
 
 /// What can go wrong between a command and the agent.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +68,7 @@ pub enum AgentError {
 /// A connection to a sandbox's agent.
 pub struct Agent {
     runtime: Runtime,
-    client: AgentClient,
+    pub(super) client: AgentClient,
 }
 
 impl Agent {
@@ -91,7 +96,7 @@ impl Agent {
         Ok(Self { runtime, client })
     }
 
-    /// Makes the container; its process waits to be started.
+    /// Makes the container; its process waits to be started. `bundle` is what its hooks are told.
     ///
     /// # Errors
     /// When the agent refuses, with its reason.
@@ -99,11 +104,13 @@ impl Agent {
         &self,
         id: &ContainerId,
         spec_json: Vec<u8>,
+        bundle: &Path,
         stdio: [u32; 3],
     ) -> Result<(), AgentError> {
         let request = CreateContainerRequest {
             container_id: id.to_string(),
             spec_json,
+            bundle: bundle.to_string_lossy().into_owned(),
             stdio: Some(to_message(stdio)).into(),
             sandbox_owner: true,
             ..Default::default()
@@ -235,7 +242,7 @@ impl Agent {
         self.runtime.block_on(future)
     }
 
-    fn call<T, F>(
+    pub(super) fn call<T, F>(
         &self,
         what: &'static str,
         timeout: Duration,
@@ -251,7 +258,7 @@ impl Agent {
     }
 }
 
-fn limit(timeout: Duration) -> Context {
+pub(super) fn limit(timeout: Duration) -> Context {
     context::with_duration(timeout)
 }
 
@@ -265,18 +272,23 @@ fn to_message([stdin, stdout, stderr]: [u32; 3]) -> Stdio {
     }
 }
 
-fn classify(error: ttrpc::Error, what: &'static str, timeout: Duration) -> AgentError {
+pub(super) fn classify(error: ttrpc::Error, what: &'static str, timeout: Duration) -> AgentError {
     match error {
         ttrpc::Error::RpcStatus(status) => match status.code() {
             Code::DEADLINE_EXCEEDED => AgentError::Timeout {
                 what,
                 seconds: timeout.as_secs(),
             },
-            Code::NOT_FOUND => AgentError::NotFound(status.message),
-            _ => AgentError::Refused(status.message),
+            Code::NOT_FOUND => AgentError::NotFound(reason(&status.message)),
+            _ => AgentError::Refused(reason(&status.message)),
         },
         other => AgentError::Lost(other),
     }
+}
+
+/// The guest's words, as they can be shown.
+fn reason(message: &str) -> String {
+    printable(message, LONGEST_REASON)
 }
 
 /// Opens a stream to the agent's port: the VMM's control socket speaks Firecracker's `CONNECT`.

@@ -117,7 +117,7 @@ impl Launch<'_> {
                 .map(AsFd::as_fd),
         );
         for fd in inherited {
-            // This process has one thread and starts no other child, so nothing else inherits them.
+            // This process has one thread and starts no other child meanwhile, so nothing else inherits them.
             rustix::io::fcntl_setfd(fd, FdFlags::empty())
                 .map_err(|e| SandboxError::host("pass on a file descriptor")(e.into()))?;
         }

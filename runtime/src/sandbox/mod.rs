@@ -6,6 +6,7 @@
 mod agent;
 mod assets;
 mod config;
+mod control;
 mod launch;
 mod lifeline;
 mod stdio;
@@ -15,6 +16,7 @@ mod vmm;
 pub use agent::{Agent, AgentError};
 pub use assets::{Boot, BootFiles};
 pub use config::{VmmConfig, VmmShare};
+pub use control::{Limited, Pressure, PressureLine, ProcessInfo, Stats};
 pub use launch::{Launch, Sandbox};
 pub use stdio::AttachedStdio;
 pub use vmm::run as run_vmm;

@@ -1,9 +1,12 @@
 //! Lists of CPUs as the kernel writes them: `0-3,8` (cpuset(7), "List format").
 
+use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use rustix::io::Errno;
+use rustix::process::Pid;
 use rustix::thread::CpuSet;
 
 /// The number of CPUs that an affinity mask has room for (`CPU_SETSIZE`).
@@ -27,16 +30,55 @@ impl CpuList {
             .sum()
     }
 
-    /// Binds the calling thread, and what it starts, to these CPUs.
+    /// Binds the calling thread, and what it starts, to these CPUs, until the value that is returned is
+    /// dropped.
     ///
     /// # Errors
     /// When the host has none of them (EINVAL).
-    pub fn pin(&self) -> io::Result<()> {
+    pub fn pin(&self) -> io::Result<Pinned> {
+        let before = rustix::thread::sched_getaffinity(None)?;
+        rustix::thread::sched_setaffinity(None, &self.mask())?;
+        Ok(Pinned(before))
+    }
+
+    /// Binds all threads of a process, and what they start.
+    ///
+    /// # Errors
+    /// When the host has none of these CPUs (EINVAL), or there is no such process.
+    pub fn pin_process(&self, pid: i32) -> io::Result<()> {
+        let mask = self.mask();
+        for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let name = entry?.file_name();
+            let thread = name.to_str().and_then(|name| name.parse().ok());
+            let Some(thread) = thread.and_then(Pid::from_raw) else {
+                continue;
+            };
+            match rustix::thread::sched_setaffinity(Some(thread), &mask) {
+                // It has ended meanwhile.
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn mask(&self) -> CpuSet {
         let mut set = CpuSet::new();
         for cpu in self.0.iter().cloned().flatten() {
             set.set(cpu as usize);
         }
-        Ok(rustix::thread::sched_setaffinity(None, &set)?)
+        set
+    }
+}
+
+/// The calling thread is bound to some CPUs; dropped, it is bound to those that it was before.
+#[derive(Debug)]
+pub struct Pinned(CpuSet);
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // They may have gone meanwhile; then this thread stays where it is.
+        let _ = rustix::thread::sched_setaffinity(None, &self.0);
     }
 }
 

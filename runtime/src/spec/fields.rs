@@ -66,7 +66,6 @@ impl Field {
 
 const REMOVE: &str = "remove it";
 const NOT_YET: &str = "hull does not support it yet";
-const HOOKS: &str = "hull does not run hooks yet";
 const HOST_IO: &str =
     "it is about the host's block devices, and hull does not place the VM in a host cgroup yet";
 const PLATFORM: &str = "it is for another platform than Linux containers";
@@ -133,13 +132,13 @@ pub const FIELDS: &[Field] = &[
     row("mounts[].options", Both),
     refused("mounts[].uidMappings", NOT_YET, REMOVE),
     refused("mounts[].gidMappings", NOT_YET, REMOVE),
-    // hooks
-    refused("hooks.prestart", HOOKS, REMOVE),
-    refused("hooks.createRuntime", HOOKS, REMOVE),
-    refused("hooks.createContainer", HOOKS, REMOVE),
-    refused("hooks.startContainer", HOOKS, REMOVE),
-    refused("hooks.poststart", HOOKS, REMOVE),
-    refused("hooks.poststop", HOOKS, REMOVE),
+    // hooks: on the host with the host's programs, in the guest with the container's
+    row("hooks.prestart", Host),
+    row("hooks.createRuntime", Host),
+    row("hooks.createContainer", Host),
+    row("hooks.startContainer", Guest),
+    row("hooks.poststart", Host),
+    row("hooks.poststop", Host),
     // Kept in the container's state.
     row("annotations", Host),
     // linux
@@ -164,11 +163,7 @@ pub const FIELDS: &[Field] = &[
     refused("linux.resources.memory.swappiness", V1, REMOVE),
     refused("linux.resources.memory.disableOOMKiller", V1, REMOVE),
     row("linux.resources.memory.useHierarchy", Guest), // cgroup v2 always does
-    refused(
-        "linux.resources.memory.checkBeforeUpdate",
-        "hull has no `update` yet",
-        REMOVE,
-    ),
+    row("linux.resources.memory.checkBeforeUpdate", Guest),
     // Among the guest's own processes; on the host once the VM is placed in cgroupsPath.
     row("linux.resources.cpu.shares", Guest),
     row("linux.resources.cpu.quota", Both),

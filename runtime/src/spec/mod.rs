@@ -15,13 +15,14 @@ mod sizing;
 mod split;
 #[cfg(test)]
 mod tests;
+mod update;
 mod validate;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::Spec;
 
 pub use error::SpecError;
 pub use fields::supports;
@@ -29,6 +30,7 @@ pub use mount_options::supported as supported_mount_options;
 pub use read::{load, load_process};
 pub use sizing::Sizing;
 pub use split::{Share, plan};
+pub use update::{read_changes, update};
 
 /// The version of the runtime-spec that hull implements.
 pub const OCI_VERSION: &str = "1.3.0";
@@ -40,7 +42,6 @@ pub struct Bundle {
     dir: OwnedFd,
     path: PathBuf,
     spec: Spec,
-    process: Process,
     /// The container's root, opened with O_PATH.
     rootfs: OwnedFd,
     rootfs_path: PathBuf,
@@ -57,9 +58,9 @@ impl Bundle {
         &self.rootfs_path
     }
 
-    /// The container's own process.
-    pub fn process(&self) -> &Process {
-        &self.process
+    /// The whole config.json.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
     }
 
     /// config.json's annotations.

@@ -35,16 +35,11 @@ pub fn load(bundle: &Path) -> Result<Bundle, SpecError> {
     refuse(&config)?;
     let spec: Spec = typed(&config, "")?;
     validate(&spec)?;
-    let process = spec
-        .process()
-        .clone()
-        .ok_or(SpecError::Missing("process"))?;
     let (rootfs, rootfs_path) = open_rootfs(&dir, &path, &spec)?;
     Ok(Bundle {
         dir,
         path,
         spec,
-        process,
         rootfs,
         rootfs_path,
     })
@@ -139,7 +134,7 @@ fn parse(file: File, path: &Path) -> Result<Value, SpecError> {
 
 /// What Go's reader, and so runc, makes of a config.json: null is absence, a user is root by default.
 /// Strings with a NUL byte end here: no system call takes one.
-fn normalize(value: &mut Value, path: &str) -> Result<(), SpecError> {
+pub(super) fn normalize(value: &mut Value, path: &str) -> Result<(), SpecError> {
     match value {
         Value::Object(fields) => {
             fields.retain(|_, value| !value.is_null());
@@ -174,7 +169,7 @@ fn normalize(value: &mut Value, path: &str) -> Result<(), SpecError> {
 }
 
 /// Fails with what the audit refuses; says what it doesn't know.
-fn refuse(config: &Value) -> Result<(), SpecError> {
+pub(super) fn refuse(config: &Value) -> Result<(), SpecError> {
     let mut findings = audit(config);
     for finding in findings
         .iter()
@@ -191,7 +186,7 @@ fn refuse(config: &Value) -> Result<(), SpecError> {
 }
 
 /// Reads a value into its type; an error names the field, as seen from `base`.
-fn typed<T: DeserializeOwned>(value: &Value, base: &str) -> Result<T, SpecError> {
+pub(super) fn typed<T: DeserializeOwned>(value: &Value, base: &str) -> Result<T, SpecError> {
     serde_path_to_error::deserialize(value).map_err(|e| {
         let field = match (base, e.path().to_string().as_str()) {
             ("", ".") => "(top level)".to_owned(),

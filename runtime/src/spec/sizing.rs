@@ -2,7 +2,8 @@
 
 use std::num::NonZeroU8;
 
-use oci_spec::runtime::{LinuxCpu, LinuxResources};
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use serde::{Deserialize, Serialize};
 
 use super::cpulist::CpuList;
 
@@ -32,7 +33,7 @@ const ALLOWANCE_SHARE: u64 = 64;
 const DEFAULT_PERIOD: u64 = 100_000;
 
 /// A VM's size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sizing {
     /// How many vCPUs.
     pub vcpus: NonZeroU8,
@@ -59,7 +60,41 @@ impl Host {
     }
 }
 
+/// What a VM is too small for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TooSmall {
+    /// A memory limit.
+    Memory,
+    /// A CPU quota.
+    Cpus,
+}
+
 impl Sizing {
+    /// The size in tests that are not about it.
+    #[cfg(test)]
+    pub const SMALLEST: Self = Self {
+        vcpus: NonZeroU8::MIN,
+        memory_mib: 128,
+    };
+
+    /// Whether a VM of this size can give what these limits allow. No limit allows what there is.
+    ///
+    /// # Errors
+    /// Says what there is too little of.
+    pub fn covers(&self, resources: &LinuxResources, host: Host) -> Result<(), TooSmall> {
+        let limit = resources.memory().as_ref().and_then(LinuxMemory::limit);
+        let limit = limit.and_then(|limit| u64::try_from(limit).ok());
+        let wanted = limit.filter(|limit| *limit > 0).map(with_allowance);
+        if wanted.is_some_and(|wanted| wanted > self.memory_mib.into() && wanted > MIN_MEMORY) {
+            return Err(TooSmall::Memory);
+        }
+        let cpus = resources.cpu().as_ref().and_then(cpus_at_once);
+        if cpus.is_some_and(|cpus| cpus.min(host.cpus) > self.vcpus.get().into()) {
+            return Err(TooSmall::Cpus);
+        }
+        Ok(())
+    }
+
     /// The size for a container with these limits on this host.
     pub fn of(resources: Option<&LinuxResources>, host: Host) -> Self {
         let cpus = vcpus(
@@ -79,17 +114,7 @@ impl Sizing {
 
 /// As many vCPUs as the limits let run at once, and no more than the host can.
 fn vcpus(limits: Option<&LinuxCpu>, host: Host) -> u64 {
-    let quota = limits.and_then(|cpu| {
-        let quota = cpu
-            .quota()
-            .and_then(|quota| u64::try_from(quota).ok())
-            .filter(|q| *q > 0)?;
-        let period = cpu
-            .period()
-            .filter(|period| *period > 0)
-            .unwrap_or(DEFAULT_PERIOD);
-        Some(quota.div_ceil(period))
-    });
+    let quota = limits.and_then(cpus_at_once);
     let listed = limits
         .and_then(|cpu| cpu.cpus().as_ref()?.parse::<CpuList>().ok())
         .map(|list| u64::from(list.count()))
@@ -101,19 +126,35 @@ fn vcpus(limits: Option<&LinuxCpu>, host: Host) -> u64 {
     limit.min(host.cpus).clamp(1, MAX_VCPUS)
 }
 
+/// How many CPUs a quota lets run at once.
+fn cpus_at_once(cpu: &LinuxCpu) -> Option<u64> {
+    let quota = cpu
+        .quota()
+        .and_then(|quota| u64::try_from(quota).ok())
+        .filter(|q| *q > 0)?;
+    let period = cpu
+        .period()
+        .filter(|period| *period > 0)
+        .unwrap_or(DEFAULT_PERIOD);
+    Some(quota.div_ceil(period))
+}
+
 /// The memory in MiB for a limit in bytes. A limit above what the host has limits nothing.
 fn memory(limit: Option<i64>, host: Host) -> u64 {
     let limit = limit
         .and_then(|limit| u64::try_from(limit).ok())
         .filter(|limit| *limit > 0 && *limit < host.memory);
     let wanted = match limit {
-        Some(limit) => {
-            let limit = limit.div_ceil(1 << 20);
-            limit + ALLOWANCE + limit / ALLOWANCE_SHARE
-        }
+        Some(limit) => with_allowance(limit),
         None => DEFAULT_MEMORY.min(host.memory >> 20),
     };
     wanted.clamp(MIN_MEMORY, MAX_MEMORY)
+}
+
+/// The memory in MiB that lets a container have `limit` bytes.
+fn with_allowance(limit: u64) -> u64 {
+    let limit = limit.div_ceil(1 << 20);
+    limit + ALLOWANCE + limit / ALLOWANCE_SHARE
 }
 
 #[cfg(test)]
@@ -170,6 +211,39 @@ mod tests {
             512 + 48 + 8
         );
         assert_eq!(size(json!({"memory": {"limit": 1 << 20}})).1, 128);
+    }
+
+    #[test]
+    fn a_vm_covers_what_it_was_made_for_and_no_more() {
+        let covers = |limits: Value| {
+            let made: LinuxResources = serde_json::from_value(
+                json!({"memory": {"limit": 512 << 20}, "cpu": {"quota": 200_000}}),
+            )
+            .expect("resources");
+            let limits: LinuxResources = serde_json::from_value(limits).expect("resources");
+            Sizing::of(Some(&made), HOST).covers(&limits, HOST)
+        };
+        assert_eq!(covers(json!({"memory": {"limit": 512 << 20}})), Ok(()));
+        assert_eq!(
+            covers(json!({"memory": {"limit": -1}, "cpu": {"quota": -1}})),
+            Ok(())
+        );
+        assert_eq!(
+            covers(json!({"memory": {"limit": 1 << 30}})),
+            Err(TooSmall::Memory)
+        );
+        assert_eq!(
+            covers(json!({"memory": {"limit": i64::MAX}})),
+            Err(TooSmall::Memory)
+        );
+        assert_eq!(
+            covers(json!({"cpu": {"quota": 300_000}})),
+            Err(TooSmall::Cpus)
+        );
+        assert_eq!(
+            covers(json!({"cpu": {"quota": 100_000, "period": 50_000}})),
+            Ok(())
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The guest sees of the host's files only what is shared with it: the container's root, and each bind
 //! mount's source. In the guest's config.json their paths are those of the share. What the host enforces
 //! is taken out:
-//! - hooks and cgroupsPath are the host's;
+//! - cgroupsPath and the hooks, but for startContainer, are the host's;
 //! - the network namespace: the guest's own is the container's, as the VM's interfaces are its
 //!   interfaces, and a further one would have none of them;
 //! - cpuset and limits of block devices: the guest's CPUs and devices aren't the host's.
@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::paths::SHARE;
 use oci_spec::runtime::{
-    Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Root, Spec,
+    Hooks, Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Root, Spec,
 };
 use rustix::fs::{FileType, Mode, OFlags, Stat, openat};
 
-use super::cpulist::CpuList;
+use super::cpulist::{CpuList, Pinned};
 use super::mount_options::{Treatment, treatment};
 use super::refuse::{GUEST_DEVICES, is_bind};
 use super::sizing::Host;
@@ -36,14 +36,18 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Binds this process, and so the VMM process that it starts, to the CPUs that config.json lists.
+    /// Binds this process to the CPUs that config.json lists, and so the VMM process if it is started
+    /// while the value that is returned lives.
     ///
     /// # Errors
     /// When the host has none of them.
-    pub fn pin(&self) -> Result<(), SpecError> {
+    pub fn pin(&self) -> Result<Option<Pinned>, SpecError> {
         match &self.cpus {
-            Some(cpus) => cpus.pin().map_err(|source| SpecError::Cpus { source }),
-            None => Ok(()),
+            Some(cpus) => {
+                let pinned = cpus.pin().map_err(|source| SpecError::Cpus { source });
+                pinned.map(Some)
+            }
+            None => Ok(None),
         }
     }
 }
@@ -96,7 +100,7 @@ pub fn plan(bundle: &Bundle, id: &str) -> Result<Plan, SpecError> {
         }
     }
     guest.set_mounts(Some(mounts));
-    guest.set_hooks(None);
+    guest.set_hooks(guest_hooks(&bundle.spec));
     guest.set_linux(Some(guest_linux(guest.linux().clone())));
 
     let guest_spec = serde_json::to_vec(&guest).map_err(|source| SpecError::Type {
@@ -125,6 +129,14 @@ fn guest_root(spec: &Spec, id: &str) -> Root {
     let mut root = spec.root().clone().unwrap_or_default();
     root.set_path(PathBuf::from(format!("{SHARE}/{id}/rootfs")));
     root
+}
+
+/// The hooks that run in the container.
+fn guest_hooks(spec: &Spec) -> Option<Hooks> {
+    let start = spec.hooks().as_ref()?.start_container().clone()?;
+    let mut hooks = Hooks::default();
+    hooks.set_start_container(Some(start));
+    Some(hooks)
 }
 
 fn is_bind_mount(mount: &Mount) -> bool {
@@ -289,7 +301,7 @@ fn bare_linux() -> Linux {
     linux
 }
 
-fn guest_resources(mut resources: LinuxResources) -> LinuxResources {
+pub(super) fn guest_resources(mut resources: LinuxResources) -> LinuxResources {
     if let Some(mut cpu) = resources.cpu().clone() {
         cpu.set_cpus(None).set_mems(None);
         resources.set_cpu(Some(cpu));

@@ -194,6 +194,21 @@ fn what_is_wrong_is_said_in_one_line_with_its_place() {
             json!("public"),
             "linux.rootfsPropagation: \"public\" is not",
         ),
+        (
+            "/hooks/prestart",
+            json!([{"path": "/h"}, {"path": "h"}]),
+            "hooks.prestart[1].path: \"h\" is not an absolute path",
+        ),
+        (
+            "/hooks/poststop",
+            json!([{"path": "/h", "timeout": 0}]),
+            "hooks.poststop[0].timeout: 0 is not",
+        ),
+        (
+            "/hooks/poststart",
+            json!([{"path": "/h", "env": ["A=", "B"]}]),
+            "hooks.poststart[0].env: \"B\" is not NAME=VALUE",
+        ),
     ];
     for (pointer, value, expected) in cases {
         let said = refusal(&with(pointer, value));
@@ -209,9 +224,9 @@ fn what_is_wrong_is_said_in_one_line_with_its_place() {
 fn what_is_not_supported_is_refused_by_name() {
     let cases = [
         (
-            "/hooks/prestart",
-            json!([{"path": "/h"}]),
-            "config.json: hooks.prestart: ",
+            "/linux/intelRdt",
+            json!({"closID": "x"}),
+            "config.json: linux.intelRdt: ",
         ),
         (
             "/linux/namespaces",

@@ -20,6 +20,7 @@ pub fn validate(spec: &Spec) -> Result<(), SpecError> {
             .ok_or(SpecError::Missing("process"))?,
     )?;
     mounts(spec)?;
+    hooks(spec)?;
     let empty = Vec::new();
     let linux = spec.linux().as_ref();
     let namespaces = Namespaces(
@@ -93,6 +94,42 @@ fn mounts(spec: &Spec) -> Result<(), SpecError> {
         if mount.destination().as_os_str().is_empty() {
             let field = format!("mounts[{index}].destination");
             return Err(SpecError::invalid(field, "it is empty"));
+        }
+    }
+    Ok(())
+}
+
+/// The rules of config.md, "POSIX-platform Hooks".
+#[allow(deprecated)] // prestart, which engines still use
+fn hooks(spec: &Spec) -> Result<(), SpecError> {
+    let Some(hooks) = spec.hooks() else {
+        return Ok(());
+    };
+    let lists = [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ];
+    for (name, list) in lists {
+        for (index, hook) in list.iter().flatten().enumerate() {
+            let invalid = |field: &str, why: String| {
+                SpecError::invalid(format!("hooks.{name}[{index}].{field}"), why)
+            };
+            if !hook.path().is_absolute() {
+                let why = format!("{:?} is not an absolute path", hook.path());
+                return Err(invalid("path", why));
+            }
+            if let Some(timeout) = hook.timeout().filter(|timeout| *timeout <= 0) {
+                let why = format!("{timeout} is not a number of seconds above 0");
+                return Err(invalid("timeout", why));
+            }
+            let variable = |entry: &&String| entry.find('=').is_some_and(|at| at > 0);
+            if let Some(entry) = hook.env().iter().flatten().find(|e| !variable(e)) {
+                return Err(invalid("env", format!("{entry:?} is not NAME=VALUE")));
+            }
         }
     }
     Ok(())

@@ -1,0 +1,238 @@
+//! What the agent is asked about a container that exists: to stop and resume it, to change its limits,
+//! and what goes on in it.
+//!
+//! The answers are a guest's. What leaves this module is bounded and can be printed.
+
+use std::collections::BTreeMap;
+
+use hull_protocol::agent::{
+    ContainerStatsRequest, CpuStats, ListProcessesRequest, PauseContainerRequest,
+    ResumeContainerRequest, UpdateContainerRequest, WaitOomRequest,
+};
+use ttrpc::context::Context;
+
+use super::agent::{CALL_TIMEOUT, classify, limit};
+use super::{Agent, AgentError};
+use crate::container::ContainerId;
+
+pub use hull_protocol::agent::{Limited, Pressure, PressureLine};
+
+/// As many processes as an agent lists.
+const MOST_PROCESSES: usize = 4096;
+
+/// The longest command of a process, in characters.
+const LONGEST_COMMAND: usize = 512;
+
+/// The longest name of a terminal, a size of pages or a statistic, in characters.
+const LONGEST_NAME: usize = 64;
+
+/// The most statistics in a table of them.
+const MOST_STATS: usize = 256;
+
+/// A process of a container.
+#[derive(Debug)]
+pub struct ProcessInfo {
+    /// In the guest's root pid namespace, as is the parent's.
+    pub pid: i32,
+    /// The parent's.
+    pub parent: i32,
+    /// Its user, as the guest's root sees it.
+    pub uid: u32,
+    /// The CPU time that it has used, in milliseconds.
+    pub cpu_ms: u64,
+    /// How long ago it started, in milliseconds.
+    pub age_ms: u64,
+    /// Its controlling terminal; empty without one.
+    pub terminal: String,
+    /// Its arguments, or its name in brackets.
+    pub command: String,
+}
+
+/// A container's statistics.
+#[derive(Debug)]
+pub struct Stats {
+    /// CPU time.
+    pub cpu: CpuStats,
+    /// Memory, in bytes.
+    pub memory: Limited,
+    /// Swap space without memory, in bytes.
+    pub swap: Limited,
+    /// The kernel's table of what memory is used for.
+    pub memory_stat: BTreeMap<String, u64>,
+    /// Time lost waiting for memory.
+    pub memory_pressure: Pressure,
+    /// Processes and threads.
+    pub pids: Limited,
+    /// Time lost waiting for block devices.
+    pub io_pressure: Pressure,
+    /// Huge pages by their size, in bytes.
+    pub hugetlb: BTreeMap<String, Limited>,
+    /// How many processes were killed for want of memory.
+    pub oom_kills: u64,
+}
+
+impl Agent {
+    /// Stops all processes of the container; they stand when this returns.
+    ///
+    /// # Errors
+    /// When the agent refuses, or can't stop them.
+    pub fn pause(&self, id: &ContainerId) -> Result<(), AgentError> {
+        let request = PauseContainerRequest {
+            container_id: id.to_string(),
+            ..Default::default()
+        };
+        self.call(
+            "pause the container",
+            CALL_TIMEOUT,
+            |context, client| async move { client.pause_container(context, &request).await },
+        )
+        .map(drop)
+    }
+
+    /// Lets them go on.
+    ///
+    /// # Errors
+    /// When the agent refuses.
+    pub fn resume(&self, id: &ContainerId) -> Result<(), AgentError> {
+        let request = ResumeContainerRequest {
+            container_id: id.to_string(),
+            ..Default::default()
+        };
+        self.call(
+            "resume the container",
+            CALL_TIMEOUT,
+            |context, client| async move { client.resume_container(context, &request).await },
+        )
+        .map(drop)
+    }
+
+    /// Changes the container's limits to those of a `linux.resources` object.
+    ///
+    /// # Errors
+    /// When the agent refuses; the limits are then as they were.
+    pub fn update(&self, id: &ContainerId, resources_json: Vec<u8>) -> Result<(), AgentError> {
+        let request = UpdateContainerRequest {
+            container_id: id.to_string(),
+            resources_json,
+            ..Default::default()
+        };
+        self.call(
+            "change the container's limits",
+            CALL_TIMEOUT,
+            |context, client| async move { client.update_container(context, &request).await },
+        )
+        .map(drop)
+    }
+
+    /// Lists the container's processes.
+    ///
+    /// # Errors
+    /// When the agent refuses.
+    pub fn processes(&self, id: &ContainerId) -> Result<Vec<ProcessInfo>, AgentError> {
+        let request = ListProcessesRequest {
+            container_id: id.to_string(),
+            ..Default::default()
+        };
+        let answer = self.call(
+            "list the container's processes",
+            CALL_TIMEOUT,
+            |context, client| async move { client.list_processes(context, &request).await },
+        )?;
+        let processes = answer.processes.into_iter().take(MOST_PROCESSES);
+        let processes = processes.map(|process| ProcessInfo {
+            pid: process.pid,
+            parent: process.parent,
+            uid: process.uid,
+            cpu_ms: process.cpu_ms,
+            age_ms: process.age_ms,
+            terminal: printable(&process.terminal, LONGEST_NAME),
+            command: printable(&process.command, LONGEST_COMMAND),
+        });
+        Ok(processes.collect())
+    }
+
+    /// Reads the container's statistics. For use inside [`Agent::block_on`].
+    ///
+    /// # Errors
+    /// When the agent refuses.
+    pub async fn stats(&self, id: &ContainerId) -> Result<Stats, AgentError> {
+        let request = ContainerStatsRequest {
+            container_id: id.to_string(),
+            ..Default::default()
+        };
+        let answer = self
+            .client
+            .container_stats(limit(CALL_TIMEOUT), &request)
+            .await
+            .map_err(|e| classify(e, "read the container's statistics", CALL_TIMEOUT))?;
+        let hugetlb = answer.hugetlb.into_iter().take(MOST_STATS);
+        Ok(Stats {
+            cpu: answer.cpu.unwrap_or_default(),
+            memory: answer.memory.unwrap_or_default(),
+            swap: answer.swap.unwrap_or_default(),
+            memory_stat: table(answer.memory_stat),
+            memory_pressure: answer.memory_pressure.unwrap_or_default(),
+            pids: answer.pids.unwrap_or_default(),
+            io_pressure: answer.io_pressure.unwrap_or_default(),
+            hugetlb: table(hugetlb.map(|s| (s.page_size, s.pages.unwrap_or_default()))),
+            oom_kills: answer.oom_kills,
+        })
+    }
+
+    /// Waits until more processes were killed for want of memory than `known`, however long that takes,
+    /// and returns how many. For use inside [`Agent::block_on`].
+    ///
+    /// # Errors
+    /// When the container goes away first.
+    pub async fn wait_oom(&self, id: &ContainerId, known: u64) -> Result<u64, AgentError> {
+        let request = WaitOomRequest {
+            container_id: id.to_string(),
+            known,
+            ..Default::default()
+        };
+        let answer = self.client.wait_oom(Context::default(), &request).await;
+        let kills = answer
+            .map_err(|e| classify(e, "tell of a lack of memory", CALL_TIMEOUT))?
+            .kills;
+        // Each answer has to be news, so that they come to an end.
+        if kills > known {
+            Ok(kills)
+        } else {
+            Err(AgentError::NotServing)
+        }
+    }
+}
+
+/// The first `longest` characters of a text, without what would do something to a terminal.
+pub(super) fn printable(text: &str, longest: usize) -> String {
+    let characters = text.chars().take(longest);
+    characters
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+fn table<T>(entries: impl IntoIterator<Item = (String, T)>) -> BTreeMap<String, T> {
+    let entries = entries.into_iter().take(MOST_STATS);
+    entries
+        .map(|(name, value)| (printable(&name, LONGEST_NAME), value))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_says_can_be_printed() {
+        assert_eq!(printable("sh\n\x1b[2J\u{9b}é", 64), "sh??[2J?é");
+        assert_eq!(printable(&"x".repeat(5000), LONGEST_COMMAND).len(), 512);
+    }
+
+    #[test]
+    fn a_table_is_bounded() {
+        let endless = (0_u64..).map(|n| (format!("{n}\r"), n));
+        let table = table(endless);
+        assert_eq!(table.len(), MOST_STATS);
+        assert_eq!(table.get("7?"), Some(&7));
+    }
+}

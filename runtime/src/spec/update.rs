@@ -1,0 +1,284 @@
+//! `update`: a `linux.resources` object that changes a running container's.
+//!
+//! It goes the way of config.json: what nobody enforces is refused by its path, and what results must
+//! be a config.json that hull takes.
+
+use std::io::Read;
+
+use oci_spec::runtime::Spec;
+use serde_json::{Map, Value, json};
+
+use super::SpecError;
+use super::cpulist::CpuList;
+use super::read::{normalize, refuse, typed};
+use super::refuse::is_unset;
+use super::sizing::{Host, Sizing, TooSmall};
+use super::split::guest_resources;
+use super::validate::validate;
+
+/// The largest description of changes, in bytes.
+const MAX_CHANGES: u64 = 1 << 20;
+
+/// The parts of `linux.resources` that can be changed.
+const CHANGEABLE: [&str; 4] = ["memory", "cpu", "pids", "unified"];
+
+/// What is done about changed limits.
+#[derive(Debug)]
+pub struct Update {
+    /// The config.json from now on.
+    pub config: Spec,
+    /// `linux.resources` for the agent: whatever the changes touch.
+    pub guest: Vec<u8>,
+    /// The host's CPUs that the VM is to run on from now on.
+    pub cpus: Option<CpuList>,
+}
+
+/// Reads a description of changes.
+///
+/// # Errors
+/// When it can't be read, or isn't JSON.
+pub fn read_changes(from: impl Read) -> std::io::Result<Value> {
+    let mut text = Vec::new();
+    from.take(MAX_CHANGES).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// Works out what to do about changes to a container with this config.json, in a VM of this size.
+///
+/// # Errors
+/// When a limit is refused, can't be changed, makes no sense, or is more than the VM has.
+pub fn update(config: &Spec, sizing: Sizing, mut changes: Value) -> Result<Update, SpecError> {
+    normalize(&mut changes, "")?;
+    without_meaning(&mut changes);
+    refuse(&json!({ "linux": { "resources": changes } }))?;
+    let Value::Object(changed) = &mut changes else {
+        return Err(SpecError::invalid("linux.resources", "it is not an object"));
+    };
+    let fixed = |name: &&String| !CHANGEABLE.contains(&name.as_str());
+    changed.retain(|name, value| match value {
+        Value::Object(fields) if fields.is_empty() => false,
+        value => !fixed(&name) || !is_unset(value),
+    });
+    if let Some(name) = changed.keys().find(fixed) {
+        let field = format!("linux.resources.{name}");
+        let why = "it cannot be changed while the container exists";
+        return Err(SpecError::invalid(field, why));
+    }
+    let changed = changed.clone();
+
+    let mut merged = serde_json::to_value(config).map_err(|source| SpecError::Type {
+        field: "(top level)".to_owned(),
+        source,
+    })?;
+    merge(&mut merged, &json!({ "linux": { "resources": changes } }));
+    let config: Spec = typed(&merged, "")?;
+    validate(&config)?;
+    let resources = config
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().clone());
+    let resources = resources.unwrap_or_default();
+    fits(sizing.covers(&resources, Host::read()), sizing)?;
+
+    let cpus = changes.pointer("/cpu/cpus").and_then(Value::as_str);
+    let guest = serde_json::to_value(guest_resources(resources));
+    let guest = guest.and_then(|guest| serde_json::to_vec(&touched(guest, &changed)));
+    Ok(Update {
+        config,
+        guest: guest.map_err(|source| SpecError::Type {
+            field: "linux.resources".to_owned(),
+            source,
+        })?,
+        cpus: cpus.and_then(|cpus| cpus.parse().ok()),
+    })
+}
+
+/// Makes of the changes what runc makes of them: zero and the empty list change nothing, and unlimited
+/// memory means unlimited swap.
+fn without_meaning(changes: &mut Value) {
+    let remove = |section: Option<&mut Value>, field: &str| {
+        if let Some(Value::Object(section)) = section
+            && section.get(field).is_some_and(is_unset)
+        {
+            section.remove(field);
+        }
+    };
+    for field in ["limit", "reservation", "swap"] {
+        remove(changes.get_mut("memory"), field);
+    }
+    for field in ["quota", "period", "shares", "cpus"] {
+        remove(changes.get_mut("cpu"), field);
+    }
+    remove(changes.get_mut("pids"), "limit");
+    if let Some(Value::Object(memory)) = changes.get_mut("memory")
+        && memory.get("limit") == Some(&json!(-1))
+        && !memory.contains_key("swap")
+    {
+        memory.insert("swap".to_owned(), json!(-1));
+    }
+}
+
+/// Puts the values of `changes` into `value`, object by object.
+fn merge(value: &mut Value, changes: &Value) {
+    match (value, changes) {
+        (Value::Object(value), Value::Object(changes)) => {
+            for (name, change) in changes {
+                merge(value.entry(name).or_insert(Value::Null), change);
+            }
+        }
+        (value, change) => *value = change.clone(),
+    }
+}
+
+/// Of the limits that hold from now on, the parts that have been touched: limits within a part depend
+/// on each other.
+fn touched(mut resources: Value, changed: &Map<String, Value>) -> Value {
+    let mut kept = Map::new();
+    for name in changed.keys() {
+        if let Some(part) = resources.get_mut(name).map(Value::take) {
+            kept.insert(name.clone(), part);
+        }
+    }
+    // These don't, and some of them can be written only once.
+    if let Some(unified) = changed.get("unified") {
+        kept.insert("unified".to_owned(), unified.clone());
+    }
+    Value::Object(kept)
+}
+
+fn fits(covers: Result<(), TooSmall>, sizing: Sizing) -> Result<(), SpecError> {
+    let (field, why) = match covers {
+        Ok(()) => return Ok(()),
+        Err(TooSmall::Memory) => (
+            "linux.resources.memory.limit",
+            format!(
+                "it is more than the VM has ({} MiB), which cannot grow",
+                sizing.memory_mib
+            ),
+        ),
+        Err(TooSmall::Cpus) => (
+            "linux.resources.cpu.quota",
+            format!(
+                "it is more than the VM has ({} CPUs), which cannot grow",
+                sizing.vcpus
+            ),
+        ),
+    };
+    Err(SpecError::invalid(
+        field,
+        format!("{why}; create the container anew"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::chain;
+    use std::num::NonZeroU8;
+
+    const SIZING: Sizing = Sizing {
+        vcpus: NonZeroU8::MIN,
+        memory_mib: 568,
+    };
+
+    fn config() -> Spec {
+        let config = json!({
+            "ociVersion": "1.2.0",
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/"},
+            "root": {"path": "rootfs"},
+            "linux": {"resources": {
+                "memory": {"limit": 256 << 20, "swap": 256 << 20},
+                "cpu": {"quota": 50_000, "period": 100_000, "cpus": "0"},
+                "pids": {"limit": 9}}},
+        });
+        serde_json::from_value(config).expect("a config.json")
+    }
+
+    fn guest(changes: Value) -> Value {
+        let update = update(&config(), SIZING, changes).expect("taken");
+        serde_json::from_slice(&update.guest).expect("JSON")
+    }
+
+    fn refusal(changes: Value) -> String {
+        chain(&update(&config(), SIZING, changes).expect_err("refused"))
+    }
+
+    #[test]
+    fn what_is_changed_joins_what_it_depends_on_and_nothing_else() {
+        let memory = guest(json!({"memory": {"limit": 128 << 20}}));
+        assert_eq!(
+            memory,
+            json!({"memory": {"limit": 128 << 20, "swap": 256 << 20}})
+        );
+        let cpu = guest(json!({"cpu": {"quota": 70_000}}));
+        assert_eq!(cpu, json!({"cpu": {"quota": 70_000, "period": 100_000}}));
+        let unlimited = guest(json!({"memory": {"limit": -1}}));
+        assert_eq!(unlimited, json!({"memory": {"limit": -1, "swap": -1}}));
+    }
+
+    #[test]
+    fn zero_is_a_value_where_it_means_something() {
+        let update = |changes| update(&config(), SIZING, changes).map(|update| update.guest);
+        let idle = update(json!({"cpu": {"idle": 0}})).expect("taken");
+        assert!(String::from_utf8_lossy(&idle).contains(r#""idle":0"#));
+    }
+
+    #[test]
+    fn zero_changes_nothing() {
+        let changes = json!({"memory": {"limit": 0}, "pids": {"limit": 0}, "cpu": {"cpus": ""},
+                             "blockIO": {"weight": 0}});
+        let update = update(&config(), SIZING, changes).expect("taken");
+        assert_eq!(update.config, config());
+        assert!(update.cpus.is_none());
+    }
+
+    #[test]
+    fn the_config_keeps_what_was_changed() {
+        let update = update(
+            &config(),
+            SIZING,
+            json!({"pids": {"limit": 5}, "cpu": {"cpus": "0-1"}}),
+        );
+        let update = update.expect("taken");
+        let kept = serde_json::to_value(&update.config).expect("JSON");
+        assert_eq!(kept["linux"]["resources"]["pids"]["limit"], 5);
+        assert_eq!(kept["linux"]["resources"]["cpu"]["cpus"], "0-1");
+        assert_eq!(update.cpus.map(|cpus| cpus.count()), Some(2));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        let cases = [
+            (
+                json!({"blockIO": {"weight": 10}}),
+                "linux.resources.blockIO.weight",
+            ),
+            (json!({"cpu": {"mems": "0"}}), "linux.resources.cpu.mems"),
+            (
+                json!({"cpu": {"realtimePeriod": 1}}),
+                "linux.resources.cpu.realtimePeriod",
+            ),
+            (
+                json!({"devices": [{"allow": true}]}),
+                "linux.resources.devices: it cannot be",
+            ),
+            (
+                json!({"memory": {"limit": 1 << 30, "swap": -1}}),
+                "memory.limit: it is more than",
+            ),
+            (
+                json!({"memory": {"limit": 512 << 20}}),
+                "memory.swap: it includes",
+            ),
+            (
+                json!({"cpu": {"quota": "much"}}),
+                "linux.resources.cpu.quota: invalid type",
+            ),
+            (json!([1]), "linux.resources: it is not an object"),
+        ];
+        for (changes, expected) in cases {
+            let said = refusal(changes);
+            assert!(said.contains(expected), "{said}");
+        }
+    }
+}
