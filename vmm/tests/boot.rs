@@ -49,10 +49,11 @@ const LOOP_FOREVER: [u8; 2] = [0xeb, 0xfe]; // jmp to itself
 
 /// A machine, or `None` with the reason printed where this host can't have one.
 fn machine(code: &[u8], vcpus: u8) -> Option<Machine> {
+    let kernel = elf(code);
     let config = MachineConfig {
         vcpus: NonZeroU8::new(vcpus).expect("at least one"),
         memory_mib: 32,
-        kernel: elf(code)[..].into(),
+        kernel: kernel[..].into(),
         initramfs: b""[..].into(),
         cmdline: "",
     };
@@ -218,9 +219,10 @@ fn bad_configurations_are_refused_by_name() {
         })
         .contains("1 MiB")
     );
-    let kernel = b"#!/bin/sh";
+    let kernel = b"#!/bin/sh"[..].into();
     assert!(text(MachineConfig { kernel, ..config }).contains("vmlinux"));
-    let initramfs = &vec![0; 40 << 20];
+    let zeros = vec![0; 40 << 20];
+    let initramfs = zeros[..].into();
     assert!(
         text(MachineConfig {
             initramfs,

@@ -192,10 +192,12 @@ mod tests {
 
     /// Records what it is told.
     #[derive(Clone, Default)]
-    struct Record(Arc<Mutex<(Vec<Vec<Option<Msi>>>, Vec<usize>)>>);
+    struct Record(Arc<Mutex<(Vec<Routes>, Vec<usize>)>>);
+
+    type Routes = Vec<Option<Msi>>;
 
     impl Record {
-        fn routes(&self) -> Vec<Vec<Option<Msi>>> {
+        fn routes(&self) -> Vec<Routes> {
             self.0.lock().expect("no panic").0.clone()
         }
     }
