@@ -5,6 +5,7 @@
 //!   files the guest has anyway, but past the modes and mounts that its own kernel enforces.
 //! - A guest without what the device relies on gets an error at FUSE_INIT, where the passthrough would
 //!   go on without, and write to our standard error as often as the guest asks.
+//! - An offset is one that a file can have: the library panics on others.
 //! - Files without a name are [`Unnamed`]'s, recognised by their node ids.
 
 use std::ffi::CStr;
@@ -178,6 +179,14 @@ fn check(name: &CStr) -> io::Result<()> {
     }
 }
 
+/// Refuses what lies beyond the largest offset that a file can have: the library panics on one.
+fn check_range(offset: u64, size: u32) -> io::Result<()> {
+    match offset.checked_add(size.into()) {
+        Some(end) if i64::try_from(end).is_ok() => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
 /// Methods that the passthrough answers once the names among the arguments are checked.
 macro_rules! checked {
     ($($method:ident($($argument:ident: $type:ty),*; $($name:ident),+) -> $reply:ty;)*) => {
@@ -305,6 +314,7 @@ impl FileSystem for Share {
         lock_owner: Option<u64>,
         flags: u32,
     ) -> io::Result<usize> {
+        check_range(offset, size)?;
         if is_unnamed(handle) {
             let file = self.unnamed.opened(node, handle)?;
             return to.read_from_file_at(&file, size as usize, offset, None);
@@ -327,6 +337,7 @@ impl FileSystem for Share {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<usize> {
+        check_range(offset, size)?;
         if is_unnamed(handle) {
             let file = self.unnamed.opened(node, handle)?;
             let _without_fsetid = kill_priv

@@ -175,6 +175,22 @@ fn nonsense_in_a_request_is_refused_and_the_device_goes_on() {
 }
 
 #[test]
+fn an_offset_beyond_any_file_is_refused() {
+    let tree = tree();
+    let mut guest = Guest::with_root(tree.path());
+    let node = guest.lookup(ROOT, "hello").expect("lookup");
+    let handle = guest.open(node, libc::O_RDWR).expect("open");
+    for offset in [u64::MAX, 1 << 63, i64::MAX as u64] {
+        let body = read_in(handle, offset, 8);
+        assert_eq!(guest.request(READ, node, &body), Err(libc::EINVAL));
+        // FUSE_WRITE's arguments begin as FUSE_READ's do; the data follow.
+        let body = [body.as_slice(), &[7; 8]].concat();
+        assert_eq!(guest.request(WRITE, node, &body), Err(libc::EINVAL));
+    }
+    guest.stop();
+}
+
+#[test]
 fn a_name_is_not_a_path() {
     let tree = tree();
     fs::create_dir_all(tree.path().join("share/dir")).expect("a directory");
