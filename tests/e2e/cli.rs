@@ -66,6 +66,45 @@ fn features_are_the_specifications_structure() {
 }
 
 #[test]
+fn the_audit_says_who_enforces_what_and_what_is_refused() {
+    only_hull!("runc has no audit");
+    let audit = |container: &Container| {
+        let bundle = container.bundle_path();
+        container.call(&["spec", "--audit", "--format", "json", bundle])
+    };
+    let rows = |stdout: &[u8]| serde_json::from_slice::<Vec<Value>>(stdout).unwrap();
+
+    let taken = audit(&Container::new(Bundle::new())).ok();
+    assert!(rows(&taken.stdout).contains(&json!({ "path": "process.cwd", "enforcer": "guest" })));
+
+    // Neither is a config.json that `create` takes, and the audit speaks of both.
+    let bundle = Bundle::new()
+        .set("/windows", json!({ "servicing": true }))
+        .set("/process/args", json!("not a list"))
+        .set("/colour", json!("red"));
+    let refused = audit(&Container::new(bundle)).exits(1);
+    let said = |path: &str| {
+        let row = rows(&refused.stdout)
+            .into_iter()
+            .find(|row| row["path"] == path);
+        row.unwrap()["enforcer"].clone()
+    };
+    let words = ["windows", "process.args", "colour"].map(said);
+    assert_eq!(words, ["refused", "invalid", "unknown"]);
+}
+
+#[test]
+fn an_audit_needs_a_config_json() {
+    only_hull!("runc has no audit");
+    let container = Container::new(Bundle::new());
+    fs::remove_file(container.bundle.path().join("config.json")).unwrap();
+    let _ = container
+        .call(&["spec", "--audit", container.bundle_path()])
+        .exits(1)
+        .fails_saying("it has no config.json");
+}
+
+#[test]
 fn version_names_the_specifications_too() {
     let container = Container::new(Bundle::new());
     let said = container.call(&["--version"]).ok().out();

@@ -1,6 +1,7 @@
 //! `hull features`: what hull supports, for engines to read (runtime-spec, features.md).
 //!
-//! What can be told from the table of config.json's fields is.
+//! What can be told from the table of config.json's fields is: the lists here are what the kernel and the
+//! specification have, and the table says which of it hull takes.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::cli::Global;
 use crate::error::Error;
-use crate::spec::{self, supports};
+use crate::spec::{self, supports, supports_value};
 
 /// `hull features`.
 #[derive(Debug, clap::Args)]
@@ -36,7 +37,7 @@ const HOOKS: &[&str] = &[
     "poststop",
 ];
 
-/// The namespaces that a guest's kernel makes.
+/// The kinds of namespaces.
 const NAMESPACES: &[&str] = &[
     "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
 ];
@@ -86,7 +87,7 @@ const CAPABILITIES: &[&str] = &[
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// Seccomp's actions, but for the one whose listener would be on the host.
+/// Seccomp's actions.
 const ACTIONS: &[&str] = &[
     "SCMP_ACT_ALLOW",
     "SCMP_ACT_ERRNO",
@@ -94,6 +95,7 @@ const ACTIONS: &[&str] = &[
     "SCMP_ACT_KILL_PROCESS",
     "SCMP_ACT_KILL_THREAD",
     "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
     "SCMP_ACT_TRACE",
     "SCMP_ACT_TRAP",
 ];
@@ -130,7 +132,7 @@ fn features() -> Value {
         "hooks": hooks,
         "mountOptions": mount_options,
         "linux": {
-            "namespaces": NAMESPACES,
+            "namespaces": supported("linux.namespaces[].type", NAMESPACES),
             "capabilities": CAPABILITIES,
             // The guest's, but for systemd, which would be the host's.
             "cgroup": {
@@ -142,13 +144,16 @@ fn features() -> Value {
             },
             "seccomp": {
                 "enabled": supports("linux.seccomp.syscalls[].names"),
-                "actions": ACTIONS,
-                "operators": OPERATORS,
+                "actions": supported("linux.seccomp.syscalls[].action", ACTIONS),
+                "operators": supported("linux.seccomp.syscalls[].args[].op", OPERATORS),
                 "archs": ARCHITECTURES,
                 "knownFlags": FILTER_FLAGS,
-                "supportedFlags": FILTER_FLAGS,
+                "supportedFlags": supported("linux.seccomp.flags[]", FILTER_FLAGS),
             },
-            "apparmor": { "enabled": supports("process.apparmorProfile") },
+            // A profile that confines, that is.
+            "apparmor": {
+                "enabled": supports_value("process.apparmorProfile", &json!("a-profile")),
+            },
             "selinux": { "enabled": supports("process.selinuxLabel") },
             "intelRdt": { "enabled": supports("linux.intelRdt") },
             "mountExtensions": { "idmap": { "enabled": supports("mounts[].uidMappings") } },
@@ -156,6 +161,15 @@ fn features() -> Value {
         },
         "annotations": { "io.hull.version": env!("CARGO_PKG_VERSION") },
     })
+}
+
+/// The names that a field takes; a path that ends with `[]` is a list of such names.
+fn supported(path: &str, names: &[&'static str]) -> Vec<&'static str> {
+    let takes = |name: &str| match path.strip_suffix("[]") {
+        Some(list) => supports_value(list, &json!([name])),
+        None => supports_value(path, &json!(name)),
+    };
+    names.iter().copied().filter(|name| takes(name)).collect()
 }
 
 #[cfg(test)]
@@ -167,7 +181,12 @@ mod tests {
         let features = features();
         assert_eq!(features["linux"]["intelRdt"]["enabled"], false);
         assert_eq!(features["linux"]["apparmor"]["enabled"], false);
-        assert_eq!(features["linux"]["seccomp"]["enabled"], true);
+        let seccomp = &features["linux"]["seccomp"];
+        assert_eq!(seccomp["enabled"], true);
+        assert_eq!(seccomp["supportedFlags"], seccomp["knownFlags"]);
+        let actions = seccomp["actions"].as_array().expect("a list");
+        assert!(actions.contains(&json!("SCMP_ACT_KILL_PROCESS")));
+        assert!(!actions.contains(&json!("SCMP_ACT_NOTIFY")));
         assert_eq!(features["hooks"], json!(HOOKS));
         let options = features["mountOptions"].as_array().expect("a list");
         assert!(options.contains(&json!("rro")) && !options.contains(&json!("idmap")));

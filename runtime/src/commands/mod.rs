@@ -1,8 +1,9 @@
 //! One file a verb: its options as runc has them, and what it does. [`foreground`] is what `run` and
-//! `exec` share while they wait.
+//! `exec` share while they wait, [`colour`] what reports share.
 
 pub mod check;
 pub mod checkpoint;
+pub mod colour;
 pub mod completion;
 pub mod create;
 pub mod delete;

@@ -26,6 +26,25 @@ pub enum Verdict {
     Refused(Refusal),
     /// The runtime-spec has no such field: it is ignored, as it asks.
     Unknown,
+    /// The value is none that the field can have, for this reason.
+    Invalid(String),
+}
+
+impl Verdict {
+    /// One word for it: the enforcer's, or what becomes of the field.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Enforced(enforcer) => enforcer.word(),
+            Self::Refused(_) => "refused",
+            Self::Unknown => "unknown",
+            Self::Invalid(_) => "invalid",
+        }
+    }
+
+    /// Whether a config.json with such a field is not taken.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Invalid(_))
+    }
 }
 
 /// Walks a config.json along the table. Whatever its fields' types are, this never fails.
@@ -36,7 +55,7 @@ pub fn audit(config: &Value) -> Vec<Finding> {
     };
     if let Value::Object(fields) = config {
         for (key, value) in fields {
-            walk.child(&TREE, key, value, key.clone());
+            walk.child(&TREE, key, value, join("", key));
         }
     }
     walk.findings
@@ -133,7 +152,9 @@ impl<'a> Walk<'a> {
 /// A key below a path; one that would be mistaken for two is quoted.
 fn join(path: &str, key: &str) -> String {
     let plain = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    if plain {
+    if plain && path.is_empty() {
+        key.to_owned()
+    } else if plain {
         format!("{path}.{key}")
     } else {
         format!("{path}[{key:?}]")
@@ -187,6 +208,12 @@ mod tests {
     fn a_key_with_dots_is_quoted() {
         let config = json!({"linux": {"resources": {"unified": {"io.max": "8:0 rbps=1"}}}});
         assert_eq!(refused(&config), ["linux.resources.unified[\"io.max\"]"]);
+    }
+
+    #[test]
+    fn no_key_gets_out_of_its_quotes() {
+        let findings = audit(&json!({"\u{1b}[2J": 1}));
+        assert_eq!(findings[0].path, "[\"\\u{1b}[2J\"]");
     }
 
     #[test]

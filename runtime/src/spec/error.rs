@@ -100,6 +100,18 @@ impl SpecError {
             why: why.into(),
         }
     }
+
+    /// What the audit says of a field whose value makes no sense; nothing for other errors.
+    pub(super) fn finding(self) -> Option<Finding> {
+        let (path, why) = match self {
+            Self::Type { field, source } => (field, source.to_string()),
+            Self::Missing(field) => (field.to_owned(), "it is missing".to_owned()),
+            Self::Invalid { field, why } => (field, why),
+            _ => return None,
+        };
+        let verdict = Verdict::Invalid(why);
+        Some(Finding { path, verdict })
+    }
 }
 
 /// One line for all refusals: the first in full, the others by their path.

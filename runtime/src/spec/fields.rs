@@ -5,8 +5,9 @@
 //! refused here is refused, and a field that nobody has put here fails a test.
 
 use Enforcer::{Both, Guest, Host};
+use serde_json::Value;
 
-use super::refuse::{self, Check};
+use super::refuse::{self, Check, Node};
 
 /// Who enforces a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,18 @@ pub enum Enforcer {
     },
 }
 
+impl Enforcer {
+    /// Its name.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::Host => "host",
+            Self::Both => "both",
+            Self::Refused { .. } => "refused",
+        }
+    }
+}
+
 /// One row of the table.
 #[derive(Debug)]
 pub struct Field {
@@ -37,6 +50,8 @@ pub struct Field {
     pub enforcer: Enforcer,
     /// Values that are refused where the field as such is not.
     pub check: Option<Check>,
+    /// What docs/config-json.md adds: in what a guest differs, which values are refused.
+    pub note: &'static str,
 }
 
 const fn row(path: &'static str, enforcer: Enforcer) -> Field {
@@ -44,23 +59,26 @@ const fn row(path: &'static str, enforcer: Enforcer) -> Field {
         path,
         enforcer,
         check: None,
+        note: "",
     }
 }
 
 const fn refused(path: &'static str, reason: &'static str, remedy: &'static str) -> Field {
-    Field {
-        path,
-        enforcer: Enforcer::Refused { reason, remedy },
-        check: None,
-    }
+    row(path, Enforcer::Refused { reason, remedy })
 }
 
 impl Field {
-    const fn unless(self, check: Check) -> Self {
+    /// Some values are refused; `note` says in words which.
+    const fn unless(self, check: Check, note: &'static str) -> Self {
         Self {
             check: Some(check),
+            note,
             ..self
         }
+    }
+
+    const fn noted(self, note: &'static str) -> Self {
+        Self { note, ..self }
     }
 }
 
@@ -69,6 +87,7 @@ const NOT_YET: &str = "hull does not support it yet";
 const HOST_IO: &str =
     "it is about the host's block devices, and hull does not place the VM in a host cgroup yet";
 const PLATFORM: &str = "it is for another platform than Linux containers";
+const NOTIFY: &str = "refused is `SCMP_ACT_NOTIFY`: a seccomp listener cannot leave the guest";
 const V1: &str = "cgroup v2 has no such limit, and guests have cgroup v2";
 
 /// The table.
@@ -80,7 +99,10 @@ pub const FIELDS: &[Field] = &[
         "hull has no terminals yet",
         "set it to false",
     ),
-    row("process.consoleSize", Guest).unless(refuse::console_size),
+    row("process.consoleSize", Guest).unless(
+        refuse::console_size,
+        "refused beside `process.terminal`",
+    ),
     row("process.user.uid", Guest),
     row("process.user.gid", Guest),
     row("process.user.umask", Guest),
@@ -99,13 +121,18 @@ pub const FIELDS: &[Field] = &[
     row("process.rlimits[].hard", Guest),
     row("process.rlimits[].soft", Guest),
     row("process.noNewPrivileges", Guest),
-    // "unconfined" asks for nothing, and a guest has no AppArmor that would confine.
-    row("process.apparmorProfile", Guest).unless(refuse::apparmor),
+    row("process.apparmorProfile", Guest).unless(
+        refuse::apparmor,
+        "refused unless it is empty or `unconfined`: the guest's kernel has no AppArmor",
+    ),
     row("process.oomScoreAdj", Guest),
     row("process.scheduler.policy", Guest),
     row("process.scheduler.nice", Guest),
     row("process.scheduler.priority", Guest),
-    row("process.scheduler.flags", Guest).unless(refuse::scheduler_flags),
+    row("process.scheduler.flags", Guest).unless(
+        refuse::scheduler_flags,
+        "`SCHED_FLAG_RESET_ON_FORK` and `SCHED_FLAG_DL_OVERRUN` are refused",
+    ),
     row("process.scheduler.runtime", Guest),
     row("process.scheduler.deadline", Guest),
     row("process.scheduler.period", Guest),
@@ -120,27 +147,32 @@ pub const FIELDS: &[Field] = &[
     row("process.execCPUAffinity.final", Guest),
     // root
     row("root.path", Host),
-    // In the guest only: mount points may have to be made in it first.
-    row("root.readonly", Guest),
+    row("root.readonly", Guest)
+        .noted("in the guest alone: mount points may have to be made in the root first"),
     row("hostname", Guest),
     row("domainname", Guest),
-    // mounts: what binds a path of the host is shared by the host, the rest is made in the guest
-    row("mounts[]", Both).unless(refuse::mount),
+    // mounts
+    row("mounts[]", Both).unless(
+        refuse::mount,
+        "the host shares what binds a path of the host, the guest makes the rest; refused is a type \
+         that needs a device or path of the host, and some options (below)",
+    ),
     row("mounts[].destination", Guest),
     row("mounts[].type", Guest),
     row("mounts[].source", Both),
     row("mounts[].options", Both),
     refused("mounts[].uidMappings", NOT_YET, REMOVE),
     refused("mounts[].gidMappings", NOT_YET, REMOVE),
-    // hooks: on the host with the host's programs, in the guest with the container's
+    // hooks
     row("hooks.prestart", Host),
     row("hooks.createRuntime", Host),
-    row("hooks.createContainer", Host),
-    row("hooks.startContainer", Guest),
+    row("hooks.createContainer", Host).noted(
+        "on the host, as its programs are there, in a mount namespace of its own",
+    ),
+    row("hooks.startContainer", Guest).noted("in the container, with its programs"),
     row("hooks.poststart", Host),
     row("hooks.poststop", Host),
-    // Kept in the container's state.
-    row("annotations", Host),
+    row("annotations", Host).noted("kept in the container's state"),
     // linux
     row("linux.uidMappings[].containerID", Guest),
     row("linux.uidMappings[].hostID", Guest),
@@ -155,23 +187,23 @@ pub const FIELDS: &[Field] = &[
     row("linux.resources.devices[].major", Guest),
     row("linux.resources.devices[].minor", Guest),
     row("linux.resources.devices[].access", Guest),
-    row("linux.resources.memory.limit", Both),
+    row("linux.resources.memory.limit", Both).noted("also the VM's size"),
     row("linux.resources.memory.reservation", Guest),
-    row("linux.resources.memory.swap", Guest), // a guest has no swap space
+    row("linux.resources.memory.swap", Guest).noted("a guest has no swap space to limit"),
     refused("linux.resources.memory.kernel", V1, REMOVE),
     refused("linux.resources.memory.kernelTCP", V1, REMOVE),
     refused("linux.resources.memory.swappiness", V1, REMOVE),
     refused("linux.resources.memory.disableOOMKiller", V1, REMOVE),
-    row("linux.resources.memory.useHierarchy", Guest), // cgroup v2 always does
+    row("linux.resources.memory.useHierarchy", Guest).noted("cgroup v2 always does"),
     row("linux.resources.memory.checkBeforeUpdate", Guest),
-    // Among the guest's own processes; on the host once the VM is placed in cgroupsPath.
-    row("linux.resources.cpu.shares", Guest),
-    row("linux.resources.cpu.quota", Both),
+    row("linux.resources.cpu.shares", Guest).noted("among the guest's own processes"),
+    row("linux.resources.cpu.quota", Both).noted("also the VM's number of CPUs"),
     row("linux.resources.cpu.burst", Guest),
     row("linux.resources.cpu.period", Both),
     refused("linux.resources.cpu.realtimeRuntime", V1, REMOVE),
     refused("linux.resources.cpu.realtimePeriod", V1, REMOVE),
-    row("linux.resources.cpu.cpus", Host),
+    row("linux.resources.cpu.cpus", Host)
+        .noted("the host's CPUs, on which the VM's process then runs; also the VM's number of CPUs"),
     refused(
         "linux.resources.cpu.mems",
         "hull does not place the VM's memory on NUMA nodes yet",
@@ -211,17 +243,26 @@ pub const FIELDS: &[Field] = &[
         "a guest has no RDMA devices",
         REMOVE,
     ),
-    row("linux.resources.unified.*", Guest).unless(refuse::unified),
-    // Accepted and kept; the VM's process is not yet moved there.
-    row("linux.cgroupsPath", Host),
-    row("linux.namespaces[].type", Guest),
+    row("linux.resources.unified.*", Guest).unless(
+        refuse::unified,
+        "refused are controllers that a guest has nothing for, and `cpuset.*`",
+    ),
+    row("linux.cgroupsPath", Host)
+        .noted("kept in the container's state; the VM's process is not moved there yet"),
+    row("linux.namespaces[].type", Guest).noted(
+        "a kind that is not listed is the guest's own, which stands in for the runtime's: nothing of \
+         the host's is shared, and nothing else runs in the guest but its agent",
+    ),
     refused(
         "linux.namespaces[].path",
         "a namespace of the host cannot be joined from inside a VM, and hull does not connect a \
          network namespace's interfaces yet",
         "remove the path (the container then gets a namespace of its own)",
     ),
-    row("linux.devices[]", Guest).unless(refuse::device),
+    row("linux.devices[]", Guest).unless(
+        refuse::device,
+        "FIFOs, and the character devices that every guest has; any other device is refused",
+    ),
     row("linux.devices[].path", Guest),
     row("linux.devices[].type", Guest),
     row("linux.devices[].major", Guest),
@@ -234,7 +275,7 @@ pub const FIELDS: &[Field] = &[
         "hull does not move network devices into a VM yet",
         REMOVE,
     ),
-    row("linux.seccomp.defaultAction", Guest).unless(refuse::seccomp_action),
+    row("linux.seccomp.defaultAction", Guest).unless(refuse::seccomp_action, NOTIFY),
     row("linux.seccomp.defaultErrnoRet", Guest),
     row("linux.seccomp.architectures", Guest),
     row("linux.seccomp.flags", Guest),
@@ -249,7 +290,7 @@ pub const FIELDS: &[Field] = &[
         REMOVE,
     ),
     row("linux.seccomp.syscalls[].names", Guest),
-    row("linux.seccomp.syscalls[].action", Guest).unless(refuse::seccomp_action),
+    row("linux.seccomp.syscalls[].action", Guest).unless(refuse::seccomp_action, NOTIFY),
     row("linux.seccomp.syscalls[].errnoRet", Guest),
     row("linux.seccomp.syscalls[].args[].index", Guest),
     row("linux.seccomp.syscalls[].args[].value", Guest),
@@ -289,12 +330,24 @@ pub const FIELDS: &[Field] = &[
     refused("freebsd", PLATFORM, REMOVE),
 ];
 
-/// Whether a field of the table is enforced whatever its value.
+/// Whether a field of the table is enforced, whatever its value but for those that a check refuses.
 pub fn supports(path: &str) -> bool {
-    let field = FIELDS.iter().find(|field| field.path == path);
-    field.is_some_and(|field| {
-        !matches!(field.enforcer, Enforcer::Refused { .. }) && field.check.is_none()
-    })
+    find(path).is_some_and(|field| !matches!(field.enforcer, Enforcer::Refused { .. }))
+}
+
+/// Whether a field of the table is enforced when it has this value.
+pub fn supports_value(path: &str, value: &Value) -> bool {
+    let node = Node {
+        key: "",
+        value,
+        root: &Value::Null,
+    };
+    let refused = |field: &Field| field.check.and_then(|check| check(node)).is_some();
+    supports(path) && !find(path).is_some_and(refused)
+}
+
+fn find(path: &str) -> Option<&'static Field> {
+    FIELDS.iter().find(|field| field.path == path)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! config.json: read, audit, split into the host's part and the guest's.
 //!
 //! [`load`] reads a bundle and takes it only if every field that it sets is enforced by somebody;
-//! [`fields`] is the table that says by whom. [`plan`] turns the bundle into what is done about it: the
+//! [`fields`] is the table that says by whom, and [`audit_bundle`] tells it for a bundle. [`plan`] turns the bundle into what is done about it: the
 //! shares and the size of the VM on the host, and the config.json that the agent gets.
 
 mod audit;
@@ -10,6 +10,7 @@ mod error;
 mod fields;
 mod mount_options;
 mod read;
+mod reference;
 mod refuse;
 mod sizing;
 mod split;
@@ -24,10 +25,12 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
+pub use audit::{Finding, Verdict};
 pub use error::SpecError;
-pub use fields::supports;
+pub use fields::{supports, supports_value};
 pub use mount_options::supported as supported_mount_options;
-pub use read::{load, load_process};
+pub use read::{audit_bundle, load, load_process};
+pub use reference::reference;
 pub use sizing::Sizing;
 pub use split::{Share, plan};
 pub use update::{read_changes, update};

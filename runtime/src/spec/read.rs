@@ -14,7 +14,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat, openat2};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::audit::{Verdict, audit};
+use super::audit::{Finding, Verdict, audit};
 use super::validate::{validate, validate_process};
 use super::{Bundle, SpecError};
 
@@ -43,6 +43,29 @@ pub fn load(bundle: &Path) -> Result<Bundle, SpecError> {
         rootfs,
         rootfs_path,
     })
+}
+
+/// Says of every field that a bundle's config.json sets who enforces it, whether hull takes it or not.
+/// Beside all that is refused, the first value that makes no sense is found.
+///
+/// # Errors
+/// When there is no config.json, or it isn't a JSON object.
+pub fn audit_bundle(bundle: &Path) -> Result<Vec<Finding>, SpecError> {
+    let (dir, path) = open_bundle(bundle)?;
+    let mut config = parse(open_config(&dir, &path)?, &path.join(CONFIG))?;
+    let meaning = normalize(&mut config, "")
+        .and_then(|()| typed::<Spec>(&config, ""))
+        .and_then(|spec| validate(&spec));
+    let mut findings = audit(&config);
+    if let Some(invalid) = meaning.err().and_then(SpecError::finding) {
+        // What is refused need not make sense as well.
+        let refused = |f: &Finding| f.verdict.is_fatal() && invalid.path.starts_with(&f.path);
+        if !findings.iter().any(refused) {
+            findings.retain(|finding| finding.path != invalid.path);
+            findings.push(invalid);
+        }
+    }
+    Ok(findings)
 }
 
 /// Reads the `process` object of `exec --process`.

@@ -5,12 +5,13 @@
 mod host;
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
 use serde::Serialize;
 
+use super::colour::{Colour, Palette};
 use crate::cli::Global;
 use crate::error::Error;
 
@@ -106,8 +107,8 @@ pub fn run(global: &Global, args: &Check) -> Result<ExitCode, Error> {
             writeln!(out)?;
         }
         Format::Table => {
-            let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            out.write_all(table(&checks, colour).as_bytes())?;
+            let palette = Palette::of(&out);
+            out.write_all(table(&checks, palette).as_bytes())?;
         }
     }
     Ok(if usable {
@@ -118,7 +119,7 @@ pub fn run(global: &Global, args: &Check) -> Result<ExitCode, Error> {
 }
 
 /// One line a finding, its remedy below it, and the verdict at the end.
-fn table(checks: &[Finding], colour: bool) -> String {
+fn table(checks: &[Finding], palette: Palette) -> String {
     let width = checks
         .iter()
         .map(|finding| finding.name.len())
@@ -126,16 +127,12 @@ fn table(checks: &[Finding], colour: bool) -> String {
         .unwrap_or(0);
     let mut text = String::new();
     for finding in checks {
-        let (word, code) = match finding.status {
-            Status::Ok => ("ok     ", 32),
-            Status::Warning => ("warning", 33),
-            Status::Missing => ("missing", 31),
+        let (word, colour) = match finding.status {
+            Status::Ok => ("ok     ", Colour::Green),
+            Status::Warning => ("warning", Colour::Yellow),
+            Status::Missing => ("missing", Colour::Red),
         };
-        let word = if colour {
-            format!("\x1b[{code}m{word}\x1b[0m")
-        } else {
-            word.to_owned()
-        };
+        let word = palette.paint(colour, word);
         let _ = writeln!(text, "{word}  {:width$}  {}", finding.name, finding.found);
         if let Some(remedy) = &finding.remedy {
             let indent = "warning".len() + 2 + width + 2;
@@ -171,7 +168,7 @@ mod tests {
             Finding::missing("long", "gone", "get it"),
         ];
         assert_eq!(
-            table(&checks, false),
+            table(&checks, Palette { colourful: false }),
             "ok       a     fine\n\
              missing  long  gone\n               to do: get it\n\n\
              hull cannot run containers on this host: long.\n"
@@ -181,6 +178,9 @@ mod tests {
     #[test]
     fn a_warning_does_not_forbid() {
         let checks = [Finding::warning("a", "slow", "speed it up")];
-        assert!(table(&checks, true).ends_with("hull can run containers on this host.\n"));
+        assert!(
+            table(&checks, Palette { colourful: true })
+                .ends_with("hull can run containers on this host.\n")
+        );
     }
 }

@@ -1,4 +1,7 @@
-//! `hull spec`: a config.json to start from, the same that runc writes.
+//! `hull spec`: a config.json to start from, the same that runc writes; with `--audit`, what hull makes
+//! of one that is there, and with `--reference`, of any.
+
+mod audit;
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -11,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::cli::Global;
 use crate::error::Error;
+use crate::spec;
 
 /// runc's own (its `libcontainer/specconv/example.go`), as it is on a host with cgroup v2.
 const TEMPLATE: &str = include_str!("config.json");
@@ -24,13 +28,38 @@ pub struct Spec {
     /// For a user who isn't root
     #[arg(long)]
     rootless: bool,
+    /// Write nothing: say of each field of a bundle's config.json who enforces it, or why it is refused
+    #[arg(long, conflicts_with = "rootless")]
+    audit: bool,
+    /// The form of the audit
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        default_value = "table",
+        requires = "audit"
+    )]
+    format: audit::Format,
+    /// Write nothing: print who enforces each field that a config.json can have, as Markdown
+    #[arg(long, conflicts_with_all = ["rootless", "audit"])]
+    reference: bool,
+    /// The bundle to audit (default: the current folder)
+    #[arg(value_name = "BUNDLE", requires = "audit")]
+    audited: Option<PathBuf>,
 }
 
-/// Writes the file.
+/// Writes the file, audits the one that is there, or prints the reference.
 ///
 /// # Errors
-/// When there is one, or it can't be written.
+/// When there is one, or it can't be written; with `--audit`, when there is none to read.
 pub fn run(_: &Global, args: &Spec) -> Result<ExitCode, Error> {
+    if args.reference {
+        io::stdout().write_all(spec::reference().as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.audit {
+        return audit::run(args.audited.as_ref().unwrap_or(&args.bundle), args.format);
+    }
     let user = args.rootless.then(|| {
         (
             rustix::process::geteuid().as_raw(),
