@@ -15,10 +15,10 @@ export HULL_KERNEL    = $(CURDIR)/$(KERNEL)
 export HULL_INITRAMFS = $(CURDIR)/$(INITRAMFS)
 
 .DEFAULT_GOAL := help
-.PHONY: help build kernel agent initramfs hull packages rootfs demo test bench fuzz lint install clean
+.PHONY: help build kernel agent initramfs hull packages rootfs demo test bench conformance fuzz lint install clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build rootfs ## Run a Debian userland in a microVM, from an ordinary bundle
 	@.ci/packages host
@@ -31,6 +31,10 @@ test: build rootfs ## Pass the unit tests and the end-to-end tests
 bench: build rootfs ## Measure hull beside runc, crun and gVisor on the counting clock
 	@.ci/packages host bench
 	@tests/bench/run
+
+conformance: build rootfs ## Pass runc's, crun's and a POSIX suite; ONLY=suite[:regex], FRESH=1
+	@.ci/packages host conformance
+	@tests/conformance/run $(if $(ONLY),--only '$(ONLY)') $(if $(FRESH),--fresh)
 
 fuzz: ## Fuzz whatever reads the guest's bytes, SECONDS (600) each target
 	@.ci/packages build fuzz

@@ -1,0 +1,166 @@
+"""The results of the conformance suites: kept on disk as they come, compared, reported."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+FOLDER = HERE.parent.parent / "target/conformance"
+RUNTIMES = ["hull", "runc", "crun"]
+# Each suite, and with whom it is run: the controls first. Of pjdfstest, which tests a file system, the
+# control is the host's own: that is what a container of runc has.
+SUITES = {
+    "runc": ["runc", "crun", "hull"],
+    "crun": ["crun", "runc", "hull"],
+    "pjdfstest": ["runc", "hull"],
+}
+VERDICTS = ["passed", "failed", "skipped"]
+
+
+def new_batch():
+    """Makes the folder for what one host reports. Later ones sort behind earlier ones."""
+    batches = FOLDER / "batches"
+    batches.mkdir(parents=True, exist_ok=True)
+    last = max((int(path.name.split("-")[0]) for path in batches.iterdir()), default=0)
+    return Path(tempfile.mkdtemp(prefix=f"{last + 1:06}-", dir=batches))
+
+
+def forget():
+    shutil.rmtree(FOLDER / "batches", ignore_errors=True)
+
+
+def read(batch):
+    """The results of one batch. A line that was cut off in writing is none."""
+    found = []
+    path = batch / "results.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append({**json.loads(line), "batch": batch.name})
+        except json.JSONDecodeError:
+            pass
+    return found
+
+
+def append(batch, suite, test, runtime, result, reason):
+    line = {"suite": suite, "test": test, "runtime": runtime, "result": result, "reason": reason}
+    with open(batch / "results.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_all():
+    """The newest result of each (suite, test, runtime)."""
+    known = {}
+    for batch in sorted((FOLDER / "batches").glob("*")):
+        for result in read(batch):
+            known[result["suite"], result["test"], result["runtime"]] = result
+    return known
+
+
+def listed(suite):
+    """The cases that hull need not pass, each with the reason: the comment above it in ./listed/SUITE."""
+    cases, reason, in_comment = {}, "", False
+    path = HERE / "listed" / suite
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if line.startswith("#"):
+            text = line[1:].strip()
+            reason = f"{reason} {text}" if in_comment else text
+            in_comment = True
+        else:
+            in_comment = False
+            if line.strip():
+                cases[line] = reason
+    return cases
+
+
+@dataclass
+class Difference:
+    """A case that a control passes and hull doesn't, or that is on the list."""
+
+    suite: str
+    test: str
+    hull: str
+    controls: list
+    reason: str | None
+    log: Path
+
+
+def compare(known):
+    differences = []
+    for suite, runtimes in SUITES.items():
+        reasons = listed(suite)
+        for test in dict.fromkeys([test for s, test, _ in known if s == suite]):
+            hull = known.get((suite, test, "hull"))
+            passing = [r for r in runtimes if r != "hull" and known.get((suite, test, r), {}).get("result") == "passed"]
+            if hull and (test in reasons or (passing and hull["result"] != "passed")):
+                log = FOLDER / "batches" / hull["batch"] / "logs" / (test.replace("/", ".") + ".log")
+                differences.append(Difference(suite, test, hull["result"], passing, reasons.get(test), log))
+    return differences
+
+
+def errors_of_lists(cases, differences):
+    """What is wrong with ./listed, given all cases that there are."""
+    names = {case[:2] for case in cases}
+    for suite in SUITES:
+        for test in listed(suite):
+            if (suite, test) not in names:
+                yield f"{suite}: {test}: listed, but the suite has no such case"
+    for d in differences:
+        if d.reason is None:
+            continue
+        if d.hull == "passed":
+            yield f"{d.suite}: {d.test}: listed, but hull passes it"
+        elif not d.controls:
+            yield f"{d.suite}: {d.test}: listed, but no control passes it"
+
+
+def table(known):
+    """The figures, as rows of a Markdown table."""
+    yield "| suite | runtime | passed | failed | skipped |"
+    yield "| --- | --- | ---: | ---: | ---: |"
+    for suite, runtimes in SUITES.items():
+        for runtime in runtimes:
+            got = [result["result"] for (s, _, r), result in known.items() if (s, r) == (suite, runtime)]
+            yield f"| {suite} | {runtime} | " + " | ".join(str(got.count(verdict)) for verdict in VERDICTS) + " |"
+
+
+def write_json(cases, known):
+    rows = []
+    for suite, test in dict.fromkeys(case[:2] for case in cases):
+        row = {"suite": suite, "test": test}
+        for runtime in RUNTIMES:
+            row[runtime] = known.get((suite, test, runtime), {}).get("result")
+        rows.append({**row, "listed": test in listed(suite)})
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def report(cases):
+    """Prints the comparison and writes results.json. Returns the exit status."""
+    known = {case: result for case, result in read_all().items() if case in set(cases)}
+    write_json(cases, known)
+    differences = compare(known)
+    explained = [d for d in differences if d.reason is not None and d.hull != "passed"]
+    unexplained = [d for d in differences if d.reason is None]
+    errors = list(errors_of_lists(cases, differences))
+    missing = [case for case in cases if case not in known]
+
+    print("\n".join(table(known)))
+    print(f"\n{len(explained)} listed differences:")
+    for d in explained:
+        print(f"  {d.suite}: {d.test}: hull {d.hull}: {d.reason}")
+    print(f"\n{len(unexplained)} differences that aren't listed:")
+    for d in unexplained:
+        print(f"  {d.suite}: {d.test}: hull {d.hull}, {' and '.join(d.controls)} passed ({d.log})")
+    if errors:
+        print(f"\n{len(errors)} errors of the lists:")
+        for error in errors:
+            print(f"  {error}")
+    builds = {result.get("build") for (_, _, runtime), result in known.items() if runtime == "hull"}
+    if len(builds) > 1:
+        print(f"\nhull's results are of {len(builds)} builds of it; FRESH=1 runs all with this one")
+    if missing:
+        print(f"\n{len(missing)} results are still missing; the same command goes on with them")
+    print(f"\nresults: {FOLDER / 'results.json'}")
+    return 1 if unexplained or errors or missing else 0
