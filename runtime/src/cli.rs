@@ -1,17 +1,18 @@
 //! The command line: runc's global options, and which command they are for.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    check, checkpoint, completion, create, delete, events, exec, features, kill, list, pause, ps,
-    run, spec, start, state, update, vmm,
+    check, checkpoint, completion, config, create, delete, events, exec, features, kill, list,
+    pause, ps, run, spec, start, state, update, vmm,
 };
+use crate::config::Config;
 use crate::error::{Error, chain};
 use crate::logging;
-use crate::sandbox::Boot;
 
 /// An OCI runtime that gives every container its own KVM microVM.
 #[derive(Debug, Parser)]
@@ -51,15 +52,18 @@ pub struct Global {
     /// Accepted as runc accepts it, and not used by either
     #[arg(long, value_name = "PATH", hide = true)]
     pub criu: Option<PathBuf>,
+    /// Read hull's configuration from FILE (default: /etc/hull/hull.toml, if it is there)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Boot this kernel (uncompressed ELF) instead of the built-in one
     #[arg(long, value_name = "FILE")]
-    pub kernel: Option<PathBuf>,
+    kernel: Option<PathBuf>,
     /// Boot this initramfs (cpio) instead of the built-in one
     #[arg(long, value_name = "FILE")]
-    pub initramfs: Option<PathBuf>,
-    /// How long the guest may take to come up, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    pub boot_timeout: u32,
+    initramfs: Option<PathBuf>,
+    /// How long the guest may take to come up, in seconds (default: 30)
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    boot_timeout: Option<u32>,
 }
 
 /// The forms of log lines.
@@ -79,6 +83,8 @@ enum Command {
     Checkpoint(checkpoint::NotYet),
     /// Print what makes a shell complete hull's words
     Completion(completion::Completion),
+    /// Print the configuration in force
+    Config(config::Config),
     /// Create a container
     Create(create::Create),
     /// Delete what a container has left, or a running one with --force
@@ -125,12 +131,35 @@ enum Command {
 }
 
 impl Global {
-    /// How the user wants guests booted.
-    pub fn boot(&self) -> Boot {
-        Boot {
-            kernel: self.kernel.clone(),
-            initramfs: self.initramfs.clone(),
+    /// The configuration in force.
+    ///
+    /// # Errors
+    /// When its file is none.
+    pub fn config(&self) -> Result<Config, Error> {
+        Ok(self.over(Config::load(self.config.as_deref())?))
+    }
+
+    /// The configuration in force for a container with these annotations.
+    ///
+    /// # Errors
+    /// When the configuration's file is none, or one of the annotations is refused.
+    pub fn container_config(&self, annotations: &HashMap<String, String>) -> Result<Config, Error> {
+        let config = Config::load(self.config.as_deref())?;
+        Ok(self.over(config.for_container(annotations)?))
+    }
+
+    /// What the command line says wins.
+    fn over(&self, mut config: Config) -> Config {
+        if let Some(kernel) = &self.kernel {
+            config.kernel.clone_from(kernel);
         }
+        if let Some(initramfs) = &self.initramfs {
+            config.initramfs.clone_from(initramfs);
+        }
+        if let Some(seconds) = self.boot_timeout {
+            config.boot_timeout = seconds;
+        }
+        config
     }
 }
 
@@ -174,6 +203,7 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Error> {
         Command::Check(args) => check::run(global, &args),
         Command::Checkpoint(args) => checkpoint::run("checkpoint", &args),
         Command::Completion(args) => completion::completion(Cli::command(), &args),
+        Command::Config(args) => config::run(global, &args),
         Command::Create(args) => create::run(global, &args),
         Command::Delete(args) => delete::run(global, &args),
         Command::Events(args) => events::run(global, &args),

@@ -6,6 +6,12 @@ use std::fmt::Write as _;
 /// A command's failure. The text of the whole chain, causes included, is one line for the user.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// hull's own configuration.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// An annotation that would change it.
+    #[error(transparent)]
+    Annotation(#[from] crate::config::AnnotationError),
     /// The bundle or its config.json was refused.
     #[error(transparent)]
     Spec(#[from] crate::spec::SpecError),

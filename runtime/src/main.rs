@@ -2,10 +2,12 @@
 //!
 //! The way from here to the guest's process: [`commands`] has a file for each verb; `create` reads the
 //! bundle ([`spec`]), launches the VMM process ([`sandbox`]) and asks the agent in the guest for the
-//! container; [`container`] is what remains on disk between commands.
+//! container; [`container`] is what remains on disk between commands. [`config`] is what an operator can
+//! change about all that.
 
 mod cli;
 mod commands;
+mod config;
 mod container;
 mod error;
 mod logging;

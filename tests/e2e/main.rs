@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod cli;
+mod config;
 mod exec;
 mod exit_codes;
 mod files;

@@ -12,6 +12,7 @@ use time::format_description::well_known::Rfc3339;
 use super::delete::destroy;
 use super::state::for_hook;
 use crate::cli::Global;
+use crate::config::Config;
 use crate::container::{
     Call, ContainerDir, ContainerId, Hooks, Phase, ProcessId, Stage, State, Status, Store,
 };
@@ -81,8 +82,9 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
     let id: ContainerId = id.parse()?;
     refuse_options(options)?;
     let bundle = spec::load(&options.bundle)?;
-    let boot = global.boot().open()?;
-    let plan = spec::plan(&bundle, id.as_str())?;
+    let config = global.container_config(&bundle.annotations())?;
+    let boot = config.boot().open()?;
+    let plan = spec::plan(&bundle, id.as_str(), &config)?;
     let pinned = plan.pin()?;
 
     let store = Store::open(&global.root)?;
@@ -97,14 +99,11 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
         dir: &dir,
         vcpus: sizing.vcpus,
         memory_mib: sizing.memory_mib,
-        cmdline: if global.debug {
-            "hull.log=debug".to_owned()
-        } else {
-            String::new()
-        },
+        cmdline: cmdline(global, &config),
+        console_log_size: u64::from(config.console_log_size) << 10,
         shares: plan.shares,
         boot,
-        boot_timeout: Duration::from_secs(global.boot_timeout.into()),
+        boot_timeout: Duration::from_secs(config.boot_timeout.into()),
     };
     let boot_timeout = launch.boot_timeout;
     let launched = launch.spawn();
@@ -147,6 +146,12 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
             Err(e.into())
         }
     }
+}
+
+/// What the guest's kernel is told beyond what it always is.
+fn cmdline(global: &Global, config: &Config) -> String {
+    let debug = if global.debug { " hull.log=debug" } else { "" };
+    format!("{}{debug}", config.kernel_params)
 }
 
 /// From a launched VMM process to a container whose state says `created`.

@@ -5,6 +5,7 @@ pub mod check;
 pub mod checkpoint;
 pub mod colour;
 pub mod completion;
+pub mod config;
 pub mod create;
 pub mod delete;
 pub mod events;

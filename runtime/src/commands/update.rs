@@ -115,12 +115,13 @@ pub fn run(global: &Global, args: &Update) -> Result<ExitCode, Error> {
     let changes = changes(args)?;
     dir.lock()?;
     let state = dir.load()?;
+    let config = global.container_config(&state.annotations)?;
     let status = state.status();
     if matches!(status, Status::Creating | Status::Stopped) {
         let (verb, id) = ("update", state.id);
         return Err(ContainerError::WrongState { verb, id, status }.into());
     }
-    let update = spec::update(&dir.load_config()?, state.sizing, changes)?;
+    let update = spec::update(&dir.load_config()?, state.sizing, &config, changes)?;
     Agent::connect(&dir)
         .and_then(|agent| agent.update(dir.id(), update.guest))
         .map_err(SandboxError::from)?;

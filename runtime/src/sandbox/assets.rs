@@ -29,12 +29,12 @@ pub struct BootFiles {
     pub initramfs: Option<File>,
 }
 
-/// How the user wants the guest booted.
+/// How the guest is to be booted.
 #[derive(Clone, Debug, Default)]
 pub struct Boot {
-    /// `--kernel`.
+    /// This kernel, rather than the built-in one.
     pub kernel: Option<PathBuf>,
-    /// `--initramfs`.
+    /// This initramfs, rather than the built-in one.
     pub initramfs: Option<PathBuf>,
 }
 

@@ -17,6 +17,8 @@ pub struct VmmConfig {
     pub memory_mib: u32,
     /// Words for the end of the kernel's command line.
     pub cmdline: String,
+    /// The most that is kept of the guest's console, in bytes.
+    pub console_log_size: u64,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<VmmShare>,
     /// The guest kernel, where it is not the built-in one.

@@ -37,6 +37,8 @@ pub struct Launch<'a> {
     pub memory_mib: u32,
     /// Words for the end of the kernel's command line.
     pub cmdline: String,
+    /// The most that is kept of the guest's console, in bytes.
+    pub console_log_size: u64,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<Share>,
     /// The kernel and the initramfs, where they are not the built-in ones.
@@ -90,6 +92,7 @@ impl Launch<'_> {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             cmdline: self.cmdline,
+            console_log_size: self.console_log_size,
             shares,
             kernel: self.boot.kernel.as_ref().map(AsRawFd::as_raw_fd),
             initramfs: self.boot.initramfs.as_ref().map(AsRawFd::as_raw_fd),

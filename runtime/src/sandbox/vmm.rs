@@ -208,7 +208,11 @@ fn assemble(
     events.add(Arc::clone(&vsock) as _);
     events.add(rng);
     fs::spawn(fs, || jail::confine(Role::Filesystem))?;
-    let console = Console::new(inherited.console, ConsoleLimits::default());
+    let limits = ConsoleLimits {
+        total: config.console_log_size,
+        ..ConsoleLimits::default()
+    };
+    let console = Console::new(inherited.console, limits);
     let machine = machine.start(console, || {
         jail::confine(Role::Vcpu).map_err(io::Error::other)
     })?;

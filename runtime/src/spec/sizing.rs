@@ -6,28 +6,10 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 use super::cpulist::CpuList;
+use crate::config::{Config, MIN_MEMORY};
 
-/// The most vCPUs that a container without a CPU limit gets: each costs time at boot.
-const DEFAULT_VCPUS: u64 = 4;
-
-/// The most vCPUs that any container gets.
-const MAX_VCPUS: u64 = 64;
-
-/// The guest's memory without a memory limit, in MiB. The host gives it page by page as it is used.
-const DEFAULT_MEMORY: u64 = 2048;
-
-/// The least memory that a guest starts with, in MiB.
-const MIN_MEMORY: u64 = 128;
-
-/// The most memory that a guest gets, in MiB: 1 TiB.
-const MAX_MEMORY: u64 = 1 << 20;
-
-/// What the guest's kernel and agent need beside the container's limit, in MiB: a fixed part, and one
-/// part in [`ALLOWANCE_SHARE`] of the limit (a `struct page` is 1/64 of its page).
-const ALLOWANCE: u64 = 48;
-
-/// See [`ALLOWANCE`].
-const ALLOWANCE_SHARE: u64 = 64;
+/// The guest's kernel keeps account of its memory in `struct page`s, which are 1/64 of their pages.
+const ACCOUNT_SHARE: u64 = 64;
 
 /// The period of a CPU quota without one, in µs (cpu.max, Documentation/admin-guide/cgroup-v2.rst).
 const DEFAULT_PERIOD: u64 = 100_000;
@@ -81,11 +63,20 @@ impl Sizing {
     ///
     /// # Errors
     /// Says what there is too little of.
-    pub fn covers(&self, resources: &LinuxResources, host: Host) -> Result<(), TooSmall> {
+    pub fn covers(
+        &self,
+        resources: &LinuxResources,
+        host: Host,
+        config: &Config,
+    ) -> Result<(), TooSmall> {
         let limit = resources.memory().as_ref().and_then(LinuxMemory::limit);
         let limit = limit.and_then(|limit| u64::try_from(limit).ok());
-        let wanted = limit.filter(|limit| *limit > 0).map(with_allowance);
-        if wanted.is_some_and(|wanted| wanted > self.memory_mib.into() && wanted > MIN_MEMORY) {
+        let wanted = limit
+            .filter(|limit| *limit > 0)
+            .map(|limit| with_allowance(limit, config));
+        if wanted
+            .is_some_and(|wanted| wanted > self.memory_mib.into() && wanted > MIN_MEMORY.into())
+        {
             return Err(TooSmall::Memory);
         }
         let cpus = resources.cpu().as_ref().and_then(cpus_at_once);
@@ -96,10 +87,11 @@ impl Sizing {
     }
 
     /// The size for a container with these limits on this host.
-    pub fn of(resources: Option<&LinuxResources>, host: Host) -> Self {
+    pub fn of(resources: Option<&LinuxResources>, host: Host, config: &Config) -> Self {
         let cpus = vcpus(
             resources.and_then(|resources| resources.cpu().as_ref()),
             host,
+            config,
         );
         let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
         Self {
@@ -107,13 +99,13 @@ impl Sizing {
                 .ok()
                 .and_then(NonZeroU8::new)
                 .unwrap_or(NonZeroU8::MIN),
-            memory_mib: u32::try_from(memory(limit, host)).unwrap_or(u32::MAX),
+            memory_mib: u32::try_from(memory(limit, host, config)).unwrap_or(u32::MAX),
         }
     }
 }
 
 /// As many vCPUs as the limits let run at once, and no more than the host can.
-fn vcpus(limits: Option<&LinuxCpu>, host: Host) -> u64 {
+fn vcpus(limits: Option<&LinuxCpu>, host: Host, config: &Config) -> u64 {
     let quota = limits.and_then(cpus_at_once);
     let listed = limits
         .and_then(|cpu| cpu.cpus().as_ref()?.parse::<CpuList>().ok())
@@ -121,9 +113,11 @@ fn vcpus(limits: Option<&LinuxCpu>, host: Host) -> u64 {
         .filter(|count| *count > 0);
     let limit = match (quota, listed) {
         (Some(quota), Some(listed)) => quota.min(listed),
-        (quota, listed) => quota.or(listed).unwrap_or(DEFAULT_VCPUS),
+        (quota, listed) => quota
+            .or(listed)
+            .unwrap_or(config.default_vcpus.get().into()),
     };
-    limit.min(host.cpus).clamp(1, MAX_VCPUS)
+    limit.min(host.cpus).clamp(1, config.max_vcpus.get().into())
 }
 
 /// How many CPUs a quota lets run at once.
@@ -140,21 +134,21 @@ fn cpus_at_once(cpu: &LinuxCpu) -> Option<u64> {
 }
 
 /// The memory in MiB for a limit in bytes. A limit above what the host has limits nothing.
-fn memory(limit: Option<i64>, host: Host) -> u64 {
+fn memory(limit: Option<i64>, host: Host, config: &Config) -> u64 {
     let limit = limit
         .and_then(|limit| u64::try_from(limit).ok())
         .filter(|limit| *limit > 0 && *limit < host.memory);
     let wanted = match limit {
-        Some(limit) => with_allowance(limit),
-        None => DEFAULT_MEMORY.min(host.memory >> 20),
+        Some(limit) => with_allowance(limit, config),
+        None => u64::from(config.default_memory).min(host.memory >> 20),
     };
-    wanted.clamp(MIN_MEMORY, MAX_MEMORY)
+    wanted.clamp(MIN_MEMORY.into(), config.max_memory.into())
 }
 
 /// The memory in MiB that lets a container have `limit` bytes.
-fn with_allowance(limit: u64) -> u64 {
+fn with_allowance(limit: u64, config: &Config) -> u64 {
     let limit = limit.div_ceil(1 << 20);
-    limit + ALLOWANCE + limit / ALLOWANCE_SHARE
+    limit + u64::from(config.guest_memory_allowance) + limit / ACCOUNT_SHARE
 }
 
 #[cfg(test)]
@@ -169,7 +163,7 @@ mod tests {
 
     fn size(resources: Value) -> (u8, u32) {
         let resources: LinuxResources = serde_json::from_value(resources).expect("resources");
-        let sizing = Sizing::of(Some(&resources), HOST);
+        let sizing = Sizing::of(Some(&resources), HOST, &Config::default());
         (sizing.vcpus.get(), sizing.memory_mib)
     }
 
@@ -182,8 +176,31 @@ mod tests {
                 cpus: 1,
                 memory: 1 << 30,
             },
+            &Config::default(),
         );
         assert_eq!((small.vcpus.get(), small.memory_mib), (1, 1024));
+    }
+
+    #[test]
+    fn the_configuration_moves_defaults_and_bounds() {
+        let config = Config {
+            default_vcpus: NonZeroU8::MIN,
+            default_memory: 256,
+            max_memory: 1024,
+            guest_memory_allowance: 100,
+            ..Config::default()
+        };
+        let size = |limits: Value| {
+            let limits: LinuxResources = serde_json::from_value(limits).expect("resources");
+            let sizing = Sizing::of(Some(&limits), HOST, &config);
+            (sizing.vcpus.get(), sizing.memory_mib)
+        };
+        assert_eq!(size(json!({})), (1, 256));
+        assert_eq!(
+            size(json!({"memory": {"limit": 128 << 20}})).1,
+            128 + 100 + 2
+        );
+        assert_eq!(size(json!({"memory": {"limit": 8_i64 << 30}})).1, 1024);
     }
 
     #[test]
@@ -221,7 +238,8 @@ mod tests {
             )
             .expect("resources");
             let limits: LinuxResources = serde_json::from_value(limits).expect("resources");
-            Sizing::of(Some(&made), HOST).covers(&limits, HOST)
+            let config = Config::default();
+            Sizing::of(Some(&made), HOST, &config).covers(&limits, HOST, &config)
         };
         assert_eq!(covers(json!({"memory": {"limit": 512 << 20}})), Ok(()));
         assert_eq!(

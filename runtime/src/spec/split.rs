@@ -22,6 +22,7 @@ use super::mount_options::{Treatment, treatment};
 use super::refuse::{GUEST_DEVICES, is_bind};
 use super::sizing::Host;
 use super::{Bundle, Sizing, SpecError};
+use crate::config::Config;
 
 /// What is done about a bundle.
 #[derive(Debug)]
@@ -69,10 +70,10 @@ pub struct Share {
 ///
 /// # Errors
 /// When the source of a bind mount can't be opened, or is of a kind that can't be shared.
-pub fn plan(bundle: &Bundle, id: &str) -> Result<Plan, SpecError> {
+pub fn plan(bundle: &Bundle, id: &str, config: &Config) -> Result<Plan, SpecError> {
     let mut guest = bundle.spec.clone();
     let resources = resources(&bundle.spec);
-    let sizing = Sizing::of(resources, Host::read());
+    let sizing = Sizing::of(resources, Host::read(), config);
 
     let rootfs = bundle
         .rootfs

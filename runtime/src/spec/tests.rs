@@ -8,8 +8,14 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::{SpecError, load, plan};
+use super::split::Plan;
+use super::{Bundle, SpecError, load};
+use crate::config::Config;
 use crate::error::chain;
+
+fn plan(bundle: &Bundle, id: &str) -> Result<Plan, SpecError> {
+    super::plan(bundle, id, &Config::default())
+}
 
 /// The least that is a config.json.
 fn minimal() -> Value {

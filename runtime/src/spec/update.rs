@@ -15,6 +15,7 @@ use super::refuse::is_unset;
 use super::sizing::{Host, Sizing, TooSmall};
 use super::split::guest_resources;
 use super::validate::validate;
+use crate::config::Config;
 
 /// The largest description of changes, in bytes.
 const MAX_CHANGES: u64 = 1 << 20;
@@ -47,7 +48,12 @@ pub fn read_changes(from: impl Read) -> std::io::Result<Value> {
 ///
 /// # Errors
 /// When a limit is refused, can't be changed, makes no sense, or is more than the VM has.
-pub fn update(config: &Spec, sizing: Sizing, mut changes: Value) -> Result<Update, SpecError> {
+pub fn update(
+    spec: &Spec,
+    sizing: Sizing,
+    config: &Config,
+    mut changes: Value,
+) -> Result<Update, SpecError> {
     normalize(&mut changes, "")?;
     without_meaning(&mut changes);
     refuse(&json!({ "linux": { "resources": changes } }))?;
@@ -66,25 +72,25 @@ pub fn update(config: &Spec, sizing: Sizing, mut changes: Value) -> Result<Updat
     }
     let changed = changed.clone();
 
-    let mut merged = serde_json::to_value(config).map_err(|source| SpecError::Type {
+    let mut merged = serde_json::to_value(spec).map_err(|source| SpecError::Type {
         field: "(top level)".to_owned(),
         source,
     })?;
     merge(&mut merged, &json!({ "linux": { "resources": changes } }));
-    let config: Spec = typed(&merged, "")?;
-    validate(&config)?;
-    let resources = config
+    let spec: Spec = typed(&merged, "")?;
+    validate(&spec)?;
+    let resources = spec
         .linux()
         .as_ref()
         .and_then(|linux| linux.resources().clone());
     let resources = resources.unwrap_or_default();
-    fits(sizing.covers(&resources, Host::read()), sizing)?;
+    fits(sizing.covers(&resources, Host::read(), config), sizing)?;
 
     let cpus = changes.pointer("/cpu/cpus").and_then(Value::as_str);
     let guest = serde_json::to_value(guest_resources(resources));
     let guest = guest.and_then(|guest| serde_json::to_vec(&touched(guest, &changed)));
     Ok(Update {
-        config,
+        config: spec,
         guest: guest.map_err(|source| SpecError::Type {
             field: "linux.resources".to_owned(),
             source,
@@ -180,6 +186,10 @@ mod tests {
         vcpus: NonZeroU8::MIN,
         memory_mib: 568,
     };
+
+    fn update(spec: &Spec, sizing: Sizing, changes: Value) -> Result<Update, SpecError> {
+        super::update(spec, sizing, &Config::default(), changes)
+    }
 
     fn config() -> Spec {
         let config = json!({

@@ -129,9 +129,11 @@ fn probe() -> Result<Probe, String> {
 }
 
 fn guest_files(global: &Global) -> Finding {
-    match global.boot().open() {
-        Ok(_) => Finding::ok("guest files", "a guest kernel and its initramfs are there"),
-        Err(e) => Finding::missing(
+    let opened = global.config().map(|config| config.boot().open());
+    match opened {
+        Ok(Ok(_)) => Finding::ok("guest files", "a guest kernel and its initramfs are there"),
+        Err(e) => Finding::missing("guest files", chain(&e), "correct the configuration"),
+        Ok(Err(e)) => Finding::missing(
             "guest files",
             chain(&e),
             "name them with --kernel and --initramfs, or use a hull that has them built in",

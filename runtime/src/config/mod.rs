@@ -1,0 +1,85 @@
+//! hull's configuration: one TOML file for the host, and what annotations of a container may change.
+//!
+//! [`KEYS`] is the table of keys: what is printed of each, and the sample in `docs/hull.toml`, come from
+//! there. What is stronger wins: the command line, then a container's annotations `io.hull.KEY`, as far
+//! as the file's `annotations` allow them, then the file, then the defaults.
+
+mod annotations;
+mod file;
+mod keys;
+
+use std::num::NonZeroU8;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use annotations::AnnotationError;
+pub use file::ConfigError;
+
+use crate::sandbox::Boot;
+pub use keys::MIN_MEMORY;
+use keys::{memory, seconds, settable, vcpus};
+
+/// What is configured; each field is a key of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How long a guest may take to come up, in seconds.
+    #[serde(deserialize_with = "seconds")]
+    pub boot_timeout: u32,
+    /// The guest's kernel; empty is the built-in one.
+    pub kernel: PathBuf,
+    /// The guest's initramfs; empty is the built-in one.
+    pub initramfs: PathBuf,
+    /// Words for the end of the kernel's command line.
+    pub kernel_params: String,
+    /// The most vCPUs of a container without a CPU limit.
+    #[serde(deserialize_with = "vcpus")]
+    pub default_vcpus: NonZeroU8,
+    /// The most vCPUs of any container.
+    #[serde(deserialize_with = "vcpus")]
+    pub max_vcpus: NonZeroU8,
+    /// The memory of a VM without a memory limit, in MiB.
+    #[serde(deserialize_with = "memory")]
+    pub default_memory: u32,
+    /// The most memory of any VM, in MiB.
+    #[serde(deserialize_with = "memory")]
+    pub max_memory: u32,
+    /// What a guest's kernel and agent get beside the container's memory limit, in MiB.
+    pub guest_memory_allowance: u16,
+    /// The most of a guest's console that is kept, in KiB.
+    pub console_log_size: u32,
+    /// The keys that a container's annotations may set.
+    #[serde(deserialize_with = "settable")]
+    pub annotations: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        const FOUR: NonZeroU8 = NonZeroU8::new(4).expect("not zero");
+        Self {
+            boot_timeout: 30,
+            kernel: PathBuf::new(),
+            initramfs: PathBuf::new(),
+            kernel_params: String::new(),
+            default_vcpus: FOUR, // each costs time at boot
+            max_vcpus: keys::MAX_VCPUS,
+            default_memory: 2048, // the host gives it page by page as it is used
+            max_memory: keys::MAX_MEMORY,
+            guest_memory_allowance: 48,
+            console_log_size: 256,
+            annotations: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// How guests are booted.
+    pub fn boot(&self) -> Boot {
+        let named = |path: &Path| (!path.as_os_str().is_empty()).then(|| path.to_owned());
+        Boot {
+            kernel: named(&self.kernel),
+            initramfs: named(&self.initramfs),
+        }
+    }
+}
