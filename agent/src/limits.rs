@@ -59,7 +59,8 @@ fn values(directory: &Path, resources: &LinuxResources) -> Result<Vec<Value>, Er
     if let Some(cpu) = resources.cpu() {
         cpu_values(directory, cpu, &mut values);
     }
-    if let Some(pids) = resources.pids() {
+    // To runc, a limit of no processes is none.
+    if let Some(pids) = resources.pids().as_ref().filter(|pids| pids.limit() != 0) {
         set(&mut values, "pids.max", or_max(pids.limit()));
     }
     for (file, value) in resources.unified().iter().flatten() {

@@ -93,16 +93,23 @@ impl Changes {
         Ok(())
     }
 
-    /// Adds to every set that runc adds to: all but ambient.
+    /// Adds to the sets that runc adds to: what a program of the container would inherit stays as it is.
+    /// Names that nobody knows are ignored with a warning, as in config.json.
     fn add_capabilities(&self, process: &mut Process) -> Result<(), Error> {
         if self.cap.is_empty() {
             return Ok(());
         }
-        let added = self
+        let added: Vec<Capability> = self
             .cap
             .iter()
-            .map(|c| parse_capability(c))
-            .collect::<Result<Vec<_>, _>>()?;
+            .filter_map(|name| {
+                let known = parse_capability(name);
+                if known.is_none() {
+                    log::warn!("--cap {name}: no such capability, ignored");
+                }
+                known
+            })
+            .collect();
         let old = match process.capabilities() {
             Some(old) => old.clone(),
             None => LinuxCapabilitiesBuilder::default()
@@ -118,7 +125,6 @@ impl Changes {
         new.set_bounding(with(old.bounding()));
         new.set_effective(with(old.effective()));
         new.set_permitted(with(old.permitted()));
-        new.set_inheritable(with(old.inheritable()));
         process.set_capabilities(Some(new));
         Ok(())
     }
@@ -131,15 +137,14 @@ fn parse_user(text: &str) -> Option<(u32, Option<u32>)> {
     }
 }
 
-fn parse_capability(text: &str) -> Result<Capability, Error> {
+fn parse_capability(text: &str) -> Option<Capability> {
     let upper = text.to_ascii_uppercase();
     let name = if upper.starts_with("CAP_") {
         upper
     } else {
         format!("CAP_{upper}")
     };
-    serde_json::from_value(serde_json::Value::String(name))
-        .map_err(|_| Error::Usage(format!("--cap {text}: no such capability")))
+    serde_json::from_value(serde_json::Value::String(name)).ok()
 }
 
 /// Forks: the child's pid in the parent, none in the child.
@@ -192,6 +197,6 @@ mod tests {
             parse_capability("CAP_SYS_PTRACE").expect("known"),
             Capability::SysPtrace
         );
-        assert!(parse_capability("FLY").is_err());
+        assert!(parse_capability("FLY").is_none());
     }
 }

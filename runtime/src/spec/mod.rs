@@ -6,6 +6,7 @@
 
 mod audit;
 mod cpulist;
+mod defaults;
 mod error;
 mod fields;
 mod mount_options;

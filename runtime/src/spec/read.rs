@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::audit::{Finding, Verdict, audit};
+use super::defaults::{forget_unknown_capabilities, map_identity};
 use super::validate::{validate, validate_process};
 use super::{Bundle, SpecError};
 
@@ -33,6 +34,7 @@ pub fn load(bundle: &Path) -> Result<Bundle, SpecError> {
     let mut config = parse(file, &path.join(CONFIG))?;
     normalize(&mut config, "")?;
     refuse(&config)?;
+    fill_in(&mut config);
     let spec: Spec = typed(&config, "")?;
     validate(&spec)?;
     let (rootfs, rootfs_path) = open_rootfs(&dir, &path, &spec)?;
@@ -53,10 +55,12 @@ pub fn load(bundle: &Path) -> Result<Bundle, SpecError> {
 pub fn audit_bundle(bundle: &Path) -> Result<Vec<Finding>, SpecError> {
     let (dir, path) = open_bundle(bundle)?;
     let mut config = parse(open_config(&dir, &path)?, &path.join(CONFIG))?;
-    let meaning = normalize(&mut config, "")
+    let readable = normalize(&mut config, "");
+    let mut findings = audit(&config);
+    fill_in(&mut config);
+    let meaning = readable
         .and_then(|()| typed::<Spec>(&config, ""))
         .and_then(|spec| validate(&spec));
-    let mut findings = audit(&config);
     if let Some(invalid) = meaning.err().and_then(SpecError::finding) {
         // What is refused need not make sense as well.
         let refused = |f: &Finding| f.verdict.is_fatal() && invalid.path.starts_with(&f.path);
@@ -81,9 +85,15 @@ pub fn load_process(path: &Path) -> Result<Process, SpecError> {
     let mut config = Value::Object(Map::from_iter([("process".to_owned(), process)]));
     normalize(&mut config, "")?;
     refuse(&config)?;
+    fill_in(&mut config);
     let process: Process = typed(&config["process"], "process")?;
     validate_process(&process)?;
     Ok(process)
+}
+
+fn fill_in(config: &mut Value) {
+    forget_unknown_capabilities(config);
+    map_identity(config);
 }
 
 /// Opens the bundle's folder, and finds out where it really is.

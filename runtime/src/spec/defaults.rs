@@ -1,0 +1,84 @@
+//! What runtimes make of values of config.json that the runtime-spec leaves open. [`super::read`] has
+//! made JSON of the file by then, and reads it into types after; what is refused, others say.
+
+use oci_spec::runtime::Capability;
+use serde_json::{Value, json};
+
+/// The sets of `process.capabilities`.
+const SETS: [&str; 5] = [
+    "bounding",
+    "effective",
+    "inheritable",
+    "permitted",
+    "ambient",
+];
+
+/// Takes out capabilities that nobody knows, with a warning: an engine that is newer than the runtime asks
+/// for what can't be given, and its container is to run without.
+pub fn forget_unknown_capabilities(config: &mut Value) {
+    for set in SETS {
+        let Some(Value::Array(names)) = config.pointer_mut(&format!("/process/capabilities/{set}"))
+        else {
+            continue;
+        };
+        names.retain(|name| {
+            let known =
+                !name.is_string() || serde_json::from_value::<Capability>(name.clone()).is_ok();
+            if !known {
+                log::warn!(
+                    "config.json: process.capabilities.{set}: {name}: no such capability, ignored"
+                );
+            }
+            known
+        });
+    }
+}
+
+/// Maps every id to itself in a new user namespace for which config.json maps none.
+pub fn map_identity(config: &mut Value) {
+    let is_new = |n: &Value| n["type"] == "user" && n["path"].as_str().is_none_or(str::is_empty);
+    let mapped =
+        |linux: &Value, ids: &str| linux[ids].as_array().is_some_and(|maps| !maps.is_empty());
+    let Some(linux) = config.get_mut("linux") else {
+        return;
+    };
+    if linux["namespaces"]
+        .as_array()
+        .is_some_and(|all| all.iter().any(is_new))
+        && !mapped(linux, "uidMappings")
+        && !mapped(linux, "gidMappings")
+    {
+        for ids in ["uidMappings", "gidMappings"] {
+            linux[ids] = json!([{"containerID": 0, "hostID": 0, "size": u32::MAX}]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_capabilities_are_forgotten() {
+        let mut config = json!({"process": {"capabilities": {"bounding": ["CAP_KILL", "CAP_NEW", "new"], "ambient": [1]}}});
+        forget_unknown_capabilities(&mut config);
+        let expected = json!({"bounding": ["CAP_KILL"], "ambient": [1]});
+        assert_eq!(config["process"]["capabilities"], expected);
+    }
+
+    #[test]
+    fn a_user_namespace_without_mappings_maps_each_id_to_itself() {
+        let of = |linux: Value| {
+            let mut config = json!({"linux": linux});
+            map_identity(&mut config);
+            config["linux"]["gidMappings"].clone()
+        };
+        let user = json!([{"type": "user"}]);
+        assert_eq!(of(json!({"namespaces": user}))[0]["size"], u32::MAX);
+        assert_eq!(of(json!({"namespaces": [{"type": "pid"}]})), Value::Null);
+        assert_eq!(
+            of(json!({"namespaces": user, "uidMappings": [{"size": 1}]})),
+            Value::Null
+        );
+    }
+}
