@@ -24,8 +24,8 @@ demo: build rootfs ## Run a Debian userland in a microVM, from an ordinary bundl
 	@.ci/packages host
 	@$(STEP) "run the demo" tests/demo/run
 
-test: build rootfs ## Pass the unit tests and the end-to-end tests
-	@.ci/packages host
+test: build rootfs ## Pass the unit tests, the end-to-end tests, and a sample of others' suites
+	@.ci/packages host conformance
 	@tests/run
 
 bench: build rootfs ## Measure hull beside runc, crun and gVisor on the counting clock
@@ -46,6 +46,7 @@ lint: ## Check formatting, lints and documentation
 	@cargo fmt --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	@tests/conformance/docs --check
 
 build: packages kernel initramfs hull ## Build target/…/release/hull with its guest inside
 

@@ -16,7 +16,12 @@ use crate::logging;
 
 /// An OCI runtime that gives every container its own KVM microVM.
 #[derive(Debug, Parser)]
-#[command(name = "hull", version, propagate_version = true)]
+#[command(
+    name = "hull",
+    version,
+    propagate_version = true,
+    disable_version_flag = true
+)]
 #[command(
     after_help = "A bundle is a folder with a config.json and a root file system. \
     `hull spec` writes a config.json to start from, `hull check` says whether this host can run one."
@@ -64,6 +69,9 @@ pub struct Global {
     /// How long the guest may take to come up, in seconds (default: 30)
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     boot_timeout: Option<u32>,
+    /// Print the version
+    #[arg(short = 'v', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
 }
 
 /// The forms of log lines.
