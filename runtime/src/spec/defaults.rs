@@ -54,6 +54,17 @@ pub fn map_identity(config: &mut Value) {
     }
 }
 
+/// Takes a limit of no processes for none, as runc does: older engines write 0 for what isn't set.
+pub fn forget_pids_limit_of_zero(config: &mut Value) {
+    if let Some(resources) = config
+        .pointer_mut("/linux/resources")
+        .and_then(Value::as_object_mut)
+        && resources.get("pids").is_some_and(|pids| pids["limit"] == 0)
+    {
+        resources.remove("pids");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,6 +75,17 @@ mod tests {
         forget_unknown_capabilities(&mut config);
         let expected = json!({"bounding": ["CAP_KILL"], "ambient": [1]});
         assert_eq!(config["process"]["capabilities"], expected);
+    }
+
+    #[test]
+    fn a_pids_limit_of_zero_is_none() {
+        let of = |limit: i32| {
+            let mut config = json!({"linux": {"resources": {"pids": {"limit": limit}}}});
+            forget_pids_limit_of_zero(&mut config);
+            config["linux"]["resources"]["pids"].clone()
+        };
+        assert_eq!(of(0), Value::Null);
+        assert_eq!(of(7)["limit"], 7);
     }
 
     #[test]
