@@ -20,4 +20,5 @@ mod poor_hosts;
 mod process;
 mod states;
 mod stdio;
+mod terminal;
 mod verbs;

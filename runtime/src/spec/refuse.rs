@@ -46,6 +46,7 @@ pub struct Node<'a> {
     /// Its value.
     pub value: &'a Value,
     /// The whole config.json.
+    #[allow(dead_code)] // rules between fields need it
     pub root: &'a Value,
 }
 
@@ -164,13 +165,6 @@ pub fn device(node: Node<'_>) -> Option<Refusal> {
             Refusal::new(format!("{other:?} is not a type of device"), "use c or p").at(".type"),
         ),
     }
-}
-
-/// `process.consoleSize`: only a terminal has one (config.md, "Process").
-pub fn console_size(node: Node<'_>) -> Option<Refusal> {
-    let terminal = node.root["process"]["terminal"] == Value::Bool(true);
-    (terminal && !is_unset(node.value))
-        .then(|| Refusal::new("hull does not set a terminal's first size yet", "remove it"))
 }
 
 /// `process.apparmorProfile`: whatever confines.
