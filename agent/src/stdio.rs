@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use hull_protocol::agent::Stdio as Ports;
+use hull_protocol::terminal;
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -37,7 +38,15 @@ pub struct ProcessEnds {
 pub struct AgentEnds {
     stdin: Option<(OwnedFd, Box<dyn Stream>)>,
     outputs: Vec<(OwnedFd, Box<dyn Stream>)>,
-    terminal: Option<Box<dyn Stream>>,
+    terminal: Option<TerminalStreams>,
+}
+
+/// The host's streams of a terminal.
+struct TerminalStreams {
+    /// What is typed and shown.
+    text: Box<dyn Stream>,
+    /// Its sizes, as `hull_protocol::terminal` has them.
+    sizes: Option<Box<dyn Stream>>,
 }
 
 /// Makes the pipes of a process and dials the host's ports for them. Where the port is 0, and for a
@@ -47,7 +56,10 @@ pub struct AgentEnds {
 /// When the host doesn't answer on a port.
 pub async fn open(host: &dyn Dial, ports: &Ports) -> Result<(ProcessEnds, AgentEnds), Error> {
     if ports.terminal {
-        let terminal = dial(host, "stdin_port", ports.stdin_port).await?;
+        let (text, sizes) = tokio::try_join!(
+            dial(host, "stdin_port", ports.stdin_port),
+            dial(host, "stdout_port", ports.stdout_port),
+        )?;
         let ends = ProcessEnds {
             stdin: null()?,
             stdout: null()?,
@@ -56,7 +68,7 @@ pub async fn open(host: &dyn Dial, ports: &Ports) -> Result<(ProcessEnds, AgentE
         let agent = AgentEnds {
             stdin: None,
             outputs: Vec::new(),
-            terminal,
+            terminal: text.map(|text| TerminalStreams { text, sizes }),
         };
         return Ok((ends, agent));
     }
@@ -163,19 +175,25 @@ impl AgentEnds {
             nonblocking(&fd)?;
             let pipe = Receiver::from_owned_fd(fd).map_err(failed())?;
             let (_, writer) = tokio::io::split(stream);
-            tokio::spawn(copy_out(pipe, writer, exit.clone(), done.clone()));
+            let (exit, done) = (exit.clone(), Some(done.clone()));
+            tokio::spawn(copy_out(pipe, writer, exit, done, AtExit::GoOn));
         }
-        if let Some((master, stream)) = terminal.zip(self.terminal) {
+        if let Some((master, streams)) = terminal.zip(self.terminal) {
             nonblocking(&master)?;
-            let other = master.try_clone().map_err(failed())?;
-            let input = Sender::from_owned_fd_unchecked(other).map_err(failed())?;
+            let again = || master.try_clone().map_err(failed());
+            let sized = again()?;
+            let input = Sender::from_owned_fd_unchecked(again()?).map_err(failed())?;
             let output = Receiver::from_owned_fd_unchecked(master).map_err(failed())?;
-            let (reader, writer) = tokio::io::split(stream);
-            let keyboard = tokio::spawn(copy_in(reader, input));
+            let (reader, writer) = tokio::io::split(streams.text);
             let (exit, done) = (exit.clone(), done.clone());
             tokio::spawn(async move {
-                copy_out(output, writer, exit, done).await;
-                keyboard.abort();
+                // What ends first hangs the terminal up, by dropping all that is left of the master: its
+                // process, or the host. As with runc, what others still write to it is lost.
+                tokio::select! {
+                    () = copy_out(output, writer, exit, Some(done), AtExit::HangUp) => {}
+                    () = copy_in(reader, input) => {}
+                    () = follow_sizes(streams.sizes, sized) => {}
+                }
             });
         }
         drop(done);
@@ -215,20 +233,43 @@ async fn copy_in(mut from: ReadHalf<Box<dyn Stream>>, mut to: Sender) {
     }
 }
 
+/// Gives the terminal the sizes that the host tells. Does not end.
+async fn follow_sizes(sizes: Option<Box<dyn Stream>>, terminal: OwnedFd) {
+    let mut record = [0; terminal::LENGTH];
+    if let Some(mut sizes) = sizes {
+        while sizes.read_exact(&mut record).await.is_ok() {
+            let size = terminal::Size::decode(record);
+            if let Err(e) = resize(&terminal, size.rows, size.columns) {
+                log::warn!("resize a terminal: {e}");
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+/// What becomes of a stream when its process has ended, and others may still hold it open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AtExit {
+    /// What they write is still copied.
+    GoOn,
+    /// It ends.
+    HangUp,
+}
+
 /// From the process to the host, until nobody can write any more. What the process has written by its
-/// end counts as sent (`done` is dropped) once the pipe was found empty after it: others may hold the
-/// pipe open for longer, and what they write is still copied.
+/// end counts as sent (`done` is dropped) once the pipe was found empty after it.
 async fn copy_out(
     mut from: Receiver,
     mut to: WriteHalf<Box<dyn Stream>>,
     exit: Exit,
-    done: mpsc::Sender<()>,
+    mut done: Option<mpsc::Sender<()>>,
+    at_exit: AtExit,
 ) {
     let mut buffer = vec![0; BUFFER];
-    let mut done = Some(done);
     loop {
         let read = if exit.status().is_some() && done.is_some() {
             match rustix::io::read(&from, &mut buffer) {
+                Err(rustix::io::Errno::AGAIN) if at_exit == AtExit::HangUp => break,
                 Err(rustix::io::Errno::AGAIN) => {
                     done = None;
                     continue;

@@ -30,6 +30,9 @@ pub enum Error {
     /// The agent could not start a further process; likewise.
     #[error("exec failed: unable to start container process")]
     ExecProcess(#[source] crate::sandbox::AgentError),
+    /// A process's terminal.
+    #[error(transparent)]
+    Terminal(#[from] crate::commands::terminal::TerminalError),
     /// A file that the user named on the command line.
     #[error("{path}")]
     File {

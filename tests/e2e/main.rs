@@ -21,4 +21,5 @@ mod poor_hosts;
 mod process;
 mod states;
 mod stdio;
+mod terminal;
 mod verbs;

@@ -11,10 +11,12 @@ pub mod pattern;
 pub mod process;
 pub mod random;
 pub mod runtime;
+pub mod terminal;
 
 pub use bundle::Bundle;
 pub use process::{Finished, Running};
 pub use runtime::Container;
+pub use terminal::Terminal;
 
 /// Ends the test as skipped, with the reason, which `tests/run` counts and shows.
 #[macro_export]

@@ -24,7 +24,8 @@ pub fn wait_for_death(pid: i32, limit: Duration) -> bool {
     pidfd_open(pid, PidfdFlags::empty()).map_or(true, |fd| readable(&fd, limit))
 }
 
-fn readable(fd: &OwnedFd, limit: Duration) -> bool {
+/// Waits until a descriptor can be read, or accepted from; false when the limit has passed before.
+pub(crate) fn readable(fd: &OwnedFd, limit: Duration) -> bool {
     let end = Instant::now() + limit;
     loop {
         let left = end.saturating_duration_since(Instant::now());
@@ -85,6 +86,25 @@ impl Stream {
                 return Ok(line);
             }
             self.receive(end)?;
+        }
+    }
+
+    /// What comes next up to and with `text`; panics when that doesn't come within the usual limit.
+    #[track_caller]
+    pub fn until(&mut self, text: &str) -> String {
+        let end = Instant::now() + limit();
+        loop {
+            let new = &self.seen[self.taken..];
+            let found = new.windows(text.len()).position(|w| w == text.as_bytes());
+            if let Some(at) = found {
+                let length = at + text.len();
+                let told = String::from_utf8_lossy(&new[..length]).into_owned();
+                self.taken += length;
+                return told;
+            }
+            if let Err(why) = self.receive(end) {
+                panic!("no {text:?} ({why}); so far: {:?}", tail(&self.text()));
+            }
         }
     }
 

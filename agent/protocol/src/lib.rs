@@ -6,6 +6,7 @@
 pub mod hello;
 pub mod paths;
 pub mod ports;
+pub mod terminal;
 
 /// The messages of `agent.proto`.
 pub mod agent {

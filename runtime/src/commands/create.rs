@@ -6,18 +6,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
 use std::time::Duration;
 
+use oci_spec::runtime::Process;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::delete::destroy;
 use super::state::for_hook;
+use super::terminal::{self, Console, Relay};
 use crate::cli::Global;
 use crate::config::Config;
 use crate::container::{
     Call, ContainerDir, ContainerId, Hooks, Phase, ProcessId, Stage, State, Status, Store,
 };
 use crate::error::Error;
-use crate::sandbox::{Agent, Launch, Sandbox};
+use crate::sandbox::{Agent, HostTerminal, Launch, Sandbox};
 use crate::spec::{self, Bundle, Sizing};
 
 /// The options of `create`, which `run` has too.
@@ -63,6 +65,8 @@ pub struct Created {
     pub agent: Agent,
     /// Its VMM process, a child of this one.
     pub vmm: Child,
+    /// The user's terminal, where that is the container's.
+    pub relay: Option<Relay>,
 }
 
 /// Creates a container.
@@ -70,18 +74,26 @@ pub struct Created {
 /// # Errors
 /// Every failure undoes what was made.
 pub fn run(global: &Global, args: &Create) -> Result<ExitCode, Error> {
-    create(global, &args.options, &args.id)?;
+    create(global, &args.options, &args.id, true)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// What `create` does, for `run` as well.
+/// What `create` does, for `run` as well. `detached` says that this process ends before the container.
 ///
 /// # Errors
 /// Every failure undoes what was made.
-pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, Error> {
+pub fn create(
+    global: &Global,
+    options: &Options,
+    id: &str,
+    detached: bool,
+) -> Result<Created, Error> {
     let id: ContainerId = id.parse()?;
     refuse_options(options)?;
     let bundle = spec::load(&options.bundle)?;
+    let process = bundle.spec().process().as_ref();
+    let terminal = process.and_then(Process::terminal).unwrap_or(false);
+    let console = Console::of(terminal, detached, options.console_socket.as_deref())?;
     let config = global.container_config(&bundle.annotations())?;
     let boot = config.boot().open()?;
     let plan = spec::plan(&bundle, id.as_str(), &config)?;
@@ -94,6 +106,13 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
         dir.remove();
         return Err(e.into());
     }
+    let (terminal, relay) = match open_console(console) {
+        Ok(opened) => opened,
+        Err(e) => {
+            dir.remove();
+            return Err(e);
+        }
+    };
     let sizing = plan.sizing;
     let launch = Launch {
         dir: &dir,
@@ -104,6 +123,7 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
         shares: plan.shares,
         boot,
         boot_timeout: Duration::from_secs(config.boot_timeout.into()),
+        terminal,
     };
     let boot_timeout = launch.boot_timeout;
     let launched = launch.spawn();
@@ -139,6 +159,7 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
             state,
             agent,
             vmm,
+            relay,
         }),
         Err(e) => {
             destroy(dir, &state);
@@ -166,11 +187,11 @@ fn bring_up(
     // From here on `delete --force` finds the process, whatever becomes of this one.
     state.vmm = ProcessId::of(sandbox.pid()).ok();
     dir.save(state)?;
-    sandbox.wait_up(dir)?;
+    let stdio = sandbox.wait_up(dir)?;
     run_create_hooks(&Hooks::of(bundle.spec()), state)?;
     let agent = sandbox.wait_ready(dir, boot_timeout)?;
     agent
-        .create(dir.id(), guest_spec, &state.bundle, sandbox.stdio)
+        .create(dir.id(), guest_spec, &state.bundle, stdio)
         .map_err(Error::container_process)?;
     if bundle.read_only_root() {
         sandbox.make_root_read_only(dir)?;
@@ -204,16 +225,26 @@ fn run_create_hooks(hooks: &Hooks, state: &State) -> Result<(), Error> {
 }
 
 fn refuse_options(options: &Options) -> Result<(), Error> {
-    let refuse = |text: &str| Err(Error::Usage(text.to_owned()));
-    if options.console_socket.is_some() {
-        return refuse(
-            "--console-socket: terminals are not built yet; set process.terminal to false",
-        );
-    }
     if options.preserve_fds > 0 {
-        return refuse("--preserve-fds: a host's file descriptor has no meaning inside a VM");
+        let why = "--preserve-fds: a host's file descriptor has no meaning inside a VM";
+        return Err(Error::Usage(why.to_owned()));
     }
     Ok(())
+}
+
+/// What the VMM process is given for the container's terminal, and what stays here.
+fn open_console(console: Console<'_>) -> Result<(Option<HostTerminal>, Option<Relay>), Error> {
+    match console {
+        Console::None => Ok((None, None)),
+        Console::Engine(socket) => {
+            let slave = terminal::send_to_engine(socket)?;
+            Ok((Some(HostTerminal::Pty(slave)), None))
+        }
+        Console::Foreground => {
+            let (relay, ends) = Relay::new()?;
+            Ok((Some(HostTerminal::Relayed(ends)), Some(relay)))
+        }
+    }
 }
 
 fn first_state(id: &ContainerId, bundle: &Bundle, sizing: Sizing) -> State {

@@ -4,7 +4,7 @@
 //! ends: this very process, or with `--detach` a child of it that goes on alone.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,11 +13,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use oci_spec::runtime::Process;
 use rustix::pipe::PipeFlags;
 
+use super::terminal::{self, Console, Relay, RunningRelay};
 use super::{create::write_pid_file, foreground, process};
 use crate::cli::Global;
 use crate::container::{ContainerDir, ContainerError, Status, Store};
 use crate::error::{Error, chain};
-use crate::sandbox::{Agent, AgentError, AttachedStdio, SandboxError};
+use crate::sandbox::{
+    Agent, AgentError, AttachedStdio, SandboxError, Sizes, Stdio, TerminalStreams,
+};
 use crate::spec;
 
 /// `hull exec`.
@@ -60,11 +63,6 @@ pub struct Exec {
 /// # Errors
 /// When the container doesn't run, or the process can't be started.
 pub fn run(global: &Global, args: &Exec) -> Result<ExitCode, Error> {
-    if args.console_socket.is_some() || args.changes.tty {
-        return Err(Error::Usage(
-            "--tty, --console-socket: terminals are not built yet".to_owned(),
-        ));
-    }
     if args.preserve_fds > 0 {
         return Err(Error::Usage(
             "--preserve-fds: a host's file descriptor has no meaning inside a VM".to_owned(),
@@ -90,10 +88,12 @@ pub fn run(global: &Global, args: &Exec) -> Result<ExitCode, Error> {
         Some(path) => spec::load_process(path)?,
         None => args.changes.apply(&own_process(&dir)?, &args.command)?,
     };
+    let terminal = process.terminal().unwrap_or(false);
+    let console = Console::of(terminal, args.detach, args.console_socket.as_deref())?;
     if args.detach {
-        detached(args, &dir, &process)
+        detached(args, &dir, &process, console)
     } else {
-        foreground(args, &dir, &process)
+        foreground(args, &dir, &process, console)
     }
 }
 
@@ -103,8 +103,13 @@ fn own_process(dir: &ContainerDir) -> Result<Process, Error> {
     Ok(process.ok_or(spec::SpecError::Missing("process"))?)
 }
 
-fn foreground(args: &Exec, dir: &ContainerDir, process: &Process) -> Result<ExitCode, Error> {
-    let started = start(dir, process)?;
+fn foreground(
+    args: &Exec,
+    dir: &ContainerDir,
+    process: &Process,
+    console: Console<'_>,
+) -> Result<ExitCode, Error> {
+    let started = start(dir, process, console)?;
     if let Some(path) = &args.pid_file {
         write_pid_file(path, std::process::id().cast_signed())?;
     }
@@ -116,18 +121,56 @@ struct Started {
     agent: Agent,
     exec_id: String,
     stdio: AttachedStdio,
+    screen: Screen,
 }
 
-fn start(dir: &ContainerDir, process: &Process) -> Result<Started, Error> {
-    let stdio = AttachedStdio::attach(
-        dir,
-        [
-            std::io::stdin().as_fd(),
-            std::io::stdout().as_fd(),
-            std::io::stderr().as_fd(),
-        ],
-    )
-    .map_err(SandboxError::from)?;
+/// What of a process's terminal stays with its stand-in.
+enum Screen {
+    /// It has none.
+    None,
+    /// The user's terminal.
+    Relay(RunningRelay),
+    /// An engine's, which changes its size.
+    Engine(Sizes),
+}
+
+impl Screen {
+    fn sizes(&self) -> Option<&Sizes> {
+        match self {
+            Self::None => None,
+            Self::Relay(relay) => Some(relay.sizes()),
+            Self::Engine(sizes) => Some(sizes),
+        }
+    }
+}
+
+/// Joins the process's stdio to the VMM.
+fn attach(dir: &ContainerDir, console: Console<'_>) -> Result<(AttachedStdio, Screen), Error> {
+    let attach = |stdio| AttachedStdio::attach(dir, stdio).map_err(SandboxError::from);
+    match console {
+        Console::None => {
+            let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+            let streams = Stdio::Streams([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
+            Ok((attach(streams)?, Screen::None))
+        }
+        Console::Foreground => {
+            let (relay, ends) = Relay::new()?;
+            let stdio = attach(Stdio::Terminal(ends))?;
+            Ok((stdio, Screen::Relay(relay.start()?)))
+        }
+        Console::Engine(socket) => {
+            let text = terminal::send_to_engine(socket)?;
+            let failed = SandboxError::host("follow the terminal's size");
+            let followed = text.try_clone().and_then(Sizes::of);
+            let (sizes, guest) = followed.map_err(failed)?;
+            let stdio = attach(Stdio::Terminal(TerminalStreams { text, sizes: guest }))?;
+            Ok((stdio, Screen::Engine(sizes)))
+        }
+    }
+}
+
+fn start(dir: &ContainerDir, process: &Process, console: Console<'_>) -> Result<Started, Error> {
+    let (stdio, screen) = attach(dir, console)?;
     let agent = Agent::connect(dir).map_err(SandboxError::from)?;
     let exec_id = unique_id();
     let json = serde_json::to_vec(process).map_err(std::io::Error::from)?;
@@ -138,6 +181,7 @@ fn start(dir: &ContainerDir, process: &Process) -> Result<Started, Error> {
         agent,
         exec_id,
         stdio,
+        screen,
     })
 }
 
@@ -147,6 +191,7 @@ impl Started {
             agent,
             exec_id,
             stdio,
+            screen,
         } = self;
         let ended = async {
             let status = agent.wait(dir.id(), &exec_id).await;
@@ -156,12 +201,16 @@ impl Started {
             &agent,
             dir.id(),
             &exec_id,
+            screen.sizes(),
             ended,
         ));
         match status.map_err(|e| Error::from(SandboxError::host("handle signals")(e)))? {
             Ok(status) => {
                 // The bytes are this process's user's: they must be written before it is gone.
                 stdio.wait_flushed();
+                if let Screen::Relay(relay) = screen {
+                    relay.finish();
+                }
                 Ok(ExitCode::from(status))
             }
             // The container has ended, and everything in it was killed.
@@ -180,14 +229,19 @@ fn unique_id() -> String {
 }
 
 /// Leaves a stand-in behind, and returns once the process has been started.
-fn detached(args: &Exec, dir: &ContainerDir, process: &Process) -> Result<ExitCode, Error> {
+fn detached(
+    args: &Exec,
+    dir: &ContainerDir,
+    process: &Process,
+    console: Console<'_>,
+) -> Result<ExitCode, Error> {
     let failed = |what| move |e: rustix::io::Errno| Error::from(SandboxError::host(what)(e.into()));
     let (reader, writer) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed("make a pipe"))?;
     match process::fork().map_err(failed("fork"))? {
         None => {
             drop(reader);
-            Ok(stand_in(dir, process, File::from(writer)))
+            Ok(stand_in(dir, process, console, File::from(writer)))
         }
         Some(child) => {
             drop(writer);
@@ -214,8 +268,13 @@ fn detached(args: &Exec, dir: &ContainerDir, process: &Process) -> Result<ExitCo
 /// What a stand-in tells its parent when the process runs; anything else is why it doesn't.
 const STARTED: &str = "\0started";
 
-fn stand_in(dir: &ContainerDir, process: &Process, mut parent: File) -> ExitCode {
-    let started = match start(dir, process) {
+fn stand_in(
+    dir: &ContainerDir,
+    process: &Process,
+    console: Console<'_>,
+    mut parent: File,
+) -> ExitCode {
+    let started = match start(dir, process, console) {
         Ok(started) => started,
         Err(e) => {
             let _ = parent.write_all(chain(&e).as_bytes());
@@ -224,6 +283,11 @@ fn stand_in(dir: &ContainerDir, process: &Process, mut parent: File) -> ExitCode
     };
     // The VMM has the streams now: this process must not keep a pipe open that the container's closed.
     let alone = process::detach_from_terminal();
+    if let Screen::Engine(sizes) = &started.screen
+        && let Err(e) = sizes.take_control()
+    {
+        log::debug!("the terminal's size is not followed: {e}");
+    }
     let _ = parent.write_all(STARTED.as_bytes());
     drop(parent);
     match alone

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::container::ContainerId;
 use crate::error::Error;
-use crate::sandbox::{Agent, SandboxError};
+use crate::sandbox::{Agent, SandboxError, Sizes};
 
 /// What is passed on: every signal that ends or informs a process, but for those that are about this
 /// process's own children, pipes and terminal.
@@ -23,11 +23,17 @@ const FORWARDED: [i32; 7] = [
     libc::SIGTERM,
 ];
 
-/// Waits for the end of the VMM process, which is the container's, and exits as it did.
+/// Waits for the end of the VMM process, which is the container's, and exits as it did. Meanwhile the
+/// guest is told the sizes of the user's terminal, where that is the container's.
 ///
 /// # Errors
 /// When the process can't be waited for.
-pub fn wait_for_vmm(agent: &Agent, id: &ContainerId, vmm: &mut Child) -> Result<ExitCode, Error> {
+pub fn wait_for_vmm(
+    agent: &Agent,
+    id: &ContainerId,
+    vmm: &mut Child,
+    sizes: Option<&Sizes>,
+) -> Result<ExitCode, Error> {
     let waiting = |e: io::Error| Error::from(SandboxError::host("wait for the VMM process")(e));
     let ended = async {
         // From here on no death is missed, so one that came before is seen by the first `try_wait`.
@@ -40,12 +46,13 @@ pub fn wait_for_vmm(agent: &Agent, id: &ContainerId, vmm: &mut Child) -> Result<
         }
     };
     let status = agent
-        .block_on(forward_signals(agent, id, "", ended))
+        .block_on(forward_signals(agent, id, "", sizes, ended))
         .map_err(waiting)?;
     Ok(exit_code(status))
 }
 
-/// Runs `until` to its end, and meanwhile passes signals on to a process of the container.
+/// Runs `until` to its end, and meanwhile passes signals on to a process of the container, and the sizes
+/// of its terminal.
 ///
 /// # Errors
 /// Those of `until`, and of setting up the handlers.
@@ -53,13 +60,23 @@ pub async fn forward_signals<T, E: From<io::Error>>(
     agent: &Agent,
     id: &ContainerId,
     exec_id: &str,
+    sizes: Option<&Sizes>,
     until: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
     let mut signals = listen()?;
+    let mut resized = signal(SignalKind::window_change())?;
+    if let Some(sizes) = sizes {
+        sizes.tell();
+    }
     tokio::pin!(until);
     loop {
         tokio::select! {
             result = &mut until => return result,
+            Some(()) = resized.recv(), if sizes.is_some() => {
+                if let Some(sizes) = sizes {
+                    sizes.tell();
+                }
+            }
             Some(number) = signals.recv() => {
                 if let Err(e) = agent.signal_process(id, exec_id, number, false).await {
                     log::debug!("signal {number} not passed on: {}", crate::error::chain(&e));

@@ -22,5 +22,6 @@ pub mod signal;
 pub mod spec;
 pub mod start;
 pub mod state;
+pub mod terminal;
 pub mod update;
 pub mod vmm;

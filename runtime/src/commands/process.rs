@@ -22,7 +22,7 @@ pub struct Changes {
     env: Vec<String>,
     /// Give the process a terminal
     #[arg(short, long)]
-    pub tty: bool,
+    tty: bool,
     /// Run as UID or UID:GID
     #[arg(short, long, value_name = "UID[:GID]")]
     user: Option<String>,
@@ -60,7 +60,7 @@ impl Changes {
         }
         let mut process = base.clone();
         process.set_args(Some(command.to_vec()));
-        process.set_terminal(Some(false));
+        process.set_terminal(Some(self.tty));
         if let Some(cwd) = &self.cwd {
             process.set_cwd(cwd.clone());
         }

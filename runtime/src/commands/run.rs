@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::terminal::{Relay, RunningRelay};
 use super::{create, delete::destroy, foreground, start};
 use crate::cli::Global;
 use crate::error::Error;
@@ -35,21 +36,38 @@ pub fn run(global: &Global, args: &Run) -> Result<ExitCode, Error> {
         mut state,
         agent,
         mut vmm,
-    } = create::create(global, &args.options, &args.id)?;
-    if let Err(e) = start::start(&dir, &mut state, &agent) {
-        let _ = vmm.kill();
-        let _ = vmm.wait();
-        destroy(dir, &state);
-        return Err(e);
-    }
+        relay,
+    } = create::create(global, &args.options, &args.id, args.detach)?;
+    let started = start_relay(relay).and_then(|relay| {
+        start::start(&dir, &mut state, &agent)?;
+        Ok(relay)
+    });
+    let relay = match started {
+        Ok(relay) => relay,
+        Err(e) => {
+            let _ = vmm.kill();
+            let _ = vmm.wait();
+            destroy(dir, &state);
+            return Err(e);
+        }
+    };
     if args.detach {
         return Ok(ExitCode::SUCCESS);
     }
     // Others may signal, exec and delete while this waits.
     dir.unlock();
-    let code = foreground::wait_for_vmm(&agent, dir.id(), &mut vmm)?;
+    let sizes = relay.as_ref().map(RunningRelay::sizes);
+    let code = foreground::wait_for_vmm(&agent, dir.id(), &mut vmm, sizes)?;
+    if let Some(relay) = relay {
+        relay.finish();
+    }
     if !args.keep && dir.lock().is_ok() {
         destroy(dir, &state);
     }
     Ok(code)
+}
+
+/// The user's terminal becomes the container's before its process can ask for anything.
+fn start_relay(relay: Option<Relay>) -> Result<Option<RunningRelay>, Error> {
+    Ok(relay.map(Relay::start).transpose()?)
 }

@@ -19,6 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 use ttrpc::Code;
 use ttrpc::context::{self, Context};
 
+use super::Ports;
 use super::control::printable;
 use crate::container::{ContainerDir, ContainerId};
 
@@ -105,7 +106,7 @@ impl Agent {
         id: &ContainerId,
         spec_json: Vec<u8>,
         bundle: &Path,
-        stdio: [u32; 3],
+        stdio: Ports,
     ) -> Result<(), AgentError> {
         let request = CreateContainerRequest {
             container_id: id.to_string(),
@@ -149,7 +150,7 @@ impl Agent {
         id: &ContainerId,
         exec_id: &str,
         process_json: Vec<u8>,
-        stdio: [u32; 3],
+        stdio: Ports,
     ) -> Result<(), AgentError> {
         let request = ExecProcessRequest {
             container_id: id.to_string(),
@@ -262,12 +263,16 @@ pub(super) fn limit(timeout: Duration) -> Context {
     context::with_duration(timeout)
 }
 
-fn to_message([stdin, stdout, stderr]: [u32; 3]) -> Stdio {
+fn to_message(ports: Ports) -> Stdio {
+    let (terminal, [stdin_port, stdout_port, stderr_port]) = match ports {
+        Ports::Streams(ports) => (false, ports),
+        Ports::Terminal { text, sizes } => (true, [text, sizes, 0]),
+    };
     Stdio {
-        stdin_port: stdin,
-        stdout_port: stdout,
-        stderr_port: stderr,
-        terminal: false,
+        stdin_port,
+        stdout_port,
+        stderr_port,
+        terminal,
         ..Default::default()
     }
 }

@@ -35,4 +35,21 @@ pub struct VmmConfig {
     pub ready: RawFd,
     /// The file that takes the guest's console.
     pub console: RawFd,
+    /// The container's terminal, in place of the process's standard streams.
+    pub terminal: Option<VmmTerminal>,
+}
+
+/// See [`HostTerminal`](super::HostTerminal).
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmmTerminal {
+    /// The side of a pseudo-terminal that is not the engine's.
+    Pty(RawFd),
+    /// The ends of a relay.
+    Relayed {
+        /// What is typed and shown.
+        text: RawFd,
+        /// The terminal's sizes.
+        sizes: RawFd,
+    },
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::num::NonZeroU8;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -18,7 +18,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::lifeline::{self, Report};
-use super::{Agent, BootFiles, SandboxError, VmmConfig};
+use super::{Agent, BootFiles, HostTerminal, Ports, SandboxError, VmmConfig, VmmTerminal};
 use crate::container::ContainerDir;
 use crate::spec::Share;
 use hull_protocol::hello;
@@ -48,6 +48,8 @@ pub struct Launch<'a> {
     pub boot: BootFiles,
     /// How long the guest may take to come up.
     pub boot_timeout: Duration,
+    /// The container's terminal, in place of this process's stdio.
+    pub terminal: Option<HostTerminal>,
 }
 
 /// A launched sandbox. Dropped before [`Sandbox::commit`], it takes the VM with it.
@@ -56,13 +58,11 @@ pub struct Sandbox {
     child: Child,
     lifeline: UnixStream,
     ready: OwnedFd,
-    /// The vsock ports of the VMM process's stdin, stdout and stderr.
-    pub stdio: [u32; 3],
     started: Instant,
 }
 
 impl Launch<'_> {
-    /// Starts the VMM process, which inherits this process's stdio for the container.
+    /// Starts the VMM process, which inherits this process's stdio for a container without a terminal.
     ///
     /// Returns as soon as the process runs; [`Sandbox::wait_up`] waits for what it reports.
     ///
@@ -96,6 +96,7 @@ impl Launch<'_> {
             lifeline: theirs.as_raw_fd(),
             ready: ready_writer.as_raw_fd(),
             console: console.as_raw_fd(),
+            terminal: self.terminal.as_ref().map(HostTerminal::numbers),
         };
         let config_file = write_config(&config)
             .map_err(SandboxError::host("write the VMM process's configuration"))?;
@@ -115,6 +116,7 @@ impl Launch<'_> {
                 .chain(&self.boot.initramfs)
                 .map(AsFd::as_fd),
         );
+        inherited.extend(self.terminal.iter().flat_map(HostTerminal::fds));
         for fd in inherited {
             // This process has one thread and starts no other child meanwhile, so nothing else inherits them.
             rustix::io::fcntl_setfd(fd, FdFlags::empty())
@@ -131,7 +133,6 @@ impl Launch<'_> {
             child,
             lifeline: ours,
             ready,
-            stdio: [0; 3],
             started,
         })
     }
@@ -155,20 +156,18 @@ impl Sandbox {
         self.child.id().cast_signed()
     }
 
-    /// Waits until the VMM process has set up the machine and runs it.
+    /// Waits until the VMM process has set up the machine and runs it. Returns where the container's
+    /// stdio is.
     ///
     /// # Errors
     /// When it reports a failure, dies, or takes too long.
-    pub fn wait_up(&mut self, dir: &ContainerDir) -> Result<(), SandboxError> {
+    pub fn wait_up(&mut self, dir: &ContainerDir) -> Result<Ports, SandboxError> {
         let wait = SandboxError::host("learn whether the VMM is up");
         self.lifeline
             .set_read_timeout(Some(SETUP_TIMEOUT))
             .map_err(SandboxError::host("set a time limit"))?;
         match lifeline::receive(&self.lifeline).map_err(wait)? {
-            Some(Report::Up { stdio }) => {
-                self.stdio = stdio;
-                Ok(())
-            }
+            Some(Report::Up { stdio }) => Ok(stdio),
             Some(Report::Failed(why)) => Err(SandboxError::Vmm(why)),
             None => Err(self.died(dir)),
         }
@@ -236,6 +235,26 @@ impl Sandbox {
     pub fn abort(mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl HostTerminal {
+    /// Its descriptors.
+    pub(super) fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Pty(slave) => vec![slave.as_fd()],
+            Self::Relayed(streams) => vec![streams.text.as_fd(), streams.sizes.as_fd()],
+        }
+    }
+
+    fn numbers(&self) -> VmmTerminal {
+        match self {
+            Self::Pty(slave) => VmmTerminal::Pty(slave.as_raw_fd()),
+            Self::Relayed(streams) => VmmTerminal::Relayed {
+                text: streams.text.as_raw_fd(),
+                sizes: streams.sizes.as_raw_fd(),
+            },
+        }
     }
 }
 

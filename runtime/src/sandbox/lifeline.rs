@@ -10,14 +10,16 @@ use std::os::unix::net::UnixStream;
 
 use serde::{Deserialize, Serialize};
 
+use super::Ports;
+
 /// What the VMM process says, once.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
     /// The guest is booting.
     Up {
-        /// The vsock ports of the VMM process's own stdin, stdout and stderr.
-        stdio: [u32; 3],
+        /// Where the container's stdio is.
+        stdio: Ports,
     },
     /// It can't, and why; the process is about to end.
     Failed(String),
@@ -66,10 +68,13 @@ mod tests {
     #[test]
     fn a_report_arrives_whole() {
         let (create, vmm) = UnixStream::pair().expect("pair");
-        send(&vmm, &Report::Up { stdio: [1, 2, 3] }).expect("send");
+        let stdio = Ports::Streams([1, 2, 3]);
+        send(&vmm, &Report::Up { stdio }).expect("send");
         assert!(matches!(
             receive(&create),
-            Ok(Some(Report::Up { stdio: [1, 2, 3] }))
+            Ok(Some(Report::Up {
+                stdio: Ports::Streams([1, 2, 3])
+            }))
         ));
     }
 

@@ -11,14 +11,16 @@ mod launch;
 mod lifeline;
 mod stdio;
 mod supervisor;
+mod terminal;
 mod vmm;
 
 pub use agent::{Agent, AgentError};
 pub use assets::{Boot, BootFiles};
-pub use config::VmmConfig;
+pub use config::{VmmConfig, VmmTerminal};
 pub use control::{Limited, Pressure, PressureLine, ProcessInfo, Stats};
 pub use launch::{Launch, Sandbox};
-pub use stdio::AttachedStdio;
+pub use stdio::{AttachedStdio, Ports, Stdio};
+pub use terminal::{HostTerminal, Sizes, TerminalStreams};
 pub use vmm::run as run_vmm;
 
 use std::io;

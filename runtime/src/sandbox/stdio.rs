@@ -9,8 +9,9 @@ use std::time::Duration;
 use hull_vmm::virtio::vsock::Direction;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde::{Deserialize, Serialize};
 
-use super::AgentError;
+use super::{AgentError, TerminalStreams};
 use crate::container::ContainerDir;
 
 /// Which way the bytes of stdin, stdout and stderr go.
@@ -23,38 +24,75 @@ pub const DIRECTIONS: [Direction; 3] = [
 /// How long the VMM may take to accept the streams.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The host's vsock ports that a process's stdio is joined to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ports {
+    /// Of stdin, stdout and stderr.
+    Streams([u32; 3]),
+    /// Of a terminal.
+    Terminal {
+        /// What is typed and shown.
+        text: u32,
+        /// Its sizes.
+        sizes: u32,
+    },
+}
+
+/// What a process's stdio is to be joined to.
+#[derive(Debug)]
+pub enum Stdio<'a> {
+    /// These, as stdin, stdout and stderr.
+    Streams([BorrowedFd<'a>; 3]),
+    /// A terminal.
+    Terminal(TerminalStreams),
+}
+
 /// Standard streams that a VMM has taken over.
 #[derive(Debug)]
 pub struct AttachedStdio {
     vmm: BufReader<UnixStream>,
-    ports: [u32; 3],
+    ports: Ports,
 }
 
 impl AttachedStdio {
-    /// Hands stdin, stdout and stderr to the VMM of the sandbox whose folder this is.
+    /// Hands a process's stdio to the VMM of the sandbox whose folder this is.
     ///
     /// # Errors
     /// When the VMM doesn't answer.
-    pub fn attach(dir: &ContainerDir, fds: [BorrowedFd<'_>; 3]) -> Result<Self, AgentError> {
+    pub fn attach(dir: &ContainerDir, stdio: Stdio<'_>) -> Result<Self, AgentError> {
         let failed = |what| move |source| AgentError::Connect { what, source };
         let mut vmm = UnixStream::connect(dir.socket_path()).map_err(failed("connect"))?;
         vmm.set_read_timeout(Some(TIMEOUT))
             .map_err(failed("timeout"))?;
-        let own: Vec<OwnedFd> = fds
-            .iter()
-            .map(|fd| private_description(*fd))
-            .collect::<io::Result<_>>()
-            .map_err(failed("duplicate the standard streams"))?;
-        send(&mut vmm, b"ATTACH rww\n", &own).map_err(failed("hand over the standard streams"))?;
+        let terminal = matches!(stdio, Stdio::Terminal(_));
+        let (request, own): (&[u8], Vec<OwnedFd>) = match stdio {
+            Stdio::Streams(fds) => {
+                let own = fds.iter().map(|fd| private_description(*fd));
+                let own = own.collect::<io::Result<_>>();
+                let own = own.map_err(failed("duplicate the standard streams"))?;
+                (b"ATTACH rww\n", own)
+            }
+            Stdio::Terminal(streams) => (b"ATTACH dr-\n", vec![streams.text, streams.sizes]),
+        };
+        send(&mut vmm, request, &own).map_err(failed("hand over the standard streams"))?;
         let mut vmm = BufReader::new(vmm);
         let mut line = String::new();
         vmm.read_line(&mut line).map_err(failed("wait for ports"))?;
-        let ports = parse(&line).ok_or(AgentError::NotServing)?;
+        let [first, second, third] = parse(&line).ok_or(AgentError::NotServing)?;
+        let ports = if terminal {
+            Ports::Terminal {
+                text: first,
+                sizes: second,
+            }
+        } else {
+            Ports::Streams([first, second, third])
+        };
         Ok(Self { vmm, ports })
     }
 
-    /// The ports, of stdin, stdout and stderr.
-    pub fn ports(&self) -> [u32; 3] {
+    /// Where they are.
+    pub fn ports(&self) -> Ports {
         self.ports
     }
 

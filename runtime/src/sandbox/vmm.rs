@@ -25,7 +25,8 @@ use rustix::pipe::PipeFlags;
 use super::assets::{self, Program};
 use super::lifeline::{self, Report};
 use super::supervisor::{End, Supervisor, Watched};
-use super::{VmmConfig, stdio};
+use super::terminal::SizeWatch;
+use super::{HostTerminal, Ports, Sizes, TerminalStreams, VmmConfig, VmmTerminal, stdio};
 use crate::error::chain;
 use crate::spec::{Owners, ReadOnly, Share, Source};
 
@@ -97,6 +98,7 @@ struct Inherited {
     ready: OwnedFd,
     console: OwnedFd,
     shares: Vec<tree::Share>,
+    terminal: Option<HostTerminal>,
 }
 
 fn read_config(config_fd: RawFd) -> Result<(VmmConfig, Inherited), VmmError> {
@@ -112,6 +114,15 @@ fn read_config(config_fd: RawFd) -> Result<(VmmConfig, Inherited), VmmError> {
 
 fn inherit(config: &VmmConfig) -> io::Result<Inherited> {
     let share = |share: &Share<RawFd>| share.with(|fd| take(*fd)).and_then(for_tree);
+    let terminal = |terminal: &VmmTerminal| -> io::Result<HostTerminal> {
+        Ok(match *terminal {
+            VmmTerminal::Pty(slave) => HostTerminal::Pty(take(slave)?),
+            VmmTerminal::Relayed { text, sizes } => HostTerminal::Relayed(TerminalStreams {
+                text: take(text)?,
+                sizes: take(sizes)?,
+            }),
+        })
+    };
     Ok(Inherited {
         kernel: config.kernel.map(take).transpose()?,
         initramfs: config.initramfs.map(take).transpose()?,
@@ -120,6 +131,7 @@ fn inherit(config: &VmmConfig) -> io::Result<Inherited> {
         ready: take(config.ready)?,
         console: take(config.console)?,
         shares: config.shares.iter().map(share).collect::<io::Result<_>>()?,
+        terminal: config.terminal.as_ref().map(terminal).transpose()?,
     })
 }
 
@@ -195,6 +207,7 @@ impl Inherited {
         ];
         keep.extend(self.kernel.iter().chain(&self.initramfs).map(AsFd::as_fd));
         keep.extend(self.shares.iter().filter_map(tree::Share::fd));
+        keep.extend(self.terminal.iter().flat_map(HostTerminal::fds));
         keep
     }
 }
@@ -204,14 +217,14 @@ struct Vm {
     events: EventLoop,
     machine: RunningMachine,
     supervisor: Arc<Mutex<Supervisor>>,
-    stdio: [u32; 3],
+    stdio: Ports,
 }
 
 /// From a configuration to a running guest. The order matters: what needs the host's files comes before
 /// the tree, the tree before any thread, and each thread is confined before the guest runs.
 fn assemble(
     config: &VmmConfig,
-    inherited: Inherited,
+    mut inherited: Inherited,
     report_to: &UnixStream,
 ) -> Result<Vm, VmmError> {
     let mut keep = inherited.keep();
@@ -221,6 +234,13 @@ fn assemble(
     // The container's terminal and its signals are not this process's.
     let _ = rustix::process::setsid();
     let stdio = take_stdio().map_err(io_error("take over the standard streams"))?;
+    let terminal = inherited.terminal.take().map(TakenTerminal::of).transpose();
+    let terminal = terminal.map_err(io_error("take over the terminal"))?;
+    let is_terminal = terminal.is_some();
+    let (streams, size_watch) = match terminal {
+        Some(TakenTerminal { streams, watch }) => (streams, watch),
+        None => (stdio, None),
+    };
 
     let mut machine = load_machine(config, &inherited)?;
     let tree = tree::enter(inherited.shares)?;
@@ -239,7 +259,7 @@ fn assemble(
     let Attached {
         ports: stdio_ports,
         done,
-    } = vsock.attach(stdio)?;
+    } = vsock.attach(streams)?;
     let exit_status = offer_fixed_ports(&mut vsock, inherited.ready)?;
     let vsock = Arc::new(Mutex::new(vsock));
 
@@ -250,6 +270,9 @@ fn assemble(
     let mut events = EventLoop::new().map_err(io_error("make the event loop"))?;
     events.add(Arc::clone(&vsock) as _);
     events.add(rng);
+    if let Some(watch) = size_watch {
+        events.add(Arc::new(Mutex::new(watch)));
+    }
     fs::spawn(fs, || jail::confine(Role::Filesystem))?;
     let limits = ConsoleLimits {
         total: config.console_log_size,
@@ -279,7 +302,15 @@ fn assemble(
     });
     let supervisor = Arc::new(Mutex::new(supervisor));
     events.add(Arc::clone(&supervisor) as _);
-    let stdio = [0, 1, 2].map(|n| stdio_ports.get(n).copied().unwrap_or(0));
+    let [first, second, third] = [0, 1, 2].map(|n| stdio_ports.get(n).copied().unwrap_or(0));
+    let stdio = if is_terminal {
+        Ports::Terminal {
+            text: first,
+            sizes: second,
+        }
+    } else {
+        Ports::Streams([first, second, third])
+    };
     Ok(Vm {
         events,
         machine,
@@ -337,6 +368,36 @@ fn take_stdio() -> io::Result<Vec<(Direction, OwnedFd)>> {
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     Ok(streams)
+}
+
+/// The container's terminal, in the place of its streams.
+struct TakenTerminal {
+    streams: Vec<(Direction, OwnedFd)>,
+    /// Where following its size is this process's business.
+    watch: Option<SizeWatch>,
+}
+
+impl TakenTerminal {
+    fn of(terminal: HostTerminal) -> io::Result<Self> {
+        let (streams, watch) = match terminal {
+            HostTerminal::Pty(slave) => {
+                let (sizes, guest) = Sizes::of(slave.try_clone()?)?;
+                let streams = TerminalStreams {
+                    text: slave,
+                    sizes: guest,
+                };
+                (streams, Some(SizeWatch::new(sizes)?))
+            }
+            HostTerminal::Relayed(streams) => (streams, None),
+        };
+        Ok(Self {
+            streams: vec![
+                (Direction::Duplex, streams.text),
+                (Direction::ToGuest, streams.sizes),
+            ],
+            watch,
+        })
+    }
 }
 
 impl Vm {

@@ -94,15 +94,9 @@ const V1: &str = "cgroup v2 has no such limit, and guests have cgroup v2";
 pub const FIELDS: &[Field] = &[
     row("ociVersion", Host),
     // process
-    refused(
-        "process.terminal",
-        "hull has no terminals yet",
-        "set it to false",
-    ),
-    row("process.consoleSize", Guest).unless(
-        refuse::console_size,
-        "refused beside `process.terminal`",
-    ),
+    // One in the guest, joined to one of the host.
+    row("process.terminal", Both),
+    row("process.consoleSize", Guest),
     row("process.user.uid", Guest),
     row("process.user.gid", Guest),
     row("process.user.umask", Guest),

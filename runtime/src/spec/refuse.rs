@@ -109,13 +109,6 @@ pub fn device(node: Node<'_>) -> Option<Refusal> {
     }
 }
 
-/// `process.consoleSize`: only a terminal has one (config.md, "Process").
-pub fn console_size(node: Node<'_>) -> Option<Refusal> {
-    let terminal = node.root["process"]["terminal"] == Value::Bool(true);
-    (terminal && !is_unset(node.value))
-        .then(|| Refusal::new("hull does not set a terminal's first size yet", "remove it"))
-}
-
 /// `process.apparmorProfile`: whatever confines.
 pub fn apparmor(node: Node<'_>) -> Option<Refusal> {
     match node.value.as_str()? {

@@ -80,8 +80,8 @@ pub(super) const MAIN: &[Allowed] = &[
     // A pollfd or two, for a wait with a time limit.
     any(SYS_poll),
     any(SYS_ppoll),
-    // FIONBIO is how Rust makes a socket non-blocking.
-    one_of(SYS_ioctl, 1, &[FIONBIO as u32]),
+    // FIONBIO is how Rust makes a socket non-blocking; TIOCGWINSZ reads the container's terminal's size.
+    one_of(SYS_ioctl, 1, &[FIONBIO as u32, TIOCGWINSZ as u32]),
 ];
 
 /// `ioctl` numbers of KVM (linux/kvm.h): `_IO(0xAE, nr)` and the like.

@@ -1,0 +1,161 @@
+//! A terminal of the host that a process of the container is joined to: its size follows into the guest.
+//!
+//! The guest's terminal is a pseudo-terminal there, which does all that terminals do; what it reads and
+//! writes goes through a stream that is not one. Only the size has to be told.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use hull_protocol::terminal::Size;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use vmm_sys_util::epoll::EventSet;
+
+/// Both ends of what a process's terminal is joined to, for whoever hands them to the VMM.
+#[derive(Debug)]
+pub struct TerminalStreams {
+    /// What is typed and shown, both ways.
+    pub text: OwnedFd,
+    /// The terminal's sizes.
+    pub sizes: OwnedFd,
+}
+
+/// The host's side of the terminal of a sandbox's own container, as the VMM process is given it.
+#[derive(Debug)]
+pub enum HostTerminal {
+    /// A pseudo-terminal of which an engine has the master. The VMM process follows its size.
+    Pty(OwnedFd),
+    /// The ends of a relay, which follows the size.
+    Relayed(TerminalStreams),
+}
+
+/// A terminal of the host, and the pipe by which the guest is told its sizes.
+#[derive(Debug)]
+pub struct Sizes {
+    terminal: OwnedFd,
+    guest: OwnedFd,
+}
+
+impl Sizes {
+    /// The sizes of this terminal. Also returns the end of the pipe that is the guest's.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn of(terminal: OwnedFd) -> io::Result<(Self, OwnedFd)> {
+        let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+        let (reader, guest) = rustix::pipe::pipe_with(flags)?;
+        Ok((Self { terminal, guest }, reader))
+    }
+
+    /// Makes the terminal the controlling one of this process, which leads a session: by that it learns
+    /// of each change.
+    ///
+    /// # Errors
+    /// When the terminal is another session's.
+    pub fn take_control(&self) -> io::Result<()> {
+        Ok(rustix::process::ioctl_tiocsctty(&self.terminal)?)
+    }
+
+    /// Tells the guest the size as it is. A terminal whose size nobody has set has none to tell.
+    pub fn tell(&self) {
+        let Ok(size) = rustix::termios::tcgetwinsize(&self.terminal) else {
+            return; // its other side is gone, which its stream tells too
+        };
+        let size = Size {
+            rows: size.ws_row,
+            columns: size.ws_col,
+        };
+        if size.rows == 0 && size.columns == 0 {
+            return;
+        }
+        match rustix::io::write(&self.guest, &size.encode()) {
+            Ok(_) | Err(Errno::PIPE) => {}
+            // A guest that doesn't read thousands of sizes does not get the next one either.
+            Err(e) => log::debug!("a terminal's size is not told: {e}"),
+        }
+    }
+
+    /// The terminal itself.
+    pub fn terminal(&self) -> BorrowedFd<'_> {
+        self.terminal.as_fd()
+    }
+}
+
+/// Follows the size of the VMM process's controlling terminal.
+pub struct SizeWatch {
+    sizes: Sizes,
+    signals: SignalFd,
+}
+
+impl SizeWatch {
+    /// To be made before there are other threads: signals that are read from a file must be blocked in
+    /// all of them.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn new(sizes: Sizes) -> io::Result<Self> {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGWINCH);
+        // It comes when the terminal's other side goes. The container's processes get theirs from their
+        // own terminal; this process lives on until they have ended.
+        signals.add(Signal::SIGHUP);
+        signals.thread_block()?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals = SignalFd::with_flags(&signals, flags)?;
+        if let Err(e) = sizes.take_control() {
+            log::debug!("the terminal's size is not followed: {e}");
+        }
+        sizes.tell();
+        Ok(Self { sizes, signals })
+    }
+}
+
+impl MutEventSubscriber for SizeWatch {
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(e) = ops.add(Events::new(&self.signals, EventSet::IN)) {
+            log::error!("the terminal's size is not followed: {e}");
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            if signal.ssi_signo == Signal::SIGWINCH as u32 {
+                self.sizes.tell();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+    use rustix::termios::{Winsize, tcsetwinsize};
+
+    #[test]
+    fn a_size_is_told_once_there_is_one() {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let master = openpt(flags).expect("a terminal");
+        unlockpt(&master).expect("unlock");
+        let slave = ioctl_tiocgptpeer(&master, flags).expect("its other side");
+        let (sizes, guest) = Sizes::of(slave).expect("pipe");
+        let told = || {
+            let mut record = [0; 8];
+            rustix::io::read(&guest, &mut record).map(|length| record[..length].to_vec())
+        };
+        sizes.tell();
+        assert_eq!(told(), Err(Errno::AGAIN));
+        let size = Winsize {
+            ws_row: 7,
+            ws_col: 9,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&master, size).expect("resize");
+        sizes.tell();
+        assert_eq!(told(), Ok(vec![7, 0, 9, 0]));
+    }
+}
