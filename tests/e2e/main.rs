@@ -11,6 +11,7 @@ mod exec;
 mod exit_codes;
 mod files;
 mod hooks;
+mod host_cgroup;
 mod hostile_guest;
 mod kills;
 mod lifecycle;

@@ -3,21 +3,22 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::delete::destroy;
+use super::delete::undo;
 use super::state::for_hook;
+use crate::cgroup::{HostCgroup, Limits};
 use crate::cli::Global;
 use crate::config::Config;
 use crate::container::{
     Call, ContainerDir, ContainerId, Hooks, Phase, ProcessId, Stage, State, Status, Store,
 };
-use crate::error::Error;
-use crate::sandbox::{Agent, Launch, Sandbox};
+use crate::error::{Error, chain};
+use crate::sandbox::{Agent, Launch, Sandbox, VmmProcess};
 use crate::spec::{self, Bundle, Sizing};
 
 /// The options of `create`, which `run` has too.
@@ -62,7 +63,7 @@ pub struct Created {
     /// The connection to its agent.
     pub agent: Agent,
     /// Its VMM process, a child of this one.
-    pub vmm: Child,
+    pub vmm: VmmProcess,
 }
 
 /// Creates a container.
@@ -85,33 +86,51 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
     let config = global.container_config(&bundle.annotations())?;
     let boot = config.boot().open()?;
     let plan = spec::plan(&bundle, id.as_str(), &config)?;
-    let pinned = plan.pin()?;
+    let cgroup = HostCgroup::of(bundle.spec(), &id, global.systemd_cgroup)?;
+    // A cgroup binds the VM to its CPUs by itself.
+    let pinned = match cgroup {
+        Some(_) => None,
+        None => plan.pin()?,
+    };
 
     let store = Store::open(&global.root)?;
-    let mut state = first_state(&id, &bundle, plan.sizing);
+    let mut state = first_state(&id, &bundle, plan.sizing, cgroup);
     let dir = store.create(&state)?;
     if let Err(e) = dir.save_config(bundle.spec()) {
         dir.remove();
         return Err(e.into());
     }
     let sizing = plan.sizing;
+    let limits = Limits {
+        resources: &plan.resources,
+        sizing,
+        config: &config,
+    };
+    let made = state.cgroup.as_ref().map(|cgroup| cgroup.make(&limits));
+    let cgroup = match made.transpose() {
+        Ok(cgroup) => cgroup.flatten(),
+        Err(e) => {
+            dir.remove();
+            return Err(e.into());
+        }
+    };
     let launch = Launch {
         dir: &dir,
+        cgroup,
+        held: state.cgroup.as_ref().is_some_and(HostCgroup::is_scope),
         vcpus: sizing.vcpus,
         memory_mib: sizing.memory_mib,
         cmdline: cmdline(global, &config),
         console_log_size: u64::from(config.console_log_size) << 10,
         shares: plan.shares,
         boot,
-        boot_timeout: Duration::from_secs(config.boot_timeout.into()),
     };
-    let boot_timeout = launch.boot_timeout;
     let launched = launch.spawn();
     drop(pinned);
     let mut sandbox = match launched {
         Ok(sandbox) => sandbox,
         Err(e) => {
-            dir.remove();
+            discard(dir, &state);
             return Err(e.into());
         }
     };
@@ -123,14 +142,14 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
         &hooks,
         plan.guest_spec,
         options,
-        boot_timeout,
+        limits,
     );
     let agent = match made {
         Ok(agent) => agent,
         Err(e) => {
             sandbox.abort();
             remove_pid_file(options);
-            destroy(dir, &state);
+            undo(dir, &state);
             return Err(e);
         }
     };
@@ -142,7 +161,7 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
             vmm,
         }),
         Err(e) => {
-            destroy(dir, &state);
+            undo(dir, &state);
             Err(e.into())
         }
     }
@@ -162,17 +181,25 @@ fn bring_up(
     hooks: &Hooks,
     guest_spec: Vec<u8>,
     options: &Options,
-    boot_timeout: Duration,
+    limits: Limits<'_>,
 ) -> Result<Agent, Error> {
     // From here on `delete --force` finds the process, whatever becomes of this one.
     state.vmm = ProcessId::of(sandbox.pid()).ok();
     dir.save(state)?;
+    if let Some(cgroup) = state.cgroup.as_mut().filter(|cgroup| cgroup.is_scope()) {
+        cgroup.adopt(sandbox.pid(), &limits)?;
+        sandbox.begin()?;
+    }
     sandbox.wait_up(dir)?;
     run_create_hooks(hooks, state)?;
+    let boot_timeout = Duration::from_secs(limits.config.boot_timeout.into());
     let agent = sandbox.wait_ready(dir, boot_timeout)?;
     agent
         .create(dir.id(), guest_spec, &state.bundle, sandbox.stdio)
         .map_err(Error::container_process)?;
+    if let Some(cgroup) = &state.cgroup {
+        cgroup.limit_container(&limits)?;
+    }
     state.phase = Phase::Created;
     dir.save(state)?;
     if let Some(path) = &options.pid_file {
@@ -214,13 +241,28 @@ fn refuse_options(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
-fn first_state(id: &ContainerId, bundle: &Bundle, sizing: Sizing) -> State {
+/// Removes what there is before the VMM process: nobody has been told of it, so no hook runs.
+fn discard(dir: ContainerDir, state: &State) {
+    let removed = state.cgroup.as_ref().map(HostCgroup::remove).transpose();
+    if let Err(e) = removed {
+        log::warn!("{}", chain(&e));
+    }
+    dir.remove();
+}
+
+fn first_state(
+    id: &ContainerId,
+    bundle: &Bundle,
+    sizing: Sizing,
+    cgroup: Option<HostCgroup>,
+) -> State {
     State {
         id: id.clone(),
         phase: Phase::Creating,
         paused: false,
         sizing,
         vmm: None,
+        cgroup,
         bundle: bundle.path().to_owned(),
         rootfs: bundle.rootfs().to_owned(),
         created: OffsetDateTime::now_utc()

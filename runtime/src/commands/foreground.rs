@@ -2,14 +2,14 @@
 
 use std::future::Future;
 use std::io;
-use std::process::{Child, ExitCode};
+use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::container::ContainerId;
 use crate::error::Error;
-use crate::sandbox::{Agent, SandboxError};
+use crate::sandbox::{Agent, SandboxError, VmmProcess};
 
 /// What is passed on: every signal that ends or informs a process, but for those that are about this
 /// process's own children, pipes and terminal.
@@ -27,7 +27,11 @@ const FORWARDED: [i32; 7] = [
 ///
 /// # Errors
 /// When the process can't be waited for.
-pub fn wait_for_vmm(agent: &Agent, id: &ContainerId, vmm: &mut Child) -> Result<ExitCode, Error> {
+pub fn wait_for_vmm(
+    agent: &Agent,
+    id: &ContainerId,
+    vmm: &mut VmmProcess,
+) -> Result<ExitCode, Error> {
     let waiting = |e: io::Error| Error::from(SandboxError::host("wait for the VMM process")(e));
     let ended = async {
         // From here on no death is missed, so one that came before is seen by the first `try_wait`.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{create, delete::destroy, foreground, start};
+use super::{create, delete, foreground, start};
 use crate::cli::Global;
 use crate::error::Error;
 
@@ -39,7 +39,7 @@ pub fn run(global: &Global, args: &Run) -> Result<ExitCode, Error> {
     if let Err(e) = start::start(&dir, &mut state, &agent) {
         let _ = vmm.kill();
         let _ = vmm.wait();
-        destroy(dir, &state);
+        delete::undo(dir, &state);
         return Err(e);
     }
     if args.detach {
@@ -49,7 +49,7 @@ pub fn run(global: &Global, args: &Run) -> Result<ExitCode, Error> {
     dir.unlock();
     let code = foreground::wait_for_vmm(&agent, dir.id(), &mut vmm)?;
     if !args.keep && dir.lock().is_ok() {
-        destroy(dir, &state);
+        delete::undo(dir, &state);
     }
     Ok(code)
 }

@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod launch;
 mod lifeline;
+mod process;
 mod stdio;
 mod supervisor;
 mod vmm;
@@ -18,6 +19,7 @@ pub use assets::{Boot, BootFiles};
 pub use config::{VmmConfig, VmmShare};
 pub use control::{Limited, Pressure, PressureLine, ProcessInfo, Stats};
 pub use launch::{Launch, Sandbox};
+pub use process::VmmProcess;
 pub use stdio::AttachedStdio;
 pub use vmm::run as run_vmm;
 

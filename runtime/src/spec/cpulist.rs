@@ -30,6 +30,11 @@ impl CpuList {
             .sum()
     }
 
+    /// The numbers of these CPUs, in rising order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().cloned().flatten()
+    }
+
     /// Binds the calling thread, and what it starts, to these CPUs, until the value that is returned is
     /// dropped.
     ///
@@ -64,7 +69,7 @@ impl CpuList {
 
     fn mask(&self) -> CpuSet {
         let mut set = CpuSet::new();
-        for cpu in self.0.iter().cloned().flatten() {
+        for cpu in self.iter() {
             set.set(cpu as usize);
         }
         set

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 
 pub use audit::{Finding, Verdict};
+pub use cpulist::CpuList;
 pub use error::SpecError;
 pub use fields::{supports, supports_value};
 pub use mount_options::supported as supported_mount_options;
