@@ -15,7 +15,7 @@ mod vmm;
 
 pub use agent::{Agent, AgentError};
 pub use assets::{Boot, BootFiles};
-pub use config::VmmConfig;
+pub use config::{VmmConfig, VmmDisk};
 pub use control::{Limited, Pressure, PressureLine, ProcessInfo, Stats};
 pub use launch::{Launch, Sandbox};
 pub use stdio::AttachedStdio;
