@@ -103,6 +103,8 @@ pub fn create(global: &Global, options: &Options, id: &str) -> Result<Created, E
             String::new()
         },
         shares: plan.shares,
+        network: plan.network,
+        memory_policy: plan.memory_policy,
         boot,
         boot_timeout: Duration::from_secs(global.boot_timeout.into()),
     };

@@ -6,6 +6,8 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::MemoryPolicy;
+
 /// Everything a VMM process needs to know. The descriptors are named by their number in that process.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VmmConfig {
@@ -19,6 +21,10 @@ pub struct VmmConfig {
     pub cmdline: String,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<VmmShare>,
+    /// The network namespace to join.
+    pub network: Option<RawFd>,
+    /// The policy by which the host allocates the VM's memory.
+    pub memory_policy: Option<MemoryPolicy>,
     /// The guest kernel, where it is not the built-in one.
     pub kernel: Option<RawFd>,
     /// The guest's initramfs, where it is not the built-in one.

@@ -17,7 +17,7 @@ use rustix::pipe::PipeFlags;
 use super::lifeline::{self, Report};
 use super::{Agent, BootFiles, SandboxError, VmmConfig, VmmShare};
 use crate::container::ContainerDir;
-use crate::spec::Share;
+use crate::spec::{MemoryPolicy, Share};
 use hull_protocol::hello;
 
 /// How long the VMM process may take until the guest's first instruction.
@@ -39,6 +39,10 @@ pub struct Launch<'a> {
     pub cmdline: String,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<Share>,
+    /// The network namespace that the VMM process joins, if not this process's.
+    pub network: Option<OwnedFd>,
+    /// The policy by which the host allocates the VM's memory.
+    pub memory_policy: Option<MemoryPolicy>,
     /// The kernel and the initramfs, where they are not the built-in ones.
     pub boot: BootFiles,
     /// How long the guest may take to come up.
@@ -91,6 +95,8 @@ impl Launch<'_> {
             memory_mib: self.memory_mib,
             cmdline: self.cmdline,
             shares,
+            network: self.network.as_ref().map(AsRawFd::as_raw_fd),
+            memory_policy: self.memory_policy,
             kernel: self.boot.kernel.as_ref().map(AsRawFd::as_raw_fd),
             initramfs: self.boot.initramfs.as_ref().map(AsRawFd::as_raw_fd),
             listener: listener.as_raw_fd(),
@@ -109,6 +115,7 @@ impl Launch<'_> {
             console.as_fd(),
         ];
         inherited.extend(self.shares.iter().map(|share| share.source.as_fd()));
+        inherited.extend(self.network.as_ref().map(AsFd::as_fd));
         inherited.extend(
             self.boot
                 .kernel

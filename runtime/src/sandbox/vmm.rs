@@ -19,6 +19,7 @@ use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
 use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig, RunningMachine};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::assets::{self, Program};
 use super::lifeline::{self, Report};
@@ -43,6 +44,10 @@ enum VmmError {
         #[source]
         source: io::Error,
     },
+    #[error("config.json: linux.namespaces: join the network namespace")]
+    Network(#[source] io::Error),
+    #[error("config.json: linux.memoryPolicy: the host's kernel refuses it")]
+    MemoryPolicy(#[source] io::Error),
     #[error(transparent)]
     Machine(#[from] hull_vmm::MachineError),
     #[error(transparent)]
@@ -93,6 +98,7 @@ struct Inherited {
     lifeline: UnixStream,
     ready: OwnedFd,
     console: OwnedFd,
+    network: Option<OwnedFd>,
     shares: Vec<tree::Share>,
 }
 
@@ -123,6 +129,7 @@ fn inherit(config: &VmmConfig) -> io::Result<Inherited> {
         lifeline: take(config.lifeline)?.into(),
         ready: take(config.ready)?,
         console: take(config.console)?,
+        network: config.network.map(take).transpose()?,
         shares: config.shares.iter().map(share).collect::<io::Result<_>>()?,
     })
 }
@@ -168,9 +175,18 @@ struct Vm {
 /// the tree, the tree before any thread, and each thread is confined before the guest runs.
 fn assemble(
     config: &VmmConfig,
-    inherited: Inherited,
+    mut inherited: Inherited,
     report_to: &UnixStream,
 ) -> Result<Vm, VmmError> {
+    // Before any thread, and any memory of the guest's.
+    if let Some(network) = inherited.network.take() {
+        let kind = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(network.as_fd(), kind)
+            .map_err(|e| VmmError::Network(e.into()))?;
+    }
+    if let Some(policy) = &config.memory_policy {
+        policy.apply().map_err(VmmError::MemoryPolicy)?;
+    }
     let mut keep = inherited.keep();
     keep.push(report_to.as_fd());
     jail::close_other_fds(&keep)?;

@@ -87,6 +87,7 @@ const NOT_YET: &str = "hull does not support it yet";
 const HOST_IO: &str =
     "it is about the host's block devices, and hull does not place the VM in a host cgroup yet";
 const PLATFORM: &str = "it is for another platform than Linux containers";
+const GUEST_CPUS: &str = "the guest's CPUs, as the process sees them, numbered from 0";
 const NOTIFY: &str = "refused is `SCMP_ACT_NOTIFY`: a seccomp listener cannot leave the guest";
 const V1: &str = "cgroup v2 has no such limit, and guests have cgroup v2";
 
@@ -131,7 +132,7 @@ pub const FIELDS: &[Field] = &[
     row("process.scheduler.priority", Guest),
     row("process.scheduler.flags", Guest).unless(
         refuse::scheduler_flags,
-        "`SCHED_FLAG_RESET_ON_FORK` and `SCHED_FLAG_DL_OVERRUN` are refused",
+        "refused are `SCHED_FLAG_UTIL_CLAMP_MIN` and `_MAX`: there is no field for their values",
     ),
     row("process.scheduler.runtime", Guest),
     row("process.scheduler.deadline", Guest),
@@ -143,8 +144,8 @@ pub const FIELDS: &[Field] = &[
     ),
     row("process.ioPriority.class", Guest),
     row("process.ioPriority.priority", Guest),
-    row("process.execCPUAffinity.initial", Guest),
-    row("process.execCPUAffinity.final", Guest),
+    row("process.execCPUAffinity.initial", Guest).noted(GUEST_CPUS),
+    row("process.execCPUAffinity.final", Guest).noted(GUEST_CPUS),
     // root
     row("root.path", Host),
     row("root.readonly", Guest)
@@ -249,15 +250,17 @@ pub const FIELDS: &[Field] = &[
     ),
     row("linux.cgroupsPath", Host)
         .noted("kept in the container's state; the VM's process is not moved there yet"),
+    row("linux.namespaces[]", Guest).unless(
+        refuse::namespace,
+        "new ones are made in the guest; a path to one of the host's is refused, but for a network's",
+    ),
     row("linux.namespaces[].type", Guest).noted(
         "a kind that is not listed is the guest's own, which stands in for the runtime's: nothing of \
          the host's is shared, and nothing else runs in the guest but its agent",
     ),
-    refused(
-        "linux.namespaces[].path",
-        "a namespace of the host cannot be joined from inside a VM, and hull does not connect a \
-         network namespace's interfaces yet",
-        "remove the path (the container then gets a namespace of its own)",
+    row("linux.namespaces[].path", Host).noted(
+        "the VM's process joins the network namespace; one with an interface that is up is refused, as \
+         hull does not connect it to the VM yet, and so is the host's own; `lo` is the guest's",
     ),
     row("linux.devices[]", Guest).unless(
         refuse::device,
@@ -309,7 +312,10 @@ pub const FIELDS: &[Field] = &[
         "hull does not partition the host's caches yet",
         REMOVE,
     ),
-    refused("linux.memoryPolicy", "a guest has one NUMA node", REMOVE),
+    row("linux.memoryPolicy.mode", Host)
+        .noted("of the VM's memory on the host's nodes; inside, a guest has one node"),
+    row("linux.memoryPolicy.nodes", Host).noted("the host's nodes"),
+    row("linux.memoryPolicy.flags", Host),
     row("linux.personality.domain", Guest),
     refused(
         "linux.personality.flags",

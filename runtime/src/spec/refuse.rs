@@ -184,15 +184,30 @@ pub fn apparmor(node: Node<'_>) -> Option<Refusal> {
     }
 }
 
-/// `process.scheduler.flags`: two whose names the library that reads them has wrong.
+/// `process.scheduler.flags`: two that come without the number they are about.
 pub fn scheduler_flags(node: Node<'_>) -> Option<Refusal> {
-    let flags = node.value.as_array()?;
-    let index = flags.iter().position(|flag| {
+    let clamp = |flag: &Value| {
         flag.as_str()
-            .is_some_and(|f| matches!(f, "SCHED_FLAG_RESET_ON_FORK" | "SCHED_FLAG_DL_OVERRUN"))
-    })?;
-    let refusal = Refusal::new("hull does not support this flag yet", "remove it");
+            .is_some_and(|flag| flag.starts_with("SCHED_FLAG_UTIL_CLAMP_"))
+    };
+    let index = node.value.as_array()?.iter().position(clamp)?;
+    let refusal = Refusal::new(
+        "config.json has no field for the utilization to clamp to",
+        "remove it",
+    );
     Some(refusal.at(format!("[{index}]")))
+}
+
+/// `linux.namespaces[]`: by path a VM's process can join a network alone.
+pub fn namespace(node: Node<'_>) -> Option<Refusal> {
+    let joined = !is_unset(&node.value["path"]);
+    (joined && node.value["type"] != "network").then(|| {
+        Refusal::new(
+            "a namespace of the host cannot be joined from inside a VM",
+            "remove the path (for one of the container's own) or the namespace (for the guest's)",
+        )
+        .at(".path")
+    })
 }
 
 /// Seccomp actions: all but the one that asks a process on the host.

@@ -6,6 +6,7 @@
 //! - cgroupsPath and the hooks, but for startContainer, are the host's;
 //! - the network namespace: the guest's own is the container's, as the VM's interfaces are its
 //!   interfaces, and a further one would have none of them;
+//! - the memory policy: the VM's memory is the host's;
 //! - cpuset and limits of block devices: the guest's CPUs and devices aren't the host's.
 
 use std::os::fd::OwnedFd;
@@ -21,7 +22,7 @@ use super::cpulist::{CpuList, Pinned};
 use super::mount_options::{Treatment, treatment};
 use super::refuse::{GUEST_DEVICES, is_bind};
 use super::sizing::Host;
-use super::{Bundle, Sizing, SpecError};
+use super::{Bundle, MemoryPolicy, Sizing, SpecError, network};
 
 /// What is done about a bundle.
 #[derive(Debug)]
@@ -32,6 +33,10 @@ pub struct Plan {
     pub shares: Vec<Share>,
     /// The config.json for the agent.
     pub guest_spec: Vec<u8>,
+    /// The network namespace for the VM's process, if config.json names one.
+    pub network: Option<OwnedFd>,
+    /// By what policy the VM's memory is allocated.
+    pub memory_policy: Option<MemoryPolicy>,
     cpus: Option<CpuList>,
 }
 
@@ -68,7 +73,8 @@ pub struct Share {
 /// Splits a bundle for a container with this id, which must be one path component.
 ///
 /// # Errors
-/// When the source of a bind mount can't be opened, or is of a kind that can't be shared.
+/// When the source of a bind mount can't be opened, or is of a kind that can't be shared; and when a
+/// network namespace can't be joined.
 pub fn plan(bundle: &Bundle, id: &str) -> Result<Plan, SpecError> {
     let mut guest = bundle.spec.clone();
     let resources = resources(&bundle.spec);
@@ -107,10 +113,17 @@ pub fn plan(bundle: &Bundle, id: &str) -> Result<Plan, SpecError> {
         field: "(top level)".to_owned(),
         source,
     })?;
+    let policy = bundle
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.memory_policy().as_ref());
     Ok(Plan {
         sizing,
         shares,
         guest_spec,
+        network: network::named(&bundle.spec)?,
+        memory_policy: policy.map(MemoryPolicy::of).transpose()?,
         cpus: cpus(resources),
     })
 }
@@ -280,7 +293,7 @@ fn shareable(stat: &Stat) -> Result<Option<&'static str>, &'static str> {
 fn guest_linux(linux: Option<Linux>) -> Linux {
     // Not the type's own default, which is a set of choices.
     let mut linux = linux.unwrap_or_else(bare_linux);
-    linux.set_cgroups_path(None);
+    linux.set_cgroups_path(None).set_memory_policy(None);
     let namespaces = linux.namespaces().clone().unwrap_or_default();
     let kept = namespaces
         .into_iter()
