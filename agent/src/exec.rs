@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup;
 use crate::error::Failure;
 use crate::helper::{Report, Reporter};
-use crate::process::Launch;
+use crate::process::{Launch, keyring};
 use crate::sys;
 
 /// What to start.
@@ -96,7 +96,8 @@ pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
 
 /// The process's own part, in the container's namespaces. Returns why it failed.
 fn become_process(launch: &Launch, reporter: &Reporter) -> Failure {
-    match enter(&launch.process, reporter).and_then(|()| launch.prepare()) {
+    let entered = keyring::join(&launch.keyring).and_then(|()| enter(&launch.process, reporter));
+    match entered.and_then(|()| launch.prepare()) {
         Ok(ready) => ready.execute(),
         Err(failure) => failure,
     }

@@ -22,7 +22,7 @@ use crate::error::{Error, Failure, Fatal};
 use crate::exec;
 use crate::helper::{self, Made, Task};
 use crate::limits;
-use crate::process::Launch;
+use crate::process::{Launch, Paths};
 use crate::processes;
 use crate::reaper::{ExitStatus, Reaper};
 use crate::stats;
@@ -143,6 +143,7 @@ impl Sandbox {
             spec: Box::new(prepared.spec.clone()),
             launch: prepared.launch.clone(),
             seccomp: prepared.seccomp.clone(),
+            sysctls: prepared.sysctls.clone(),
         });
         let size = prepared.launch.process.console_size();
         let init = self.make(&task, theirs, ours, size, &[]).await?;
@@ -227,6 +228,7 @@ impl Sandbox {
             launch: Launch {
                 process,
                 keyring: spec::keyring(&container.id),
+                paths: Paths::default(),
                 new_network: false,
                 seccomp: container.seccomp()?,
                 hooks: None,

@@ -7,7 +7,7 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use hull_protocol::paths::SHARE;
@@ -16,17 +16,18 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
-use oci_spec::runtime::{LinuxSeccomp, Spec};
+use oci_spec::runtime::{LinuxSeccomp, PosixRlimit, PosixRlimitType, Process, Spec};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::stdio::stderr;
 use serde::{Deserialize, Serialize};
 
-use super::{SECCOMP_FILE, STATE, mounts};
+use super::{SECCOMP_FILE, STATE, cwd, mounts};
 use crate::error::{Failure, chain};
 use crate::helper::{Report, Reporter};
-use crate::process::{Launch, Ready, seccomp};
+use crate::process::{Launch, Ready, keyring, seccomp};
 
 /// runc's exit status when a container's program turns out not to be one after it was started.
 const NOT_A_PROGRAM: i32 = 255;
@@ -44,6 +45,8 @@ pub struct Task {
     pub launch: Launch,
     /// The seccomp profile.
     pub seccomp: Option<LinuxSeccomp>,
+    /// The sysctls of the guest's network, which is the container's.
+    pub sysctls: Vec<(String, String)>,
 }
 
 /// Makes the container and reports its first process.
@@ -59,6 +62,13 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
             .map_err(Failure::io("keep the seccomp filter"))?;
         task.launch.seccomp = Some(program);
     }
+    for (name, value) in &task.sysctls {
+        set_sysctl(name, value)?;
+    }
+    let root = Path::new(SHARE).join(&task.id).join("rootfs");
+    let working_folder = task.launch.process.cwd().clone();
+    let places = task.spec.mounts().as_deref().unwrap_or_default();
+    cwd::make(&root, &working_folder, places);
     let mounts = mounts::prepare(&mut task.spec)?;
     let json = serde_json::to_vec(&task.spec).map_err(|e| Failure::other(e.to_string()))?;
     fs::write(task.bundle.join("config.json"), json).map_err(Failure::io("write config.json"))?;
@@ -66,9 +76,8 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
         Some(true) => Some(Console::listen(&task.bundle)?),
         _ => None,
     };
-    let cwd = task.launch.process.cwd().clone();
-    let root = Path::new(SHARE).join(&task.id).join("rootfs");
     let last_step = LastStep {
+        locked_memory: locked_memory(&task.launch.process),
         launch: Rc::new(task.launch),
         reporter: Rc::new(
             reporter
@@ -86,7 +95,9 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
         .with_systemd(false)
         .as_sibling(true)
         .build()
-        .map_err(|e| not_a_folder(&root, &cwd).unwrap_or_else(|| Failure::other(chain(&e))))?;
+        .map_err(|e| {
+            not_a_folder(&root, &working_folder).unwrap_or_else(|| Failure::other(chain(&e)))
+        })?;
     let Some(pid) = container.pid() else {
         return Err(Failure::other("the container's process has no pid"));
     };
@@ -101,8 +112,28 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
         .map_err(Failure::io("report the container's process"))
 }
 
-/// The library goes to the working folder by itself, and does not say so when it can't. A folder that
-/// isn't there it makes.
+/// Sets a sysctl of the guest's.
+fn set_sysctl(name: &str, value: &str) -> Result<(), Failure> {
+    let field = || format!("linux.sysctl: {name}");
+    let path = name.replace('.', "/");
+    let names_a_file = Path::new(&path)
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
+    if !names_a_file {
+        return Err(Failure::config(format!("{}: it names no file", field())));
+    }
+    fs::write(Path::new("/proc/sys").join(path), value).map_err(Failure::io(field()))
+}
+
+/// The limit of locked memory that a container's process starts with, if config.json sets none: the
+/// library raises it to load a program of a cgroup, and leaves it so.
+fn locked_memory(process: &Process) -> Option<Rlimit> {
+    let set = |limit: &PosixRlimit| limit.typ() == PosixRlimitType::RlimitMemlock;
+    let given = process.rlimits().iter().flatten().any(set);
+    (!given).then(|| getrlimit(Resource::Memlock))
+}
+
+/// The library goes to the working folder by itself, and does not say so when it can't.
 fn not_a_folder(root: &Path, cwd: &Path) -> Option<Failure> {
     let root = openat(CWD, root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -121,12 +152,23 @@ struct LastStep {
     launch: Rc<Launch>,
     reporter: Rc<Reporter>,
     ready: Rc<RefCell<Option<Ready>>>,
+    locked_memory: Option<Rlimit>,
+}
+
+impl LastStep {
+    fn prepare(&self) -> Result<Ready, Failure> {
+        if let Some(limit) = self.locked_memory {
+            setrlimit(Resource::Memlock, limit).map_err(Failure::io("limit locked memory"))?;
+        }
+        keyring::join(&self.launch.keyring)?;
+        self.launch.prepare()
+    }
 }
 
 impl Executor for LastStep {
     /// Before the container counts as created.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        match self.launch.prepare() {
+        match self.prepare() {
             Ok(ready) => {
                 *self.ready.borrow_mut() = Some(ready);
                 Ok(())

@@ -1,14 +1,14 @@
 //! config.json, divided: what libcontainer does, and what is left for the last step.
 //!
-//! libcontainer gets namespaces, root and mounts, devices, masks, sysctls, rlimits, the cgroup, user and
-//! groups, umask, cwd. Left for [`crate::process`] are capabilities, seccomp, environment, the search
-//! for the program and its execution, with the hooks just before it: there libcontainer's order or
-//! outcome is not runc's.
+//! libcontainer gets namespaces, root and mounts, devices, sysctls, rlimits, the cgroup, user and groups,
+//! umask, cwd. Left for [`crate::process`] are masks, capabilities, seccomp, environment, the search for
+//! the program and its execution, with the hooks just before it: there libcontainer's order or outcome
+//! is not runc's.
 
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
 use crate::error::Error;
-use crate::process::{Launch, StartHooks};
+use crate::process::{Launch, Paths, StartHooks};
 
 /// A config.json, divided.
 #[derive(Debug)]
@@ -19,6 +19,9 @@ pub struct Prepared {
     pub launch: Launch,
     /// The seccomp profile, to be compiled.
     pub seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
+    /// The sysctls of the network, by name. libcontainer would refuse them: the container's network
+    /// namespace is the guest's own.
+    pub sysctls: Vec<(String, String)>,
     /// The namespaces that a further process enters, `CLONE_NEW*`.
     pub namespaces: u32,
 }
@@ -50,6 +53,8 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
         namespaces |= clone_flag(namespace.typ());
         new_network |= namespace.typ() == LinuxNamespaceType::Network && namespace.path().is_none();
     }
+    let sysctls = take_network_sysctls(&mut linux);
+    let paths = Paths::take(&mut linux);
     linux.set_seccomp(None);
     // libcontainer knows only the recursive kinds, and by the others' names.
     let propagation = linux.rootfs_propagation().clone();
@@ -74,13 +79,26 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
         launch: Launch {
             process,
             keyring: keyring(id),
+            paths,
             new_network,
             seccomp: None,
             hooks,
         },
         seccomp,
+        sysctls,
         namespaces,
     })
+}
+
+fn take_network_sysctls(linux: &mut Linux) -> Vec<(String, String)> {
+    let Some(all) = linux.sysctl().clone() else {
+        return Vec::new();
+    };
+    let (network, rest): (Vec<_>, Vec<_>) = all
+        .into_iter()
+        .partition(|(name, _)| name.starts_with("net."));
+    linux.set_sysctl(Some(rest.into_iter().collect()));
+    network
 }
 
 /// Checks a `process` object for what the guest can't do, so that nothing is dropped silently.

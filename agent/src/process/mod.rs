@@ -9,7 +9,10 @@
 mod capabilities;
 mod environment;
 mod hooks;
+pub mod keyring;
 mod lookup;
+mod newer_calls;
+mod paths;
 pub mod seccomp;
 
 use std::ffi::CString;
@@ -26,6 +29,7 @@ use crate::error::{Failure, FailureKind, Message};
 use crate::sys;
 use capabilities::Sets;
 pub use hooks::StartHooks;
+pub use paths::Paths;
 
 /// What to become: the part of config.json that this step needs. It travels to the helper as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,6 +38,8 @@ pub struct Launch {
     pub process: Process,
     /// The session keyring to join, by runc's naming.
     pub keyring: String,
+    /// What a container's first process hides from it and all that follow.
+    pub paths: Paths,
     /// The network namespace is new: its `lo` is still down.
     pub new_network: bool,
     /// The compiled seccomp filter.
@@ -67,13 +73,7 @@ impl Launch {
         if self.new_network {
             sys::bring_loopback_up().map_err(Failure::io("bring lo up"))?;
         }
-        let keyring = c_string("container id", &self.keyring)?;
-        match sys::join_session_keyring(&keyring) {
-            Err(e) if e.raw_os_error() != Some(libc::ENOSYS) => {
-                return Err(Failure::io("join a session keyring")(e));
-            }
-            _ => {}
-        }
+        self.paths.apply(process.cwd())?;
         give_stdio_to(process.user().uid())?;
 
         let sets = Sets::of(process.capabilities().as_ref());
