@@ -4,8 +4,7 @@
 //! mount's source. In the guest's config.json their paths are those of the share. What the host enforces
 //! is taken out:
 //! - cgroupsPath and the hooks, but for startContainer, are the host's;
-//! - the network namespace: the guest's own is the container's, as the VM's interfaces are its
-//!   interfaces, and a further one would have none of them;
+//! - a network namespace that is there already: it is the host's. A new one is made in the guest;
 //! - cpuset and limits of block devices: the guest's CPUs and devices aren't the host's.
 
 use std::path::{Path, PathBuf};
@@ -346,9 +345,11 @@ fn guest_linux(linux: Option<Linux>) -> Linux {
     let mut linux = linux.unwrap_or_else(bare_linux);
     linux.set_cgroups_path(None);
     let namespaces = linux.namespaces().clone().unwrap_or_default();
+    let is_hosts =
+        |path: &Option<PathBuf>| path.as_ref().is_some_and(|p| !p.as_os_str().is_empty());
     let kept = namespaces
         .into_iter()
-        .filter(|ns| ns.typ() != LinuxNamespaceType::Network);
+        .filter(|ns| ns.typ() != LinuxNamespaceType::Network || !is_hosts(ns.path()));
     linux.set_namespaces(Some(kept.collect()));
     let resources = linux.resources().clone().map(guest_resources);
     linux.set_resources(resources);
