@@ -36,11 +36,12 @@ fn exec_shell(container: &Container) -> Command {
     container.exec_command(&options, &["/bin/sh", "-i"])
 }
 
-/// What every interactive shell must do.
+/// What every interactive shell must do. What is typed before a prompt, busybox's may throw away.
 fn converse(terminal: &mut Terminal) {
     terminal.shows("ready> ");
     terminal.types("tty\n");
     terminal.shows("/dev/pts/");
+    terminal.shows("ready> ");
 
     for (rows, columns) in [(24, 80), (50, 132)] {
         terminal.resize(rows, columns);
@@ -50,6 +51,7 @@ fn converse(terminal: &mut Terminal) {
             "until [ \"$(stty size)\" = '{wanted}' ]; do :; done; echo res''ized\n"
         ));
         terminal.shows("resized\r\n");
+        terminal.shows("ready> ");
     }
 
     // Ctrl-C ends what is in the foreground, and not the shell; Ctrl-Z stops it.
@@ -65,6 +67,7 @@ fn converse(terminal: &mut Terminal) {
     terminal.shows("ready> ");
     terminal.types("kill -KILL %1; wait; echo al''ive\n");
     terminal.shows("alive\r\n");
+    terminal.shows("ready> ");
 }
 
 #[test]
