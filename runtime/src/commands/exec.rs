@@ -18,9 +18,7 @@ use super::{create::write_pid_file, foreground, process};
 use crate::cli::Global;
 use crate::container::{ContainerDir, ContainerError, Status, Store};
 use crate::error::{Error, chain};
-use crate::sandbox::{
-    Agent, AgentError, AttachedStdio, SandboxError, Sizes, Stdio, TerminalStreams,
-};
+use crate::sandbox::{Agent, AgentError, AttachedStdio, SandboxError, Sizes, Stdio};
 use crate::spec;
 
 /// `hull exec`.
@@ -159,12 +157,10 @@ fn attach(dir: &ContainerDir, console: Console<'_>) -> Result<(AttachedStdio, Sc
             Ok((stdio, Screen::Relay(relay.start()?)))
         }
         Console::Engine(socket) => {
-            let text = terminal::send_to_engine(socket)?;
+            let followed = Sizes::with_text(terminal::send_to_engine(socket)?);
             let failed = SandboxError::host("follow the terminal's size");
-            let followed = text.try_clone().and_then(Sizes::of);
-            let (sizes, guest) = followed.map_err(failed)?;
-            let stdio = attach(Stdio::Terminal(TerminalStreams { text, sizes: guest }))?;
-            Ok((stdio, Screen::Engine(sizes)))
+            let (sizes, streams) = followed.map_err(failed)?;
+            Ok((attach(Stdio::Terminal(streams))?, Screen::Engine(sizes)))
         }
     }
 }

@@ -19,7 +19,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
-use crate::sandbox::{Sizes, TerminalStreams};
+use crate::sandbox::{SandboxError, Sizes, TerminalStreams};
 
 /// The unit of copying, in bytes.
 const BUFFER: usize = 32 << 10;
@@ -51,21 +51,12 @@ pub enum TerminalError {
         source: io::Error,
     },
     /// The host's side of the terminal.
-    #[error("cannot {what}")]
-    Host {
-        /// The step.
-        what: &'static str,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] SandboxError),
 }
 
 fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> TerminalError {
-    move |source| TerminalError::Host {
-        what,
-        source: source.into(),
-    }
+    move |source| SandboxError::host(what)(source.into()).into()
 }
 
 /// Who is at the host's side of a process's terminal.

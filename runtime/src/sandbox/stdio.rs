@@ -39,6 +39,20 @@ pub enum Ports {
     },
 }
 
+impl Ports {
+    /// From the ports that the VMM has given to what it was handed, in its order.
+    pub fn of(terminal: bool, [first, second, third]: [u32; 3]) -> Self {
+        if terminal {
+            Self::Terminal {
+                text: first,
+                sizes: second,
+            }
+        } else {
+            Self::Streams([first, second, third])
+        }
+    }
+}
+
 /// What a process's stdio is to be joined to.
 #[derive(Debug)]
 pub enum Stdio<'a> {
@@ -79,15 +93,8 @@ impl AttachedStdio {
         let mut vmm = BufReader::new(vmm);
         let mut line = String::new();
         vmm.read_line(&mut line).map_err(failed("wait for ports"))?;
-        let [first, second, third] = parse(&line).ok_or(AgentError::NotServing)?;
-        let ports = if terminal {
-            Ports::Terminal {
-                text: first,
-                sizes: second,
-            }
-        } else {
-            Ports::Streams([first, second, third])
-        };
+        let ports = parse(&line).ok_or(AgentError::NotServing)?;
+        let ports = Ports::of(terminal, ports);
         Ok(Self { vmm, ports })
     }
 

@@ -50,6 +50,16 @@ impl Sizes {
         Ok((Self { terminal, guest }, reader))
     }
 
+    /// The sizes of this terminal, which is also what is typed and shown. Returns both the guest's ends.
+    ///
+    /// # Errors
+    /// As [`Sizes::of`].
+    pub fn with_text(terminal: OwnedFd) -> io::Result<(Self, TerminalStreams)> {
+        let (own, sizes) = Self::of(terminal.try_clone()?)?;
+        let text = terminal;
+        Ok((own, TerminalStreams { text, sizes }))
+    }
+
     /// Makes the terminal the controlling one of this process, which leads a session: by that it learns
     /// of each change.
     ///

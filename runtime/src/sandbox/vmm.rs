@@ -259,20 +259,12 @@ fn assemble(
     });
     let supervisor = Arc::new(Mutex::new(supervisor));
     events.add(Arc::clone(&supervisor) as _);
-    let [first, second, third] = [0, 1, 2].map(|n| stdio_ports.get(n).copied().unwrap_or(0));
-    let stdio = if is_terminal {
-        Ports::Terminal {
-            text: first,
-            sizes: second,
-        }
-    } else {
-        Ports::Streams([first, second, third])
-    };
+    let stdio = [0, 1, 2].map(|n| stdio_ports.get(n).copied().unwrap_or(0));
     Ok(Vm {
         events,
         machine,
         supervisor,
-        stdio,
+        stdio: Ports::of(is_terminal, stdio),
     })
 }
 
@@ -338,11 +330,7 @@ impl TakenTerminal {
     fn of(terminal: HostTerminal) -> io::Result<Self> {
         let (streams, watch) = match terminal {
             HostTerminal::Pty(slave) => {
-                let (sizes, guest) = Sizes::of(slave.try_clone()?)?;
-                let streams = TerminalStreams {
-                    text: slave,
-                    sizes: guest,
-                };
+                let (sizes, streams) = Sizes::with_text(slave)?;
                 (streams, Some(SizeWatch::new(sizes)?))
             }
             HostTerminal::Relayed(streams) => (streams, None),
