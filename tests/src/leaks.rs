@@ -97,6 +97,7 @@ fn names_below(path: &Path, token: &str, depth: u32, found: &mut Vec<PathBuf>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::Stream;
     use std::process::Command;
 
     #[test]
@@ -105,12 +106,16 @@ mod tests {
         let root = tempfile::tempdir().expect("a folder");
         let folder = root.path().join(format!("state-of-{token}"));
         fs::create_dir(&folder).expect("a folder");
-        let script = "read wait";
+        let script = "echo up; read wait";
         let mut child = Command::new("sh")
             .args(["-c", script, &token])
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .expect("sh");
+        // Only a process that runs has a command line: spawn returns a moment before.
+        let stdout = child.stdout.take().expect("a pipe");
+        assert_eq!(Stream::new(stdout).line("sh"), "up");
 
         let found = processes(&token);
         assert_eq!(found.len(), 1, "{found:?}");
