@@ -1,6 +1,6 @@
 //! hull's configuration: one TOML file for the host, and what annotations of a container may change.
 //!
-//! [`KEYS`] is the table of keys: what is printed of each, and the sample in `docs/hull.toml`, come from
+//! [`KEYS`](keys::KEYS) is the table of keys: what is printed of each, and the sample in `docs/hull.toml`, come from
 //! there. What is stronger wins: the command line, then a container's annotations `io.hull.KEY`, as far
 //! as the file's `annotations` allow them, then the file, then the defaults.
 
