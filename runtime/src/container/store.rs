@@ -23,11 +23,14 @@ const STATE_NEW: &str = "state.json.new";
 const CONFIG: &str = "config.json";
 const CONFIG_NEW: &str = "config.json.new";
 const LOCK: &str = "lock";
+const LOCK_NEW: &str = "lock.new";
 const CONSOLE: &str = "console.log";
 const SOCKET: &str = "vsock.sock";
 
 /// Every name that a container's folder can hold.
-const FILES: [&str; 7] = [STATE_NEW, CONFIG_NEW, SOCKET, CONSOLE, CONFIG, STATE, LOCK];
+const FILES: [&str; 8] = [
+    STATE_NEW, CONFIG_NEW, LOCK_NEW, SOCKET, CONSOLE, CONFIG, STATE, LOCK,
+];
 
 /// The largest state file or config.json that is read, in bytes: annotations are the user's.
 const FILE_LIMIT: u64 = 8 << 20;
@@ -111,8 +114,11 @@ impl Store {
         let mut dir = self
             .dir(id, hidden)
             .map_err(|e| failed("open", &self.path.join(hidden), e))?;
-        let lock = dir.lock_file()?;
+        // Under its own name the lock is never seen free, or a sweep would take the folder for one
+        // that was left behind.
+        let lock = dir.open_lock(LOCK_NEW)?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .and_then(|()| rustix::fs::renameat(&dir.dir, LOCK_NEW, &dir.dir, LOCK))
             .map_err(|e| failed("lock", &dir.path.join(LOCK), e))?;
         dir.lock = Some(lock);
         dir.save(state)?;
@@ -184,8 +190,8 @@ impl Store {
         let Ok(dir) = open_dir(&self.dir, name) else {
             return;
         };
-        // No lock file: cut off before it was made, or just about to be made by a living `create`,
-        // which then finds its folder gone and says so. Its pid tells which.
+        // No lock file: cut off before it was made, or just about to be made by a living `create`.
+        // Its pid tells which.
         let free =
             match rustix::fs::openat(&dir, LOCK, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
                 Ok(lock) => {
@@ -217,7 +223,7 @@ impl ContainerDir {
     /// # Errors
     /// When another command keeps it for longer than a minute, or the container goes away meanwhile.
     pub fn lock(&mut self) -> Result<(), ContainerError> {
-        let lock = self.lock_file()?;
+        let lock = self.open_lock(LOCK)?;
         let lock = match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => lock,
             Err(Errno::WOULDBLOCK) => self.wait_for(lock)?,
@@ -253,13 +259,13 @@ impl ContainerDir {
         }
     }
 
-    fn lock_file(&self) -> Result<File, ContainerError> {
+    fn open_lock(&self, name: &str) -> Result<File, ContainerError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.dir, LOCK, flags, Mode::RUSR | Mode::WUSR) {
+        match rustix::fs::openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR) {
             Ok(fd) => Ok(File::from(fd)),
             // In a folder that has been removed, none can be made.
             Err(Errno::NOENT) => Err(ContainerError::Missing(self.id.clone())),
-            Err(e) => Err(failed("open", &self.path.join(LOCK), e)),
+            Err(e) => Err(failed("open", &self.path.join(name), e)),
         }
     }
 
@@ -493,6 +499,24 @@ mod tests {
         fs::create_dir(store.path.join(&alive)).expect("mkdir");
         store.sweep();
         assert_eq!(names(&store), [alive]);
+    }
+
+    #[test]
+    fn no_sweep_takes_a_folder_that_is_being_made() {
+        let (_root, store) = store();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let store = &store;
+                scope.spawn(move || {
+                    for n in 0..200 {
+                        let id = format!("{thread}-{n}");
+                        // Each of these sweeps first.
+                        store.create(&state(&id)).expect("create").remove();
+                    }
+                });
+            }
+        });
+        assert!(names(&store).is_empty());
     }
 
     #[test]
