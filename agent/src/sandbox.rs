@@ -1,7 +1,6 @@
 //! The sandbox: its containers, and what can be done with them. One guest is one sandbox.
 
 use std::collections::HashMap;
-use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -137,17 +136,11 @@ impl Sandbox {
         let id = &request.container_id;
         let prepared = spec::prepare(&request.spec_json, id, &request.bundle, cgroup.path())?;
         let bundle = Bundle::create(id)?;
-        let config = serde_json::to_vec(&prepared.spec).map_err(|source| Error::Json {
-            document: "config.json",
-            source,
-        })?;
-        let path = bundle.path().join("config.json");
-        fs::write(&path, config).map_err(Error::io(format!("write {}", path.display())))?;
-
         let (theirs, ours) = self.open_stdio(request.stdio.get_or_default()).await?;
         let task = Task::Create(init::Task {
             id: id.clone(),
             bundle: bundle.path().to_owned(),
+            spec: Box::new(prepared.spec.clone()),
             launch: prepared.launch.clone(),
             seccomp: prepared.seccomp.clone(),
         });

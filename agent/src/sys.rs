@@ -3,9 +3,10 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -96,6 +97,49 @@ pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     // SAFETY: both arrays end with a null pointer and point at strings that outlive the call.
     unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
     io::Error::last_os_error()
+}
+
+/// What [`mount_setattr`] changes. Zero changes nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MountChange {
+    /// Attributes to set, `MOUNT_ATTR_*`.
+    pub set: u64,
+    /// Attributes to clear, before.
+    pub clear: u64,
+    /// The kind of propagation, `MS_*`.
+    pub propagation: u64,
+    /// For the mounts below as well.
+    pub recursive: bool,
+}
+
+/// Changes a mount, mount_setattr(2).
+pub fn mount_setattr(mount: BorrowedFd<'_>, change: MountChange) -> Result<(), Errno> {
+    let attributes = libc::mount_attr {
+        attr_set: change.set,
+        attr_clr: change.clear,
+        propagation: change.propagation,
+        userns_fd: 0,
+    };
+    let depth = if change.recursive {
+        libc::AT_RECURSIVE
+    } else {
+        0
+    };
+    // SAFETY: the path is an empty string, and the pointer and the size are those of `attributes`, which
+    // the kernel only reads.
+    let result = check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | depth,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    });
+    result
+        .map(drop)
+        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
 }
 
 /// Takes over a file descriptor that this program was started with, by its number.

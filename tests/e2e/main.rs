@@ -15,6 +15,7 @@ mod hostile_guest;
 mod kills;
 mod lifecycle;
 mod many;
+mod mount_options;
 mod mounts;
 mod poor_hosts;
 mod process;

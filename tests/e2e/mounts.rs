@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use hull_tests::runtime::is_hull;
 use hull_tests::{Bundle, Container, only_hull};
 use serde_json::json;
 
@@ -168,4 +169,56 @@ fn a_missing_source_is_named() {
     let missing = bundle.beside("missing");
     let container = Container::new(bundle.bind(&missing, "/mnt", &[]));
     let _ = container.run().exits(1).fails_saying("missing");
+}
+
+#[test]
+fn a_destination_leads_through_links_within_the_root() {
+    let bundle = Bundle::new().shell("cat /real/place/file /new/place/file; ls -d /link /gone");
+    let shared = bundle.folder("shared");
+    fs::write(shared.join("file"), "shared\n").unwrap();
+    fs::create_dir(bundle.rootfs().join("real")).unwrap();
+    symlink("/real", bundle.rootfs().join("link")).unwrap();
+    symlink("../../new", bundle.rootfs().join("gone")).unwrap();
+    let bundle = bundle
+        .bind(&shared, "/link/place", &[])
+        .bind(&shared, "/gone/place", &[]);
+    let done = Container::new(bundle).run().ok();
+    assert_eq!(done.out(), "shared\nshared\n/gone\n/link");
+}
+
+#[test]
+fn nothing_is_mounted_over_proc() {
+    for destination in ["/proc/cmdline", "/hidden/cmdline", "/proc"] {
+        let bundle = Bundle::new();
+        symlink("proc", bundle.rootfs().join("hidden")).unwrap();
+        let file = bundle.file("file", "made up");
+        let container = Container::new(bundle.bind(&file, destination, &[]));
+        let _ = container.run().exits(1).fails_saying("cannot be mounted");
+    }
+    let bundle = Bundle::new().args(&["cat", "/proc/uptime"]);
+    let file = bundle.file("file", "made up");
+    let done = Container::new(bundle.bind(&file, "/proc/uptime", &[]))
+        .run()
+        .ok();
+    assert_eq!(done.out(), "made up");
+}
+
+#[test]
+fn a_read_only_root_has_its_mount_points_made_first() {
+    let bundle = Bundle::new()
+        .shell("touch /new; echo $?; cat /made/for/it; mount -o remount,rw /; touch /new; echo $?")
+        .set("/root/readonly", json!(true));
+    let powers = json!(["CAP_SYS_ADMIN"]);
+    let bundle = if is_hull() {
+        // root in the guest can't undo it, as root in a container of runc's could
+        let sets = json!({"bounding": powers, "permitted": powers, "effective": powers});
+        bundle.set("/process/capabilities", sets)
+    } else {
+        bundle
+    };
+    let file = bundle.file("file", "shared\n");
+    let container = Container::new(bundle.bind(&file, "/made/for/it", &[]));
+    let done = container.run().ok();
+    assert_eq!(done.out(), "1\nshared\n1");
+    assert!(!container.bundle.rootfs().join("new").exists());
 }

@@ -43,10 +43,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         cmdline: CMDLINE,
     })?;
     let tree = tree::enter(vec![tree::Share {
-        source: directory,
+        name: "the directory".into(),
+        source: tree::Source::Mounted(tree::Mounted::new(directory)),
         target: "c1/rootfs".into(),
-        read_only: false,
-        recursive: true,
     }])?;
 
     let device = Arc::new(Mutex::new(Fs::new(fs::Options {

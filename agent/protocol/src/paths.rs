@@ -3,3 +3,7 @@
 /// Where the agent mounts the shared tree. A container's root is `<SHARE>/<id>/rootfs`, and the
 /// source of its n-th bind mount is `<SHARE>/<id>/mounts/<n>`.
 pub const SHARE: &str = "/run/hull/share";
+
+/// Begins a mount option for the agent alone: a path below a bind mount's source where the host has a
+/// further mount. By custom, options that begin with `x-` are comments to a file system.
+pub const BELOW: &str = "x-hull.below=";

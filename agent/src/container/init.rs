@@ -23,7 +23,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::stdio::stderr;
 use serde::{Deserialize, Serialize};
 
-use super::{SECCOMP_FILE, STATE};
+use super::{SECCOMP_FILE, STATE, mounts};
 use crate::error::{Failure, chain};
 use crate::helper::{Report, Reporter};
 use crate::process::{Launch, Ready, seccomp};
@@ -36,8 +36,10 @@ const NOT_A_PROGRAM: i32 = 255;
 pub struct Task {
     /// The container's id.
     pub id: String,
-    /// Its directory; libcontainer finds config.json in it.
+    /// Its directory, where libcontainer is to find config.json.
     pub bundle: PathBuf,
+    /// libcontainer's part of config.json.
+    pub spec: Box<Spec>,
     /// The last step.
     pub launch: Launch,
     /// The seccomp profile.
@@ -57,6 +59,9 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
             .map_err(Failure::io("keep the seccomp filter"))?;
         task.launch.seccomp = Some(program);
     }
+    let mounts = mounts::prepare(&mut task.spec)?;
+    let json = serde_json::to_vec(&task.spec).map_err(|e| Failure::other(e.to_string()))?;
+    fs::write(task.bundle.join("config.json"), json).map_err(Failure::io("write config.json"))?;
     let console = match task.launch.process.terminal() {
         Some(true) => Some(Console::listen(&task.bundle)?),
         _ => None,
@@ -85,6 +90,7 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
     let Some(pid) = container.pid() else {
         return Err(Failure::other("the container's process has no pid"));
     };
+    mounts.apply(pid.as_raw())?;
     if let Some(master) = console.map(Console::accept).transpose()? {
         reporter
             .send(&Report::Terminal, Some(master.as_fd()))

@@ -1,6 +1,7 @@
 //! A container: what the agent knows of it, and how its first process comes to be.
 
 pub mod init;
+mod mounts;
 pub mod spec;
 
 use std::collections::VecDeque;

@@ -51,9 +51,6 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
         new_network |= namespace.typ() == LinuxNamespaceType::Network && namespace.path().is_none();
     }
     linux.set_seccomp(None);
-    // libcontainer knows only the recursive kinds, and by the others' names.
-    let propagation = linux.rootfs_propagation().clone();
-    linux.set_rootfs_propagation(propagation.map(|kind| kind.trim_start_matches('r').to_owned()));
     linux.set_cgroups_path(Some(cgroup.into()));
     spec.set_linux(Some(linux));
 

@@ -135,12 +135,11 @@ pub fn create(
             return Err(e.into());
         }
     };
-    let hooks = Hooks::of(bundle.spec());
     let made = bring_up(
         &mut sandbox,
         &dir,
         &mut state,
-        &hooks,
+        &bundle,
         plan.guest_spec,
         options,
         boot_timeout,
@@ -180,7 +179,7 @@ fn bring_up(
     sandbox: &mut Sandbox,
     dir: &ContainerDir,
     state: &mut State,
-    hooks: &Hooks,
+    bundle: &Bundle,
     guest_spec: Vec<u8>,
     options: &Options,
     boot_timeout: Duration,
@@ -189,11 +188,14 @@ fn bring_up(
     state.vmm = ProcessId::of(sandbox.pid()).ok();
     dir.save(state)?;
     let stdio = sandbox.wait_up(dir)?;
-    run_create_hooks(hooks, state)?;
+    run_create_hooks(&Hooks::of(bundle.spec()), state)?;
     let agent = sandbox.wait_ready(dir, boot_timeout)?;
     agent
         .create(dir.id(), guest_spec, &state.bundle, stdio)
         .map_err(Error::container_process)?;
+    if bundle.read_only_root() {
+        sandbox.make_root_read_only(dir)?;
+    }
     state.phase = Phase::Created;
     dir.save(state)?;
     if let Some(path) = &options.pid_file {

@@ -189,6 +189,6 @@ mod tests {
         assert!(!actions.contains(&json!("SCMP_ACT_NOTIFY")));
         assert_eq!(features["hooks"], json!(HOOKS));
         let options = features["mountOptions"].as_array().expect("a list");
-        assert!(options.contains(&json!("rro")) && !options.contains(&json!("idmap")));
+        assert!(options.contains(&json!("rro")) && !options.contains(&json!("mand")));
     }
 }

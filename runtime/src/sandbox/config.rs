@@ -6,6 +6,8 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::Share;
+
 /// Everything a VMM process needs to know. The descriptors are named by their number in that process.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VmmConfig {
@@ -20,7 +22,7 @@ pub struct VmmConfig {
     /// The most that is kept of the guest's console, in bytes.
     pub console_log_size: u64,
     /// What the guest sees of the host's file systems.
-    pub shares: Vec<VmmShare>,
+    pub shares: Vec<Share<RawFd>>,
     /// The guest kernel, where it is not the built-in one.
     pub kernel: Option<RawFd>,
     /// The guest's initramfs, where it is not the built-in one.
@@ -50,17 +52,4 @@ pub enum VmmTerminal {
         /// The terminal's sizes.
         sizes: RawFd,
     },
-}
-
-/// One file or folder of the host in the shared tree.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct VmmShare {
-    /// The file or folder, opened with O_PATH.
-    pub source: RawFd,
-    /// Where it appears, relative to the tree's root.
-    pub target: String,
-    /// Whether writes are refused, on the host's side.
-    pub read_only: bool,
-    /// Whether the mounts below a folder come with it.
-    pub recursive: bool,
 }

@@ -6,18 +6,19 @@ use std::num::NonZeroU8;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use hull_vmm::jail::tree;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::MemfdFlags;
 use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::lifeline::{self, Report};
-use super::{
-    Agent, BootFiles, HostTerminal, Ports, SandboxError, VmmConfig, VmmShare, VmmTerminal,
-};
+use super::{Agent, BootFiles, HostTerminal, Ports, SandboxError, VmmConfig, VmmTerminal};
 use crate::container::ContainerDir;
 use crate::spec::Share;
 use hull_protocol::hello;
@@ -79,16 +80,9 @@ impl Launch<'_> {
             SandboxError::host("make the console log")(io::Error::other(crate::error::chain(&e)))
         })?;
 
-        let shares = self
-            .shares
-            .iter()
-            .map(|share| VmmShare {
-                source: share.source.as_raw_fd(),
-                target: share.target.clone(),
-                read_only: share.read_only,
-                recursive: share.recursive,
-            })
-            .collect();
+        let number = |path: &OwnedFd| Ok::<_, SandboxError>(path.as_raw_fd());
+        let shares = self.shares.iter().map(|share| share.with(number));
+        let shares = shares.collect::<Result<_, _>>()?;
         let config = VmmConfig {
             id: self.dir.id().to_string(),
             vcpus: self.vcpus,
@@ -114,7 +108,7 @@ impl Launch<'_> {
             ready_writer.as_fd(),
             console.as_fd(),
         ];
-        inherited.extend(self.shares.iter().map(|share| share.source.as_fd()));
+        inherited.extend(self.shares.iter().filter_map(Share::fd));
         inherited.extend(
             self.boot
                 .kernel
@@ -212,6 +206,19 @@ impl Sandbox {
             self.started.elapsed().as_secs_f64() * 1e3
         );
         Ok(Agent::connect(dir)?)
+    }
+
+    /// Has the host refuse every change to the container's root from now on, as the guest's kernel does.
+    ///
+    /// Not before the container is made: mount points may have to be made in it.
+    ///
+    /// # Errors
+    /// When the VMM process is gone.
+    pub fn make_root_read_only(&self, dir: &ContainerDir) -> Result<(), SandboxError> {
+        let process = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty())
+            .map_err(|e| SandboxError::host("open the VMM process")(e.into()))?;
+        let root = format!("{}/rootfs", dir.id());
+        tree::make_read_only(process.as_fd(), Path::new(&root)).map_err(SandboxError::ReadOnlyRoot)
     }
 
     /// Lets the VM live on when this process ends, and hands over the process to wait for.

@@ -16,7 +16,7 @@ mod vmm;
 
 pub use agent::{Agent, AgentError};
 pub use assets::{Boot, BootFiles};
-pub use config::{VmmConfig, VmmShare, VmmTerminal};
+pub use config::{VmmConfig, VmmTerminal};
 pub use control::{Limited, Pressure, PressureLine, ProcessInfo, Stats};
 pub use launch::{Launch, Sandbox};
 pub use stdio::{AttachedStdio, Ports, Stdio};
@@ -66,6 +66,9 @@ pub enum SandboxError {
         /// What the guest's console said last.
         tail: Vec<String>,
     },
+    /// The host can't make the container's root read-only.
+    #[error("config.json: root.readonly")]
+    ReadOnlyRoot(#[source] hull_vmm::jail::tree::Error),
     /// The guest took too long.
     #[error("waited {seconds} s for the guest's agent to come up, in vain{}", console(.tail))]
     BootTimeout {

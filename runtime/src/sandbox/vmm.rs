@@ -4,6 +4,7 @@
 //! but eight bytes of greeting, which it passes on unread, and one byte of exit status.
 #![allow(unsafe_code)] // taking over inherited file descriptors
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
@@ -12,12 +13,13 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use hull_protocol::ports;
-use hull_vmm::jail::{self, Role, tree};
+use hull_vmm::jail::{self, Role, idmap, tree};
 use hull_vmm::virtio::fs::{self, Fs};
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
 use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig, RunningMachine};
 use rustix::fs::{Mode, OFlags};
+use rustix::mount::MountFlags;
 use rustix::pipe::PipeFlags;
 
 use super::assets::{self, Program};
@@ -26,6 +28,7 @@ use super::supervisor::{End, Supervisor, Watched};
 use super::terminal::SizeWatch;
 use super::{HostTerminal, Ports, Sizes, TerminalStreams, VmmConfig, VmmTerminal, stdio};
 use crate::error::chain;
+use crate::spec::{Owners, ReadOnly, Share, Source};
 
 /// The guest's context id: any above the reserved ones, for each VM has a muxer of its own.
 const GUEST_CID: u64 = 3;
@@ -110,14 +113,7 @@ fn read_config(config_fd: RawFd) -> Result<(VmmConfig, Inherited), VmmError> {
 }
 
 fn inherit(config: &VmmConfig) -> io::Result<Inherited> {
-    let share = |share: &super::VmmShare| {
-        Ok(tree::Share {
-            source: take(share.source)?,
-            target: (&share.target).into(),
-            read_only: share.read_only,
-            recursive: share.recursive,
-        })
-    };
+    let share = |share: &Share<RawFd>| share.with(|fd| take(*fd)).and_then(for_tree);
     let terminal = |terminal: &VmmTerminal| -> io::Result<HostTerminal> {
         Ok(match *terminal {
             VmmTerminal::Pty(slave) => HostTerminal::Pty(take(slave)?),
@@ -137,6 +133,53 @@ fn inherit(config: &VmmConfig) -> io::Result<Inherited> {
         shares: config.shares.iter().map(share).collect::<io::Result<_>>()?,
         terminal: config.terminal.as_ref().map(terminal).transpose()?,
     })
+}
+
+/// A share in the words of the tree.
+fn for_tree(share: Share) -> io::Result<tree::Share> {
+    let source = match share.source {
+        Source::FileSystem(new) => tree::Source::FileSystem(tree::FileSystem {
+            kind: CString::new(new.kind)?,
+            device: CString::new(new.device)?,
+            flags: MountFlags::from_bits_retain(new.flags),
+            options: CString::new(new.options)?,
+        }),
+        Source::Mounted(mounted) => tree::Source::Mounted(tree::Mounted {
+            path: mounted.path,
+            recursive: mounted.recursive,
+            receives: mounted.receives,
+            read_only: match mounted.read_only {
+                ReadOnly::Unchanged => tree::ReadOnly::Unchanged,
+                ReadOnly::Itself(yes) => tree::ReadOnly::Itself(yes),
+                ReadOnly::All(yes) => tree::ReadOnly::All(yes),
+            },
+            owners: mounted.owners.map(owners_for_tree),
+        }),
+    };
+    Ok(tree::Share {
+        name: share.name,
+        source,
+        target: share.target.into(),
+    })
+}
+
+fn owners_for_tree(owners: Owners) -> idmap::Owners {
+    let ranges = |ranges: Vec<(u32, u32, u32)>| {
+        let ranges = ranges.into_iter();
+        ranges
+            .map(|(on_disk, in_tree, count)| idmap::IdMap {
+                on_disk,
+                in_tree,
+                count,
+            })
+            .collect()
+    };
+    idmap::Owners {
+        name: owners.name,
+        uids: ranges(owners.uids),
+        gids: ranges(owners.gids),
+        recursive: owners.recursive,
+    }
 }
 
 /// Takes over an inherited descriptor.
@@ -163,7 +206,7 @@ impl Inherited {
             self.console.as_fd(),
         ];
         keep.extend(self.kernel.iter().chain(&self.initramfs).map(AsFd::as_fd));
-        keep.extend(self.shares.iter().map(|s| s.source.as_fd()));
+        keep.extend(self.shares.iter().filter_map(tree::Share::fd));
         keep.extend(self.terminal.iter().flat_map(HostTerminal::fds));
         keep
     }

@@ -7,6 +7,7 @@
 use Enforcer::{Both, Guest, Host};
 use serde_json::Value;
 
+use super::mounts;
 use super::refuse::{self, Check, Node};
 
 /// Who enforces a field.
@@ -83,7 +84,6 @@ impl Field {
 }
 
 const REMOVE: &str = "remove it";
-const NOT_YET: &str = "hull does not support it yet";
 const HOST_IO: &str =
     "it is about the host's block devices, and hull does not place the VM in a host cgroup yet";
 const PLATFORM: &str = "it is for another platform than Linux containers";
@@ -141,22 +141,21 @@ pub const FIELDS: &[Field] = &[
     row("process.execCPUAffinity.final", Guest),
     // root
     row("root.path", Host),
-    row("root.readonly", Guest)
-        .noted("in the guest alone: mount points may have to be made in the root first"),
+    row("root.readonly", Both).noted("once the mount points are made in the root"),
     row("hostname", Guest),
     row("domainname", Guest),
     // mounts
     row("mounts[]", Both).unless(
-        refuse::mount,
-        "the host shares what binds a path of the host, the guest makes the rest; refused is a type \
-         that needs a device or path of the host, and some options (below)",
+        mounts::check,
+        "the host shares what binds a path of the host, and mounts what needs a device or path of the \
+         host; the guest makes the rest. Some options are refused (below)",
     ),
     row("mounts[].destination", Guest),
-    row("mounts[].type", Guest),
+    row("mounts[].type", Both),
     row("mounts[].source", Both),
     row("mounts[].options", Both),
-    refused("mounts[].uidMappings", NOT_YET, REMOVE),
-    refused("mounts[].gidMappings", NOT_YET, REMOVE),
+    row("mounts[].uidMappings", Host).noted("where the host's file system can"),
+    row("mounts[].gidMappings", Host).noted("where the host's file system can"),
     // hooks
     row("hooks.prestart", Host),
     row("hooks.createRuntime", Host),

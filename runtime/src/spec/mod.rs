@@ -10,9 +10,11 @@ mod defaults;
 mod error;
 mod fields;
 mod mount_options;
+mod mounts;
 mod read;
 mod reference;
 mod refuse;
+mod share;
 mod sizing;
 mod split;
 #[cfg(test)]
@@ -32,8 +34,9 @@ pub use fields::{supports, supports_value};
 pub use mount_options::supported as supported_mount_options;
 pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
+pub use share::{Owners, ReadOnly, Share, Source};
 pub use sizing::Sizing;
-pub use split::{Share, plan};
+pub use split::plan;
 pub use update::{read_changes, update};
 
 /// The version of the runtime-spec that hull implements.
@@ -60,6 +63,12 @@ impl Bundle {
     /// Where the container's root is: absolute, without symlinks.
     pub fn rootfs(&self) -> &Path {
         &self.rootfs_path
+    }
+
+    /// Whether nothing may be changed in it.
+    pub fn read_only_root(&self) -> bool {
+        let root = self.spec.root().as_ref();
+        root.and_then(|root| root.readonly()).unwrap_or(false)
     }
 
     /// The whole config.json.

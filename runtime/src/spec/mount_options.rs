@@ -1,98 +1,110 @@
-//! The mount options of the runtime-spec (config.md, "Linux mount options"), and what becomes of each.
+//! The mount options of the runtime-spec (config.md, "Linux mount options") and of runc, and what becomes
+//! of each.
 //!
 //! An option that isn't listed is a file system's own (`size=64m`) and goes to it unread.
-
-use super::refuse::Refusal;
 
 /// What hull does with a mount option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Treatment {
-    /// A flag or attribute of the mount, set in the guest.
-    Flag,
-    /// What a mount is anyway, in a guest: nothing to do.
+    /// Makes it a bind mount.
+    Bind,
+    /// An attribute of the mount, set in the guest. On a bind mount the host refuses writes too, where it
+    /// is to be read-only.
+    Attribute,
+    /// The same for the mount and all below it.
+    Recursive,
+    /// A flag of the file system as a whole, set by whose kernel mounts it. Bind mounts have none.
+    FileSystem,
+    /// What mounts below it come and go with it: the guest's in the guest, and the host's where the
+    /// host shares it.
+    Propagation,
+    /// Whose the files are: the host changes that.
+    Owners,
+    /// A tmpfs is filled, in the guest.
+    Fill,
+    /// Changes a mount that is there, in the guest.
+    Remount,
+    /// What a mount is anyway: nothing to do.
     Default,
     /// Refused, for this reason.
     Refused(&'static str),
 }
 
-use Treatment::{Default, Flag, Refused};
-
-const PROPAGATES: &str = "a mount made inside the guest cannot appear on the host";
-const RECEIVES: &str = "hull does not pass on what the host mounts later yet";
-const UNBINDABLE: &str = "hull has no unbindable mounts yet";
-const SUPERBLOCK: &str = "hull does not set it yet";
-const IDMAP: &str = "hull has no id-mapped mounts yet";
+use Treatment::{
+    Attribute, Bind, Default, FileSystem, Fill, Owners, Propagation, Recursive, Refused, Remount,
+};
 
 /// The options, sorted by name.
 pub const OPTIONS: &[(&str, Treatment)] = &[
-    ("async", Default),
-    ("atime", Flag),
-    ("bind", Flag),
+    // The guest's file systems that know ACLs have them.
+    ("acl", Default),
+    ("async", FileSystem),
+    ("atime", Attribute),
+    ("bind", Bind),
     ("defaults", Default),
-    ("dev", Flag),
-    ("diratime", Flag),
-    ("dirsync", Refused(SUPERBLOCK)),
-    ("exec", Flag),
-    ("idmap", Refused(IDMAP)),
-    ("iversion", Refused(SUPERBLOCK)),
-    ("lazytime", Refused(SUPERBLOCK)),
+    ("dev", Attribute),
+    ("diratime", Attribute),
+    ("dirsync", FileSystem),
+    ("exec", Attribute),
+    ("idmap", Owners),
+    // The guest's file systems that count versions do so; nothing of it shows.
+    ("iversion", Default),
+    ("lazytime", FileSystem),
     ("loud", Default),
     (
         "mand",
         Refused("Linux has had no mandatory locks since 5.15"),
     ),
-    ("noatime", Flag),
-    ("nodev", Flag),
-    ("nodiratime", Flag),
-    ("noexec", Flag),
+    ("noacl", Default),
+    ("noatime", Attribute),
+    ("nodev", Attribute),
+    ("nodiratime", Attribute),
+    ("noexec", Attribute),
     ("noiversion", Default),
-    ("nolazytime", Default),
+    ("nolazytime", FileSystem),
     ("nomand", Default),
-    ("norelatime", Flag),
-    ("nostrictatime", Flag),
-    ("nosuid", Flag),
-    ("nosymfollow", Refused(SUPERBLOCK)),
-    ("private", Default),
-    ("ratime", Flag),
-    ("rbind", Flag),
-    ("rdev", Flag),
-    ("rdiratime", Flag),
-    ("relatime", Flag),
-    (
-        "remount",
-        Refused("hull changes no mount that config.json has not made"),
-    ),
-    ("rexec", Flag),
-    ("ridmap", Refused(IDMAP)),
-    ("rnoatime", Flag),
-    ("rnodev", Flag),
-    ("rnodiratime", Flag),
-    ("rnoexec", Flag),
-    ("rnorelatime", Flag),
-    ("rnostrictatime", Flag),
-    ("rnosuid", Flag),
-    ("rnosymfollow", Flag),
-    ("ro", Flag),
-    ("rprivate", Default),
-    ("rrelatime", Flag),
-    ("rro", Flag),
-    ("rrw", Flag),
-    ("rshared", Refused(PROPAGATES)),
-    ("rslave", Refused(RECEIVES)),
-    ("rstrictatime", Flag),
-    ("rsuid", Flag),
-    ("rsymfollow", Flag),
-    ("runbindable", Refused(UNBINDABLE)),
-    ("rw", Flag),
-    ("shared", Refused(PROPAGATES)),
+    ("norelatime", Attribute),
+    ("nostrictatime", Attribute),
+    ("nosuid", Attribute),
+    ("nosymfollow", Attribute),
+    ("private", Propagation),
+    ("ratime", Recursive),
+    ("rbind", Bind),
+    ("rdev", Recursive),
+    ("rdiratime", Recursive),
+    ("relatime", Attribute),
+    ("remount", Remount),
+    ("rexec", Recursive),
+    ("ridmap", Owners),
+    ("rnoatime", Recursive),
+    ("rnodev", Recursive),
+    ("rnodiratime", Recursive),
+    ("rnoexec", Recursive),
+    ("rnorelatime", Recursive),
+    ("rnostrictatime", Recursive),
+    ("rnosuid", Recursive),
+    ("rnosymfollow", Recursive),
+    ("ro", Attribute),
+    ("rprivate", Propagation),
+    ("rrelatime", Recursive),
+    ("rro", Recursive),
+    ("rrw", Recursive),
+    ("rshared", Propagation),
+    ("rslave", Propagation),
+    ("rstrictatime", Recursive),
+    ("rsuid", Recursive),
+    ("rsymfollow", Recursive),
+    ("runbindable", Propagation),
+    ("rw", Attribute),
+    ("shared", Propagation),
     ("silent", Default),
-    ("slave", Refused(RECEIVES)),
-    ("strictatime", Flag),
-    ("suid", Flag),
-    ("symfollow", Default),
-    ("sync", Refused(SUPERBLOCK)),
-    ("tmpcopyup", Refused("hull does not fill a tmpfs yet")),
-    ("unbindable", Refused(UNBINDABLE)),
+    ("slave", Propagation),
+    ("strictatime", Attribute),
+    ("suid", Attribute),
+    ("symfollow", Attribute),
+    ("sync", FileSystem),
+    ("tmpcopyup", Fill),
+    ("unbindable", Propagation),
 ];
 
 /// What becomes of an option; `None` for a file system's own.
@@ -111,17 +123,14 @@ pub fn supported() -> impl Iterator<Item = &'static str> {
         .map(|(name, _)| *name)
 }
 
-/// Why an option is refused on a mount; `bind` says whether that is a bind mount.
-pub fn refusal(option: &str, bind: bool) -> Option<Refusal> {
-    match treatment(option) {
-        Some(Refused(reason)) => Some(Refusal::new(format!("{option:?}: {reason}"), "remove it")),
-        // The kernel would ignore it without a word: runc refuses it too.
-        None if bind && !option.is_empty() => Some(Refusal::new(
-            format!("{option:?} is not an option of bind mounts"),
-            "remove it",
-        )),
-        _ => None,
-    }
+/// The options that are refused wherever they stand, with the reason.
+pub fn refused() -> impl Iterator<Item = (&'static str, &'static str)> {
+    OPTIONS
+        .iter()
+        .filter_map(|(name, treatment)| match treatment {
+            Refused(reason) => Some((*name, *reason)),
+            _ => None,
+        })
 }
 
 #[cfg(test)]
@@ -131,13 +140,7 @@ mod tests {
     #[test]
     fn the_table_is_sorted_so_that_every_option_is_found() {
         assert!(OPTIONS.is_sorted_by_key(|(name, _)| *name));
-        assert_eq!(treatment("rro"), Some(Flag));
+        assert_eq!(treatment("rro"), Some(Recursive));
         assert_eq!(treatment("size=1m"), None);
-    }
-
-    #[test]
-    fn a_file_systems_own_option_is_refused_on_a_bind_alone() {
-        assert!(refusal("size=1m", true).is_some());
-        assert_eq!(refusal("size=1m", false), None);
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::fields::{Enforcer, FIELDS, Field};
-use super::mount_options::{self, OPTIONS};
+use super::mount_options;
 
 const HEAD: &str = "\
 # config.json, field by field
@@ -93,16 +93,8 @@ fn options() -> String {
          | mount option | |\n| --- | --- |\n",
         taken.join(", ")
     );
-    for (name, refusal) in OPTIONS
-        .iter()
-        .filter_map(|(name, _)| Some((name, mount_options::refusal(name, true)?)))
-    {
-        let reason = refusal.reason.trim_start_matches(&format!("{name:?}: "));
-        let _ = writeln!(
-            text,
-            "| `{name}` | **refused**: {reason}; {} |",
-            refusal.remedy
-        );
+    for (name, reason) in mount_options::refused() {
+        let _ = writeln!(text, "| `{name}` | **refused**: {reason} |");
     }
     text
 }

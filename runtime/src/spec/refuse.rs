@@ -7,8 +7,6 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::mount_options;
-
 /// Why a value is refused, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -30,7 +28,8 @@ impl Refusal {
         }
     }
 
-    fn at(self, at: impl Into<String>) -> Self {
+    /// The same refusal, of what lies there below the checked field.
+    pub fn at(self, at: impl Into<String>) -> Self {
         Self {
             at: at.into(),
             ..self
@@ -46,7 +45,6 @@ pub struct Node<'a> {
     /// Its value.
     pub value: &'a Value,
     /// The whole config.json.
-    #[allow(dead_code)] // rules between fields need it
     pub root: &'a Value,
 }
 
@@ -65,24 +63,6 @@ pub fn is_unset(value: &Value) -> bool {
     }
 }
 
-/// The mounts that a guest's kernel makes out of nothing that is the host's.
-const GUEST_FILE_SYSTEMS: &[&str] = &[
-    "bpf",
-    "cgroup",
-    "cgroup2",
-    "debugfs",
-    "devpts",
-    "devtmpfs",
-    "hugetlbfs",
-    "mqueue",
-    "proc",
-    "ramfs",
-    "securityfs",
-    "sysfs",
-    "tmpfs",
-    "tracefs",
-];
-
 /// The character devices that every guest has: name in `/dev`, major, minor
 /// (Documentation/admin-guide/devices.txt of Linux).
 pub const GUEST_DEVICES: &[(&str, u32, u32)] = &[
@@ -97,44 +77,6 @@ pub const GUEST_DEVICES: &[(&str, u32, u32)] = &[
     ("net/tun", 10, 200),
     ("fuse", 10, 229),
 ];
-
-/// Whether a mount, as it stands in config.json, is a bind mount.
-pub fn is_bind<'a>(mount_type: Option<&str>, mut options: impl Iterator<Item = &'a str>) -> bool {
-    options.any(|option| matches!(option, "bind" | "rbind")) || mount_type == Some("bind")
-}
-
-/// `mounts[]`: its type and its options, which are to be judged together.
-pub fn mount(node: Node<'_>) -> Option<Refusal> {
-    let kind = node.value["type"].as_str();
-    let options = node.value["options"]
-        .as_array()
-        .map_or(&[][..], Vec::as_slice);
-    let bind = is_bind(kind, options.iter().filter_map(Value::as_str));
-    for (index, option) in options.iter().enumerate() {
-        let refusal = option
-            .as_str()
-            .and_then(|option| mount_options::refusal(option, bind));
-        if let Some(refusal) = refusal {
-            return Some(refusal.at(format!(".options[{index}]")));
-        }
-    }
-    match kind {
-        Some(kind) if !bind && !GUEST_FILE_SYSTEMS.contains(&kind) => Some(
-            Refusal::new(
-                format!(
-                    "{kind:?}: a guest can only mount what needs no device or path of the host"
-                ),
-                "mount it on the host and bind it",
-            )
-            .at(".type"),
-        ),
-        None if !bind && node.value.is_object() => Some(Refusal::new(
-            "it has neither a type nor the option \"bind\"",
-            "give it one",
-        )),
-        _ => None,
-    }
-}
 
 /// `linux.devices[]`: what a guest can have.
 pub fn device(node: Node<'_>) -> Option<Refusal> {
@@ -247,33 +189,6 @@ mod tests {
             assert!(is_unset(&value), "{value}");
         }
         assert!(!is_unset(&json!({"a": -1})));
-    }
-
-    #[test]
-    fn a_mount_that_needs_the_host_is_refused_by_its_type() {
-        let refusal = check(mount, json!({"type": "nfs", "destination": "/n"})).expect("refused");
-        assert_eq!(refusal.at, ".type");
-        assert_eq!(
-            check(
-                mount,
-                json!({"type": "tmpfs", "options": ["size=1m", "ro"]})
-            ),
-            None
-        );
-    }
-
-    #[test]
-    fn a_binds_type_means_nothing() {
-        assert_eq!(
-            check(mount, json!({"type": "nfs", "options": ["rbind", "ro"]})),
-            None
-        );
-    }
-
-    #[test]
-    fn a_refused_option_is_named_by_its_index() {
-        let refusal = check(mount, json!({"type": "bind", "options": ["ro", "rshared"]}));
-        assert_eq!(refusal.expect("refused").at, ".options[1]");
     }
 
     #[test]

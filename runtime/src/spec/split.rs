@@ -8,7 +8,6 @@
 //!   interfaces, and a further one would have none of them;
 //! - cpuset and limits of block devices: the guest's CPUs and devices aren't the host's.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use hull_protocol::paths::SHARE;
@@ -19,7 +18,9 @@ use rustix::fs::{FileType, Mode, OFlags, Stat, openat};
 
 use super::cpulist::{CpuList, Pinned};
 use super::mount_options::{Treatment, treatment};
-use super::refuse::{GUEST_DEVICES, is_bind};
+use super::mounts::{Maker, below, file_system, inherited, maker, owners, read_only, receives};
+use super::refuse::GUEST_DEVICES;
+use super::share::{Mounted, ReadOnly, Share, Source};
 use super::sizing::Host;
 use super::{Bundle, Sizing, SpecError};
 use crate::config::Config;
@@ -53,19 +54,6 @@ impl Plan {
     }
 }
 
-/// A file or folder of the host that the guest sees.
-#[derive(Debug)]
-pub struct Share {
-    /// Opened with O_PATH.
-    pub source: OwnedFd,
-    /// Its place in the shared tree.
-    pub target: String,
-    /// Whether the host refuses writes.
-    pub read_only: bool,
-    /// Whether the mounts below a folder come with it.
-    pub recursive: bool,
-}
-
 /// Splits a bundle for a container with this id, which must be one path component.
 ///
 /// # Errors
@@ -84,20 +72,36 @@ pub fn plan(bundle: &Bundle, id: &str, config: &Config) -> Result<Plan, SpecErro
             source,
         })?;
     let mut shares = vec![Share {
-        source: rootfs,
+        name: "config.json: root.path".to_owned(),
         target: format!("{id}/rootfs"),
-        read_only: false,
-        recursive: true,
+        source: Source::Mounted(Mounted {
+            path: rootfs,
+            recursive: true,
+            receives: false,
+            read_only: ReadOnly::Unchanged,
+            owners: None,
+        }),
     }];
     guest.set_root(Some(guest_root(&bundle.spec, id)));
 
+    // Where each share is mounted, by its index.
+    let mut placed = Vec::new();
     let mut mounts = guest.mounts().clone().unwrap_or_default();
     for (index, mount) in mounts.iter_mut().enumerate() {
         absolute_destination(mount, index);
-        if is_bind_mount(mount) {
-            shares.extend(split_bind(bundle, id, index, mount)?);
-        } else {
-            keep_guest_mount(mount);
+        let destination = mount.destination().clone();
+        let share = match maker_of(mount) {
+            Maker::Shared => split_bind(bundle, id, index, mount)?,
+            Maker::Host => Some(mount_on_host(id, index, mount)),
+            Maker::Guest => {
+                allow_remount(mount, &placed, &mut shares);
+                keep_guest_mount(mount);
+                None
+            }
+        };
+        if let Some(share) = share {
+            placed.push((destination, shares.len()));
+            shares.push(share);
         }
     }
     guest.set_mounts(Some(mounts));
@@ -140,9 +144,9 @@ fn guest_hooks(spec: &Spec) -> Option<Hooks> {
     Some(hooks)
 }
 
-fn is_bind_mount(mount: &Mount) -> bool {
+fn maker_of(mount: &Mount) -> Maker {
     let options = mount.options().iter().flatten().map(String::as_str);
-    is_bind(mount.typ().as_deref(), options)
+    maker(mount.typ().as_deref(), options)
 }
 
 /// runc takes a relative destination as relative to the container's root, and warns.
@@ -155,7 +159,7 @@ fn absolute_destination(mount: &mut Mount, index: usize) {
     }
 }
 
-/// A mount that the guest makes: without the options that ask for what is so anyway.
+/// A mount that the guest makes or changes.
 fn keep_guest_mount(mount: &mut Mount) {
     if mount.source().is_none() {
         mount.set_source(mount.typ().as_ref().map(PathBuf::from));
@@ -164,9 +168,32 @@ fn keep_guest_mount(mount: &mut Mount) {
     mount.set_options((!options.is_empty()).then_some(options));
 }
 
+/// Lets a share be written that a remount makes writable again. The other way round, the guest sees to
+/// it: mount points may have to be made before.
+fn allow_remount(mount: &Mount, placed: &[(PathBuf, usize)], shares: &mut [Share]) {
+    let options = mount.options().as_deref().unwrap_or_default();
+    let writable = matches!(
+        read_only(options),
+        ReadOnly::Itself(false) | ReadOnly::All(false)
+    );
+    let mut placed = placed.iter().rev();
+    let at = placed.find(|(destination, _)| destination == mount.destination());
+    let share = at.and_then(|(_, index)| shares.get_mut(*index));
+    if let (true, Some(Source::Mounted(mounted))) = (writable, share.map(|share| &mut share.source))
+    {
+        mounted.read_only = read_only(options);
+    }
+}
+
+/// The options that are the guest's: without those that ask for what is so anyway, and the host's own.
 fn guest_options(mount: &Mount) -> Vec<String> {
-    let kept =
-        |option: &&String| !option.is_empty() && treatment(option) != Some(Treatment::Default);
+    let kept = |option: &&String| {
+        let hosts = matches!(
+            treatment(option),
+            Some(Treatment::Default | Treatment::Owners)
+        );
+        !option.is_empty() && !hosts
+    };
     mount
         .options()
         .iter()
@@ -174,6 +201,34 @@ fn guest_options(mount: &Mount) -> Vec<String> {
         .filter(kept)
         .cloned()
         .collect()
+}
+
+/// A file system that the host mounts: in the guest, a bind mount of that.
+fn mount_on_host(id: &str, index: usize, mount: &mut Mount) -> Share {
+    let share = Share {
+        name: format!("config.json: mounts[{index}]"),
+        target: format!("{id}/mounts/{index}"),
+        source: Source::FileSystem(file_system(mount)),
+    };
+    let of_the_mount = |option: &String| {
+        !matches!(
+            treatment(option),
+            None | Some(Treatment::FileSystem | Treatment::Fill)
+        )
+    };
+    let mut options = guest_options(mount);
+    options.retain(of_the_mount);
+    options.insert(0, "bind".to_owned());
+    mount.set_options(Some(options));
+    bind_share(mount, &share.target);
+    share
+}
+
+/// Makes a mount one of a share.
+fn bind_share(mount: &mut Mount, target: &str) {
+    mount.set_typ(Some("bind".to_owned()));
+    mount.set_source(Some(PathBuf::from(format!("{SHARE}/{target}"))));
+    mount.set_uid_mappings(None).set_gid_mappings(None);
 }
 
 /// A bind mount: rewritten for the guest, and shared by the host unless the guest has the source itself.
@@ -191,9 +246,10 @@ fn split_bind(
     {
         options.insert(0, "bind".to_owned());
     }
-    let read_only = is_read_only(&options);
+    let receives = receives(mount, &bundle.spec);
+    let owners = owners(mount, index, &bundle.spec);
     let recursive = options.iter().any(|option| option == "rbind");
-    mount.set_options(Some(options));
+    mount.set_options(Some(options.clone()));
     mount.set_typ(Some("bind".to_owned()));
 
     let named = mount
@@ -220,12 +276,28 @@ fn split_bind(
     match shareable(&stat) {
         Ok(None) => {
             let target = format!("{id}/mounts/{index}");
-            mount.set_source(Some(PathBuf::from(format!("{SHARE}/{target}"))));
+            let read_only = read_only(&options);
+            options.extend(inherited(&options, &fd).map_err(failed)?);
+            if recursive {
+                let failed = |source| SpecError::Source {
+                    field: field(),
+                    path: bundle.path.clone(),
+                    source,
+                };
+                options.extend(below(&fd).map_err(failed)?);
+            }
+            mount.set_options(Some(options));
+            bind_share(mount, &target);
             Ok(Some(Share {
-                source: fd,
+                name: format!("config.json: mounts[{index}]"),
                 target,
-                read_only,
-                recursive,
+                source: Source::Mounted(Mounted {
+                    path: fd,
+                    recursive,
+                    receives,
+                    read_only,
+                    owners,
+                }),
             }))
         }
         Ok(Some(device)) => {
@@ -237,15 +309,6 @@ fn split_bind(
             format!("{}: {why}", source.display()),
         )),
     }
-}
-
-/// The last of contrary options wins, as in mount(8).
-fn is_read_only(options: &[String]) -> bool {
-    let last = options
-        .iter()
-        .rev()
-        .find(|o| matches!(o.as_str(), "ro" | "rw" | "rro" | "rrw"));
-    last.is_some_and(|option| option.ends_with("ro"))
 }
 
 /// Binding the kernel's own trees to where they are anyway is how engines ask for "the same as outside"

@@ -1,7 +1,6 @@
 //! Bundles on disk, and what hull makes of them.
 
 use std::fs;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 
 use proptest::prelude::*;
@@ -9,7 +8,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use super::split::Plan;
-use super::{Bundle, SpecError, load};
+use super::{Bundle, ReadOnly, Share, Source, SpecError, load};
 use crate::config::Config;
 use crate::error::chain;
 
@@ -72,14 +71,17 @@ fn refusal(config: &Value) -> String {
 }
 
 /// The guest's config.json, and the shares' targets with their read-only flags.
-fn split(dir: &TempDir) -> (Value, Vec<(String, bool)>) {
+fn split(dir: &TempDir) -> (Value, Vec<(String, ReadOnly)>) {
     let plan = plan(&load(dir.path()).expect("taken"), "c1").expect("split");
     let guest = serde_json::from_slice(&plan.guest_spec).expect("JSON");
     (
         guest,
         plan.shares
             .into_iter()
-            .map(|share| (share.target, share.read_only))
+            .map(|share| match share.source {
+                Source::Mounted(mounted) => (share.target, mounted.read_only),
+                Source::FileSystem(_) => (share.target, ReadOnly::Unchanged),
+            })
             .collect(),
     )
 }
@@ -256,8 +258,8 @@ fn what_is_not_supported_is_refused_by_name() {
         ),
         (
             "/mounts",
-            json!([{"destination": "/m", "type": "nfs"}]),
-            "mounts[0].type: ",
+            json!([{"destination": "/proc", "type": "tmpfs"}]),
+            "mounts[0].destination: ",
         ),
         (
             "/mounts",
@@ -331,7 +333,7 @@ fn the_guest_gets_its_own_paths() {
         json!([
             {"destination": "/proc", "type": "proc"},
             {"destination": "/data", "source": "rootfs", "options": ["rbind", "rprivate", "ro", "nosuid"]},
-            {"destination": "/one", "type": "bind", "source": "config.json"},
+            {"destination": "/one", "type": "bind", "source": "config.json", "options": ["rw"]},
         ]),
     );
     config["hostname"] = json!("h");
@@ -347,22 +349,58 @@ fn the_guest_gets_its_own_paths() {
     assert_eq!(guest["mounts"][1]["source"], "/run/hull/share/c1/mounts/1");
     assert_eq!(
         guest["mounts"][1]["options"],
-        json!(["rbind", "ro", "nosuid"])
+        json!(["rbind", "rprivate", "ro", "nosuid"])
     );
-    assert_eq!(guest["mounts"][2]["options"], json!(["bind"]));
+    assert_eq!(guest["mounts"][2]["options"], json!(["bind", "rw"]));
     assert_eq!(guest["linux"]["namespaces"], json!([{"type": "uts"}]));
     assert_eq!(guest["linux"]["cgroupsPath"], Value::Null);
     assert_eq!(guest["linux"]["resources"]["cpu"], json!({"shares": 512}));
     assert_eq!(guest["linux"]["resources"]["memory"], json!({}));
     let expected = [
-        ("c1/rootfs", false),
-        ("c1/mounts/1", true),
-        ("c1/mounts/2", false),
+        ("c1/rootfs", ReadOnly::Unchanged),
+        ("c1/mounts/1", ReadOnly::Itself(true)),
+        ("c1/mounts/2", ReadOnly::Itself(false)),
     ];
     assert_eq!(
         shares,
         expected.map(|(target, read_only)| (target.to_owned(), read_only))
     );
+}
+
+#[test]
+fn the_host_mounts_what_needs_its_paths_and_the_guest_binds_that() {
+    let mut config = with(
+        "/mounts",
+        json!([
+            {"destination": "/o", "type": "overlay", "source": "none",
+             "options": ["ro", "sync", "rslave", "lowerdir=/a"]},
+            {"destination": "/m", "source": "rootfs", "options": ["bind", "ro", "rslave", "idmap"]},
+            {"destination": "/m", "type": "bind", "options": ["remount", "rw"]},
+        ]),
+    );
+    let maps = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+    config["mounts"][1]["uidMappings"] = maps.clone();
+    config["mounts"][1]["gidMappings"] = maps;
+    let dir = bundle(&config);
+    let (guest, _) = split(&dir);
+    let expected = json!([
+        {"destination": "/o", "type": "bind", "source": "/run/hull/share/c1/mounts/0",
+         "options": ["bind", "ro", "rslave"]},
+        {"destination": "/m", "type": "bind", "source": "/run/hull/share/c1/mounts/1",
+         "options": ["bind", "ro", "rslave"]},
+        {"destination": "/m", "type": "bind", "source": "bind", "options": ["remount", "rw"]},
+    ]);
+    assert_eq!(guest["mounts"], expected);
+
+    let plan = plan(&load(dir.path()).expect("taken"), "c1").expect("split");
+    let Source::Mounted(mounted) = &plan.shares[2].source else {
+        panic!("{:?}", plan.shares);
+    };
+    assert!(mounted.receives && !mounted.recursive);
+    assert_eq!(mounted.read_only, ReadOnly::Itself(false));
+    let owners = mounted.owners.as_ref().expect("owners");
+    assert_eq!(owners.name, "config.json: mounts[1].uidMappings");
+    assert_eq!(owners.gids, [(0, 1000, 1)]);
 }
 
 #[test]
@@ -377,8 +415,11 @@ fn a_share_is_the_file_that_was_opened_whatever_becomes_of_its_name() {
     assert!(chain(&error).contains("mounts[0].source"), "{error}");
     fs::create_dir(dir.path().join("rootfs")).expect("another folder");
     let shares = plan(&loaded, "c1").expect("split").shares;
-    let inode = |fd: &std::os::fd::OwnedFd| rustix::fs::fstat(fd.as_fd()).expect("stat").st_ino;
-    assert_ne!(inode(&shares[0].source), inode(&shares[1].source));
+    let inode = |share: &Share| {
+        let fd = share.fd().expect("a descriptor");
+        rustix::fs::fstat(fd).expect("stat").st_ino
+    };
+    assert_ne!(inode(&shares[0]), inode(&shares[1]));
 }
 
 #[test]

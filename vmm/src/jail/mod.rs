@@ -13,6 +13,7 @@
 //! [`confine`] needs no privilege but `CAP_SETPCAP`, which that namespace gives.
 
 mod capabilities;
+pub mod idmap;
 pub mod limits;
 mod seccomp;
 pub mod tree;
@@ -21,6 +22,8 @@ pub mod tree;
 pub(crate) mod child;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tree_tests;
 
 pub use limits::close_other_fds;
 

@@ -14,21 +14,35 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::child::{End, is_root, run};
-use super::tree::{self, Share};
+use super::tree::{self, Mounted, ReadOnly, Share, Source};
 use super::{Role, close_other_fds, confine, limits};
 
 const ROLES: [Role; 3] = [Role::Main, Role::Vcpu, Role::Filesystem];
 
-fn o_path(path: &Path) -> OwnedFd {
+pub(super) fn o_path(path: &Path) -> OwnedFd {
     open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("the source")
 }
 
 fn share(source: &Path, target: &str, read_only: bool) -> Share {
+    let read_only = if read_only {
+        ReadOnly::All(true)
+    } else {
+        ReadOnly::Unchanged
+    };
+    share_of(
+        target,
+        Mounted {
+            read_only,
+            ..Mounted::new(o_path(source))
+        },
+    )
+}
+
+pub(super) fn share_of(target: &str, mounted: Mounted) -> Share {
     Share {
-        source: o_path(source),
+        name: target.into(),
+        source: Source::Mounted(mounted),
         target: target.into(),
-        read_only,
-        recursive: true,
     }
 }
 

@@ -6,6 +6,9 @@
 //! in this namespace alone, nothing is seen of them on the host and nothing is left when the process
 //! dies.
 //!
+//! A file system that the host's kernel is to mount for the guest (an overlay, a disk's) is mounted here
+//! and nowhere else, with the host's paths still at hand.
+//!
 //! What joins a living sandbox is added from outside: clone the share before (`open_tree`), enter the
 //! process's mount namespace, clone its root the same way, make that clone writable with
 //! `mount_setattr` to create the mount point (the tmpfs itself stays writable; what is read-only is its
@@ -15,7 +18,7 @@
 //! Who wants two containers of a sandbox to share a volume shares it once.
 #![allow(unsafe_code)] // mount_setattr(2), which no library wraps, and rustix's unshare
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -24,28 +27,101 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount,
     mount_change, move_mount, open_tree, unmount,
 };
 use rustix::process::{fchdir, pivot_root};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{
+    ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe,
+};
+
+use super::idmap::{self, Owners};
 
 /// What the tree's own tmpfs may hold: it has directories and empty files, which take no blocks.
 const TMPFS_SIZE: &CStr = c"64k";
 
-/// A directory or a file of the host that the guest gets.
+/// Something of the host's that the guest gets.
 #[derive(Debug)]
 pub struct Share {
-    /// The directory or file, opened by the caller with `O_PATH` in the way that is safe for it: no
-    /// path is resolved again.
-    pub source: OwnedFd,
+    /// What the user calls it: messages begin with it.
+    pub name: String,
+    /// What it is.
+    pub source: Source,
     /// Where it lies in the tree: a relative path of plain names. No share lies in another one.
     pub target: PathBuf,
-    /// Whether the host refuses every change to it.
-    pub read_only: bool,
+}
+
+impl Share {
+    /// The descriptor that must stay open until the tree is made.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.source {
+            Source::Mounted(mounted) => Some(mounted.path.as_fd()),
+            Source::FileSystem(_) => None,
+        }
+    }
+}
+
+/// What is shared.
+#[derive(Debug)]
+pub enum Source {
+    /// A directory or a file that is there.
+    Mounted(Mounted),
+    /// A file system that is mounted for the guest alone.
+    FileSystem(FileSystem),
+}
+
+/// A directory or a file of the host.
+#[derive(Debug)]
+pub struct Mounted {
+    /// Opened by the caller with `O_PATH` in the way that is safe for it: no path is resolved again.
+    pub path: OwnedFd,
     /// Whether the mounts below a directory come with it; without, what they cover shows.
     pub recursive: bool,
+    /// Whether mounts that the host makes below later come with it too. They come as the host mounts
+    /// them.
+    pub receives: bool,
+    /// Whether the host refuses every change.
+    pub read_only: ReadOnly,
+    /// Whose the files are in the tree, where not their owners'.
+    pub owners: Option<Owners>,
+}
+
+impl Mounted {
+    /// A directory with all that is mounted below it, or a file, as it is.
+    pub fn new(path: OwnedFd) -> Self {
+        Self {
+            path,
+            recursive: true,
+            receives: false,
+            read_only: ReadOnly::Unchanged,
+            owners: None,
+        }
+    }
+}
+
+/// Where the host refuses every change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadOnly {
+    /// Where it does anyway.
+    Unchanged,
+    /// In the mount itself, or not there.
+    Itself(bool),
+    /// In the mount and all below it, or nowhere.
+    All(bool),
+}
+
+/// A file system to mount, in the words of mount(2).
+#[derive(Debug)]
+pub struct FileSystem {
+    /// Its type.
+    pub kind: CString,
+    /// The device, or whatever the type takes for one.
+    pub device: CString,
+    /// The flags, `MS_*`.
+    pub flags: MountFlags,
+    /// Its own options, separated by commas.
+    pub options: CString,
 }
 
 /// What of the host is still at hand in the tree.
@@ -71,13 +147,22 @@ pub enum Error {
     #[error("the host's kernel lacks {0}; it must be 5.12 or newer")]
     Kernel(&'static str),
     /// A system call on a share failed.
-    #[error("share {target}: {call} failed")]
+    #[error("{name}: {call} failed")]
     Share {
-        /// The share's place in the tree.
-        target: PathBuf,
-        /// The system call.
+        /// What the user calls the share.
+        name: String,
+        /// The system call, or what it was for.
         call: &'static str,
         /// Its error.
+        #[source]
+        source: io::Error,
+    },
+    /// The owners of a share's files can't be changed.
+    #[error("{name}: the host cannot map the owners of these files")]
+    Owners {
+        /// What the user calls the change.
+        name: String,
+        /// Why: the file system or the kernel may lack it.
         #[source]
         source: io::Error,
     },
@@ -103,11 +188,10 @@ pub fn enter(shares: Vec<Share>) -> Result<Tree, Error> {
     // Mounts can be cloned in the namespace that they belong to, so before the new one.
     let proc_self_fd =
         clone_mount(CWD, c"/proc/self/fd", OpenTreeFlags::empty()).map_err(call("open_tree"))?;
-    set_attributes(proc_self_fd.as_fd(), SHARED_ATTRIBUTES, Depth::One)
-        .map_err(call("mount_setattr"))?;
+    change(proc_self_fd.as_fd(), Depth::One, SEALED).map_err(call("mount_setattr"))?;
     let shares = shares
         .into_iter()
-        .map(Detached::new)
+        .map(Prepared::new)
         .collect::<Result<Vec<_>, _>>()?;
 
     // SAFETY: CLONE_NEWNS and the CLONE_FS that it implies touch no other thread: there is none.
@@ -131,60 +215,95 @@ pub fn enter(shares: Vec<Share>) -> Result<Tree, Error> {
     for share in &shares {
         share.attach(&root)?;
     }
-    set_attributes(root.as_fd(), libc::MOUNT_ATTR_RDONLY, Depth::One)
-        .map_err(call("mount_setattr"))?;
+    change(root.as_fd(), Depth::One, read_only(true)).map_err(call("mount_setattr"))?;
     leave_old_root(&root)?;
     Ok(Tree {
         proc_self_fd: proc_self_fd.into(),
     })
 }
 
-/// What holds for every mount of the tree: no set-id bit and no device node has an effect in it.
-const SHARED_ATTRIBUTES: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-
-/// A share's clone, attached nowhere yet.
-struct Detached {
-    mount: OwnedFd,
-    target: PathBuf,
-    is_directory: bool,
+/// Makes a share read-only in the tree that another process has entered: the mount itself, for good.
+///
+/// # Errors
+/// When the process is gone, or a file is open for writing.
+pub fn make_read_only(process: BorrowedFd<'_>, target: &Path) -> Result<(), Error> {
+    let work = || {
+        // SAFETY: this thread is new and of our own; that its root is its own from here on concerns
+        // nobody.
+        unsafe { unshare_unsafe(UnshareFlags::FS) }.map_err(call("unshare(CLONE_FS)"))?;
+        move_into_thread_name_spaces(process, ThreadNameSpaceType::MOUNT).map_err(call("setns"))?;
+        let path = Path::new("/").join(target);
+        let mount = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(call("open"))?;
+        change(mount.as_fd(), Depth::One, read_only(true)).map_err(call("mount_setattr"))
+    };
+    // The namespaces of a thread are its own, and end with it.
+    let done = std::thread::scope(|scope| scope.spawn(work).join());
+    done.unwrap_or(Err(Error::Threads))
 }
 
-impl Detached {
-    /// Clones a share's mounts and sets their attributes.
+/// What holds for every mount of the tree: no set-id bit and no device node has an effect in it, and it
+/// is cut off from the mounts that it is a copy of.
+const SEALED: libc::mount_attr = libc::mount_attr {
+    attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+    attr_clr: 0,
+    propagation: libc::MS_PRIVATE,
+    userns_fd: 0,
+};
+
+/// The same, but what is mounted at the place that it is a copy of is mounted here too.
+const RECEIVING: libc::mount_attr = libc::mount_attr {
+    propagation: libc::MS_SLAVE,
+    ..SEALED
+};
+
+const fn read_only(read_only: bool) -> libc::mount_attr {
+    let bit = libc::MOUNT_ATTR_RDONLY;
+    let (attr_set, attr_clr) = if read_only { (bit, 0) } else { (0, bit) };
+    libc::mount_attr {
+        attr_set,
+        attr_clr,
+        propagation: 0,
+        userns_fd: 0,
+    }
+}
+
+/// A share on its way into the tree.
+struct Prepared {
+    name: String,
+    target: PathBuf,
+    is_directory: bool,
+    what: What,
+}
+
+enum What {
+    /// A clone, attached nowhere yet.
+    Clone(OwnedFd),
+    /// To be mounted at its place.
+    FileSystem(FileSystem),
+}
+
+impl Prepared {
     fn new(share: Share) -> Result<Self, Error> {
         let Share {
+            name,
             source,
             target,
-            read_only,
-            recursive,
         } = share;
-        let failed = |call| {
-            let target = target.clone();
-            move |error: Errno| match error {
-                Errno::NOSYS => Error::Kernel(call),
-                error => Error::Share {
-                    target,
-                    call,
-                    source: error.into(),
-                },
+        let (what, is_directory) = match source {
+            Source::FileSystem(file_system) => (What::FileSystem(file_system), true),
+            Source::Mounted(mounted) => {
+                let stat = fstat(&mounted.path).map_err(|e| failed(&name, "fstat", e))?;
+                let kind = FileType::from_raw_mode(stat.st_mode);
+                let clone = What::Clone(clone_share(&name, &mounted)?);
+                (clone, kind == FileType::Directory)
             }
         };
-        let stat = fstat(&source).map_err(failed("fstat"))?;
-        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        let mut flags = OpenTreeFlags::AT_EMPTY_PATH;
-        flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-        let mount = clone_mount(&source, c"", flags).map_err(failed("open_tree"))?;
-        let read_only = if read_only {
-            libc::MOUNT_ATTR_RDONLY
-        } else {
-            0
-        };
-        set_attributes(mount.as_fd(), SHARED_ATTRIBUTES | read_only, Depth::All)
-            .map_err(failed("mount_setattr"))?;
         Ok(Self {
-            mount,
+            name,
             target,
             is_directory,
+            what,
         })
     }
 
@@ -203,23 +322,76 @@ impl Detached {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 openat(root, &path, flags, Mode::from(0o644)).map(drop)
             };
-            made.map_err(|e| self.failed("making the mount point", e))?;
+            made.map_err(|e| failed(&self.name, "making the mount point", e))?;
         }
         Ok(())
     }
 
     fn attach(&self, root: &OwnedFd) -> Result<(), Error> {
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&self.mount, c"", root, &self.target, flags)
-            .map_err(|e| self.failed("move_mount", e))
+        match &self.what {
+            What::Clone(clone) => {
+                let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+                move_mount(clone, c"", root, &self.target, flags)
+                    .map_err(|e| failed(&self.name, "move_mount", e))
+            }
+            What::FileSystem(new) => {
+                // The process's root is the host's still, and so are the paths among the options.
+                let root = format!("/proc/self/fd/{}", root.as_raw_fd());
+                let target = Path::new(&root).join(&self.target);
+                let flags = new.flags | MountFlags::NOSUID | MountFlags::NODEV;
+                let options = Some(new.options.as_c_str()).filter(|options| !options.is_empty());
+                mount(&new.device, target, &new.kind, flags, options)
+                    .map_err(|e| failed(&self.name, "mounting it on the host", e))
+            }
+        }
     }
+}
 
-    fn failed(&self, call: &'static str, error: Errno) -> Error {
-        Error::Share {
-            target: self.target.clone(),
+/// Clones a share's mounts and sets their attributes.
+fn clone_share(name: &str, share: &Mounted) -> Result<OwnedFd, Error> {
+    let mut flags = OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, share.recursive);
+    let clone = clone_mount(&share.path, c"", flags).map_err(|e| failed(name, "open_tree", e))?;
+    let set = |depth, attributes| {
+        change(clone.as_fd(), depth, attributes).map_err(|e| failed(name, "mount_setattr", e))
+    };
+    let base = if share.receives { RECEIVING } else { SEALED };
+    set(Depth::All, base)?;
+    match share.read_only {
+        ReadOnly::Unchanged => {}
+        ReadOnly::Itself(yes) => set(Depth::One, read_only(yes))?,
+        ReadOnly::All(yes) => set(Depth::All, read_only(yes))?,
+    }
+    if let Some(owners) = &share.owners {
+        let failed = |source| Error::Owners {
+            name: owners.name.clone(),
+            source,
+        };
+        let namespace = idmap::user_namespace(owners).map_err(failed)?;
+        let depth = if owners.recursive {
+            Depth::All
+        } else {
+            Depth::One
+        };
+        let attributes = libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: namespace.as_raw_fd().unsigned_abs().into(),
+        };
+        change(clone.as_fd(), depth, attributes).map_err(|e| failed(e.into()))?;
+    }
+    Ok(clone)
+}
+
+fn failed(name: &str, call: &'static str, error: Errno) -> Error {
+    match error {
+        Errno::NOSYS => Error::Kernel(call),
+        error => Error::Share {
+            name: name.to_owned(),
             call,
             source: error.into(),
-        }
+        },
     }
 }
 
@@ -295,17 +467,15 @@ enum Depth {
     All,
 }
 
-/// Adds attributes to a mount, and cuts it off from the mounts that it is a copy of.
-fn set_attributes(mount: BorrowedFd<'_>, attributes: u64, depth: Depth) -> rustix::io::Result<()> {
+/// Changes a mount's attributes.
+fn change(
+    mount: BorrowedFd<'_>,
+    depth: Depth,
+    attributes: libc::mount_attr,
+) -> rustix::io::Result<()> {
     let depth = match depth {
         Depth::One => 0,
         Depth::All => libc::AT_RECURSIVE,
-    };
-    let attributes = libc::mount_attr {
-        attr_set: attributes,
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
     };
     // SAFETY: the descriptor is borrowed, the path is an empty string, and the pointer and the size
     // are those of `attributes`, which the kernel only reads.

@@ -10,7 +10,7 @@ use virtiofsd::fuse::Opcode;
 
 use super::driver::{Guest, c_string, options, word};
 use crate::jail::child::{End, is_root, run};
-use crate::jail::tree::{self, Share};
+use crate::jail::tree::{self, Mounted, Share, Source};
 use crate::jail::{Role, confine, limits};
 
 const ROOT: u64 = 1;
@@ -333,10 +333,9 @@ fn every_kind_of_request_is_served_in_the_jail() {
     let end = run(|| {
         limits::apply().expect("the limits");
         let share = Share {
-            source: o_path(source.path()),
+            name: "the share".into(),
+            source: Source::Mounted(Mounted::new(o_path(source.path()))),
             target: "c1/rootfs".into(),
-            read_only: false,
-            recursive: true,
         };
         let tree = tree::enter(vec![share]).expect("the tree");
         let mut options = options(Path::new("/"));

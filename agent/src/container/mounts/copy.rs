@@ -1,0 +1,177 @@
+//! `tmpcopyup`: fills a new tmpfs with what the directory below it holds.
+//!
+//! No crate copies between directories that are held by descriptor, and nothing else is safe here: the
+//! paths are the container's.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, chownat,
+    fchmod, fchown, futimens, mkdirat, mknodat, openat, openat2, readlinkat, statat, symlinkat,
+};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
+
+/// Copies what is in one directory to another, with owners, modes and times. The directory itself is as
+/// the mount's options have it, and what is there already stays: the mount points that were made for later mounts, and these mounts.
+///
+/// # Errors
+/// The first that occurs.
+pub fn fill(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+    let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let from = openat(from, ".", readable, Mode::empty())?;
+    let to = openat(to, ".", readable, Mode::empty())?;
+    copy_entries(&from, &to)
+}
+
+fn copy_entries(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+    for entry in Dir::read_from(from)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            copy(from, to, name)?;
+        }
+    }
+    Ok(())
+}
+
+fn copy(from: &OwnedFd, to: &OwnedFd, name: &CStr) -> Result<(), Errno> {
+    let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let made = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => copy_directory(from, to, name, &stat),
+        FileType::RegularFile => copy_file(from, to, name, &stat),
+        FileType::Symlink => {
+            let target = readlinkat(from, name, Vec::new())?;
+            symlinkat(target, to, name).and_then(|()| own_by_name(to, name, &stat))
+        }
+        kind => mknodat(to, name, kind, mode(&stat), stat.st_rdev)
+            .and_then(|()| own_by_name(to, name, &stat)),
+    };
+    match made {
+        Err(Errno::EXIST) => Ok(()),
+        made => made,
+    }
+}
+
+fn copy_directory(from: &OwnedFd, to: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Errno> {
+    match mkdirat(to, name, Mode::RWXU) {
+        Err(Errno::EXIST) => {}
+        made => made?,
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let from = openat(from, name, flags, Mode::empty())?;
+    let to = match openat2(to, name, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
+        // A later mount.
+        Err(Errno::XDEV) => return Ok(()),
+        to => to?,
+    };
+    copy_entries(&from, &to)?;
+    finish(&to, stat)
+}
+
+fn copy_file(from: &OwnedFd, to: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let to = openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let from = openat(from, name, flags, Mode::empty())?;
+    io::copy(
+        &mut File::from(from),
+        &mut File::from(to.try_clone().map_err(errno)?),
+    )
+    .map_err(errno)?;
+    finish(&to, stat)
+}
+
+/// Gives what was made its owner, mode and times. The owner comes first: a change of it takes the
+/// set-id bits away.
+fn finish(made: &OwnedFd, stat: &Stat) -> Result<(), Errno> {
+    own(made, stat)?;
+    fchmod(made, mode(stat))?;
+    futimens(made, &times(stat))
+}
+
+fn own(made: impl AsFd, stat: &Stat) -> Result<(), Errno> {
+    let (uid, gid) = owner(stat);
+    fchown(made, Some(uid), Some(gid))
+}
+
+fn own_by_name(directory: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Errno> {
+    let (uid, gid) = owner(stat);
+    chownat(
+        directory,
+        name,
+        Some(uid),
+        Some(gid),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
+}
+
+fn owner(stat: &Stat) -> (Uid, Gid) {
+    (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid))
+}
+
+fn mode(stat: &Stat) -> Mode {
+    Mode::from_raw_mode(stat.st_mode)
+}
+
+fn times(stat: &Stat) -> Timestamps {
+    // The kernel's own figures: nanoseconds are below 10^9.
+    let time = |seconds, nanoseconds| Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds as _,
+    };
+    Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+    }
+}
+
+fn errno(error: io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::path::Path;
+
+    fn open(path: &Path) -> OwnedFd {
+        fs::File::open(path).expect("a directory").into()
+    }
+
+    #[test]
+    fn all_is_copied_and_what_is_there_stays() {
+        let from = tempfile::tempdir().expect("a directory");
+        let to = tempfile::tempdir().expect("a directory");
+        let (f, t) = (from.path(), to.path());
+        fs::create_dir_all(f.join("a/b")).expect("directories");
+        fs::write(f.join("a/b/file"), "text").expect("a file");
+        fs::set_permissions(f.join("a/b/file"), fs::Permissions::from_mode(0o4751)).expect("mode");
+        fs::set_permissions(f.join("a"), fs::Permissions::from_mode(0o711)).expect("mode");
+        symlink("b/file", f.join("a/link")).expect("a link");
+        fs::write(f.join("kept"), "old").expect("a file");
+        fs::write(t.join("kept"), "new").expect("a file");
+        fs::create_dir(t.join("a")).expect("a directory");
+
+        fill(&open(f), &open(t)).expect("copied");
+
+        assert_eq!(
+            fs::read_to_string(t.join("a/link")).expect("a link"),
+            "text"
+        );
+        let mode = |path| fs::metadata(t.join(path)).expect("it is there").mode() & 0o7777;
+        assert_eq!((mode("a"), mode("a/b/file")), (0o711, 0o4751));
+        assert_eq!(fs::read_to_string(t.join("kept")).expect("a file"), "new");
+        let time = |root: &Path| {
+            fs::metadata(root.join("a/b/file"))
+                .expect("a file")
+                .mtime_nsec()
+        };
+        assert_eq!(time(f), time(t));
+    }
+}

@@ -1,0 +1,351 @@
+//! The mounts of config.json, as far as libcontainer doesn't make them as runc does.
+//!
+//! libcontainer makes them, in the container's namespaces, and runs nothing of ours until it has left the
+//! old root. So what it can't is done around it:
+//! - before, by [`prepare`]: what is asked of the root file system as it is, and options in words that
+//!   libcontainer passes on. A destination is followed through symbolic links, a tmpfs gets the mode of
+//!   the directory that it covers, what lies there is opened to be copied.
+//! - after, by [`Rest::apply`], in the container's mount namespace: propagation, `nosymfollow`,
+//!   `remount`, `tmpcopyup`, and `ro` where further mount points had to be made below first. Nobody can
+//!   tell: until the container is started, none of its programs runs.
+//!
+//! What has to do with the host's files (sharing them, mapping their owners) is the host's.
+
+mod copy;
+mod options;
+mod place;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fspick,
+};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::{
+    ThreadNameSpaceType, move_into_thread_name_spaces, set_thread_res_gid, set_thread_res_uid,
+};
+
+use crate::error::Failure;
+use crate::sys::{self, MountChange};
+use options::{Options, Propagation};
+use place::Places;
+
+/// What is left to do once libcontainer has made the mounts.
+#[derive(Debug, Default)]
+pub struct Rest {
+    steps: Vec<Step>,
+    /// Of the container's root.
+    propagation: Option<Propagation>,
+    user_namespace: bool,
+}
+
+/// What is left to do about one mount.
+#[derive(Debug)]
+struct Step {
+    /// Its place in `mounts`, for messages.
+    index: usize,
+    destination: PathBuf,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    /// Fill it with what this directory holds.
+    Fill(OwnedFd),
+    /// Set and clear attributes, `MOUNT_ATTR_*`.
+    Change { set: u64, clear: u64 },
+    /// Change the mount that is there already: its attributes, and its file system's options where
+    /// there are any.
+    Remount {
+        set: u64,
+        clear: u64,
+        options: Option<Vec<String>>,
+    },
+    /// Change what it passes on and gets.
+    Propagate(Propagation),
+}
+
+/// Rewrites the mounts of a config.json for libcontainer. Returns what it won't do.
+///
+/// # Errors
+/// When a destination may not be mounted on, or can't be looked at.
+pub fn prepare(spec: &mut Spec) -> Result<Rest, Failure> {
+    let root = spec.root().as_ref().map(|root| root.path().clone());
+    let root = root.ok_or_else(|| Failure::config("root: it is required and isn't there"))?;
+    let mut rest = Rest::default();
+    if let Some(linux) = spec.linux().clone() {
+        let kinds = linux.namespaces().iter().flatten();
+        rest.user_namespace = kinds
+            .into_iter()
+            .any(|namespace| namespace.typ() == LinuxNamespaceType::User);
+        rest.propagation = linux
+            .rootfs_propagation()
+            .as_deref()
+            .and_then(Propagation::of);
+        let mut linux = linux;
+        linux.set_rootfs_propagation(None);
+        spec.set_linux(Some(linux));
+    }
+    let mut places = Places::open(&root).map_err(Failure::io("open root.path"))?;
+    let mut kept = Vec::new();
+    for (index, mut mount) in spec.mounts().clone().into_iter().flatten().enumerate() {
+        let destination = places
+            .destination(&mount)
+            .map_err(|why| Failure::config(format!("mounts[{index}].destination: {why}")))?;
+        mount.set_destination(destination.clone());
+        let options = Options::read(&mount);
+        if let Some(work) = remount(&mount, &options) {
+            rest.push(index, &destination, work);
+        } else {
+            let work = divide(&mut mount, options, &places);
+            places.cover(&mount);
+            kept.push(mount);
+            for work in work {
+                rest.push(index, &destination, work);
+            }
+        }
+    }
+    spec.set_mounts(Some(kept));
+    Ok(rest)
+}
+
+/// The work of an entry that makes no mount but changes one.
+fn remount(mount: &Mount, options: &Options) -> Option<Work> {
+    options.remount.then(|| Work::Remount {
+        set: options.set,
+        clear: options.others(),
+        options: (!is_bind(mount)).then(|| options.file_system()),
+    })
+}
+
+/// Leaves libcontainer its part of a mount, and returns the rest, in the order in which it is due.
+fn divide(mount: &mut Mount, options: Options, places: &Places) -> Vec<Work> {
+    let mut work = Vec::new();
+    let tmpfs = mount.typ().as_deref() == Some("tmpfs") && !is_bind(mount);
+    let mut theirs = options.libcontainers(is_bind(mount));
+    for below in &options.below {
+        cross(mount, below);
+    }
+    if tmpfs && let Some(covered) = places.covered(mount.destination()) {
+        if let Some(mode) = covered.mode.filter(|_| !options.names_mode()) {
+            theirs.insert(0, format!("mode={mode:o}"));
+        }
+        if options.copy_up {
+            work.push(Work::Fill(covered.directory));
+        }
+    }
+    let mut set = options.set & libc::MOUNT_ATTR_NOSYMFOLLOW;
+    // Mount points are made in it first, as runc does.
+    if tmpfs || mount.destination() == Path::new("/dev") {
+        theirs.retain(|option| option != "ro");
+        set |= options.set & libc::MOUNT_ATTR_RDONLY;
+    }
+    if set != 0 {
+        work.push(Work::Change { set, clear: 0 });
+    }
+    work.extend(options.propagation.into_iter().map(Work::Propagate));
+    mount.set_options((!theirs.is_empty()).then_some(theirs));
+    work
+}
+
+/// Crosses a mount of the host's below a share. The guest's kernel makes a mount of it then, with the
+/// attributes that the mount above has at that time: none yet, as these are the container's.
+fn cross(mount: &Mount, below: &str) {
+    let path = mount.source().iter().map(|source| source.join(below));
+    for path in path {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if let Err(e) = openat(CWD, &path, flags, Mode::empty()) {
+            log::debug!("{}: {e}", path.display());
+        }
+    }
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    let mut options = mount.options().iter().flatten();
+    mount.typ().as_deref() == Some("bind")
+        || options.any(|o| matches!(o.as_str(), "bind" | "rbind"))
+}
+
+impl Rest {
+    fn push(&mut self, index: usize, destination: &Path, work: Work) {
+        self.steps.push(Step {
+            index,
+            destination: destination.to_owned(),
+            work,
+        });
+    }
+
+    /// Does it, in the container whose first process is `init`. The caller's mount namespace is then
+    /// the container's, so it must have one thread and be about to end.
+    ///
+    /// # Errors
+    /// Names the mount that can't be had.
+    pub fn apply(self, init: i32) -> Result<(), Failure> {
+        if self.steps.is_empty() && self.propagation.is_none() {
+            return Ok(());
+        }
+        let root = self.enter(init)?;
+        for step in self.steps {
+            let field = format!("mounts[{}]", step.index);
+            step.apply(&root)
+                .map_err(|e| Failure::io(field)(std::io::Error::from(e)))?;
+        }
+        if let Some(propagation) = self.propagation {
+            propagate(root.as_fd(), propagation)
+                .map_err(Failure::io("set linux.rootfsPropagation"))?;
+        }
+        Ok(())
+    }
+
+    /// Enters the container's mount namespace, with the rights that its first process had when it made
+    /// the mounts. Returns its root.
+    fn enter(&self, init: i32) -> Result<OwnedFd, Failure> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // Not the namespace's own root: a container without a mount namespace has the guest's.
+        let root = openat(CWD, format!("/proc/{init}/root"), flags, Mode::empty())
+            .map_err(Failure::io("open the container's root"))?;
+        let pid = Pid::from_raw(init).ok_or_else(|| Failure::other("there is no pid 0"))?;
+        let init =
+            pidfd_open(pid, PidfdFlags::empty()).map_err(Failure::io("open the container"))?;
+        let mut namespaces = ThreadNameSpaceType::MOUNT;
+        namespaces.set(ThreadNameSpaceType::USER, self.user_namespace);
+        move_into_thread_name_spaces(init.as_fd(), namespaces)
+            .map_err(Failure::io("enter the container's mount namespace"))?;
+        if self.user_namespace {
+            let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
+            set_thread_res_gid(gid, gid, gid)
+                .and_then(|()| set_thread_res_uid(uid, uid, uid))
+                .map_err(Failure::io("become the container's root"))?;
+        }
+        Ok(root)
+    }
+}
+
+impl Step {
+    fn apply(self, root: &OwnedFd) -> Result<(), Errno> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let mount = openat2(
+            root,
+            &self.destination,
+            flags,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT,
+        )?;
+        match self.work {
+            Work::Fill(source) => copy::fill(&source, &mount),
+            Work::Change { set, clear } => change(mount.as_fd(), set, clear),
+            Work::Remount {
+                set,
+                clear,
+                options,
+            } => {
+                if let Some(options) = options {
+                    reconfigure(&mount, &options)?;
+                }
+                change(mount.as_fd(), set, clear)
+            }
+            Work::Propagate(propagation) => propagate(mount.as_fd(), propagation),
+        }
+    }
+}
+
+fn change(mount: BorrowedFd<'_>, set: u64, clear: u64) -> Result<(), Errno> {
+    let change = MountChange {
+        set,
+        clear,
+        ..MountChange::default()
+    };
+    sys::mount_setattr(mount, change)
+}
+
+fn propagate(mount: BorrowedFd<'_>, propagation: Propagation) -> Result<(), Errno> {
+    let change = MountChange {
+        propagation: propagation.flag,
+        recursive: propagation.recursive,
+        ..MountChange::default()
+    };
+    sys::mount_setattr(mount, change)
+}
+
+/// Changes the options of a mounted file system.
+fn reconfigure(mount: &OwnedFd, options: &[String]) -> Result<(), Errno> {
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    let context = fspick(mount, "", flags)?;
+    for option in options {
+        match option.split_once('=') {
+            Some((key, value)) => fsconfig_set_string(&context, key, value)?,
+            None => fsconfig_set_flag(&context, option.as_str())?,
+        }
+    }
+    fsconfig_reconfigure(&context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// What libcontainer gets of a mount, and what is left, in a root with a directory `/data` of mode
+    /// 0710.
+    fn divided(mount: serde_json::Value) -> (Option<Vec<String>>, String) {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().expect("a directory");
+        let data = root.path().join("data");
+        std::fs::create_dir(&data).expect("a directory");
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o710)).expect("a mode");
+        let mut spec: Spec = serde_json::from_value(json!({
+            "ociVersion": "1.2.0", "root": {"path": root.path()}, "mounts": [mount],
+        }))
+        .expect("a config.json");
+        let rest = prepare(&mut spec).expect("divided");
+        let theirs = spec.mounts().as_ref().and_then(|mounts| mounts.first());
+        let theirs = theirs.and_then(|mount| mount.options().clone());
+        let work: Vec<_> = rest.steps.iter().map(|step| name(&step.work)).collect();
+        (theirs, work.join(" "))
+    }
+
+    fn name(work: &Work) -> &'static str {
+        match work {
+            Work::Fill(_) => "fill",
+            Work::Change { .. } => "change",
+            Work::Remount { .. } => "remount",
+            Work::Propagate(_) => "propagate",
+        }
+    }
+
+    #[test]
+    fn a_tmpfs_has_the_mode_of_what_it_covers_unless_it_names_one() {
+        let tmpfs =
+            |options| divided(json!({"destination": "/data", "type": "tmpfs", "options": options}));
+        let of = |options: &[&str]| Some(options.iter().map(|o| (*o).to_owned()).collect());
+        assert_eq!(tmpfs(json!([])), (of(&["mode=710"]), String::new()));
+        assert_eq!(
+            tmpfs(json!(["mode=1777"])),
+            (of(&["mode=1777"]), String::new())
+        );
+        let (theirs, rest) = tmpfs(json!(["ro", "tmpcopyup", "sync", "rshared", "unbindable"]));
+        assert_eq!(theirs, of(&["mode=710", "sync="]));
+        assert_eq!(rest, "fill change propagate propagate");
+    }
+
+    #[test]
+    fn what_libcontainer_can_do_is_left_to_it() {
+        let bind = json!({
+            "destination": "/data", "type": "bind", "source": "/x",
+            "options": ["rbind", "ro", "rnosuid", "noatime", "sync"],
+        });
+        let theirs = ["rbind", "ro", "rnosuid", "noatime"].map(str::to_owned);
+        assert_eq!(divided(bind), (Some(theirs.to_vec()), String::new()));
+    }
+
+    #[test]
+    fn a_remount_makes_no_mount() {
+        let remount =
+            json!({"destination": "/data", "type": "bind", "options": ["bind", "remount", "ro"]});
+        assert_eq!(divided(remount), (None, "remount".to_owned()));
+    }
+}

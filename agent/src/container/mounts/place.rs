@@ -1,0 +1,242 @@
+//! Where mounts go, as runc sees it: within the container's root, through its symbolic links.
+//!
+//! It is asked before any mount is made, so the mounts that come first are known by their destinations.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::Mount;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat};
+use rustix::io::Errno;
+
+use super::is_bind;
+
+/// More symbolic links than that in one path are a loop, as in path_resolution(7).
+const MOST_LINKS: usize = 40;
+
+/// What may be mounted in /proc: runc's list. Each is a file that something makes up for containers.
+const IN_PROC: &[&str] = &[
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/net/dev",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/crypto/fips_enabled",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
+
+/// A container's root, and what is to be mounted in it.
+#[derive(Debug)]
+pub struct Places {
+    root: OwnedFd,
+    /// In their order: each mount's destination, and its source if that is a bind mount.
+    covered: Vec<(PathBuf, Option<PathBuf>)>,
+}
+
+/// A directory that a mount covers.
+#[derive(Debug)]
+pub struct Covered {
+    /// Opened with O_PATH.
+    pub directory: OwnedFd,
+    /// Its mode.
+    pub mode: Option<u32>,
+}
+
+impl Places {
+    /// The places of a root.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub fn open(root: &Path) -> Result<Self, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self {
+            root: openat(CWD, root, flags, Mode::empty())?,
+            covered: Vec::new(),
+        })
+    }
+
+    /// A mount's destination without symbolic links.
+    ///
+    /// # Errors
+    /// Says why nothing may be mounted there.
+    pub fn destination(&self, mount: &Mount) -> Result<PathBuf, String> {
+        let named = mount.destination();
+        let kind = mount.typ().as_deref();
+        // These two must not be led elsewhere: libcontainer looks.
+        if matches!(kind, Some("proc" | "sysfs")) && !is_bind(mount) {
+            return Ok(named.clone());
+        }
+        let destination = self
+            .resolve(named)
+            .map_err(|e| format!("{}: {e}", named.display()))?;
+        let guests_own = is_bind(mount) && mount.source().as_deref() == Some(Path::new("/proc"));
+        if destination == Path::new("/proc") && !guests_own {
+            return Err(format!(
+                "{named:?} cannot be mounted because it is not of type proc"
+            ));
+        }
+        if destination.starts_with("/proc/")
+            && !guests_own
+            && !IN_PROC.iter().any(|path| destination == Path::new(path))
+        {
+            return Err(format!(
+                "{named:?} cannot be mounted because it is inside /proc"
+            ));
+        }
+        Ok(destination)
+    }
+
+    /// Takes note of a mount.
+    pub fn cover(&mut self, mount: &Mount) {
+        let source = mount.source().clone().filter(|_| is_bind(mount));
+        self.covered.push((mount.destination().clone(), source));
+    }
+
+    /// The directory that a mount at `destination` would cover, if there is one.
+    ///
+    /// In a file system that the guest has yet to make, there is none.
+    pub fn covered(&self, destination: &Path) -> Option<Covered> {
+        let mut below = self.covered.iter().rev();
+        let over = below.find_map(|(path, source)| {
+            destination
+                .strip_prefix(path)
+                .ok()
+                .map(|rest| (source, rest))
+        });
+        let directory = match over {
+            None => directory_in(&self.root, destination),
+            Some((Some(source), rest)) => {
+                let flags = OFlags::PATH | OFlags::CLOEXEC;
+                let source = openat(CWD, source, flags, Mode::empty()).ok()?;
+                directory_in(&source, rest)
+            }
+            Some((None, _)) => None,
+        }?;
+        let mode = fstat(&directory).ok().map(|stat| stat.st_mode & 0o7777);
+        Some(Covered { directory, mode })
+    }
+
+    /// Follows the symbolic links of a path within the root, as far as there is something; the rest
+    /// stays as it is.
+    fn resolve(&self, path: &Path) -> Result<PathBuf, Errno> {
+        let mut rest: VecDeque<OsString> = names(path).collect();
+        let mut done = PathBuf::new();
+        let mut links = 0;
+        while let Some(name) = rest.pop_front() {
+            if name == OsStr::new("..") {
+                done.pop();
+                continue;
+            }
+            done.push(name);
+            let Ok(target) = readlinkat(&self.root, &done, Vec::new()) else {
+                continue;
+            };
+            links += 1;
+            if links > MOST_LINKS {
+                return Err(Errno::LOOP);
+            }
+            let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+            if target.is_absolute() {
+                done.clear();
+            } else {
+                done.pop();
+            }
+            for name in names(&target).collect::<Vec<_>>().into_iter().rev() {
+                rest.push_front(name);
+            }
+        }
+        Ok(Path::new("/").join(done))
+    }
+}
+
+/// The names of a path, `..` among them.
+fn names(path: &Path) -> impl Iterator<Item = OsString> {
+    path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    })
+}
+
+fn directory_in(root: &OwnedFd, path: &Path) -> Option<OwnedFd> {
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use tempfile::TempDir;
+
+    fn root() -> (TempDir, Places) {
+        let root = tempfile::tempdir().expect("a directory");
+        fs::create_dir_all(root.path().join("run/data")).expect("a directory");
+        fs::create_dir(root.path().join("var")).expect("a directory");
+        symlink("/run", root.path().join("var/run")).expect("a link");
+        symlink("../../../run/./data", root.path().join("up")).expect("a link");
+        symlink("loop", root.path().join("loop")).expect("a link");
+        symlink("proc/sys", root.path().join("hidden")).expect("a link");
+        let places = Places::open(root.path()).expect("a root");
+        (root, places)
+    }
+
+    fn mount(destination: &str) -> Mount {
+        serde_json::from_value(json!({"destination": destination, "type": "tmpfs"})).expect("valid")
+    }
+
+    fn bind(destination: &str, source: &Path) -> Mount {
+        let bind = json!({"destination": destination, "source": source, "options": ["bind"]});
+        serde_json::from_value(bind).expect("valid")
+    }
+
+    #[test]
+    fn links_are_followed_within_the_root() {
+        let (_root, places) = root();
+        let to = |path| places.destination(&mount(path)).expect("a place");
+        assert_eq!(to("/var/run/new/x"), Path::new("/run/new/x"));
+        assert_eq!(to("/up"), Path::new("/run/data"));
+        assert_eq!(to("/../.."), Path::new("/"));
+        assert!(places.destination(&mount("/loop/x")).is_err());
+    }
+
+    #[test]
+    fn proc_is_not_covered() {
+        let (_root, places) = root();
+        for bad in ["/proc", "/proc/sys", "/hidden/kernel", "/var/../proc/1"] {
+            assert!(places.destination(&mount(bad)).is_err(), "{bad}");
+        }
+        for good in ["/proc/uptime", "/process"] {
+            assert!(places.destination(&mount(good)).is_ok(), "{good}");
+        }
+        let own = bind("/proc", Path::new("/proc"));
+        assert!(places.destination(&own).is_ok());
+    }
+
+    #[test]
+    fn what_a_mount_covers_is_found_below_the_mounts_before_it() {
+        let (_root, mut places) = root();
+        let source = tempfile::tempdir().expect("a directory");
+        fs::create_dir(source.path().join("inner")).expect("a directory");
+        assert!(places.covered(Path::new("/run/data")).is_some());
+        places.cover(&bind("/var", source.path()));
+        places.cover(&mount("/run"));
+        assert!(places.covered(Path::new("/var/inner")).is_some());
+        assert!(places.covered(Path::new("/var/run")).is_none());
+        assert!(places.covered(Path::new("/run/data")).is_none());
+    }
+}

@@ -1,0 +1,498 @@
+//! `mounts[]`: which are refused, and what the host does for the others.
+//!
+//! The guest's kernel makes what needs nothing of the host's. The host shares what is bound from it, and
+//! mounts every other file system itself: an overlay's directories and a disk's device are the host's.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use hull_protocol::paths::BELOW;
+use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
+use rustix::fs::{StatVfsMountFlags, fstatvfs};
+use serde_json::Value;
+
+use super::mount_options::{Treatment, treatment};
+use super::refuse::{Node, Refusal, is_unset};
+use super::share::{FileSystem, Owners, ReadOnly};
+
+/// What a guest's kernel makes out of nothing that is the host's.
+const GUEST_FILE_SYSTEMS: &[&str] = &[
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "hugetlbfs",
+    "mqueue",
+    "proc",
+    "ramfs",
+    "securityfs",
+    "sysfs",
+    "tmpfs",
+    "tracefs",
+];
+
+/// Whether a mount, as it stands in config.json, is a bind mount.
+pub fn is_bind<'a>(mount_type: Option<&str>, mut options: impl Iterator<Item = &'a str>) -> bool {
+    options.any(|option| matches!(option, "bind" | "rbind")) || mount_type == Some("bind")
+}
+
+/// Who makes a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// The host shares its source.
+    Shared,
+    /// The host mounts it, and shares that.
+    Host,
+    /// The guest alone. That is so of a change of a mount, too.
+    Guest,
+}
+
+/// Who makes a mount of this type with these options.
+pub fn maker<'a>(kind: Option<&str>, options: impl Iterator<Item = &'a str> + Clone) -> Maker {
+    if options.clone().any(|option| option == "remount") {
+        Maker::Guest
+    } else if is_bind(kind, options) {
+        Maker::Shared
+    } else if kind.is_none_or(|kind| GUEST_FILE_SYSTEMS.contains(&kind)) {
+        Maker::Guest
+    } else {
+        Maker::Host
+    }
+}
+
+/// `mounts[]`: its type, its options and its mappings, which are to be judged together.
+pub fn check(node: Node<'_>) -> Option<Refusal> {
+    let mount = Judged::of(node);
+    mount
+        .options
+        .iter()
+        .enumerate()
+        .find_map(|(index, option)| {
+            let refusal = mount.option(option)?;
+            Some(refusal.at(format!(".options[{index}]")))
+        })
+        .or_else(|| mount.mappings())
+        .or_else(|| mount.kind())
+        .or_else(|| mount.destination())
+}
+
+/// A mount under judgement. What has the wrong type is left out: others say so.
+struct Judged<'a> {
+    node: Node<'a>,
+    kind: Option<&'a str>,
+    options: Vec<&'a str>,
+    bind: bool,
+}
+
+impl<'a> Judged<'a> {
+    fn of(node: Node<'a>) -> Self {
+        let kind = node.value["type"].as_str();
+        let options: Vec<_> = node.value["options"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice)
+            .iter()
+            .map(|option| option.as_str().unwrap_or_default())
+            .collect();
+        Self {
+            bind: is_bind(kind, options.iter().copied()),
+            node,
+            kind,
+            options,
+        }
+    }
+
+    fn option(&self, option: &str) -> Option<Refusal> {
+        let refused = |reason: &str, remedy: &'static str| {
+            Some(Refusal::new(format!("{option:?}: {reason}"), remedy))
+        };
+        match treatment(option) {
+            Some(Treatment::Refused(reason)) => refused(reason, "remove it"),
+            Some(Treatment::Owners) if !self.bind => {
+                refused("only a bind mount's owners can be mapped", "remove it")
+            }
+            Some(Treatment::Owners) if !self.has_mappings() && !self.container_has_mappings() => {
+                refused(
+                    "there is no mapping",
+                    "give the mount uidMappings and gidMappings",
+                )
+            }
+            Some(Treatment::Fill) if self.bind || self.kind != Some("tmpfs") => {
+                refused("only a tmpfs can be filled", "remove it")
+            }
+            Some(Treatment::Propagation) if self.reaches_the_host(option) => refused(
+                "with this linux.rootfsPropagation, it asks that mounts made by the container \
+                 appear on the host, and a guest's cannot",
+                "use \"rslave\", which lets the host's mounts appear in the container",
+            ),
+            // The kernel would ignore it without a word: runc refuses it too.
+            None if self.bind && !option.is_empty() => {
+                refused("it is not an option of bind mounts", "remove it")
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a mount made in the container would have to appear on the host: if the source is shared,
+    /// and the container's root has not become a slave of the host's before.
+    fn reaches_the_host(&self, option: &str) -> bool {
+        self.bind
+            && matches!(option, "shared" | "rshared")
+            && matches!(
+                self.node.root["linux"]["rootfsPropagation"].as_str(),
+                Some("shared" | "rshared")
+            )
+    }
+
+    fn has_mappings(&self) -> bool {
+        let unset = |key: &str| is_unset(&self.node.value[key]);
+        !unset("uidMappings") || !unset("gidMappings")
+    }
+
+    fn container_has_mappings(&self) -> bool {
+        !is_unset(&self.node.root["linux"]["uidMappings"])
+    }
+
+    fn mappings(&self) -> Option<Refusal> {
+        if !self.has_mappings() {
+            return None;
+        }
+        for key in ["uidMappings", "gidMappings"] {
+            let given = matches!(&self.node.value[key], Value::Array(maps) if !maps.is_empty());
+            let refusal = if !given {
+                Refusal::new("a mount has both kinds of mappings or none", "give both")
+            } else if !self.bind {
+                Refusal::new("only a bind mount's owners can be mapped", "remove it")
+            } else {
+                continue;
+            };
+            return Some(refusal.at(format!(".{key}")));
+        }
+        None
+    }
+
+    fn kind(&self) -> Option<Refusal> {
+        let remount = self.options.contains(&"remount");
+        let nothing = self.kind.is_none() && !self.bind && self.node.value.is_object();
+        (nothing && !remount).then(|| {
+            Refusal::new(
+                "it has neither a type nor the option \"bind\"",
+                "give it one",
+            )
+        })
+    }
+
+    /// runc's rule for what would cover a part of /proc; where symbolic links lead to is seen in the
+    /// guest.
+    fn destination(&self) -> Option<Refusal> {
+        let named = Path::new(self.node.value["destination"].as_str()?);
+        let destination = clean(named);
+        let source = self.node.value["source"].as_str().map(Path::new);
+        let own = self.bind && source == Some(Path::new("/proc"));
+        if destination != Path::new("/proc") || own || self.kind == Some("proc") && !self.bind {
+            return None;
+        }
+        let reason = format!("{named:?} cannot be mounted because it is not of type proc");
+        Some(Refusal::new(reason, "give it the type proc").at(".destination"))
+    }
+}
+
+/// A path as it stands, from the root, without `.` and `..`.
+fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    clean
+}
+
+/// Where the host is to refuse writes to a share: of contrary options the last counts, and those for all
+/// mounts come after those for one.
+///
+/// A bind mount has the attributes that its options say, or without any such option those of its source.
+pub fn read_only(options: &[String]) -> ReadOnly {
+    let last = |yes: &str, no: &str| {
+        let found = options.iter().rev().find(|o| *o == yes || *o == no);
+        found.map(|option| option == yes)
+    };
+    match last("rro", "rrw") {
+        Some(all) => ReadOnly::All(all),
+        None if has_attributes(options) => ReadOnly::Itself(last("ro", "rw") == Some(true)),
+        None => ReadOnly::Unchanged,
+    }
+}
+
+fn has_attributes(options: &[String]) -> bool {
+    let mut options = options.iter();
+    options.any(|option| treatment(option) == Some(Treatment::Attribute))
+}
+
+/// The options that give a bind mount in the guest the attributes of its source on the host: those that
+/// the guest's kernel enforces, for the host's can't.
+pub fn inherited(options: &[String], source: impl AsFd) -> rustix::io::Result<Vec<String>> {
+    if has_attributes(options) {
+        return Ok(Vec::new());
+    }
+    let flags = fstatvfs(source)?.f_flag;
+    let mut inherited = Vec::new();
+    for (flag, option) in [
+        (StatVfsMountFlags::RDONLY, "ro"),
+        (StatVfsMountFlags::NOSUID, "nosuid"),
+        (StatVfsMountFlags::NODEV, "nodev"),
+        (StatVfsMountFlags::NOEXEC, "noexec"),
+        (StatVfsMountFlags::NOATIME, "noatime"),
+        (StatVfsMountFlags::NODIRATIME, "nodiratime"),
+    ] {
+        if flags.contains(flag) {
+            inherited.push(option.to_owned());
+        }
+    }
+    Ok(inherited)
+}
+
+/// The options that name the mounts below the source of a bind mount, for the agent.
+pub fn below(source: &OwnedFd) -> std::io::Result<Vec<String>> {
+    let link = format!("/proc/self/fd/{}", source.as_raw_fd());
+    let source = std::fs::read_link(link)?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let below = points.filter_map(|point| {
+        let point = PathBuf::from(unescape(point));
+        let below = point.strip_prefix(&source).ok()?.to_str()?;
+        (!below.is_empty()).then(|| format!("{BELOW}{below}"))
+    });
+    Ok(below.collect())
+}
+
+/// A path of mountinfo, in which four characters are octal: proc_pid_mountinfo(5).
+fn unescape(path: &str) -> String {
+    let escapes = [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ];
+    let mut path = path.to_owned();
+    for (escape, character) in escapes {
+        path = path.replace(escape, character);
+    }
+    path
+}
+
+/// Whether mounts that the host makes later are to appear: a slave of the host's gets them, and so does
+/// what is shared anew with a container's own namespaces.
+pub fn receives(mount: &Mount, spec: &Spec) -> bool {
+    let root = spec.linux().as_ref();
+    let root = root.and_then(|linux| linux.rootfs_propagation().as_deref());
+    let alone = |word: &str| word.ends_with("private") || word.ends_with("unbindable");
+    let options = mount.options().iter().flatten().rev();
+    let mut kinds = options.filter(|option| treatment(option) == Some(Treatment::Propagation));
+    kinds.next().is_some_and(|last| !alone(last)) && !root.is_some_and(alone)
+}
+
+/// Whose the files of a bind mount are to be in the guest.
+pub fn owners(mount: &Mount, index: usize, spec: &Spec) -> Option<Owners> {
+    let asked = |word: &str| {
+        mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|option| option == word)
+    };
+    let ranges = |maps: &Option<Vec<LinuxIdMapping>>| -> Vec<_> {
+        let ranges = maps.iter().flatten();
+        ranges
+            .map(|map| (map.container_id(), map.host_id(), map.size()))
+            .collect()
+    };
+    let recursive = asked("ridmap");
+    let uids = ranges(mount.uid_mappings());
+    let (name, uids, gids) = if !uids.is_empty() {
+        let name = format!("mounts[{index}].uidMappings");
+        (name, uids, ranges(mount.gid_mappings()))
+    } else if asked("idmap") || recursive {
+        let linux = spec.linux().as_ref()?;
+        let (uids, gids) = (linux.uid_mappings(), linux.gid_mappings());
+        let name = format!("mounts[{index}].options");
+        (name, ranges(uids), ranges(gids))
+    } else {
+        return None;
+    };
+    Some(Owners {
+        name: format!("config.json: {name}"),
+        uids,
+        gids,
+        recursive,
+    })
+}
+
+/// What mount(2) is told of a file system that the host mounts.
+pub fn file_system(mount: &Mount) -> FileSystem {
+    let kind = mount.typ().clone().unwrap_or_default();
+    let device = mount.source().as_ref();
+    let mut flags = 0;
+    let mut own = Vec::new();
+    for option in mount.options().iter().flatten() {
+        match treatment(option) {
+            None if !option.is_empty() => own.push(option.as_str()),
+            _ => {
+                let (bits, set) = flag(option);
+                flags = if set { flags | bits } else { flags & !bits };
+            }
+        }
+    }
+    FileSystem {
+        device: device.map_or_else(|| kind.clone(), |device| device.display().to_string()),
+        kind,
+        flags: u32::try_from(flags).unwrap_or_default(),
+        options: own.join(","),
+    }
+}
+
+/// An option as a flag of mount(2), and whether it sets or clears it.
+fn flag(option: &str) -> (u64, bool) {
+    match option {
+        "ro" => (libc::MS_RDONLY, true),
+        "rw" => (libc::MS_RDONLY, false),
+        "noexec" => (libc::MS_NOEXEC, true),
+        "exec" => (libc::MS_NOEXEC, false),
+        "sync" => (libc::MS_SYNCHRONOUS, true),
+        "async" => (libc::MS_SYNCHRONOUS, false),
+        "dirsync" => (libc::MS_DIRSYNC, true),
+        "lazytime" => (libc::MS_LAZYTIME, true),
+        "nolazytime" => (libc::MS_LAZYTIME, false),
+        "iversion" => (libc::MS_I_VERSION, true),
+        "noiversion" => (libc::MS_I_VERSION, false),
+        "acl" => (libc::MS_POSIXACL, true),
+        "noacl" => (libc::MS_POSIXACL, false),
+        "silent" => (libc::MS_SILENT, true),
+        "loud" => (libc::MS_SILENT, false),
+        "noatime" => (libc::MS_NOATIME, true),
+        "atime" => (libc::MS_NOATIME, false),
+        "nodiratime" => (libc::MS_NODIRATIME, true),
+        "diratime" => (libc::MS_NODIRATIME, false),
+        "relatime" => (libc::MS_RELATIME, true),
+        "norelatime" => (libc::MS_RELATIME, false),
+        "strictatime" => (libc::MS_STRICTATIME, true),
+        "nostrictatime" => (libc::MS_STRICTATIME, false),
+        // The tree is nosuid and nodev, and links are followed in the guest.
+        _ => (0, true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn refused_in(root: &Value, mount: &Value) -> Option<String> {
+        let node = Node {
+            key: "",
+            value: mount,
+            root,
+        };
+        check(node).map(|refusal| refusal.at)
+    }
+
+    fn refused(mount: &Value) -> Option<String> {
+        refused_in(&Value::Null, mount)
+    }
+
+    fn options(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn each_mount_has_its_maker() {
+        let maker = |kind, words: &[&str]| maker(Some(kind), words.iter().copied());
+        assert_eq!(maker("tmpfs", &["ro"]), Maker::Guest);
+        assert_eq!(maker("overlay", &["ro"]), Maker::Host);
+        assert_eq!(maker("nfs", &["rbind"]), Maker::Shared);
+        assert_eq!(maker("bind", &["remount"]), Maker::Guest);
+    }
+
+    #[test]
+    fn a_file_systems_own_option_is_refused_on_a_bind_alone() {
+        let of = |kind| json!({"type": kind, "options": ["ro", "size=1m"]});
+        assert_eq!(refused(&of("tmpfs")), None);
+        assert_eq!(refused(&of("bind")).as_deref(), Some(".options[1]"));
+        assert_eq!(refused(&json!({})).as_deref(), Some(""));
+    }
+
+    #[test]
+    fn what_would_reach_the_host_is_refused() {
+        let shared = json!({"type": "bind", "options": ["ro", "rshared"]});
+        assert_eq!(refused(&shared), None);
+        let root = json!({"linux": {"rootfsPropagation": "rshared"}});
+        let at = refused_in(&root, &shared);
+        assert_eq!(at.as_deref(), Some(".options[1]"));
+        let tmpfs = json!({"type": "tmpfs", "options": ["rshared"]});
+        assert_eq!(refused_in(&root, &tmpfs), None);
+    }
+
+    #[test]
+    fn mappings_are_whole_and_of_bind_mounts() {
+        let maps = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+        let both = |kind| json!({"type": kind, "uidMappings": maps, "gidMappings": maps});
+        assert_eq!(refused(&both("bind")), None);
+        assert_eq!(refused(&both("tmpfs")).as_deref(), Some(".uidMappings"));
+        let one = json!({"type": "bind", "uidMappings": maps});
+        assert_eq!(refused(&one).as_deref(), Some(".gidMappings"));
+        let asks = json!({"type": "bind", "options": ["idmap"]});
+        assert_eq!(refused(&asks).as_deref(), Some(".options[0]"));
+        let root = json!({"linux": {"uidMappings": maps}});
+        assert_eq!(refused_in(&root, &asks), None);
+    }
+
+    #[test]
+    fn proc_is_proc() {
+        let at = |destination, kind, source| {
+            refused(&json!({"destination": destination, "type": kind, "source": source}))
+        };
+        assert_eq!(at("/proc", "proc", "proc"), None);
+        assert_eq!(at("/proc", "bind", "/proc"), None);
+        assert!(at("/x/../proc/", "tmpfs", "tmpfs").is_some());
+        assert!(at("proc", "bind", "/tmp").is_some());
+    }
+
+    #[test]
+    fn a_share_is_read_only_as_its_options_say() {
+        let of = |words: &[&str]| read_only(&options(words));
+        assert_eq!(of(&["rbind"]), ReadOnly::Unchanged);
+        assert_eq!(of(&["rbind", "nosuid"]), ReadOnly::Itself(false));
+        assert_eq!(of(&["rw", "ro"]), ReadOnly::Itself(true));
+        assert_eq!(of(&["rro", "rw"]), ReadOnly::All(true));
+        assert_eq!(of(&["ro", "rrw"]), ReadOnly::All(false));
+    }
+
+    #[test]
+    fn the_mounts_below_a_source_are_named() {
+        let root = std::fs::File::open("/").expect("a root").into();
+        let below = below(&root).expect("mountinfo");
+        assert!(below.contains(&format!("{BELOW}proc")), "{below:?}");
+        assert_eq!(unescape(r"/a\040b\134040"), r"/a b\040");
+    }
+
+    #[test]
+    fn a_file_system_of_the_hosts_is_mounted_with_its_flags_and_options() {
+        let overlay: Mount = serde_json::from_value(json!({
+            "destination": "/o", "type": "overlay", "source": "none",
+            "options": ["ro", "noexec", "rw", "nosuid", "rslave", "lowerdir=/a:/b", "userxattr"],
+        }))
+        .expect("a mount");
+        let expected = FileSystem {
+            kind: "overlay".into(),
+            device: "none".into(),
+            flags: u32::try_from(libc::MS_NOEXEC).expect("a flag"),
+            options: "lowerdir=/a:/b,userxattr".into(),
+        };
+        assert_eq!(file_system(&overlay), expected);
+    }
+}

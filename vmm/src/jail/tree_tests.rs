@@ -1,0 +1,254 @@
+//! The shared tree's mounts: what is read-only, what the host's later mounts do, whose files are whose.
+#![allow(unsafe_code)] // a mount namespace for the test's own mounts
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::child::{End, is_root, run};
+use super::idmap::{IdMap, Owners};
+use super::tests::{o_path, share_of};
+use super::tree::{self, FileSystem, Mounted, ReadOnly, Share, Source};
+
+/// Gives this child a mount namespace, with a tmpfs of its own at `at`, on which is a directory `below`.
+fn own_tmpfs(at: &Path) {
+    // SAFETY: the child has one thread.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.expect("a mount namespace");
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change(c"/", private).expect("private");
+    tmpfs(at);
+    fs::create_dir(at.join("below")).expect("a directory");
+}
+
+fn tmpfs(at: &Path) {
+    mount(c"none", at, c"tmpfs", MountFlags::empty(), None).expect("tmpfs");
+}
+
+fn errno(path: &str) -> Option<i32> {
+    fs::write(path, "x").err().and_then(|e| e.raw_os_error())
+}
+
+const READ_ONLY: Option<i32> = Some(libc::EROFS);
+
+#[test]
+fn one_mount_can_be_read_only_and_those_below_not() {
+    if !is_root() {
+        return;
+    }
+    let source = tempfile::tempdir().expect("a directory");
+    let end = run(|| {
+        own_tmpfs(source.path());
+        tmpfs(&source.path().join("below"));
+        let with = |target, read_only| {
+            let mounted = Mounted::new(o_path(source.path()));
+            share_of(
+                target,
+                Mounted {
+                    read_only,
+                    ..mounted
+                },
+            )
+        };
+        tree::enter(vec![
+            with("itself", ReadOnly::Itself(true)),
+            with("all", ReadOnly::All(true)),
+        ])
+        .expect("the tree");
+        assert_eq!(errno("/itself/new"), READ_ONLY);
+        assert_eq!(errno("/itself/below/new"), None);
+        assert_eq!(errno("/all/below/new"), READ_ONLY);
+    });
+    assert_eq!(end, End::Returned);
+}
+
+#[test]
+fn the_hosts_later_mounts_appear_where_they_are_to() {
+    if !is_root() {
+        return;
+    }
+    let source = tempfile::tempdir().expect("a directory");
+    let end = run(|| {
+        own_tmpfs(source.path());
+        mount_change(source.path(), MountPropagationFlags::SHARED).expect("shared");
+        let with = |target, receives| {
+            let mounted = Mounted::new(o_path(source.path()));
+            share_of(
+                target,
+                Mounted {
+                    receives,
+                    ..mounted
+                },
+            )
+        };
+        let shares = vec![with("follows", true), with("stays", false)];
+        // The host goes on in another process, in this namespace.
+        let (ready, tell) = rustix::pipe::pipe().expect("a pipe");
+        let (told, done) = rustix::pipe::pipe().expect("a pipe");
+        let byte = [0];
+        // SAFETY: the child has one thread; both go on with what they have.
+        match unsafe { libc::fork() } {
+            0 => {
+                let _ = rustix::io::read(&ready, &mut [0]);
+                tmpfs(&source.path().join("below"));
+                fs::write(source.path().join("below/later"), "").expect("a file");
+                let _ = rustix::io::write(&done, &byte);
+                // SAFETY: nothing of the parent's is to be run here.
+                unsafe { libc::_exit(0) }
+            }
+            host => assert!(host > 0),
+        }
+        tree::enter(shares).expect("the tree");
+        rustix::io::write(&tell, &byte).expect("told");
+        rustix::io::read(&told, &mut [0]).expect("done");
+        assert!(fs::metadata("/follows/below/later").is_ok());
+        assert!(fs::metadata("/stays/below/later").is_err());
+    });
+    assert_eq!(end, End::Returned);
+}
+
+#[test]
+fn owners_are_mapped_in_the_tree_and_stay_on_disk() {
+    if !is_root() {
+        return;
+    }
+    let source = tempfile::tempdir().expect("a directory");
+    let end = run(|| {
+        own_tmpfs(source.path());
+        fs::write(source.path().join("file"), "").expect("a file");
+        chown(source.path().join("file"), Some(3), Some(4)).expect("chown");
+        let range = |on_disk, in_tree, count| IdMap {
+            on_disk,
+            in_tree,
+            count,
+        };
+        let owners = Some(Owners {
+            name: "the owners".into(),
+            uids: vec![range(0, 1000, 10)],
+            gids: vec![range(4, 2000, 1)],
+            recursive: false,
+        });
+        let mounted = Mounted::new(o_path(source.path()));
+        let plain = share_of("plain", Mounted::new(o_path(source.path())));
+        tree::enter(vec![
+            share_of("mapped", Mounted { owners, ..mounted }),
+            plain,
+        ])
+        .expect("the tree");
+        let owner = |path| {
+            let metadata = fs::metadata(path).expect("a file");
+            (metadata.uid(), metadata.gid())
+        };
+        assert_eq!(owner("/mapped/file"), (1003, 2000));
+        chown("/mapped/file", Some(1005), None).expect("chown");
+        assert_eq!(owner("/plain/file"), (5, 4));
+    });
+    assert_eq!(end, End::Returned);
+}
+
+#[test]
+fn owners_of_a_file_system_without_them_are_refused_by_name() {
+    if !is_root() {
+        return;
+    }
+    let end = run(|| {
+        let ids = vec![IdMap {
+            on_disk: 0,
+            in_tree: 0,
+            count: 1,
+        }];
+        let owners = Some(Owners {
+            name: "the owners".into(),
+            uids: ids.clone(),
+            gids: ids,
+            recursive: false,
+        });
+        let mounted = Mounted::new(o_path(Path::new("/proc/self/fd")));
+        let shares = vec![share_of("proc", Mounted { owners, ..mounted })];
+        let error = tree::enter(shares).expect_err("proc has no id mappings");
+        assert!(error.to_string().starts_with("the owners: "), "{error}");
+    });
+    assert_eq!(end, End::Returned);
+}
+
+#[test]
+fn a_file_system_is_mounted_for_the_tree_alone() {
+    if !is_root() {
+        return;
+    }
+    let source = tempfile::tempdir().expect("a directory");
+    fs::write(source.path().join("outside"), "").expect("a file");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let share = |kind: &std::ffi::CStr| Share {
+        name: "mounts[0]".into(),
+        source: Source::FileSystem(FileSystem {
+            kind: kind.into(),
+            device: c"none".into(),
+            flags: MountFlags::NOEXEC,
+            options: c"size=64k,mode=711".into(),
+        }),
+        target: "c1/0".into(),
+    };
+    let end = run(|| {
+        tree::enter(vec![share(c"tmpfs")]).expect("the tree");
+        assert_eq!(fs::metadata("/c1/0").expect("it").mode() & 0o777, 0o711);
+        assert_eq!(errno("/c1/0/new"), None);
+        let flags = rustix::fs::statvfs("/c1/0").expect("statvfs").f_flag;
+        let wanted = rustix::fs::StatVfsMountFlags::NOEXEC | rustix::fs::StatVfsMountFlags::NODEV;
+        assert!(flags.contains(wanted), "{flags:?}");
+    });
+    assert_eq!(end, End::Returned);
+    let end = run(|| {
+        let error = tree::enter(vec![share(c"nosuchfs")]).expect_err("no such type");
+        assert!(error.to_string().starts_with("mounts[0]: "), "{error}");
+    });
+    assert_eq!(end, End::Returned);
+    let after = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    assert_eq!(mounts, after, "nothing is mounted on the host");
+}
+
+#[test]
+fn a_share_can_be_made_read_only_from_outside() {
+    if !is_root() {
+        return;
+    }
+    let source = tempfile::tempdir().expect("a directory");
+    let end = run(|| {
+        let (told, tell) = rustix::pipe::pipe().expect("a pipe");
+        // SAFETY: the child has one thread; both go on with what they have.
+        let jailed = match unsafe { libc::fork() } {
+            0 => {
+                let share = share_of("c1/rootfs", Mounted::new(o_path(source.path())));
+                let entered = tree::enter(vec![share]).is_ok();
+                let written = fs::write("/c1/rootfs/before", "").is_ok();
+                let _ = rustix::io::write(&tell, &[u8::from(entered && written)]);
+                let _ = kill_process(getpid(), Signal::STOP);
+                let status = i32::from(errno("/c1/rootfs/after") == READ_ONLY);
+                // SAFETY: nothing of the parent's is to be run here.
+                unsafe { libc::_exit(status) }
+            }
+            jailed => Pid::from_raw(jailed).expect("a pid"),
+        };
+        let mut entered = [0];
+        rustix::io::read(&told, &mut entered).expect("told");
+        assert_eq!(entered, [1]);
+        let stopped = rustix::process::WaitOptions::UNTRACED;
+        rustix::process::waitpid(Some(jailed), stopped).expect("it stops");
+        let process = pidfd_open(jailed, PidfdFlags::empty()).expect("a pidfd");
+        tree::make_read_only(process.as_fd(), Path::new("c1/rootfs")).expect("made");
+        kill_process(jailed, Signal::CONT).expect("it goes on");
+        let (_, status) =
+            rustix::process::waitpid(Some(jailed), rustix::process::WaitOptions::empty())
+                .expect("waitpid")
+                .expect("a status");
+        assert_eq!(status.exit_status(), Some(1), "it was refused");
+        assert_eq!(Errno::ROFS.raw_os_error(), libc::EROFS);
+    });
+    assert_eq!(end, End::Returned);
+    assert!(source.path().join("before").exists() && !source.path().join("after").exists());
+}
