@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::cgroup::Cgroup;
+use crate::container::devices::{self, Disks};
 use crate::container::{self, Bundle, Container, Process, init, spec};
 use crate::error::{Error, Failure, Fatal};
 use crate::exec;
@@ -134,7 +135,12 @@ impl Sandbox {
         cgroup: &Cgroup,
     ) -> Result<Container, Error> {
         let id = &request.container_id;
-        let prepared = spec::prepare(&request.spec_json, id, &request.bundle, cgroup.path())?;
+        let mut prepared = spec::prepare(&request.spec_json, id, &request.bundle, cgroup.path())?;
+        let disks = Disks::find(&request.block_devices)?;
+        if let Some(linux) = prepared.spec.linux_mut() {
+            disks.translate(linux);
+            devices::provide(linux)?;
+        }
         let bundle = Bundle::create(id)?;
         let (theirs, ours) = self.open_stdio(request.stdio.get_or_default()).await?;
         let task = Task::Create(init::Task {

@@ -184,6 +184,20 @@ pub fn bring_loopback_up() -> io::Result<()> {
     .map(drop)
 }
 
+/// Has the kernel make the loop device of this number, unless there is one.
+pub fn add_loop_device(number: i64) -> io::Result<()> {
+    /// `LOOP_CTL_ADD` (linux/loop.h).
+    const ADD: libc::c_ulong = 0x4c80;
+    let number = libc::c_int::try_from(number).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let control = std::fs::File::open("/dev/loop-control")?;
+    // SAFETY: the argument of LOOP_CTL_ADD is a number.
+    let added = unsafe { libc::ioctl(control.as_raw_fd(), ADD as _, number) };
+    match check(added.into()) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.map(drop),
+    }
+}
+
 /// Keeps the C library's lookups of users and groups to /etc/passwd and /etc/group.
 ///
 /// Otherwise the static C library would load, in a container, the libraries that the *container's*

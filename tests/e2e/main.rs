@@ -7,6 +7,7 @@
 mod bad_input;
 mod cli;
 mod config;
+mod devices;
 mod exec;
 mod exit_codes;
 mod files;

@@ -1,7 +1,7 @@
 //! A thread that serves devices: event-manager's loop, with an end.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
@@ -84,20 +84,36 @@ impl EventLoop {
         }
     }
 
-    /// Serves in a thread of its own, which first runs `confine`.
+    /// Serves in a thread of its own, which first runs `confine`. Returns once it has.
     ///
     /// # Errors
-    /// There can be no more threads.
+    /// There can be no more threads, or the thread could not be confined; then it is gone.
     pub fn spawn(
         self,
         name: &str,
         confine: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<JoinHandle<io::Result<()>>> {
+        let (report, confined) = mpsc::sync_channel(1);
+        let own_name = name.to_owned();
         let thread = std::thread::Builder::new().name(name.to_owned());
-        thread.spawn(move || {
-            confine()?;
-            self.run()
-        })
+        let thread = thread.spawn(move || {
+            let result = confine();
+            let is_confined = result.is_ok();
+            let _ = report.send(result);
+            if !is_confined {
+                return Ok(());
+            }
+            let ended = self.run();
+            if let Err(error) = &ended {
+                // Its devices are dead, and the guest's requests hang.
+                log::error!("{own_name}: the event loop failed: {error}");
+            }
+            ended
+        })?;
+        match confined.recv() {
+            Ok(result) => result.map(|()| thread),
+            Err(_) => Err(io::Error::other("the thread ended while it started")),
+        }
     }
 }
 
@@ -141,10 +157,7 @@ mod tests {
     #[test]
     fn it_does_not_serve_unconfined() {
         let events = EventLoop::new().expect("epoll");
-        let thread = events
-            .spawn("test", || Err(io::Error::other("no filter")))
-            .expect("a thread");
-        let result = thread.join().expect("no panic");
-        assert_eq!(result.expect_err("refused").to_string(), "no filter");
+        let refused = events.spawn("test", || Err(io::Error::other("no filter")));
+        assert_eq!(refused.expect_err("refused").to_string(), "no filter");
     }
 }

@@ -7,3 +7,7 @@ pub const SHARE: &str = "/run/hull/share";
 /// Begins a mount option for the agent alone: a path below a bind mount's source where the host has a
 /// further mount. By custom, options that begin with `x-` are comments to a file system.
 pub const BELOW: &str = "x-hull.below=";
+
+/// Where the agent makes a node for each block device of the host, by the disk's serial number: what a
+/// bind mount of one binds.
+pub const DISKS: &str = "/dev/hull";

@@ -1,5 +1,6 @@
 //! A container: what the agent knows of it, and how its first process comes to be.
 
+pub mod devices;
 pub mod init;
 mod mounts;
 pub mod spec;

@@ -20,7 +20,7 @@ use crate::container::{
 };
 use crate::error::Error;
 use crate::sandbox::{Agent, HostTerminal, Launch, Sandbox};
-use crate::spec::{self, Bundle, Sizing};
+use crate::spec::{self, Bundle, GuestSpec, Sizing};
 
 /// The options of `create`, which `run` has too.
 #[derive(Debug, clap::Args)]
@@ -121,6 +121,7 @@ pub fn create(
         cmdline: cmdline(global, &config),
         console_log_size: u64::from(config.console_log_size) << 10,
         shares: plan.shares,
+        disks: plan.disks,
         boot,
         boot_timeout: Duration::from_secs(config.boot_timeout.into()),
         terminal,
@@ -180,7 +181,7 @@ fn bring_up(
     dir: &ContainerDir,
     state: &mut State,
     bundle: &Bundle,
-    guest_spec: Vec<u8>,
+    guest_spec: GuestSpec,
     options: &Options,
     boot_timeout: Duration,
 ) -> Result<Agent, Error> {

@@ -22,6 +22,7 @@ use ttrpc::context::{self, Context};
 use super::Ports;
 use super::control::printable;
 use crate::container::{ContainerDir, ContainerId};
+use crate::spec::GuestSpec;
 
 /// For what the agent answers at once, on a machine that is busy.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -104,13 +105,14 @@ impl Agent {
     pub fn create(
         &self,
         id: &ContainerId,
-        spec_json: Vec<u8>,
+        spec: GuestSpec,
         bundle: &Path,
         stdio: Ports,
     ) -> Result<(), AgentError> {
         let request = CreateContainerRequest {
             container_id: id.to_string(),
-            spec_json,
+            spec_json: spec.json,
+            block_devices: spec.block_devices,
             bundle: bundle.to_string_lossy().into_owned(),
             stdio: Some(to_message(stdio)).into(),
             sandbox_owner: true,

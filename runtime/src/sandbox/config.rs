@@ -23,6 +23,8 @@ pub struct VmmConfig {
     pub console_log_size: u64,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<Share<RawFd>>,
+    /// The host's block devices that the guest has.
+    pub disks: Vec<VmmDisk>,
     /// The guest kernel, where it is not the built-in one.
     pub kernel: Option<RawFd>,
     /// The guest's initramfs, where it is not the built-in one.
@@ -52,4 +54,15 @@ pub enum VmmTerminal {
         /// The terminal's sizes.
         sizes: RawFd,
     },
+}
+
+/// One block device of the host.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VmmDisk {
+    /// The device, open for reading, and for writing unless `read_only`.
+    pub device: RawFd,
+    /// The serial number by which the guest finds it.
+    pub serial: String,
+    /// Whether writes are refused, on the host's side.
+    pub read_only: bool,
 }

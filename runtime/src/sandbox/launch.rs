@@ -18,9 +18,9 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::lifeline::{self, Report};
-use super::{Agent, BootFiles, HostTerminal, Ports, SandboxError, VmmConfig, VmmTerminal};
+use super::{Agent, BootFiles, HostTerminal, Ports, SandboxError, VmmConfig, VmmDisk, VmmTerminal};
 use crate::container::ContainerDir;
-use crate::spec::Share;
+use crate::spec::{Disk, Share};
 use hull_protocol::hello;
 
 /// How long the VMM process may take until the guest's first instruction.
@@ -44,6 +44,8 @@ pub struct Launch<'a> {
     pub console_log_size: u64,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<Share>,
+    /// The host's block devices that the guest has.
+    pub disks: Vec<Disk>,
     /// The kernel and the initramfs, where they are not the built-in ones.
     pub boot: BootFiles,
     /// How long the guest may take to come up.
@@ -83,6 +85,15 @@ impl Launch<'_> {
         let number = |path: &OwnedFd| Ok::<_, SandboxError>(path.as_raw_fd());
         let shares = self.shares.iter().map(|share| share.with(number));
         let shares = shares.collect::<Result<_, _>>()?;
+        let disks = self
+            .disks
+            .iter()
+            .map(|disk| VmmDisk {
+                device: disk.device.as_raw_fd(),
+                serial: disk.about.serial.clone(),
+                read_only: disk.read_only,
+            })
+            .collect();
         let config = VmmConfig {
             id: self.dir.id().to_string(),
             vcpus: self.vcpus,
@@ -90,6 +101,7 @@ impl Launch<'_> {
             cmdline: self.cmdline,
             console_log_size: self.console_log_size,
             shares,
+            disks,
             kernel: self.boot.kernel.as_ref().map(AsRawFd::as_raw_fd),
             initramfs: self.boot.initramfs.as_ref().map(AsRawFd::as_raw_fd),
             listener: listener.as_raw_fd(),
@@ -109,6 +121,7 @@ impl Launch<'_> {
             console.as_fd(),
         ];
         inherited.extend(self.shares.iter().filter_map(Share::fd));
+        inherited.extend(self.disks.iter().map(|disk| disk.device.as_fd()));
         inherited.extend(
             self.boot
                 .kernel

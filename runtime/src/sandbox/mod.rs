@@ -16,7 +16,7 @@ mod vmm;
 
 pub use agent::{Agent, AgentError};
 pub use assets::{Boot, BootFiles};
-pub use config::{VmmConfig, VmmTerminal};
+pub use config::{VmmConfig, VmmDisk, VmmTerminal};
 pub use control::{Limited, Pressure, PressureLine, ProcessInfo, Stats};
 pub use launch::{Launch, Sandbox};
 pub use stdio::{AttachedStdio, Ports, Stdio};

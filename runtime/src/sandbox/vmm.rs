@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use hull_protocol::ports;
 use hull_vmm::jail::{self, Role, idmap, tree};
+use hull_vmm::virtio::block::{Block, Disk, DiskError};
 use hull_vmm::virtio::fs::{self, Fs};
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
@@ -57,6 +58,8 @@ enum VmmError {
     Fs(#[from] fs::Error),
     #[error("virtio-fs")]
     FsThread(#[from] fs::SpawnError),
+    #[error("virtio-blk")]
+    Disk(#[from] DiskError),
     #[error(transparent)]
     Limits(#[from] jail::limits::Error),
     #[error(transparent)]
@@ -99,6 +102,7 @@ struct Inherited {
     console: OwnedFd,
     shares: Vec<tree::Share>,
     terminal: Option<HostTerminal>,
+    disks: Vec<OwnedFd>,
 }
 
 fn read_config(config_fd: RawFd) -> Result<(VmmConfig, Inherited), VmmError> {
@@ -132,6 +136,9 @@ fn inherit(config: &VmmConfig) -> io::Result<Inherited> {
         console: take(config.console)?,
         shares: config.shares.iter().map(share).collect::<io::Result<_>>()?,
         terminal: config.terminal.as_ref().map(terminal).transpose()?,
+        disks: (config.disks.iter())
+            .map(|disk| take(disk.device))
+            .collect::<io::Result<_>>()?,
     })
 }
 
@@ -208,6 +215,7 @@ impl Inherited {
         keep.extend(self.kernel.iter().chain(&self.initramfs).map(AsFd::as_fd));
         keep.extend(self.shares.iter().filter_map(tree::Share::fd));
         keep.extend(self.terminal.iter().flat_map(HostTerminal::fds));
+        keep.extend(self.disks.iter().map(AsFd::as_fd));
         keep
     }
 }
@@ -266,6 +274,7 @@ fn assemble(
     machine.attach(Arc::clone(&fs))?;
     machine.attach(Arc::clone(&vsock))?;
     machine.attach(Arc::clone(&rng))?;
+    let disks = attach_disks(config, inherited.disks, &mut machine)?;
 
     let mut events = EventLoop::new().map_err(io_error("make the event loop"))?;
     events.add(Arc::clone(&vsock) as _);
@@ -274,6 +283,11 @@ fn assemble(
         events.add(Arc::new(Mutex::new(watch)));
     }
     fs::spawn(fs, || jail::confine(Role::Filesystem))?;
+    for (disk, name) in disks {
+        let confine = || jail::confine(Role::Block).map_err(io::Error::other);
+        disk.spawn(&name, confine)
+            .map_err(io_error("start a disk's thread"))?;
+    }
     let limits = ConsoleLimits {
         total: config.console_log_size,
         ..ConsoleLimits::default()
@@ -309,6 +323,26 @@ fn assemble(
         supervisor,
         stdio: Ports::of(is_terminal, stdio),
     })
+}
+
+/// Gives the machine its disks. Returns the loops that are to serve them, each with a name: a disk that
+/// hangs must not hold up another.
+fn attach_disks(
+    config: &VmmConfig,
+    devices: Vec<OwnedFd>,
+    machine: &mut Machine,
+) -> Result<Vec<(EventLoop, String)>, VmmError> {
+    let attach = |(disk, device): (&super::VmmDisk, OwnedFd)| {
+        let disk = Disk::new(File::from(device), &disk.serial, disk.read_only)?;
+        let name = disk.serial().to_owned();
+        let block = Block::new(disk).map_err(io_error("make virtio-blk"))?;
+        let block = Arc::new(Mutex::new(block));
+        machine.attach(Arc::clone(&block))?;
+        let mut events = EventLoop::new().map_err(io_error("make a disk's event loop"))?;
+        events.add(block);
+        Ok((events, name))
+    };
+    config.disks.iter().zip(devices).map(attach).collect()
 }
 
 /// Creates the VM, with kernel and initramfs in its memory.

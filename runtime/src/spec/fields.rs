@@ -252,14 +252,16 @@ pub const FIELDS: &[Field] = &[
          network namespace's interfaces yet",
         "remove the path (the container then gets a namespace of its own)",
     ),
-    row("linux.devices[]", Guest).unless(
+    // Block devices are the host's, attached as disks; the rest is the guest's own.
+    row("linux.devices[]", Both).unless(
         refuse::device,
-        "FIFOs, and the character devices that every guest has; any other device is refused",
+        "block devices of the host, FIFOs, and the character devices that every guest has; any other \
+         device is refused",
     ),
     row("linux.devices[].path", Guest),
     row("linux.devices[].type", Guest),
-    row("linux.devices[].major", Guest),
-    row("linux.devices[].minor", Guest),
+    row("linux.devices[].major", Both),
+    row("linux.devices[].minor", Both),
     row("linux.devices[].fileMode", Guest),
     row("linux.devices[].uid", Guest),
     row("linux.devices[].gid", Guest),

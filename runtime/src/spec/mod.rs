@@ -1,12 +1,14 @@
 //! config.json: read, audit, split into the host's part and the guest's.
 //!
 //! [`load`] reads a bundle and takes it only if every field that it sets is enforced by somebody;
-//! [`fields`] is the table that says by whom, and [`audit_bundle`] tells it for a bundle. [`plan`] turns the bundle into what is done about it: the
-//! shares and the size of the VM on the host, and the config.json that the agent gets.
+//! [`fields`] is the table that says by whom, and [`audit_bundle`] tells it for a bundle. [`plan`] turns
+//! the bundle into what is done about it: the shares, disks and the size of the VM on the host, and the
+//! config.json that the agent gets.
 
 mod audit;
 mod cpulist;
 mod defaults;
+mod disks;
 mod error;
 mod fields;
 mod mount_options;
@@ -29,6 +31,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 
 pub use audit::{Finding, Verdict};
+pub use disks::Disk;
 pub use error::SpecError;
 pub use fields::{supports, supports_value};
 pub use mount_options::supported as supported_mount_options;
@@ -36,7 +39,7 @@ pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
 pub use share::{Owners, ReadOnly, Share, Source};
 pub use sizing::Sizing;
-pub use split::plan;
+pub use split::{GuestSpec, plan};
 pub use update::{read_changes, update};
 
 /// The version of the runtime-spec that hull implements.

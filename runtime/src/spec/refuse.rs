@@ -74,39 +74,80 @@ pub const GUEST_DEVICES: &[(&str, u32, u32)] = &[
     ("tty", 5, 0),
     ("console", 5, 1),
     ("ptmx", 5, 2),
+    ("hwrng", 10, 183),
     ("net/tun", 10, 200),
     ("fuse", 10, 229),
+    ("loop-control", 10, 237),
 ];
 
-/// `linux.devices[]`: what a guest can have.
+/// `linux.devices[]`: what a guest can have. Whether the host has a block device is seen when it is
+/// opened.
 pub fn device(node: Node<'_>) -> Option<Refusal> {
     let number = |key: &str| {
         node.value[key]
             .as_i64()
             .and_then(|number| u32::try_from(number).ok())
     };
-    let (major, minor) = (number("major"), number("minor"));
+    let path = node.value["path"].as_str().unwrap_or_default();
+    if let Some(refusal) = device_path(path) {
+        return Some(refusal);
+    }
+    let numbers = number("major").zip(number("minor"));
     match node.value["type"].as_str()? {
         "p" => None,
-        "c" | "u"
-            if GUEST_DEVICES
-                .iter()
-                .any(|d| (Some(d.1), Some(d.2)) == (major, minor)) =>
-        {
-            None
-        }
-        "c" | "u" => Some(Refusal::new(
-            "a guest has no such character device",
-            "remove it",
-        )),
-        "b" => Some(Refusal::new(
-            "hull does not attach block devices of the host yet",
-            "remove it",
-        )),
+        "b" if numbers.is_some() => None,
+        "c" | "u" if GUEST_DEVICES.iter().any(|d| Some((d.1, d.2)) == numbers) => None,
+        "b" | "c" | "u" => match numbers {
+            Some(numbers) => Some(character_device(path, numbers)),
+            None => Some(Refusal::new(
+                format!("{path}: a device has a major and a minor number"),
+                "say which device of the host is meant",
+            )),
+        },
         other => Some(
-            Refusal::new(format!("{other:?} is not a type of device"), "use c or p").at(".type"),
+            Refusal::new(
+                format!("{path}: {other:?} is not a type of device"),
+                "use b, c or p",
+            )
+            .at(".type"),
         ),
     }
+}
+
+/// libcontainer makes nodes in `/dev` alone.
+fn device_path(path: &str) -> Option<Refusal> {
+    let in_dev = path.starts_with("/dev/") && path.split('/').all(|part| part != "..");
+    (!in_dev).then(|| {
+        Refusal::new(
+            format!("{path:?}: hull makes device nodes below /dev only"),
+            "name a path there",
+        )
+        .at(".path")
+    })
+}
+
+/// Why a character device of the host can't be had in a guest (the major numbers are those of
+/// Documentation/admin-guide/devices.txt of Linux).
+fn character_device(path: &str, (major, minor): (u32, u32)) -> Refusal {
+    let (why, remedy) = match (major, minor) {
+        (10, 232) => (
+            "a guest has no virtualisation of its own",
+            "run what needs it on the host",
+        ),
+        (4 | 136..=143, _) => (
+            "a terminal of the host can't be passed into a VM",
+            "remove it; process.terminal gives the container one of its own",
+        ),
+        (195 | 226, _) => (
+            "hull does not pass GPUs into a VM",
+            "remove it, or use a runtime without a VM for this container",
+        ),
+        _ => (
+            "a guest has no such character device",
+            "remove it, or use a runtime without a VM for this container",
+        ),
+    };
+    Refusal::new(format!("{path} ({major}:{minor}): {why}"), remedy)
 }
 
 /// `process.apparmorProfile`: whatever confines.
@@ -193,11 +234,35 @@ mod tests {
 
     #[test]
     fn a_guest_has_null_and_no_gpu() {
-        assert_eq!(
-            check(device, json!({"type": "c", "major": 1, "minor": 3})),
-            None
-        );
-        assert!(check(device, json!({"type": "c", "major": 226, "minor": 0})).is_some());
-        assert!(check(device, json!({"type": "b", "major": 8, "minor": 0})).is_some());
+        let device = |kind, major: i64, minor: i64| {
+            let value = json!({"path": "/dev/x", "type": kind, "major": major, "minor": minor});
+            check(device, value).map(|refusal| refusal.reason.into_owned())
+        };
+        assert_eq!(device("c", 1, 3), None);
+        assert_eq!(device("u", 10, 237), None);
+        assert_eq!(device("p", 0, 0), None);
+        assert_eq!(device("b", 8, 0), None);
+        let gpu = device("c", 226, 128).expect("refused");
+        assert!(gpu.contains("/dev/x (226:128): hull does not pass GPUs"));
+        for (kind, major, minor) in [
+            ("c", 10, 232),
+            ("c", 4, 1),
+            ("c", 1, 1),
+            ("b", -1, 0),
+            ("d", 1, 3),
+        ] {
+            assert!(
+                device(kind, major, minor).is_some(),
+                "{kind} {major}:{minor}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_device_lies_in_dev() {
+        for path in ["", "dev/x", "/x", "/dev/../x", "/devices/x"] {
+            let value = json!({"path": path, "type": "c", "major": 1, "minor": 3});
+            assert_eq!(check(device, value).expect("refused").at, ".path", "{path}");
+        }
     }
 }

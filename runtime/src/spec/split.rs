@@ -1,15 +1,17 @@
 //! The split: what the host does for a bundle, and the config.json that the agent in the guest gets.
 //!
 //! The guest sees of the host's files only what is shared with it: the container's root, and each bind
-//! mount's source. In the guest's config.json their paths are those of the share. What the host enforces
-//! is taken out:
+//! mount's source. In the guest's config.json their paths are those of the share. Block devices stay
+//! there under the host's numbers; the agent knows the guest's. What the host enforces is taken out:
 //! - cgroupsPath and the hooks, but for startContainer, are the host's;
 //! - the network namespace: the guest's own is the container's, as the VM's interfaces are its
 //!   interfaces, and a further one would have none of them;
 //! - cpuset and limits of block devices: the guest's CPUs and devices aren't the host's.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use hull_protocol::agent::BlockDevice;
 use hull_protocol::paths::SHARE;
 use oci_spec::runtime::{
     Hooks, Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Root, Spec,
@@ -17,6 +19,7 @@ use oci_spec::runtime::{
 use rustix::fs::{FileType, Mode, OFlags, Stat, openat};
 
 use super::cpulist::{CpuList, Pinned};
+use super::disks::{Disk, Disks, Place};
 use super::mount_options::{Treatment, treatment};
 use super::mounts::{Maker, below, file_system, inherited, maker, owners, read_only, receives};
 use super::refuse::GUEST_DEVICES;
@@ -32,8 +35,10 @@ pub struct Plan {
     pub sizing: Sizing,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<Share>,
-    /// The config.json for the agent.
-    pub guest_spec: Vec<u8>,
+    /// The block devices of the host that the guest gets.
+    pub disks: Vec<Disk>,
+    /// What the agent makes the container of.
+    pub guest_spec: GuestSpec,
     cpus: Option<CpuList>,
 }
 
@@ -54,10 +59,20 @@ impl Plan {
     }
 }
 
+/// What the agent makes a container of.
+#[derive(Debug)]
+pub struct GuestSpec {
+    /// The config.json as the guest is to see it.
+    pub json: Vec<u8>,
+    /// The host's block devices in it.
+    pub block_devices: Vec<BlockDevice>,
+}
+
 /// Splits a bundle for a container with this id, which must be one path component.
 ///
 /// # Errors
-/// When the source of a bind mount can't be opened, or is of a kind that can't be shared.
+/// When the source of a bind mount or a block device can't be opened, or is of a kind that can't be
+/// shared.
 pub fn plan(bundle: &Bundle, id: &str, config: &Config) -> Result<Plan, SpecError> {
     let mut guest = bundle.spec.clone();
     let resources = resources(&bundle.spec);
@@ -84,6 +99,8 @@ pub fn plan(bundle: &Bundle, id: &str, config: &Config) -> Result<Plan, SpecErro
     }];
     guest.set_root(Some(guest_root(&bundle.spec, id)));
 
+    let mut disks = Disks::of(&bundle.spec);
+    disks.add_devices(&bundle.spec)?;
     // Where each share is mounted, by its index.
     let mut placed = Vec::new();
     let mut mounts = guest.mounts().clone().unwrap_or_default();
@@ -91,7 +108,7 @@ pub fn plan(bundle: &Bundle, id: &str, config: &Config) -> Result<Plan, SpecErro
         absolute_destination(mount, index);
         let destination = mount.destination().clone();
         let share = match maker_of(mount) {
-            Maker::Shared => split_bind(bundle, id, index, mount)?,
+            Maker::Shared => split_bind(bundle, &mut disks, id, index, mount)?,
             Maker::Host => Some(mount_on_host(id, index, mount)),
             Maker::Guest => {
                 allow_remount(mount, &placed, &mut shares);
@@ -108,14 +125,20 @@ pub fn plan(bundle: &Bundle, id: &str, config: &Config) -> Result<Plan, SpecErro
     guest.set_hooks(guest_hooks(&bundle.spec));
     guest.set_linux(Some(guest_linux(guest.linux().clone())));
 
-    let guest_spec = serde_json::to_vec(&guest).map_err(|source| SpecError::Type {
+    let json = serde_json::to_vec(&guest).map_err(|source| SpecError::Type {
         field: "(top level)".to_owned(),
         source,
     })?;
+    let disks = disks.into_vec();
+    let block_devices = disks.iter().map(|disk| disk.about.clone()).collect();
     Ok(Plan {
         sizing,
         shares,
-        guest_spec,
+        disks,
+        guest_spec: GuestSpec {
+            json,
+            block_devices,
+        },
         cpus: cpus(resources),
     })
 }
@@ -234,6 +257,7 @@ fn bind_share(mount: &mut Mount, target: &str) {
 /// A bind mount: rewritten for the guest, and shared by the host unless the guest has the source itself.
 fn split_bind(
     bundle: &Bundle,
+    disks: &mut Disks<'_>,
     id: &str,
     index: usize,
     mount: &mut Mount,
@@ -274,7 +298,7 @@ fn split_bind(
     .map_err(failed)?;
     let stat = rustix::fs::fstat(&fd).map_err(failed)?;
     match shareable(&stat) {
-        Ok(None) => {
+        Ok(Shareable::File) => {
             let target = format!("{id}/mounts/{index}");
             let read_only = read_only(&options);
             options.extend(inherited(&options, &fd).map_err(failed)?);
@@ -300,8 +324,16 @@ fn split_bind(
                 }),
             }))
         }
-        Ok(Some(device)) => {
+        Ok(Shareable::GuestDevice(device)) => {
             mount.set_source(Some(Path::new("/dev").join(device)));
+            Ok(None)
+        }
+        Ok(Shareable::Disk) => {
+            let place = Place {
+                field: &field(),
+                path: &source,
+            };
+            mount.set_source(Some(disks.add_node(fd.as_fd(), place)?));
             Ok(None)
         }
         Err(why) => Err(SpecError::invalid(
@@ -317,10 +349,21 @@ fn is_guests_own(source: &Path, destination: &Path) -> bool {
     source == destination && (source.starts_with("/proc") || source.starts_with("/sys"))
 }
 
-/// Whether a file can be shared: `Some` names the guest's own device to take in its stead.
-fn shareable(stat: &Stat) -> Result<Option<&'static str>, &'static str> {
+/// How the source of a bind mount is shared.
+enum Shareable {
+    /// As a folder or file of the shared tree.
+    File,
+    /// The guest's own device of this name is taken in its stead.
+    GuestDevice(&'static str),
+    /// As a disk.
+    Disk,
+}
+
+/// Whether a file can be shared, and how.
+fn shareable(stat: &Stat) -> Result<Shareable, &'static str> {
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory | FileType::RegularFile => Ok(None),
+        FileType::Directory | FileType::RegularFile => Ok(Shareable::File),
+        FileType::BlockDevice => Ok(Shareable::Disk),
         FileType::CharacterDevice => {
             let number = (
                 rustix::fs::major(stat.st_rdev),
@@ -330,13 +373,13 @@ fn shareable(stat: &Stat) -> Result<Option<&'static str>, &'static str> {
                 .iter()
                 .find(|(_, major, minor)| (*major, *minor) == number);
             match device {
-                Some((name, ..)) => Ok(Some(name)),
+                Some((name, ..)) => Ok(Shareable::GuestDevice(name)),
                 None => Err("a guest has no such character device"),
             }
         }
         FileType::Socket => Err("a socket of the host cannot be connected to from inside a VM"),
         FileType::Fifo => Err("a FIFO of the host cannot be opened from inside a VM"),
-        _ => Err("hull does not attach block devices of the host yet"),
+        _ => Err("it is of no kind that can be shared"),
     }
 }
 

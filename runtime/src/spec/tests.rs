@@ -73,7 +73,7 @@ fn refusal(config: &Value) -> String {
 /// The guest's config.json, and the shares' targets with their read-only flags.
 fn split(dir: &TempDir) -> (Value, Vec<(String, ReadOnly)>) {
     let plan = plan(&load(dir.path()).expect("taken"), "c1").expect("split");
-    let guest = serde_json::from_slice(&plan.guest_spec).expect("JSON");
+    let guest = serde_json::from_slice(&plan.guest_spec.json).expect("JSON");
     (
         guest,
         plan.shares
@@ -238,8 +238,8 @@ fn what_is_not_supported_is_refused_by_name() {
         ),
         (
             "/linux/devices",
-            json!([{"path": "/d", "type": "b", "major": 8, "minor": 0}]),
-            "linux.devices[0]: ",
+            json!([{"path": "/dev/dri/card0", "type": "c", "major": 226, "minor": 0}]),
+            "linux.devices[0]: /dev/dri/card0 (226:0): ",
         ),
         (
             "/linux/seccomp",
@@ -438,6 +438,17 @@ fn the_guests_own_trees_and_devices_are_not_shared() {
 }
 
 #[test]
+fn a_disk_that_the_host_lacks_is_named() {
+    let device = json!([{"path": "/dev/sdb", "type": "b", "major": 8, "minor": 4095}]);
+    let dir = bundle(&with("/linux/devices", device));
+    let error = plan(&load(dir.path()).expect("taken"), "c1").expect_err("missing");
+    assert_eq!(
+        chain(&error),
+        "config.json: linux.devices[0]: /dev/sdb: this host has no block device 8:4095"
+    );
+}
+
+#[test]
 fn a_socket_cannot_be_shared() {
     let dir = bundle(&with(
         "/mounts",
@@ -517,9 +528,9 @@ proptest! {
             match plan(&loaded, "c1") {
                 Ok(plan) => {
                     prop_assert!(plan.sizing.memory_mib >= 128);
-                    prop_assert!(serde_json::from_slice::<oci_spec::runtime::Spec>(&plan.guest_spec).is_ok());
+                    prop_assert!(serde_json::from_slice::<oci_spec::runtime::Spec>(&plan.guest_spec.json).is_ok());
                 }
-                // The file that a bind mount names is the one thing that only the split looks at.
+                // What a bind mount names is what only the split looks at, beside the host's disks.
                 Err(e) => prop_assert!(chain(&e).contains(".source: "), "{}", chain(&e)),
             }
         }

@@ -40,7 +40,7 @@ const FILESYSTEM: &[(Capability, &str)] = &[
 /// What `role` keeps.
 pub(super) fn of(role: Role) -> &'static [(Capability, &'static str)] {
     match role {
-        Role::Main | Role::Vcpu => &[],
+        Role::Main | Role::Vcpu | Role::Block => &[],
         Role::Filesystem => FILESYSTEM,
     }
 }

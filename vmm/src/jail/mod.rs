@@ -38,6 +38,8 @@ pub enum Role {
     Vcpu,
     /// The virtio-fs device.
     Filesystem,
+    /// A virtio-blk device, whose disk is open already.
+    Block,
 }
 
 /// Why a thread or the process could not be confined.

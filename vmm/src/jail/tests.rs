@@ -17,7 +17,7 @@ use super::child::{End, is_root, run};
 use super::tree::{self, Mounted, ReadOnly, Share, Source};
 use super::{Role, close_other_fds, confine, limits};
 
-const ROLES: [Role; 3] = [Role::Main, Role::Vcpu, Role::Filesystem];
+const ROLES: [Role; 4] = [Role::Main, Role::Vcpu, Role::Filesystem, Role::Block];
 
 pub(super) fn o_path(path: &Path) -> OwnedFd {
     open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("the source")
@@ -204,7 +204,8 @@ fn no_capability_is_left_but_those_of_the_role() {
     if !is_root() {
         return;
     }
-    for (role, count) in [(Role::Main, 0), (Role::Vcpu, 0), (Role::Filesystem, 8)] {
+    for role in ROLES {
+        let count = if role == Role::Filesystem { 8 } else { 0 };
         let end = run(|| {
             super::capabilities::keep_only(super::capabilities::of(role)).expect("capabilities");
             for set in [CapSet::Bounding, CapSet::Permitted, CapSet::Effective] {

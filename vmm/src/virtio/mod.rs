@@ -2,8 +2,10 @@
 //!
 //! One file or folder a device; [`device`] is the contract between a device and the transport.
 
+pub mod block;
 pub mod device;
 pub mod fs;
+mod memory;
 mod registers;
 pub mod rng;
 #[cfg(test)]

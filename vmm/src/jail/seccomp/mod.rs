@@ -96,15 +96,19 @@ pub(super) fn install(role: Role) -> Result<(), Error> {
     seccompiler::apply_filter(&program).map_err(Error::Install)
 }
 
-fn compile(role: Role) -> Result<BpfProgram, BackendError> {
+/// What `role` may call.
+fn table(role: Role) -> impl Iterator<Item = &'static Allowed> {
     let own = match role {
         Role::Main => tables::MAIN,
         Role::Vcpu => tables::VCPU,
         Role::Filesystem => tables::FILESYSTEM,
+        Role::Block => tables::BLOCK,
     };
-    let rules = tables::COMMON
-        .iter()
-        .chain(own)
+    tables::COMMON.iter().chain(own)
+}
+
+fn compile(role: Role) -> Result<BpfProgram, BackendError> {
+    let rules = table(role)
         .map(|allowed| Ok((allowed.call, allowed.rules()?)))
         .collect::<Result<BTreeMap<_, _>, BackendError>>()?;
     SeccompFilter::new(
@@ -120,16 +124,7 @@ fn compile(role: Role) -> Result<BpfProgram, BackendError> {
 mod tests {
     use super::*;
 
-    const ROLES: [Role; 3] = [Role::Main, Role::Vcpu, Role::Filesystem];
-
-    fn table(role: Role) -> impl Iterator<Item = &'static Allowed> {
-        let own = match role {
-            Role::Main => tables::MAIN,
-            Role::Vcpu => tables::VCPU,
-            Role::Filesystem => tables::FILESYSTEM,
-        };
-        tables::COMMON.iter().chain(own)
-    }
+    const ROLES: [Role; 4] = [Role::Main, Role::Vcpu, Role::Filesystem, Role::Block];
 
     #[test]
     fn every_table_compiles() {

@@ -169,3 +169,16 @@ pub(super) const FILESYSTEM: &[Allowed] = &[
     any(SYS_umask),
     any(SYS_fchdir),
 ];
+
+/// virtio-blk: one open file, its bytes and its space.
+pub(super) const BLOCK: &[Allowed] = &[
+    // The device's event loop.
+    any(SYS_epoll_ctl),
+    any(SYS_epoll_wait),
+    any(SYS_epoll_pwait),
+    // Data, flushing, discarding.
+    any(SYS_preadv2),
+    any(SYS_pwritev2),
+    any(SYS_fdatasync),
+    any(SYS_fallocate),
+];

@@ -7,7 +7,6 @@
 //! Locks (`flock`, `fcntl`) stay in the guest: the library offers none, so the guest's kernel keeps
 //! them, and a lock is seen by every process of the guest and by nobody on the host.
 
-mod memory;
 mod options;
 mod request;
 mod share;
@@ -34,8 +33,8 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::memory::View;
 use super::{ActivateError, Activation, Interrupt, VirtioDevice};
-use memory::View;
 use request::Service;
 
 /// The `tag` field of the configuration space, in bytes (virtio 1.3, 5.11.4).

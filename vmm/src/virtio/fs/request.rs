@@ -15,10 +15,10 @@ use virtiofsd::server::Server;
 use virtiofsd::soft_idmap::Id;
 use vm_memory::ByteValued;
 
-use super::memory::LoggedMemory;
 use super::options::{self, Options};
 use super::share::Share;
 use super::unnamed::{Creation, Unnamed};
+use crate::virtio::memory::LoggedMemory;
 
 /// The most data in one request or reply: the library's `MAX_BUFFER_SIZE` (1 MiB, which it announces
 /// as `max_write` and `max_pages`) and a page for headers and names.

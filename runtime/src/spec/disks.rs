@@ -1,0 +1,273 @@
+//! Block devices of the host that a container gets as disks: found, opened, and named.
+//!
+//! config.json names one by its numbers (`linux.devices`) or by a node of it (a bind mount's source).
+//! The guest has it under numbers of its own; the agent knows which disk is which by their serial
+//! numbers, and puts the guest's numbers where config.json has the host's.
+//!
+//! Loop devices are the guest's own, unless the host's device of that number is in use: then it is a
+//! disk like any other.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use hull_protocol::agent::BlockDevice;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Spec};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, major, makedev, minor, openat};
+use rustix::io::Errno;
+
+use super::SpecError;
+
+/// The most block devices of a container: each has a thread in the VMM process.
+const MOST: usize = 16;
+
+/// The major number of loop devices (Documentation/admin-guide/devices.txt of Linux).
+const LOOP: u32 = 7;
+
+/// A device's major and minor number.
+pub(super) type Number = (u32, u32);
+
+/// A block device of the host that the guest gets as a disk.
+#[derive(Debug)]
+pub struct Disk {
+    /// The device, open for reading, and for writing unless it is read-only.
+    pub device: OwnedFd,
+    /// Whether the host refuses writes.
+    pub read_only: bool,
+    /// What the agent is told of it.
+    pub about: BlockDevice,
+}
+
+/// Where config.json names a device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    /// The field, as a JSON path.
+    pub(super) field: &'a str,
+    /// The path that it names.
+    pub(super) path: &'a Path,
+}
+
+impl Place<'_> {
+    fn refuse(self, why: impl std::fmt::Display) -> SpecError {
+        SpecError::invalid(self.field, format!("{}: {why}", self.path.display()))
+    }
+
+    fn failed(self, error: impl Into<io::Error>) -> SpecError {
+        SpecError::Source {
+            field: self.field.to_owned(),
+            path: self.path.to_owned(),
+            source: error.into(),
+        }
+    }
+}
+
+/// The disks of a container, in the order in which config.json names them first.
+#[derive(Debug)]
+pub(super) struct Disks<'a> {
+    rules: &'a [LinuxDeviceCgroup],
+    disks: Vec<Disk>,
+}
+
+impl<'a> Disks<'a> {
+    /// None yet; which of them may be written is up to the config.json's rules.
+    pub(super) fn of(spec: &'a Spec) -> Self {
+        let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
+        let rules = resources.and_then(|resources| resources.devices().as_deref());
+        Self {
+            rules: rules.unwrap_or_default(),
+            disks: Vec::new(),
+        }
+    }
+
+    /// Opens the block devices of `linux.devices`.
+    ///
+    /// # Errors
+    /// When the host lacks one, or one can't be opened.
+    pub(super) fn add_devices(&mut self, spec: &Spec) -> Result<(), SpecError> {
+        let devices = spec.linux().as_ref().and_then(|l| l.devices().as_ref());
+        for (index, device) in devices.into_iter().flatten().enumerate() {
+            if device.typ() != LinuxDeviceType::B {
+                continue;
+            }
+            let field = format!("linux.devices[{index}]");
+            let place = Place {
+                field: &field,
+                path: device.path(),
+            };
+            let number = u32::try_from(device.major()).ok();
+            let number = number.zip(u32::try_from(device.minor()).ok());
+            let number = number.ok_or_else(|| place.refuse("no device has such numbers"))?;
+            if !is_guests_loop(number) && self.find(number).is_none() {
+                let node = node_of(number, place)?;
+                self.open(&node, number, place)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the block device that `node`, opened with O_PATH, is of. Returns where the guest has a
+    /// node of it.
+    ///
+    /// # Errors
+    /// When it can't be opened, or is a loop device that the guest would have to have.
+    pub(super) fn add_node(
+        &mut self,
+        node: BorrowedFd<'_>,
+        place: Place<'_>,
+    ) -> Result<PathBuf, SpecError> {
+        let device = fstat(node).map_err(|e| place.failed(e))?.st_rdev;
+        let number = (major(device), minor(device));
+        if is_guests_loop(number) {
+            let why = "it is a loop device that is not in use; name it in linux.devices for the \
+                       guest's own";
+            return Err(place.refuse(why));
+        }
+        let disk = match self.find(number) {
+            Some(disk) => disk,
+            None => {
+                let node = PathBuf::from(format!("/proc/self/fd/{}", node.as_raw_fd()));
+                self.open(&node, number, place)?
+            }
+        };
+        Ok(Path::new(hull_protocol::paths::DISKS).join(&disk.about.serial))
+    }
+
+    /// All of them.
+    pub(super) fn into_vec(self) -> Vec<Disk> {
+        self.disks
+    }
+
+    fn find(&self, number: Number) -> Option<&Disk> {
+        let same = |disk: &&Disk| (disk.about.major, disk.about.minor) == number;
+        self.disks.iter().find(same)
+    }
+
+    fn open(&mut self, node: &Path, number: Number, place: Place<'_>) -> Result<&Disk, SpecError> {
+        if self.disks.len() >= MOST {
+            return Err(place.refuse(format_args!(
+                "a container can have {MOST} block devices at the most"
+            )));
+        }
+        let writable = may_write(self.rules, number);
+        let (device, read_only) = open_device(node, writable).map_err(|e| place.failed(e))?;
+        let stat = fstat(&device).map_err(|e| place.failed(e))?;
+        let is_block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+        if !is_block || stat.st_rdev != makedev(number.0, number.1) {
+            let (major, minor) = number;
+            let node = node.display();
+            return Err(place.refuse(format_args!("{node} is not block device {major}:{minor}")));
+        }
+        let about = BlockDevice {
+            serial: format!("hull-{}", self.disks.len()),
+            major: number.0,
+            minor: number.1,
+            mode: Mode::from_raw_mode(stat.st_mode).bits(),
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            ..Default::default()
+        };
+        self.disks.push(Disk {
+            device,
+            read_only,
+            about,
+        });
+        // Just pushed.
+        self.find(number).ok_or_else(|| place.refuse("it was lost"))
+    }
+}
+
+/// Whether the guest's own loop device of this number is meant: the host's has no file.
+fn is_guests_loop((major, minor): Number) -> bool {
+    let file = format!("/sys/dev/block/{major}:{minor}/loop/backing_file");
+    major == LOOP && !Path::new(&file).exists()
+}
+
+/// The node that the kernel itself has made of a device.
+fn node_of((major, minor): Number, place: Place<'_>) -> Result<PathBuf, SpecError> {
+    let file = format!("/sys/dev/block/{major}:{minor}/uevent");
+    let text = match fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(place.refuse(format_args!(
+                "this host has no block device {major}:{minor}"
+            )));
+        }
+        Err(e) => return Err(place.failed(e)),
+    };
+    let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+    let name = name.ok_or_else(|| place.refuse(format_args!("{file} names no node")))?;
+    Ok(Path::new("/dev").join(name))
+}
+
+/// Opens a device, and says whether it can only be read.
+fn open_device(node: &Path, writable: bool) -> rustix::io::Result<(OwnedFd, bool)> {
+    let open = |access| openat(CWD, node, access | OFlags::CLOEXEC, Mode::empty());
+    if writable {
+        match open(OFlags::RDWR) {
+            // A disk that is write-protected, or somebody who may only read it.
+            Err(Errno::ROFS | Errno::ACCESS | Errno::PERM) => {}
+            result => return Ok((result?, false)),
+        }
+    }
+    Ok((open(OFlags::RDONLY)?, true))
+}
+
+/// Whether `linux.resources.devices` lets a block device be written: of the rules about it, the last
+/// counts.
+fn may_write(rules: &[LinuxDeviceCgroup], (major, minor): Number) -> bool {
+    let is = |wanted: Option<i64>, number: u32| {
+        wanted.is_none_or(|wanted| wanted < 0 || wanted == i64::from(number))
+    };
+    let mut may = false;
+    for rule in rules {
+        let applies = match rule.typ().unwrap_or_default() {
+            LinuxDeviceType::A => true,
+            LinuxDeviceType::B => {
+                let writes = rule.access().as_deref().is_some_and(|a| a.contains('w'));
+                writes && is(rule.major(), major) && is(rule.minor(), minor)
+            }
+            _ => false,
+        };
+        if applies {
+            may = rule.allow();
+        }
+    }
+    may
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn may_write_8_16(rules: Value) -> bool {
+        let rules: Vec<LinuxDeviceCgroup> = serde_json::from_value(rules).expect("rules");
+        may_write(&rules, (8, 16))
+    }
+
+    #[test]
+    fn the_last_rule_about_a_device_counts() {
+        let deny_all = json!({"allow": false, "access": "rwm"});
+        let ours = json!({"allow": true, "type": "b", "major": 8, "minor": 16, "access": "rw"});
+        let all_disks = json!({"allow": true, "type": "b", "access": "rwm"});
+        let no_writes = json!({"allow": false, "type": "b", "major": 8, "access": "w"});
+        let to_read = json!({"allow": true, "type": "b", "major": 8, "minor": 16, "access": "rm"});
+        let other = json!({"allow": true, "type": "b", "major": 8, "minor": 17, "access": "rw"});
+        let char = json!({"allow": true, "type": "c", "major": 8, "minor": 16, "access": "rw"});
+        assert!(!may_write_8_16(json!([])), "denied by default, as by runc");
+        assert!(may_write_8_16(json!([deny_all, ours])));
+        assert!(may_write_8_16(json!([deny_all, all_disks])));
+        assert!(may_write_8_16(json!([{"allow": true}])));
+        assert!(!may_write_8_16(json!([ours, deny_all])));
+        assert!(!may_write_8_16(json!([all_disks, no_writes])));
+        assert!(may_write_8_16(json!([no_writes, ours, to_read])));
+        assert!(!may_write_8_16(json!([deny_all, to_read, other, char])));
+    }
+
+    #[test]
+    fn a_loop_device_without_a_file_is_the_guests() {
+        assert!(is_guests_loop((LOOP, 0xf_ffff)));
+        assert!(!is_guests_loop((8, 0)));
+    }
+}

@@ -1,0 +1,263 @@
+//! virtio-blk (virtio 1.3, chapter 5.2): a disk, which is a block device or a file of the host.
+//!
+//! One queue, and blocking calls to the host: a device is to be served by a thread of its own, so that
+//! a slow disk holds up nobody but who uses it. What is written is in the host's page cache when a
+//! request is answered, and on the disk when the guest has flushed; that is also what the guest
+//! is told.
+//!
+//! [`Disk`] is the host's side, `request` the guest's.
+
+mod disk;
+mod request;
+#[cfg(test)]
+mod tests;
+
+pub use disk::{Disk, DiskError, SECTOR, SERIAL_SIZE};
+
+use std::mem::offset_of;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES, virtio_blk_config,
+};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
+use super::memory::View;
+
+/// Descriptors in the queue: requests in flight, or with indirect descriptors, the longest of one.
+const QUEUE_SIZE: u16 = 128;
+const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
+
+/// Requests served in one turn of the loop: at most 64 MiB, then a reset gets its chance.
+const BUDGET: usize = 16;
+
+/// The configuration space, up to the fields of features that are not offered.
+const CONFIG_SIZE: usize = offset_of!(virtio_blk_config, max_secure_erase_sectors);
+
+/// The device.
+pub struct Block {
+    disk: Disk,
+    config: [u8; CONFIG_SIZE],
+    /// Tells the loop that `active` has changed.
+    changed: EventFd,
+    active: Option<Active>,
+    /// The eventfd that the loop watches, kept open until it watches it no longer.
+    watched: Option<Arc<EventFd>>,
+}
+
+/// What there is between activation and reset.
+struct Active {
+    memory: View,
+    queue: Queue,
+    kick: Arc<EventFd>,
+    interrupt: Interrupt,
+    /// The driver knows nothing of flushing.
+    write_through: bool,
+}
+
+impl Block {
+    /// A device that no driver has found yet.
+    ///
+    /// # Errors
+    /// No eventfd is to be had: the process has too many files open.
+    pub fn new(disk: Disk) -> std::io::Result<Self> {
+        Ok(Self {
+            config: config(&disk),
+            disk,
+            changed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            active: None,
+            watched: None,
+        })
+    }
+
+    /// Serves what the driver has asked for, as after a kick.
+    fn serve(&mut self) {
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        match active.serve(&self.disk) {
+            Ok(Done::All) => {}
+            Ok(Done::Some) => {
+                // The rest in the loop's next turn.
+                let _ = active.kick.write(1);
+            }
+            Err(error) => {
+                let serial = self.disk.serial();
+                log::warn!("virtio-blk: {serial} is out of order until a reset: {error}");
+                self.active = None;
+            }
+        }
+    }
+
+    /// Watches the kicks of the queue that there is now.
+    fn rewatch(&mut self, ops: &mut EventOps<'_>) {
+        let kick = self.active.as_ref().map(|active| Arc::clone(&active.kick));
+        if let Some(old) = self.watched.take() {
+            let _ = ops.remove(Events::new(&*old, EventSet::IN));
+        }
+        if let Some(kick) = kick {
+            match ops.add(Events::new(&*kick, EventSet::IN)) {
+                Ok(()) => self.watched = Some(kick),
+                Err(error) => log::error!("virtio-blk: cannot watch its queue: {error:?}"),
+            }
+        }
+    }
+}
+
+/// What a driver reads of a disk: `struct virtio_blk_config` (virtio 1.3, 5.2.4).
+fn config(disk: &Disk) -> [u8; CONFIG_SIZE] {
+    let mut config = [0; CONFIG_SIZE];
+    let mut put = |offset: usize, bytes: &[u8]| {
+        config[offset..offset + bytes.len()].copy_from_slice(bytes);
+    };
+    put(
+        offset_of!(virtio_blk_config, capacity),
+        &disk.sectors().to_le_bytes(),
+    );
+    let block_sectors = disk.block_size() / SECTOR as u32;
+    let words = [
+        (
+            offset_of!(virtio_blk_config, size_max),
+            request::MAX_SEGMENT,
+        ),
+        (
+            offset_of!(virtio_blk_config, seg_max),
+            request::MAX_SEGMENTS,
+        ),
+        (offset_of!(virtio_blk_config, blk_size), disk.block_size()),
+        (
+            offset_of!(virtio_blk_config, max_discard_sectors),
+            request::MAX_RANGE,
+        ),
+        (offset_of!(virtio_blk_config, max_discard_seg), 1),
+        (
+            offset_of!(virtio_blk_config, discard_sector_alignment),
+            block_sectors,
+        ),
+        (
+            offset_of!(virtio_blk_config, max_write_zeroes_sectors),
+            request::MAX_RANGE,
+        ),
+        (offset_of!(virtio_blk_config, max_write_zeroes_seg), 1),
+    ];
+    for (offset, word) in words {
+        put(offset, &word.to_le_bytes());
+    }
+    put(offset_of!(virtio_blk_config, write_zeroes_may_unmap), &[1]);
+    config
+}
+
+/// How far a turn came.
+enum Done {
+    All,
+    Some,
+}
+
+impl Active {
+    /// Serves up to [`BUDGET`] requests.
+    fn serve(&mut self, disk: &Disk) -> Result<Done, virtio_queue::Error> {
+        let memory = self.memory.memory();
+        let mut budget = BUDGET;
+        loop {
+            self.queue.disable_notification(memory)?;
+            while let Some(chain) = self.queue.iter(memory)?.next() {
+                let head = chain.head_index();
+                let written = request::serve(disk, self.write_through, memory, chain)
+                    .unwrap_or_else(|error| {
+                        log::debug!("virtio-blk: {}: {error}", disk.serial());
+                        0
+                    });
+                // At most 4 MiB, so it fits.
+                self.queue.add_used(memory, head, written as u32)?;
+                if self.queue.needs_notification(memory)? {
+                    self.interrupt.used_buffer();
+                }
+                budget -= 1;
+                if budget == 0 {
+                    return Ok(Done::Some);
+                }
+            }
+            if !self.queue.enable_notification(memory)? {
+                return Ok(Done::All);
+            }
+        }
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        let always = 1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_BLK_F_SIZE_MAX
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
+            | 1 << VIRTIO_BLK_F_FLUSH;
+        if self.disk.is_read_only() {
+            always | 1 << VIRTIO_BLK_F_RO
+        } else {
+            always | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+        }
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let found = activation.queues.len();
+        let [ActiveQueue { mut queue, kick }] = <[ActiveQueue; 1]>::try_from(activation.queues)
+            .map_err(|_| ActivateError::QueueCount { expected: 1, found })?;
+        let agreed = |bit: u32| activation.features & (1 << bit) != 0;
+        queue.set_event_idx(agreed(VIRTIO_RING_F_EVENT_IDX));
+        let write_through = !agreed(VIRTIO_BLK_F_FLUSH);
+        self.active = Some(Active {
+            memory: View::new(activation.memory).map_err(std::io::Error::other)?,
+            queue,
+            kick,
+            interrupt: activation.interrupt,
+            write_through,
+        });
+        self.changed.write(1)?;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        let _ = self.changed.write(1); // if full, the loop is told already
+    }
+}
+
+impl MutEventSubscriber for Block {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(&self.changed, EventSet::IN)) {
+            log::error!("virtio-blk: cannot watch for its driver: {error:?}");
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        if events.fd() == self.changed.as_raw_fd() {
+            let _ = self.changed.read();
+            self.rewatch(ops);
+        } else if let Some(kick) = &self.watched {
+            let _ = kick.read();
+        }
+        self.serve(); // after a change, too: a kick before the queue was watched
+    }
+}
