@@ -121,6 +121,7 @@ impl Machine {
         let kvm = kvm::open(vcpus)?;
         let kernel = KernelImage::parse(config.kernel, arch::KERNEL_RANGE)?;
         let memory = Arc::new(memory::allocate(config.memory_mib)?);
+        memory::expect_page_descriptors(&memory);
         let initramfs = load(&memory, &kernel, &config.initramfs)?;
 
         let vm = Vm::new(&kvm, memory)?;
