@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup;
 use crate::error::Failure;
 use crate::helper::{Report, Reporter};
-use crate::process::Launch;
+use crate::process::{Launch, attributes};
 use crate::sys;
 
 /// What to start.
@@ -58,6 +58,12 @@ pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
             .map_err(Failure::io(format!("set process.rlimits: {}", limit.typ())))?;
     }
     let nested = nested_cgroup(task.init_pid);
+    let affinity = process.exec_cpu_affinity().as_ref();
+    // The child inherits it, and has it until it is in the container's cgroup.
+    attributes::bind_to_cpus(
+        "process.execCPUAffinity.initial",
+        affinity.and_then(|affinity| affinity.initial().as_deref()),
+    )?;
 
     // From here on, the container's processes could otherwise look into this one.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -96,7 +102,14 @@ pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
 
 /// The process's own part, in the container's namespaces. Returns why it failed.
 fn become_process(launch: &Launch, reporter: &Reporter) -> Failure {
-    match enter(&launch.process, reporter).and_then(|()| launch.prepare()) {
+    let affinity = launch.process.exec_cpu_affinity().as_ref();
+    let last = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref());
+    let become_it = || {
+        attributes::bind_to_cpus("process.execCPUAffinity.final", last)?;
+        enter(&launch.process, reporter)?;
+        launch.prepare()
+    };
+    match become_it() {
         Ok(ready) => ready.execute(),
         Err(failure) => failure,
     }

@@ -234,6 +234,7 @@ impl Sandbox {
                 process,
                 keyring: spec::keyring(&container.id),
                 new_network: false,
+                personality: container.personality.clone(),
                 seccomp: container.seccomp()?,
                 hooks: None,
             },
@@ -459,25 +460,28 @@ async fn remove(container: &Container) -> Result<(), Error> {
     Ok(())
 }
 
-/// The `process` object of a further process. Capabilities and limits that it doesn't name are the
-/// container's.
+/// The `process` object of a further process. Of what it doesn't name, the container's own process's are
+/// taken, as with runc: capabilities, limits, scheduler, I/O priority and CPUs.
 fn further_process(json: &[u8], defaults: &ProcessSpec) -> Result<ProcessSpec, Error> {
     let mut process: ProcessSpec = serde_json::from_slice(json).map_err(|source| Error::Json {
         document: "process",
         source,
     })?;
     spec::check_process(&process)?;
-    if process.scheduler().is_some() || process.io_priority().is_some() {
-        return Err(Error::Invalid {
-            field: "process.scheduler, process.ioPriority",
-            problem: "a further process can't have its own yet".to_owned(),
-        });
-    }
     if process.capabilities().is_none() {
         process.set_capabilities(defaults.capabilities().clone());
     }
     if process.rlimits().is_none() {
         process.set_rlimits(defaults.rlimits().clone());
+    }
+    if process.scheduler().is_none() {
+        process.set_scheduler(defaults.scheduler().clone());
+    }
+    if process.io_priority().is_none() {
+        process.set_io_priority(*defaults.io_priority());
+    }
+    if process.exec_cpu_affinity().is_none() {
+        process.set_exec_cpu_affinity(defaults.exec_cpu_affinity().clone());
     }
     Ok(process)
 }
@@ -500,17 +504,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_further_process_has_the_containers_limits_and_capabilities() {
+    fn a_further_process_has_what_the_containers_has_where_it_says_nothing() {
         let defaults = serde_json::from_str(
             r#"{"user":{"uid":0,"gid":0},"cwd":"/","args":["a"],
                 "rlimits":[{"type":"RLIMIT_NOFILE","soft":9,"hard":9}],
+                "ioPriority":{"class":"IOPRIO_CLASS_IDLE","priority":0},
                 "capabilities":{"bounding":["CAP_KILL"]}}"#,
         )
         .expect("valid JSON");
-        let json = br#"{"user":{"uid":1,"gid":1},"cwd":"/","args":["b"]}"#;
+        let json = br#"{"user":{"uid":1,"gid":1},"cwd":"/","args":["b"],
+            "scheduler":{"policy":"SCHED_IDLE"}}"#;
         let process = further_process(json, &defaults).expect("valid");
         assert_eq!(process.rlimits(), defaults.rlimits());
         assert_eq!(process.capabilities(), defaults.capabilities());
+        assert_eq!(process.io_priority(), defaults.io_priority());
+        assert!(process.scheduler().is_some() && defaults.scheduler().is_none());
         assert_eq!(process.user().uid(), 1);
     }
 }

@@ -81,6 +81,26 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     .map(drop)
 }
 
+/// Sets the calling thread's scheduler, sched_setattr(2).
+pub fn set_scheduler(attributes: &libc::sched_attr) -> io::Result<()> {
+    let attributes: *const libc::sched_attr = attributes;
+    // SAFETY: the attributes say their own size, and outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, attributes, 0) }).map(drop)
+}
+
+/// Sets the calling thread's I/O priority, ioprio_set(2).
+pub fn set_io_priority(priority: u32) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: ioprio_set takes no pointers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) }).map(drop)
+}
+
+/// Sets the calling process's execution domain, personality(2).
+pub fn set_personality(persona: u64) -> io::Result<()> {
+    // SAFETY: personality takes no pointers.
+    check(libc::c_long::from(unsafe { libc::personality(persona) })).map(drop)
+}
+
 /// Puts the signals back that a Rust program starts with otherwise: SIGPIPE isn't ignored.
 pub fn restore_signals() {
     // SAFETY: the default disposition of a signal involves no handler of ours.

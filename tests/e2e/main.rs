@@ -10,6 +10,7 @@ mod config;
 mod devices;
 mod exec;
 mod exit_codes;
+mod fields;
 mod files;
 mod hooks;
 mod hostile_guest;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
-use oci_spec::runtime::Process as ProcessSpec;
+use oci_spec::runtime::{LinuxPersonality, Process as ProcessSpec};
 
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Failure, chain};
@@ -73,6 +73,8 @@ pub struct Container {
     pub defaults: ProcessSpec,
     /// The namespaces to enter, `CLONE_NEW*`.
     pub namespaces: u32,
+    /// The personality of all its processes.
+    pub personality: Option<LinuxPersonality>,
     state: Mutex<State>,
 }
 
@@ -122,6 +124,7 @@ impl Container {
             init,
             defaults: prepared.launch.process.clone(),
             namespaces: prepared.namespaces,
+            personality: prepared.launch.personality.clone(),
             state: Mutex::default(),
         }
     }

@@ -1,9 +1,9 @@
 //! config.json, divided: what libcontainer does, and what is left for the last step.
 //!
 //! libcontainer gets namespaces, root and mounts, devices, masks, sysctls, rlimits, the cgroup, user and
-//! groups, umask, cwd. Left for [`crate::process`] are capabilities, seccomp, environment, the search
-//! for the program and its execution, with the hooks just before it: there libcontainer's order or
-//! outcome is not runc's.
+//! groups, umask, cwd. Left for [`crate::process`] are scheduler and I/O priority, personality,
+//! capabilities, seccomp, environment, the search for the program and its execution, with the hooks just
+//! before it: there libcontainer's order or outcome is not runc's, or a further process needs the same.
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
@@ -44,6 +44,7 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
     };
 
     let seccomp = linux.seccomp().clone();
+    let personality = linux.personality().clone();
     let mut namespaces = 0;
     let mut new_network = false;
     for namespace in linux.namespaces().iter().flatten() {
@@ -51,11 +52,16 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
         new_network |= namespace.typ() == LinuxNamespaceType::Network && namespace.path().is_none();
     }
     linux.set_seccomp(None);
+    linux.set_personality(None);
     linux.set_cgroups_path(Some(cgroup.into()));
     spec.set_linux(Some(linux));
 
     let mut theirs = process.clone();
-    theirs.set_capabilities(None);
+    theirs
+        .set_capabilities(None)
+        .set_scheduler(None)
+        .set_io_priority(None)
+        .set_exec_cpu_affinity(None);
     // With HOME set, libcontainer doesn't search for it by the container's nsswitch.conf.
     theirs.set_env(Some(vec!["HOME=/".to_owned()]));
     // runc's default; libcontainer would keep the agent's.
@@ -72,6 +78,7 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
             process,
             keyring: keyring(id),
             new_network,
+            personality,
             seccomp: None,
             hooks,
         },
@@ -148,10 +155,12 @@ mod tests {
     const CONFIG: &str = r#"{
         "ociVersion": "1.2.0",
         "process": {"user": {"uid": 5, "gid": 6}, "args": ["sh"], "cwd": "/", "env": ["A=1"],
-                    "capabilities": {"bounding": ["CAP_KILL"]}},
+                    "capabilities": {"bounding": ["CAP_KILL"]},
+                    "scheduler": {"policy": "SCHED_BATCH"}},
         "root": {"path": "/run/hull/share/c/rootfs"},
         "linux": {"cgroupsPath": "/of/the/host",
                   "namespaces": [{"type": "pid"}, {"type": "network"}],
+                  "personality": {"domain": "LINUX32"},
                   "seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}}"#;
 
     fn with(from: &str, to: &str) -> Result<Prepared, Error> {
@@ -166,8 +175,9 @@ mod tests {
         let linux = prepared.spec.linux().clone().expect("linux");
         assert_eq!(linux.cgroups_path().as_deref(), Some("/hull/c".as_ref()));
         assert!(linux.seccomp().is_none() && prepared.seccomp.is_some());
+        assert!(linux.personality().is_none() && prepared.launch.personality.is_some());
         let theirs = prepared.spec.process().clone().expect("process");
-        assert!(theirs.capabilities().is_none());
+        assert!(theirs.capabilities().is_none() && theirs.scheduler().is_none());
         assert_eq!(theirs.user().umask(), Some(0o022));
         let ours = prepared.launch.process;
         assert_eq!(ours.env().as_deref(), Some(&["A=1".to_owned()][..]));

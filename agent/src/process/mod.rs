@@ -6,6 +6,7 @@
 //! allow what only the runtime does: after the load come capset(2), prctl(2) and execve(2), or with
 //! `noNewPrivileges` execve(2) alone.
 
+pub mod attributes;
 mod capabilities;
 mod environment;
 mod hooks;
@@ -17,7 +18,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{LinuxPersonality, Process};
 use rustix::fs::{Gid, Uid, fchown, fstat};
 use rustix::thread::set_no_new_privs;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,8 @@ pub struct Launch {
     pub keyring: String,
     /// The network namespace is new: its `lo` is still down.
     pub new_network: bool,
+    /// The container's personality, which all of its processes have.
+    pub personality: Option<LinuxPersonality>,
     /// The compiled seccomp filter.
     pub seccomp: Option<seccomp::Program>,
     /// The hooks to run before the program, for a container's first process.
@@ -67,6 +70,7 @@ impl Launch {
         if self.new_network {
             sys::bring_loopback_up().map_err(Failure::io("bring lo up"))?;
         }
+        attributes::apply(process, self.personality.as_ref())?;
         let keyring = c_string("container id", &self.keyring)?;
         match sys::join_session_keyring(&keyring) {
             Err(e) if e.raw_os_error() != Some(libc::ENOSYS) => {

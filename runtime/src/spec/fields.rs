@@ -87,6 +87,7 @@ const REMOVE: &str = "remove it";
 const HOST_IO: &str =
     "it is about the host's block devices, and hull does not place the VM in a host cgroup yet";
 const PLATFORM: &str = "it is for another platform than Linux containers";
+const GUEST_CPUS: &str = "the guest's CPUs, as the process sees them, numbered from 0";
 const NOTIFY: &str = "refused is `SCMP_ACT_NOTIFY`: a seccomp listener cannot leave the guest";
 const V1: &str = "cgroup v2 has no such limit, and guests have cgroup v2";
 
@@ -125,7 +126,7 @@ pub const FIELDS: &[Field] = &[
     row("process.scheduler.priority", Guest),
     row("process.scheduler.flags", Guest).unless(
         refuse::scheduler_flags,
-        "`SCHED_FLAG_RESET_ON_FORK` and `SCHED_FLAG_DL_OVERRUN` are refused",
+        "refused are `SCHED_FLAG_UTIL_CLAMP_MIN` and `_MAX`: there is no field for their values",
     ),
     row("process.scheduler.runtime", Guest),
     row("process.scheduler.deadline", Guest),
@@ -137,8 +138,8 @@ pub const FIELDS: &[Field] = &[
     ),
     row("process.ioPriority.class", Guest),
     row("process.ioPriority.priority", Guest),
-    row("process.execCPUAffinity.initial", Guest),
-    row("process.execCPUAffinity.final", Guest),
+    row("process.execCPUAffinity.initial", Guest).noted(GUEST_CPUS),
+    row("process.execCPUAffinity.final", Guest).noted(GUEST_CPUS),
     // root
     row("root.path", Host),
     row("root.readonly", Both).noted("once the mount points are made in the root"),

@@ -187,6 +187,7 @@ pub(super) fn normalize(value: &mut Value, path: &str) -> Result<(), SpecError> 
                 fields
                     .entry("user")
                     .or_insert_with(|| Value::Object(Map::new()));
+                rename_flags(fields);
             }
         }
         Value::Array(elements) => {
@@ -200,6 +201,20 @@ pub(super) fn normalize(value: &mut Value, path: &str) -> Result<(), SpecError> 
         _ => {}
     }
     Ok(())
+}
+
+/// The library's names of two scheduler flags are not the specification's.
+fn rename_flags(process: &mut Map<String, Value>) {
+    let flags = process
+        .get_mut("scheduler")
+        .and_then(|s| s.get_mut("flags"));
+    for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
+        match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => {}
+        }
+    }
 }
 
 /// Fails with what the audit refuses; says what it doesn't know.

@@ -161,14 +161,17 @@ pub fn apparmor(node: Node<'_>) -> Option<Refusal> {
     }
 }
 
-/// `process.scheduler.flags`: two whose names the library that reads them has wrong.
+/// `process.scheduler.flags`: two that come without the number they are about.
 pub fn scheduler_flags(node: Node<'_>) -> Option<Refusal> {
-    let flags = node.value.as_array()?;
-    let index = flags.iter().position(|flag| {
+    let clamp = |flag: &Value| {
         flag.as_str()
-            .is_some_and(|f| matches!(f, "SCHED_FLAG_RESET_ON_FORK" | "SCHED_FLAG_DL_OVERRUN"))
-    })?;
-    let refusal = Refusal::new("hull does not support this flag yet", "remove it");
+            .is_some_and(|flag| flag.starts_with("SCHED_FLAG_UTIL_CLAMP_"))
+    };
+    let index = node.value.as_array()?.iter().position(clamp)?;
+    let refusal = Refusal::new(
+        "config.json has no field for the utilization to clamp to",
+        "remove it",
+    );
     Some(refusal.at(format!("[{index}]")))
 }
 
