@@ -329,3 +329,26 @@ fn a_further_process_has_its_own_scheduler_and_the_containers_personality() {
         .exits(255)
         .fails_saying("process.execCPUAffinity.final");
 }
+
+#[test]
+fn the_vms_memory_is_allocated_by_the_hosts_policy() {
+    only_hull!("runc 1.1 has no memory policy");
+    let with = |nodes: &str| {
+        let policy =
+            json!({ "mode": "MPOL_BIND", "nodes": nodes, "flags": ["MPOL_F_STATIC_NODES"] });
+        waiting().set("/linux/memoryPolicy", policy)
+    };
+    let mut container = Container::new(with("0"));
+    container.create();
+    let maps = fs::read_to_string(format!("/proc/{}/numa_maps", container.state().pid)).unwrap();
+    let policies: Vec<_> = maps
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .collect();
+    assert!(policies.contains(&"bind=static:0"), "{policies:?}");
+
+    let _ = Container::new(with("1000"))
+        .run()
+        .exits(1)
+        .fails_saying("linux.memoryPolicy");
+}

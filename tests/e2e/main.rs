@@ -19,6 +19,7 @@ mod lifecycle;
 mod many;
 mod mount_options;
 mod mounts;
+mod namespaces;
 mod poor_hosts;
 mod process;
 mod states;

@@ -122,6 +122,8 @@ pub fn create(
         console_log_size: u64::from(config.console_log_size) << 10,
         shares: plan.shares,
         disks: plan.disks,
+        network: plan.network,
+        memory_policy: plan.memory_policy,
         boot,
         boot_timeout: Duration::from_secs(config.boot_timeout.into()),
         terminal,

@@ -120,6 +120,23 @@ const FILTER_FLAGS: &[&str] = &[
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
 ];
 
+/// The memory policies of set_mempolicy(2).
+const MEMORY_MODES: &[&str] = &[
+    "MPOL_BIND",
+    "MPOL_DEFAULT",
+    "MPOL_INTERLEAVE",
+    "MPOL_LOCAL",
+    "MPOL_PREFERRED",
+    "MPOL_PREFERRED_MANY",
+    "MPOL_WEIGHTED_INTERLEAVE",
+];
+
+const MEMORY_FLAGS: &[&str] = &[
+    "MPOL_F_NUMA_BALANCING",
+    "MPOL_F_RELATIVE_NODES",
+    "MPOL_F_STATIC_NODES",
+];
+
 fn features() -> Value {
     let hooks: Vec<_> = HOOKS
         .iter()
@@ -156,6 +173,10 @@ fn features() -> Value {
             },
             "selinux": { "enabled": supports("process.selinuxLabel") },
             "intelRdt": { "enabled": supports("linux.intelRdt") },
+            "memoryPolicy": {
+                "modes": supported("linux.memoryPolicy.mode", MEMORY_MODES),
+                "flags": supported("linux.memoryPolicy.flags[]", MEMORY_FLAGS),
+            },
             "mountExtensions": { "idmap": { "enabled": supports("mounts[].uidMappings") } },
             "netDevices": { "enabled": supports("linux.netDevices") },
         },

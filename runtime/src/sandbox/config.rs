@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::Share;
+use crate::spec::{MemoryPolicy, Share};
 
 /// Everything a VMM process needs to know. The descriptors are named by their number in that process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -25,6 +25,10 @@ pub struct VmmConfig {
     pub shares: Vec<Share<RawFd>>,
     /// The host's block devices that the guest has.
     pub disks: Vec<VmmDisk>,
+    /// The network namespace to join.
+    pub network: Option<RawFd>,
+    /// The policy by which the host allocates the VM's memory.
+    pub memory_policy: Option<MemoryPolicy>,
     /// The guest kernel, where it is not the built-in one.
     pub kernel: Option<RawFd>,
     /// The guest's initramfs, where it is not the built-in one.

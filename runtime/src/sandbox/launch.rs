@@ -20,7 +20,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::lifeline::{self, Report};
 use super::{Agent, BootFiles, HostTerminal, Ports, SandboxError, VmmConfig, VmmDisk, VmmTerminal};
 use crate::container::ContainerDir;
-use crate::spec::{Disk, Share};
+use crate::spec::{Disk, MemoryPolicy, Share};
 use hull_protocol::hello;
 
 /// How long the VMM process may take until the guest's first instruction.
@@ -46,6 +46,10 @@ pub struct Launch<'a> {
     pub shares: Vec<Share>,
     /// The host's block devices that the guest has.
     pub disks: Vec<Disk>,
+    /// The network namespace that the VMM process joins, if not this process's.
+    pub network: Option<OwnedFd>,
+    /// The policy by which the host allocates the VM's memory.
+    pub memory_policy: Option<MemoryPolicy>,
     /// The kernel and the initramfs, where they are not the built-in ones.
     pub boot: BootFiles,
     /// How long the guest may take to come up.
@@ -102,6 +106,8 @@ impl Launch<'_> {
             console_log_size: self.console_log_size,
             shares,
             disks,
+            network: self.network.as_ref().map(AsRawFd::as_raw_fd),
+            memory_policy: self.memory_policy,
             kernel: self.boot.kernel.as_ref().map(AsRawFd::as_raw_fd),
             initramfs: self.boot.initramfs.as_ref().map(AsRawFd::as_raw_fd),
             listener: listener.as_raw_fd(),
@@ -122,6 +128,7 @@ impl Launch<'_> {
         ];
         inherited.extend(self.shares.iter().filter_map(Share::fd));
         inherited.extend(self.disks.iter().map(|disk| disk.device.as_fd()));
+        inherited.extend(self.network.as_ref().map(AsFd::as_fd));
         inherited.extend(
             self.boot
                 .kernel

@@ -22,6 +22,7 @@ use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig, Runnin
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 use rustix::pipe::PipeFlags;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::assets::{self, Program};
 use super::lifeline::{self, Report};
@@ -48,6 +49,10 @@ enum VmmError {
         #[source]
         source: io::Error,
     },
+    #[error("config.json: linux.namespaces: join the network namespace")]
+    Network(#[source] io::Error),
+    #[error("config.json: linux.memoryPolicy: the host's kernel refuses it")]
+    MemoryPolicy(#[source] io::Error),
     #[error(transparent)]
     Machine(#[from] hull_vmm::MachineError),
     #[error(transparent)]
@@ -100,6 +105,7 @@ struct Inherited {
     lifeline: UnixStream,
     ready: OwnedFd,
     console: OwnedFd,
+    network: Option<OwnedFd>,
     shares: Vec<tree::Share>,
     terminal: Option<HostTerminal>,
     disks: Vec<OwnedFd>,
@@ -134,6 +140,7 @@ fn inherit(config: &VmmConfig) -> io::Result<Inherited> {
         lifeline: take(config.lifeline)?.into(),
         ready: take(config.ready)?,
         console: take(config.console)?,
+        network: config.network.map(take).transpose()?,
         shares: config.shares.iter().map(share).collect::<io::Result<_>>()?,
         terminal: config.terminal.as_ref().map(terminal).transpose()?,
         disks: (config.disks.iter())
@@ -235,6 +242,15 @@ fn assemble(
     mut inherited: Inherited,
     report_to: &UnixStream,
 ) -> Result<Vm, VmmError> {
+    // Before any thread, and any memory of the guest's.
+    if let Some(network) = inherited.network.take() {
+        let kind = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(network.as_fd(), kind)
+            .map_err(|e| VmmError::Network(e.into()))?;
+    }
+    if let Some(policy) = &config.memory_policy {
+        policy.apply().map_err(VmmError::MemoryPolicy)?;
+    }
     let mut keep = inherited.keep();
     keep.push(report_to.as_fd());
     jail::close_other_fds(&keep)?;

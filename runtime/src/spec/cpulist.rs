@@ -1,4 +1,4 @@
-//! Lists of CPUs as the kernel writes them: `0-3,8` (cpuset(7), "List format").
+//! Lists of CPUs, and of NUMA nodes, as the kernel writes them: `0-3,8` (cpuset(7), "List format").
 
 use std::fs;
 use std::io;
@@ -28,6 +28,17 @@ impl CpuList {
             .iter()
             .map(|range| range.end() - range.start() + 1)
             .sum()
+    }
+
+    /// One bit for each, in words of 64; as many words as the last one needs.
+    pub fn bits(&self) -> Vec<u64> {
+        let mut words = Vec::new();
+        for number in self.0.iter().cloned().flatten() {
+            let word = (number / u64::BITS) as usize;
+            words.resize(words.len().max(word + 1), 0);
+            words[word] |= 1 << (number % u64::BITS);
+        }
+        words
     }
 
     /// Binds the calling thread, and what it starts, to these CPUs, until the value that is returned is

@@ -243,15 +243,17 @@ pub const FIELDS: &[Field] = &[
     ),
     row("linux.cgroupsPath", Host)
         .noted("kept in the container's state; the VM's process is not moved there yet"),
+    row("linux.namespaces[]", Guest).unless(
+        refuse::namespace,
+        "new ones are made in the guest; a path to one of the host's is refused, but for a network's",
+    ),
     row("linux.namespaces[].type", Guest).noted(
         "a kind that is not listed is the guest's own, which stands in for the runtime's: nothing of \
          the host's is shared, and nothing else runs in the guest but its agent",
     ),
-    refused(
-        "linux.namespaces[].path",
-        "a namespace of the host cannot be joined from inside a VM, and hull does not connect a \
-         network namespace's interfaces yet",
-        "remove the path (the container then gets a namespace of its own)",
+    row("linux.namespaces[].path", Host).noted(
+        "the VM's process joins the network namespace; one with an interface that is up is refused, as \
+         hull does not connect it to the VM yet, and so is the host's own; `lo` is the guest's",
     ),
     // Block devices are the host's, attached as disks; the rest is the guest's own.
     row("linux.devices[]", Both).unless(
@@ -305,7 +307,10 @@ pub const FIELDS: &[Field] = &[
         "hull does not partition the host's caches yet",
         REMOVE,
     ),
-    refused("linux.memoryPolicy", "a guest has one NUMA node", REMOVE),
+    row("linux.memoryPolicy.mode", Host)
+        .noted("of the VM's memory on the host's nodes; inside, a guest has one node"),
+    row("linux.memoryPolicy.nodes", Host).noted("the host's nodes"),
+    row("linux.memoryPolicy.flags", Host),
     row("linux.personality.domain", Guest),
     refused(
         "linux.personality.flags",

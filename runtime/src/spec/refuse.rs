@@ -175,6 +175,18 @@ pub fn scheduler_flags(node: Node<'_>) -> Option<Refusal> {
     Some(refusal.at(format!("[{index}]")))
 }
 
+/// `linux.namespaces[]`: by path a VM's process can join a network alone.
+pub fn namespace(node: Node<'_>) -> Option<Refusal> {
+    let joined = !is_unset(&node.value["path"]);
+    (joined && node.value["type"] != "network").then(|| {
+        Refusal::new(
+            "a namespace of the host cannot be joined from inside a VM",
+            "remove the path (for one of the container's own) or the namespace (for the guest's)",
+        )
+        .at(".path")
+    })
+}
+
 /// Seccomp actions: all but the one that asks a process on the host.
 pub fn seccomp_action(node: Node<'_>) -> Option<Refusal> {
     (node.value.as_str()? == "SCMP_ACT_NOTIFY").then(|| {

@@ -6,9 +6,10 @@
 //! - cgroupsPath and the hooks, but for startContainer, are the host's;
 //! - the network namespace: the guest's own is the container's, as the VM's interfaces are its
 //!   interfaces, and a further one would have none of them;
+//! - the memory policy: the VM's memory is the host's;
 //! - cpuset and limits of block devices: the guest's CPUs and devices aren't the host's.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::BlockDevice;
@@ -25,7 +26,7 @@ use super::mounts::{Maker, below, file_system, inherited, maker, owners, read_on
 use super::refuse::GUEST_DEVICES;
 use super::share::{Mounted, ReadOnly, Share, Source};
 use super::sizing::Host;
-use super::{Bundle, Sizing, SpecError};
+use super::{Bundle, MemoryPolicy, Sizing, SpecError, network};
 use crate::config::Config;
 
 /// What is done about a bundle.
@@ -39,6 +40,10 @@ pub struct Plan {
     pub disks: Vec<Disk>,
     /// What the agent makes the container of.
     pub guest_spec: GuestSpec,
+    /// The network namespace for the VM's process, if config.json names one.
+    pub network: Option<OwnedFd>,
+    /// By what policy the VM's memory is allocated.
+    pub memory_policy: Option<MemoryPolicy>,
     cpus: Option<CpuList>,
 }
 
@@ -72,7 +77,7 @@ pub struct GuestSpec {
 ///
 /// # Errors
 /// When the source of a bind mount or a block device can't be opened, or is of a kind that can't be
-/// shared.
+/// shared; and when a network namespace can't be joined.
 pub fn plan(bundle: &Bundle, id: &str, config: &Config) -> Result<Plan, SpecError> {
     let mut guest = bundle.spec.clone();
     let resources = resources(&bundle.spec);
@@ -131,6 +136,11 @@ pub fn plan(bundle: &Bundle, id: &str, config: &Config) -> Result<Plan, SpecErro
     })?;
     let disks = disks.into_vec();
     let block_devices = disks.iter().map(|disk| disk.about.clone()).collect();
+    let policy = bundle
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.memory_policy().as_ref());
     Ok(Plan {
         sizing,
         shares,
@@ -139,6 +149,8 @@ pub fn plan(bundle: &Bundle, id: &str, config: &Config) -> Result<Plan, SpecErro
             json,
             block_devices,
         },
+        network: network::named(&bundle.spec)?,
+        memory_policy: policy.map(MemoryPolicy::of).transpose()?,
         cpus: cpus(resources),
     })
 }
@@ -387,7 +399,7 @@ fn shareable(stat: &Stat) -> Result<Shareable, &'static str> {
 fn guest_linux(linux: Option<Linux>) -> Linux {
     // Not the type's own default, which is a set of choices.
     let mut linux = linux.unwrap_or_else(bare_linux);
-    linux.set_cgroups_path(None);
+    linux.set_cgroups_path(None).set_memory_policy(None);
     let namespaces = linux.namespaces().clone().unwrap_or_default();
     let kept = namespaces
         .into_iter()

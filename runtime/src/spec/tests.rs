@@ -233,7 +233,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ),
         (
             "/linux/namespaces",
-            json!([{"type": "network", "path": "/n"}]),
+            json!([{"type": "ipc", "path": "/n"}]),
             "linux.namespaces[0].path: ",
         ),
         (
