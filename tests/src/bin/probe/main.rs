@@ -5,6 +5,7 @@ mod adopt;
 mod files;
 mod identity;
 mod locks;
+mod syscall;
 
 use std::fs::{self, File};
 use std::io;
@@ -15,7 +16,8 @@ use std::time::Instant;
 use hull_tests::pattern;
 
 const USAGE: &str = "probe identity | files DIR | big-file FILE BYTES | small-files DIR COUNT |
-      pattern-out BYTES | pattern-in BYTES | adopt PID-FILE CMD… | try-lock flock|fcntl FILE";
+      pattern-out BYTES | pattern-in BYTES | adopt PID-FILE CMD… | try-lock flock|fcntl FILE |
+      syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -29,6 +31,14 @@ fn main() -> ExitCode {
         ["pattern-in", bytes] => pattern::check(&mut io::stdin(), number(bytes)),
         ["adopt", pid_file, ..] => adopt::run(Path::new(pid_file), &words[2..]),
         ["try-lock", kind, file] => locks::try_lock(kind, Path::new(file)),
+        ["syscall", call, argument] => {
+            syscall::native(number(call), number(argument));
+            Ok(())
+        }
+        ["syscall32", call, argument] => {
+            syscall::of_32_bits(number(call), number(argument));
+            Ok(())
+        }
         _ => {
             eprintln!("usage: {USAGE}");
             return ExitCode::from(2);

@@ -1,0 +1,138 @@
+//! Seccomp profiles: every action, every comparison, both of the processor's kinds of system calls.
+
+use hull_tests::bundle::PROBE;
+use hull_tests::{Bundle, Container};
+use serde_json::{Value, json};
+
+/// A system call with one argument, and what is to come of it under the profile.
+type Call = (u32, u64, &'static str);
+
+/// Numbers of system calls that nothing else in the container makes (x86-64).
+const UMASK: u32 = 95;
+const ALARM: u32 = 37;
+const GETPGID: u32 = 121;
+const GETSID: u32 = 124;
+const SCHED_GETSCHEDULER: u32 = 145;
+const SCHED_GET_PRIORITY_MAX: u32 = 146;
+const SCHED_GET_PRIORITY_MIN: u32 = 147;
+const VHANGUP: u32 = 153;
+const SYNC: u32 = 162;
+const ACCT: u32 = 163;
+const SWAPOFF: u32 = 168;
+const QUOTACTL: u32 = 179;
+const NFSSERVCTL: u32 = 180;
+
+/// What a shell says of a command that SIGSYS has ended.
+const KILLED: &str = "ended 159";
+
+/// Makes each call in a process of its own, and compares.
+#[track_caller]
+fn come_of(profile: Value, command: &str, calls: &[Call]) {
+    let script: String = calls
+        .iter()
+        .map(|(call, argument, _)| {
+            format!("{PROBE} {command} {call} {argument} 2>&1 || echo ended $?\n")
+        })
+        .collect();
+    let bundle = Bundle::new().shell(&script).set("/linux/seccomp", profile);
+    let out = Container::new(bundle).run().ok().out();
+    // The shell's own word on a process that a signal has ended.
+    let seen: Vec<_> = out
+        .lines()
+        .filter(|line| !line.contains("system call"))
+        .collect();
+    let expected: Vec<_> = calls.iter().map(|call| call.2).collect();
+    assert_eq!(seen, expected, "{out}");
+}
+
+#[test]
+fn every_action_acts() {
+    let rule = |name: &str, action: &str| json!({ "names": [name], "action": action });
+    let errno = |name: &str, errno: u32| json!({ "names": [name, "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno });
+    let profile = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"],
+        "syscalls": [
+            errno("umask", 77),
+            errno("nfsservctl", 0),
+            rule("swapoff", "SCMP_ACT_ERRNO"),
+            rule("acct", "SCMP_ACT_TRACE"),
+            rule("vhangup", "SCMP_ACT_TRAP"),
+            rule("sync", "SCMP_ACT_KILL_PROCESS"),
+            rule("quotactl", "SCMP_ACT_KILL"),
+            rule("getsid", "SCMP_ACT_KILL_THREAD"),
+            rule("alarm", "SCMP_ACT_LOG"),
+            rule("getpgid", "SCMP_ACT_ALLOW"),
+        ],
+    });
+    let calls = [
+        (UMASK, 0, "errno 77"),
+        (NFSSERVCTL, 0, "0"),
+        (SWAPOFF, 0, "errno 1"),
+        // there is nobody who traces
+        (ACCT, 0, "errno 38"),
+        (VHANGUP, 0, KILLED),
+        (SYNC, 0, KILLED),
+        (QUOTACTL, 0, KILLED),
+        (GETSID, 0, KILLED),
+        (ALARM, 0, "0"),
+        (GETPGID, 1, "1"),
+    ];
+    come_of(profile, "syscall", &calls);
+}
+
+#[test]
+fn every_comparison_compares_all_64_bits() {
+    let rule = |name: &str, op: &str, value: u64, two: u64| {
+        let args = json!([{ "index": 0, "value": value, "valueTwo": two, "op": op }]);
+        json!({ "names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": 77, "args": args })
+    };
+    let profile = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [
+            rule("umask", "SCMP_CMP_EQ", 18, 0),
+            rule("alarm", "SCMP_CMP_NE", 0, 0),
+            rule("getpgid", "SCMP_CMP_LT", 1, 0),
+            rule("getsid", "SCMP_CMP_LE", 1, 0),
+            rule("sched_get_priority_max", "SCMP_CMP_GE", 2, 0),
+            rule("sched_get_priority_min", "SCMP_CMP_GT", 2, 0),
+            rule("sched_getscheduler", "SCMP_CMP_MASKED_EQ", 0xf0, 0x10),
+        ],
+    });
+    let high = 1 << 32;
+    let calls = [
+        (UMASK, 18, "errno 77"),
+        (UMASK, 18 | high, "18"),
+        (ALARM, 1, "errno 77"),
+        (ALARM, 0, "0"),
+        (GETPGID, 0, "errno 77"),
+        (GETPGID, 1, "1"),
+        (GETSID, 1, "errno 77"),
+        (GETSID, 1 | high, "1"),
+        (SCHED_GET_PRIORITY_MAX, 2, "errno 77"),
+        (SCHED_GET_PRIORITY_MAX, 1, "99"),
+        (SCHED_GET_PRIORITY_MIN, 3, "errno 77"),
+        (SCHED_GET_PRIORITY_MIN, 2, "1"),
+        (SCHED_GETSCHEDULER, 0x1f, "errno 77"),
+        (SCHED_GETSCHEDULER, 0, "0"),
+    ];
+    come_of(profile, "syscall", &calls);
+}
+
+#[test]
+fn calls_of_32_bits_are_filtered_if_the_profile_has_them_and_kill_if_not() {
+    const UMASK_OF_32_BITS: u32 = 60;
+    let profile = |architectures: Value| {
+        json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": architectures,
+            "syscalls": [{ "names": ["umask"], "action": "SCMP_ACT_ERRNO", "errnoRet": 77 }],
+        })
+    };
+    let both = profile(json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]));
+    come_of(both, "syscall32", &[(UMASK_OF_32_BITS, 0, "errno 77")]);
+    let native = profile(json!(["SCMP_ARCH_X86_64"]));
+    come_of(native, "syscall32", &[(UMASK_OF_32_BITS, 0, KILLED)]);
+}
