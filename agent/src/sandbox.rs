@@ -138,8 +138,7 @@ impl Sandbox {
         let mut prepared = spec::prepare(&request.spec_json, id, &request.bundle, cgroup.path())?;
         let disks = Disks::find(&request.block_devices)?;
         if let Some(linux) = prepared.spec.linux_mut() {
-            disks.translate(linux);
-            devices::provide(linux)?;
+            devices::prepare(linux, &disks)?;
         }
         let bundle = Bundle::create(id)?;
         let (theirs, ours) = self.open_stdio(request.stdio.get_or_default()).await?;

@@ -290,13 +290,110 @@ fn loop_devices_are_the_guests_own() {
 }
 
 #[test]
-fn a_missing_disk_is_refused_by_name() {
-    only_hull!("runc makes nodes of devices that aren't there");
+fn a_node_of_a_missing_disk_has_nothing_behind_it() {
     let missing = json!({ "path": "/dev/gone", "type": "b", "major": 8, "minor": 4095 });
-    let container = Container::new(bundle("true").push("/linux/devices", missing));
-    let _ = container.run().exits(1).fails_saying(
-        "config.json: linux.devices[0]: /dev/gone: this host has no block device 8:4095",
-    );
+    let rule = json!({ "allow": true, "access": "rwm" });
+    let bundle = bundle("stat -c %F /dev/gone; head -c 1 /dev/gone");
+    let container = Container::new(bundle.push("/linux/devices", missing).push(RULES, rule));
+    let done = container.run().exits(1);
+    assert_eq!(done.out(), "block special file", "{}", done.err());
+    assert!(done.err().contains("/dev/gone: No such device or address"));
+}
+
+/// Devices in the root and in /dev, and what the container says of them.
+fn placed(bundle: Bundle) -> String {
+    let node = |path: &str, minor: u32, mode: u32| {
+        json!({
+            "path": path, "type": "c", "major": 1, "minor": minor,
+            "fileMode": mode, "uid": 10, "gid": 11,
+        })
+    };
+    let bundle = bundle
+        .push("/linux/devices", node("/made", 3, 0o157))
+        .push("/linux/devices", node("/some/where/made/", 5, 0o640))
+        .push("/linux/devices", node("/dev/dir/made", 9, 0o600));
+    Container::new(bundle).run().ok().out()
+}
+
+const LOOK: &str = "cd /; stat -c '%n %a %u:%g %t:%T' made some some/where/made dev/dir dev/dir/made
+    head -c 3 some/where/made | od -An -tx1; head -c 3 dev/dir/made | wc -c; touch /new || echo read-only";
+
+const SEEN: &str = "made 157 10:11 1:3\nsome 755 0:0 0:0\nsome/where/made 640 10:11 1:5\n\
+    dev/dir 755 0:0 0:0\ndev/dir/made 600 10:11 1:9\n 00 00 00\n3\nread-only";
+
+#[test]
+fn a_node_is_wherever_it_is_named_in_a_read_only_root_too() {
+    let bundle = powerful(LOOK, &["CAP_DAC_OVERRIDE"]).set("/root/readonly", json!(true));
+    assert_eq!(placed(bundle), SEEN);
+}
+
+#[test]
+fn a_node_is_the_same_in_a_user_namespace() {
+    only_hull!("runc binds the node that the host has at that path");
+    let map = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
+    let bundle = powerful(LOOK, &["CAP_DAC_OVERRIDE"])
+        .set("/root/readonly", json!(true))
+        // a sysfs belongs to a network namespace, which here isn't the user namespace's own
+        .set(
+            "/mounts/5",
+            json!({ "destination": "/sys", "type": "tmpfs", "source": "tmpfs" }),
+        )
+        .push("/linux/namespaces", json!({ "type": "user" }))
+        .set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map);
+    assert_eq!(placed(bundle), SEEN);
+}
+
+#[test]
+fn a_node_that_cannot_be_made_is_named() {
+    only_hull!("runc takes whatever is there for the node");
+    let fifo = |path: &str| json!({ "path": path, "type": "p" });
+    let bundle = bundle("true")
+        .push("/linux/devices", fifo("/dev/pipe"))
+        .push("/linux/devices", fifo("/etc/passwd"));
+    let _ = Container::new(bundle)
+        .run()
+        .exits(1)
+        .fails_saying("linux.devices[1]: make /etc/passwd: file exists");
+}
+
+#[test]
+fn the_whole_dev_is_bound_and_rules_bind_it() {
+    let script = "cd /dev; head -c 2 zero | od -An -tx1; : >null && echo written; ls -d pts shm | tr '\\n' ' '
+        true <fuse && echo read; true >fuse || echo denied; true <>fuse || echo denied";
+    let read = json!({ "allow": true, "type": "c", "major": 10, "minor": 229, "access": "r" });
+    let bundle = bundle(script)
+        .bind("/dev".as_ref(), "/dev", &["rbind"])
+        .push(RULES, read);
+    let done = Container::new(bundle).run().ok();
+    let expected = "00 00\nwritten\npts shm read\ndenied\ndenied";
+    assert_eq!(done.out(), expected, "{}", done.err());
+}
+
+#[test]
+fn rules_about_reading_and_writing_hold_for_both_at_once() {
+    let rule = |allow: bool, minor: u32, access: &str| json!({ "allow": allow, "type": "c", "major": 10, "minor": minor, "access": access });
+    let bundle = bundle(
+        "cd /dev; true <>fuse && echo fuse
+         true <loop-control && echo loop; true <>loop-control || echo denied",
+    )
+    .push("/linux/devices", char_device("/dev/fuse", 10, 229))
+    .push("/linux/devices", char_device("/dev/loop-control", 10, 237))
+    .push(RULES, rule(true, 229, "r"))
+    .push(RULES, rule(true, 229, "w"))
+    .push(RULES, rule(true, 237, "rw"))
+    .push(RULES, rule(false, 237, "w"));
+    let done = Container::new(bundle).run().ok();
+    assert_eq!(done.out(), "fuse\nloop\ndenied", "{}", done.err());
+}
+
+#[test]
+fn without_rules_only_the_usual_devices_can_be_used() {
+    let script = ": <>/dev/null && echo null; mknod /dev/mem c 1 1 && head -c 1 /dev/mem; echo $?";
+    let bundle = powerful(script, &["CAP_MKNOD"]).set("/linux/resources", json!({}));
+    let done = Container::new(bundle).run().ok();
+    assert_eq!(done.out(), "null\n1", "{}", done.err());
+    assert!(done.err().contains("/dev/mem: Operation not permitted"));
 }
 
 #[test]

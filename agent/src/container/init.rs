@@ -23,6 +23,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::stdio::stderr;
 use serde::{Deserialize, Serialize};
 
+use super::devices::Nodes;
+use super::inside::Inside;
 use super::{SECCOMP_FILE, STATE, mounts};
 use crate::error::{Failure, chain};
 use crate::helper::{Report, Reporter};
@@ -60,6 +62,7 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
         task.launch.seccomp = Some(program);
     }
     let mounts = mounts::prepare(&mut task.spec)?;
+    let nodes = Nodes::prepare(&mut task.spec, mounts.of_dev(), &task.bundle)?;
     let json = serde_json::to_vec(&task.spec).map_err(|e| Failure::other(e.to_string()))?;
     fs::write(task.bundle.join("config.json"), json).map_err(Failure::io("write config.json"))?;
     let console = match task.launch.process.terminal() {
@@ -90,7 +93,11 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
     let Some(pid) = container.pid() else {
         return Err(Failure::other("the container's process has no pid"));
     };
-    mounts.apply(pid.as_raw())?;
+    if !nodes.is_empty() || !mounts.is_empty() {
+        let inside = Inside::enter(pid.as_raw())?;
+        nodes.make(inside.root())?;
+        mounts.apply(&inside)?;
+    }
     if let Some(master) = console.map(Console::accept).transpose()? {
         reporter
             .send(&Report::Terminal, Some(master.as_fd()))

@@ -2,6 +2,7 @@
 
 pub mod devices;
 pub mod init;
+mod inside;
 mod mounts;
 pub mod spec;
 

@@ -83,7 +83,7 @@ impl<'a> Disks<'a> {
     /// Opens the block devices of `linux.devices`.
     ///
     /// # Errors
-    /// When the host lacks one, or one can't be opened.
+    /// When one can't be opened. One that the host lacks is no disk.
     pub(super) fn add_devices(&mut self, spec: &Spec) -> Result<(), SpecError> {
         let devices = spec.linux().as_ref().and_then(|l| l.devices().as_ref());
         for (index, device) in devices.into_iter().flatten().enumerate() {
@@ -98,9 +98,20 @@ impl<'a> Disks<'a> {
             let number = u32::try_from(device.major()).ok();
             let number = number.zip(u32::try_from(device.minor()).ok());
             let number = number.ok_or_else(|| place.refuse("no device has such numbers"))?;
-            if !is_guests_loop(number) && self.find(number).is_none() {
-                let node = node_of(number, place)?;
-                self.open(&node, number, place)?;
+            if is_guests_loop(number) || self.find(number).is_some() {
+                continue;
+            }
+            match node_of(number, place)? {
+                Some(node) => {
+                    self.open(&node, number, place)?;
+                }
+                // As with runc, there is a node, and nothing behind it.
+                None => log::warn!(
+                    "config.json: {field}: {}: this host has no block device {}:{}",
+                    place.path.display(),
+                    number.0,
+                    number.1
+                ),
             }
         }
         Ok(())
@@ -183,21 +194,17 @@ fn is_guests_loop((major, minor): Number) -> bool {
     major == LOOP && !Path::new(&file).exists()
 }
 
-/// The node that the kernel itself has made of a device.
-fn node_of((major, minor): Number, place: Place<'_>) -> Result<PathBuf, SpecError> {
+/// The node that the kernel itself has made of a device, if the host has it.
+fn node_of((major, minor): Number, place: Place<'_>) -> Result<Option<PathBuf>, SpecError> {
     let file = format!("/sys/dev/block/{major}:{minor}/uevent");
     let text = match fs::read_to_string(&file) {
         Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(place.refuse(format_args!(
-                "this host has no block device {major}:{minor}"
-            )));
-        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(place.failed(e)),
     };
     let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
     let name = name.ok_or_else(|| place.refuse(format_args!("{file} names no node")))?;
-    Ok(Path::new("/dev").join(name))
+    Ok(Some(Path::new("/dev").join(name)))
 }
 
 /// Opens a device, and says whether it can only be read.
@@ -224,7 +231,8 @@ fn may_write(rules: &[LinuxDeviceCgroup], (major, minor): Number) -> bool {
         let applies = match rule.typ().unwrap_or_default() {
             LinuxDeviceType::A => true,
             LinuxDeviceType::B => {
-                let writes = rule.access().as_deref().is_some_and(|a| a.contains('w'));
+                let access = rule.access().as_deref().unwrap_or_default();
+                let writes = access.is_empty() || access.contains('w');
                 writes && is(rule.major(), major) && is(rule.minor(), minor)
             }
             _ => false,
@@ -259,6 +267,8 @@ mod tests {
         assert!(may_write_8_16(json!([deny_all, ours])));
         assert!(may_write_8_16(json!([deny_all, all_disks])));
         assert!(may_write_8_16(json!([{"allow": true}])));
+        let whatever = json!({"allow": true, "type": "b", "major": 8, "minor": 16});
+        assert!(may_write_8_16(json!([whatever])), "all access, as by runc");
         assert!(!may_write_8_16(json!([ours, deny_all])));
         assert!(!may_write_8_16(json!([all_disks, no_writes])));
         assert!(may_write_8_16(json!([no_writes, ours, to_read])));

@@ -177,10 +177,17 @@ pub const FIELDS: &[Field] = &[
     row("linux.sysctl", Guest),
     // linux.resources: also the VM's size (see `sizing`)
     row("linux.resources.devices[].allow", Guest),
-    row("linux.resources.devices[].type", Guest),
+    row("linux.resources.devices[].type", Guest).unless(
+        refuse::rule_type,
+        "a, b or c; any other is refused, as by runc",
+    ),
     row("linux.resources.devices[].major", Guest),
     row("linux.resources.devices[].minor", Guest),
-    row("linux.resources.devices[].access", Guest),
+    row("linux.resources.devices[].access", Both).unless(
+        refuse::rule_access,
+        "r, w and m; any other is refused, as by runc. The host opens a block device for writing only if \
+         the rules let it be written",
+    ),
     row("linux.resources.memory.limit", Both).noted("also the VM's size"),
     row("linux.resources.memory.reservation", Guest),
     row("linux.resources.memory.swap", Guest).noted("a guest has no swap space to limit"),
@@ -259,7 +266,8 @@ pub const FIELDS: &[Field] = &[
     row("linux.devices[]", Both).unless(
         refuse::device,
         "block devices of the host, FIFOs, and the character devices that every guest has; any other \
-         device is refused",
+         character device is refused. A block device that the host lacks is a node with nothing behind it, \
+         and hull says so",
     ),
     row("linux.devices[].path", Guest),
     row("linux.devices[].type", Guest),

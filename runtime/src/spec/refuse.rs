@@ -4,6 +4,7 @@
 //! A value of a wrong type is none of their business: the typed reading of config.json says so.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -114,16 +115,36 @@ pub fn device(node: Node<'_>) -> Option<Refusal> {
     }
 }
 
-/// libcontainer makes nodes in `/dev` alone.
 fn device_path(path: &str) -> Option<Refusal> {
-    let in_dev = path.starts_with("/dev/") && path.split('/').all(|part| part != "..");
-    (!in_dev).then(|| {
+    let is_file = Path::new(path).is_absolute() && Path::new(path).file_name().is_some();
+    (!is_file).then(|| {
         Refusal::new(
-            format!("{path:?}: hull makes device nodes below /dev only"),
-            "name a path there",
+            format!("{path:?} is not the absolute path of a file"),
+            "name one, like \"/dev/fuse\"",
         )
         .at(".path")
     })
+}
+
+/// `linux.resources.devices[].type`: a device, or all of them.
+pub fn rule_type(node: Node<'_>) -> Option<Refusal> {
+    let named = node.value.as_str()?;
+    (!matches!(named, "" | "a" | "b" | "c")).then(|| {
+        Refusal::new(
+            format!("{named:?} is not what a rule can be about"),
+            "use a, b or c",
+        )
+    })
+}
+
+/// `linux.resources.devices[].access`: its letters.
+pub fn rule_access(node: Node<'_>) -> Option<Refusal> {
+    let named = node.value.as_str()?;
+    let unknown = named.chars().find(|letter| !"rwm".contains(*letter))?;
+    Some(Refusal::new(
+        format!("{unknown:?} is not an access"),
+        "use r, w and m",
+    ))
 }
 
 /// Why a character device of the host can't be had in a guest (the major numbers are those of
@@ -274,10 +295,22 @@ mod tests {
     }
 
     #[test]
-    fn a_device_lies_in_dev() {
-        for path in ["", "dev/x", "/x", "/dev/../x", "/devices/x"] {
+    fn a_device_is_an_absolute_path() {
+        let at = |path: &str| {
             let value = json!({"path": path, "type": "c", "major": 1, "minor": 3});
-            assert_eq!(check(device, value).expect("refused").at, ".path", "{path}");
+            check(device, value).map(|refusal| refusal.at)
+        };
+        for path in ["", "dev/x", "/", "/dev/.."] {
+            assert_eq!(at(path).as_deref(), Some(".path"), "{path}");
         }
+        assert_eq!((at("/x"), at("/mnt/../x/")), (None, None));
+    }
+
+    #[test]
+    fn a_rule_is_about_nodes_and_what_can_be_done_with_them() {
+        assert_eq!(check(rule_type, json!("b")), None);
+        assert!(check(rule_type, json!("p")).is_some());
+        assert_eq!(check(rule_access, json!("mr")), None);
+        assert!(check(rule_access, json!("rx")).is_some());
     }
 }

@@ -356,9 +356,11 @@ fn split_bind(
 }
 
 /// Binding the kernel's own trees to where they are anyway is how engines ask for "the same as outside"
-/// of a namespace, and outside of the container is the guest.
+/// of a namespace, and outside of the container is the guest. So it is with all devices, wherever they
+/// are to be.
 fn is_guests_own(source: &Path, destination: &Path) -> bool {
-    source == destination && (source.starts_with("/proc") || source.starts_with("/sys"))
+    let kernels = source.starts_with("/proc") || source.starts_with("/sys");
+    source == Path::new("/dev") || (kernels && source == destination)
 }
 
 /// How the source of a bind mount is shared.

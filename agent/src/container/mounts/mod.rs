@@ -12,6 +12,7 @@
 //! What has to do with the host's files (sharing them, mapping their owners) is the host's.
 
 mod copy;
+mod dev;
 mod options;
 mod place;
 
@@ -24,11 +25,8 @@ use rustix::io::Errno;
 use rustix::mount::{
     FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fspick,
 };
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use rustix::thread::{
-    ThreadNameSpaceType, move_into_thread_name_spaces, set_thread_res_gid, set_thread_res_uid,
-};
 
+use super::inside::Inside;
 use crate::error::Failure;
 use crate::sys::{self, MountChange};
 use options::{Options, Propagation};
@@ -40,7 +38,11 @@ pub struct Rest {
     steps: Vec<Step>,
     /// Of the container's root.
     propagation: Option<Propagation>,
+    /// Whether the container's root is to be read-only.
+    read_only_root: bool,
     user_namespace: bool,
+    /// The places in `mounts` of those that bind the guest's /dev.
+    of_dev: Vec<usize>,
 }
 
 /// What is left to do about one mount.
@@ -74,9 +76,12 @@ enum Work {
 /// # Errors
 /// When a destination may not be mounted on, or can't be looked at.
 pub fn prepare(spec: &mut Spec) -> Result<Rest, Failure> {
-    let root = spec.root().as_ref().map(|root| root.path().clone());
-    let root = root.ok_or_else(|| Failure::config("root: it is required and isn't there"))?;
     let mut rest = Rest::default();
+    let root = spec.root_mut().as_mut();
+    let root = root.ok_or_else(|| Failure::config("root: it is required and isn't there"))?;
+    rest.read_only_root = root.readonly().unwrap_or(false);
+    root.set_readonly(None);
+    let root = root.path().clone();
     if let Some(linux) = spec.linux().clone() {
         let kinds = linux.namespaces().iter().flatten();
         rest.user_namespace = kinds
@@ -97,15 +102,21 @@ pub fn prepare(spec: &mut Spec) -> Result<Rest, Failure> {
             .destination(&mount)
             .map_err(|why| Failure::config(format!("mounts[{index}].destination: {why}")))?;
         mount.set_destination(destination.clone());
+        let below = dev::replace(&mut mount);
+        if below.is_some() {
+            rest.of_dev.push(index);
+        }
         let options = Options::read(&mount);
         if let Some(work) = remount(&mount, &options) {
             rest.push(index, &destination, work);
         } else {
             let work = divide(&mut mount, options, &places);
-            places.cover(&mount);
-            kept.push(mount);
             for work in work {
                 rest.push(index, &destination, work);
+            }
+            for mount in std::iter::once(mount).chain(below.into_iter().flatten()) {
+                places.cover(&mount);
+                kept.push(mount);
             }
         }
     }
@@ -179,54 +190,42 @@ impl Rest {
         });
     }
 
-    /// Does it, in the container whose first process is `init`. The caller's mount namespace is then
-    /// the container's, so it must have one thread and be about to end.
+    /// The places in `mounts` of those that bind the guest's /dev: new file systems without its devices.
+    pub fn of_dev(&self) -> &[usize] {
+        &self.of_dev
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty() && !self.read_only_root && self.propagation.is_none()
+    }
+
+    /// Does it, with the rights that the container's first process had when it made the mounts.
     ///
     /// # Errors
     /// Names the mount that can't be had.
-    pub fn apply(self, init: i32) -> Result<(), Failure> {
-        if self.steps.is_empty() && self.propagation.is_none() {
-            return Ok(());
+    pub fn apply(self, container: &Inside) -> Result<(), Failure> {
+        if self.user_namespace {
+            container.become_root()?;
         }
-        let root = self.enter(init)?;
+        let root = container.root();
         for step in self.steps {
             let field = format!("mounts[{}]", step.index);
-            step.apply(&root)
+            step.apply(root)
                 .map_err(|e| Failure::io(field)(std::io::Error::from(e)))?;
         }
+        if self.read_only_root {
+            change(root, libc::MOUNT_ATTR_RDONLY, 0).map_err(Failure::io("root.readonly"))?;
+        }
         if let Some(propagation) = self.propagation {
-            propagate(root.as_fd(), propagation)
-                .map_err(Failure::io("set linux.rootfsPropagation"))?;
+            propagate(root, propagation).map_err(Failure::io("set linux.rootfsPropagation"))?;
         }
         Ok(())
-    }
-
-    /// Enters the container's mount namespace, with the rights that its first process had when it made
-    /// the mounts. Returns its root.
-    fn enter(&self, init: i32) -> Result<OwnedFd, Failure> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // Not the namespace's own root: a container without a mount namespace has the guest's.
-        let root = openat(CWD, format!("/proc/{init}/root"), flags, Mode::empty())
-            .map_err(Failure::io("open the container's root"))?;
-        let pid = Pid::from_raw(init).ok_or_else(|| Failure::other("there is no pid 0"))?;
-        let init =
-            pidfd_open(pid, PidfdFlags::empty()).map_err(Failure::io("open the container"))?;
-        let mut namespaces = ThreadNameSpaceType::MOUNT;
-        namespaces.set(ThreadNameSpaceType::USER, self.user_namespace);
-        move_into_thread_name_spaces(init.as_fd(), namespaces)
-            .map_err(Failure::io("enter the container's mount namespace"))?;
-        if self.user_namespace {
-            let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
-            set_thread_res_gid(gid, gid, gid)
-                .and_then(|()| set_thread_res_uid(uid, uid, uid))
-                .map_err(Failure::io("become the container's root"))?;
-        }
-        Ok(root)
     }
 }
 
 impl Step {
-    fn apply(self, root: &OwnedFd) -> Result<(), Errno> {
+    fn apply(self, root: BorrowedFd<'_>) -> Result<(), Errno> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let mount = openat2(
             root,

@@ -1,32 +1,24 @@
-//! A container's devices, before libcontainer makes their nodes.
+//! The host's block devices, which are disks of the guest.
 //!
-//! Block devices of the host are disks of the guest: [`Disks`] knows which is which, and puts the
-//! guest's numbers where config.json has the host's. Every disk was there when the kernel booted, and
-//! its driver is built in, so nothing is waited for. Loop devices are the guest's own, made when a
-//! container lists them.
+//! [`Disks`] knows which is which, and puts the guest's numbers where config.json has the host's. Every
+//! disk was there when the kernel booted, and its driver is built in, so nothing is waited for. Loop
+//! devices are the guest's own.
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hull_protocol::agent::BlockDevice;
 use hull_protocol::paths::DISKS;
-use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType,
-};
-use rustix::fs::{CWD, FileType, Gid, Mode, Uid, chmod, chownat, makedev, mknodat, stat};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, chmod, chownat, makedev, mknodat};
+use rustix::io::Errno;
 
-use crate::error::Error;
-use crate::sys;
+use super::{LOOP, Number};
+use crate::error::{Error, Failure};
 
 /// Where the kernel lists the guest's block devices.
 const SYSFS: &str = "/sys/block";
-
-/// The major number of loop devices, of which the guest has its own.
-const LOOP: i64 = 7;
-
-/// A device's major and minor number.
-type Number = (i64, i64);
 
 /// The disks of a container.
 #[derive(Debug, Default)]
@@ -63,9 +55,7 @@ impl Disks {
                 return Err(Error::Missing(what));
             };
             let node = nodes.join(&device.serial);
-            let kind = FileType::BlockDevice;
-            let owner = (Some(device.uid), Some(device.gid));
-            make_node(&node, kind, *guest, device.mode, owner)
+            make_node(&node, *guest, device)
                 .map_err(Error::io(format!("make {}", node.display())))?;
             disks.push(Disk {
                 host: (device.major.into(), device.minor.into()),
@@ -76,22 +66,39 @@ impl Disks {
     }
 
     /// Puts the guest's numbers where a config.json has the host's.
-    pub fn translate(&self, linux: &mut Linux) {
-        for device in linux.devices_mut().iter_mut().flatten() {
+    ///
+    /// # Errors
+    /// When a device that the host doesn't have is another disk here.
+    pub(super) fn translate(&self, linux: &mut Linux) -> Result<(), Failure> {
+        for (index, device) in linux.devices_mut().iter_mut().flatten().enumerate() {
             if let Some(disk) = self.of(device) {
                 device.set_major(disk.guest.0).set_minor(disk.guest.1);
+            } else if self.is_taken(device) {
+                let (path, number) = (device.path().display(), (device.major(), device.minor()));
+                return Err(Failure::config(format!(
+                    "linux.devices[{index}]: {path}: in the guest, {}:{} is another disk; remove it",
+                    number.0, number.1
+                )));
             }
         }
         let resources = linux.resources_mut().as_mut();
         if let Some(rules) = resources.and_then(|resources| resources.devices_mut().as_mut()) {
             *rules = rules.iter().flat_map(|rule| self.rules(rule)).collect();
         }
+        Ok(())
     }
 
     fn of(&self, device: &LinuxDevice) -> Option<&Disk> {
         let number = (device.major(), device.minor());
         let mut disks = self.0.iter();
         disks.find(|disk| device.typ() == LinuxDeviceType::B && disk.host == number)
+    }
+
+    /// Whether a device has the number of a disk by chance.
+    fn is_taken(&self, device: &LinuxDevice) -> bool {
+        let number = (device.major(), device.minor());
+        let mut disks = self.0.iter();
+        disks.any(|disk| device.typ() == LinuxDeviceType::B && disk.guest == number)
     }
 
     /// What one rule of the host's block devices means for the guest's: a rule for each disk that it is
@@ -151,77 +158,22 @@ fn parse_number(text: &str) -> Option<Number> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Makes what the guest itself lacks of the devices that a container lists: loop devices, and in a user
-/// namespace, where nobody can make nodes, the nodes that libcontainer binds instead.
-///
-/// # Errors
-/// When one can't be made, or the guest has another device of that name.
-pub fn provide(linux: &Linux) -> Result<(), Error> {
-    let mut namespaces = linux.namespaces().iter().flatten();
-    let bound = namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User);
-    for device in linux.devices().iter().flatten() {
-        let path = device.path();
-        if device.typ() == LinuxDeviceType::B && device.major() == LOOP {
-            sys::add_loop_device(device.minor()).map_err(Error::io(format!(
-                "add a loop device for {}",
-                path.display()
-            )))?;
-        }
-        if bound {
-            provide_node(device).map_err(Error::io(format!("make {}", path.display())))?;
-        }
-    }
-    Ok(())
-}
-
-fn provide_node(device: &LinuxDevice) -> io::Result<()> {
-    let kind = match device.typ() {
-        LinuxDeviceType::B => FileType::BlockDevice,
-        LinuxDeviceType::P => FileType::Fifo,
-        _ => FileType::CharacterDevice,
-    };
-    let number = (device.major(), device.minor());
-    let mode = device.file_mode().unwrap_or(0o666);
-    make_node(
-        device.path(),
-        kind,
-        number,
-        mode,
-        (device.uid(), device.gid()),
-    )
-}
-
-/// Makes a node, unless it is there already.
-fn make_node(
-    path: &Path,
-    kind: FileType,
-    (major, minor): Number,
-    mode: u32,
-    (uid, gid): (Option<u32>, Option<u32>),
-) -> io::Result<()> {
+/// Makes a disk's node as the host's is. A container that was here before may have had the same disk.
+fn make_node(path: &Path, (major, minor): Number, disk: &BlockDevice) -> io::Result<()> {
     let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let major = u32::try_from(major).map_err(invalid)?;
     let device = makedev(major, u32::try_from(minor).map_err(invalid)?);
-    if let Ok(there) = stat(path) {
-        let same = FileType::from_raw_mode(there.st_mode) == kind
-            && (kind == FileType::Fifo || there.st_rdev == device);
-        return if same {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::AlreadyExists.into())
-        };
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
     }
-    fs::create_dir_all(path.parent().map_or_else(PathBuf::new, Path::to_owned))?;
-    let mode = Mode::from_raw_mode(mode);
-    mknodat(CWD, path, kind, mode, device)?;
+    let mode = Mode::from_raw_mode(disk.mode);
+    match mknodat(CWD, path, FileType::BlockDevice, mode, device) {
+        Err(Errno::EXIST) => {}
+        made => made?,
+    }
     chmod(path, mode)?; // whatever the umask
-    chownat(
-        CWD,
-        path,
-        uid.map(Uid::from_raw),
-        gid.map(Gid::from_raw),
-        rustix::fs::AtFlags::empty(),
-    )?;
+    let (uid, gid) = (Uid::from_raw(disk.uid), Gid::from_raw(disk.gid));
+    chownat(CWD, path, Some(uid), Some(gid), AtFlags::empty())?;
     Ok(())
 }
 
@@ -246,7 +198,7 @@ mod tests {
 
     fn translated(linux: Value) -> Value {
         let mut linux = serde_json::from_value(linux).expect("a linux object");
-        disks().translate(&mut linux);
+        disks().translate(&mut linux).expect("translated");
         serde_json::to_value(linux).expect("JSON")
     }
 
@@ -274,6 +226,18 @@ mod tests {
         assert_eq!(number(1), (Some(254), Some(16)));
         assert_eq!(number(2), (Some(7), Some(0)));
         assert_eq!(number(3), (Some(8), Some(16)));
+    }
+
+    #[test]
+    fn a_device_that_would_be_another_disk_is_refused_by_name() {
+        let device = json!({"path": "/dev/x", "type": "b", "major": 254, "minor": 16});
+        let mut linux =
+            serde_json::from_value(json!({"devices": [device]})).expect("a linux object");
+        let error = disks().translate(&mut linux).expect_err("refused");
+        assert!(
+            error.message.starts_with("linux.devices[0]: /dev/x: "),
+            "{error}"
+        );
     }
 
     #[test]
