@@ -132,6 +132,40 @@ fn sees_only_its_own_world() {
 }
 
 #[test]
+fn has_a_network_of_its_own_with_lo_up() {
+    let look = "cat /sys/class/net/lo/flags /proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let bundle = Bundle::new()
+        .shell(&format!("{look}; echo ready; exec sleep 3600"))
+        .set(
+            "/linux/sysctl",
+            json!({ "net.ipv4.ip_unprivileged_port_start": "99" }),
+        );
+    let container = Container::new(bundle);
+    let mut running = container.start_run();
+
+    // IFF_UP | IFF_LOOPBACK
+    assert_eq!(running.line(), "0x9");
+    assert_eq!(running.line(), "99");
+    assert_eq!(running.line(), "ready");
+    assert_eq!(container.exec_shell(look).ok().out(), "0x9\n99");
+}
+
+#[test]
+fn in_a_user_namespace_the_network_is_that_namespaces() {
+    let map = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
+    let bundle = Bundle::new()
+        .shell("ls /sys/class/net; cat /proc/sys/net/ipv4/ip_unprivileged_port_start")
+        .push("/linux/namespaces", json!({ "type": "user" }))
+        .set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map)
+        .set(
+            "/linux/sysctl",
+            json!({ "net.ipv4.ip_unprivileged_port_start": "99" }),
+        );
+    assert_eq!(Container::new(bundle).run().ok().out(), "lo\n99");
+}
+
+#[test]
 fn seccomp_filters_bind_it_and_its_execs() {
     let seccomp = json!({
         "defaultAction": "SCMP_ACT_ALLOW",

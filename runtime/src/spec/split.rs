@@ -4,8 +4,7 @@
 //! mount's source. In the guest's config.json their paths are those of the share. Block devices stay
 //! there under the host's numbers; the agent knows the guest's. What the host enforces is taken out:
 //! - cgroupsPath and the hooks, but for startContainer, are the host's;
-//! - the network namespace: the guest's own is the container's, as the VM's interfaces are its
-//!   interfaces, and a further one would have none of them;
+//! - the path of a network namespace: the host's has no part in the guest's kernel, which makes one;
 //! - the memory policy: the VM's memory is the host's;
 //! - cpuset and limits of block devices: the guest's CPUs and devices aren't the host's.
 
@@ -14,9 +13,7 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::BlockDevice;
 use hull_protocol::paths::SHARE;
-use oci_spec::runtime::{
-    Hooks, Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Root, Spec,
-};
+use oci_spec::runtime::{Hooks, Linux, LinuxMemory, LinuxResources, Mount, Root, Spec};
 use rustix::fs::{FileType, Mode, OFlags, Stat, openat};
 
 use super::cpulist::{CpuList, Pinned};
@@ -402,11 +399,9 @@ fn guest_linux(linux: Option<Linux>) -> Linux {
     // Not the type's own default, which is a set of choices.
     let mut linux = linux.unwrap_or_else(bare_linux);
     linux.set_cgroups_path(None).set_memory_policy(None);
-    let namespaces = linux.namespaces().clone().unwrap_or_default();
-    let kept = namespaces
-        .into_iter()
-        .filter(|ns| ns.typ() != LinuxNamespaceType::Network);
-    linux.set_namespaces(Some(kept.collect()));
+    for namespace in linux.namespaces_mut().iter_mut().flatten() {
+        namespace.set_path(None);
+    }
     let resources = linux.resources().clone().map(guest_resources);
     linux.set_resources(resources);
     linux

@@ -338,7 +338,7 @@ fn the_guest_gets_its_own_paths() {
     );
     config["hostname"] = json!("h");
     config["linux"] = json!({
-        "namespaces": [{"type": "uts"}, {"type": "network"}],
+        "namespaces": [{"type": "uts"}, {"type": "network", "path": ""}],
         "cgroupsPath": "/x",
         "resources": {"cpu": {"cpus": "0", "shares": 512}, "memory": {"limit": 0}},
     });
@@ -352,7 +352,10 @@ fn the_guest_gets_its_own_paths() {
         json!(["rbind", "rprivate", "ro", "nosuid"])
     );
     assert_eq!(guest["mounts"][2]["options"], json!(["bind", "rw"]));
-    assert_eq!(guest["linux"]["namespaces"], json!([{"type": "uts"}]));
+    assert_eq!(
+        guest["linux"]["namespaces"],
+        json!([{"type": "uts"}, {"type": "network"}])
+    );
     assert_eq!(guest["linux"]["cgroupsPath"], Value::Null);
     assert_eq!(guest["linux"]["resources"]["cpu"], json!({"shares": 512}));
     assert_eq!(guest["linux"]["resources"]["memory"], json!({}));
