@@ -28,6 +28,7 @@ use crate::console;
 use crate::container::init;
 use crate::error::{Error, Failure};
 use crate::exec;
+use crate::idmap;
 use crate::stdio::ProcessEnds;
 use crate::sys;
 
@@ -211,6 +212,7 @@ pub fn start(
         .arg(theirs.as_raw_fd().to_string())
         .arg(log::max_level().as_str())
         .env_clear()
+        .env("PATH", idmap::FOLDER)
         .current_dir("/")
         .stdin(Stdio::from(stdio.stdin))
         .stdout(Stdio::from(stdio.stdout))

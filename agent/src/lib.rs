@@ -13,6 +13,7 @@ pub mod container;
 pub mod error;
 pub mod exec;
 pub mod helper;
+pub mod idmap;
 pub mod limits;
 pub mod process;
 pub mod processes;

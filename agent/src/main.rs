@@ -1,11 +1,16 @@
-//! The agent's binary: PID 1 of the guest, or one of its helpers.
+//! The agent's binary: PID 1 of the guest, or one of its helpers, or what maps ids for libcontainer.
 
 use std::process::ExitCode;
 
-use hull_agent::{boot, helper};
+use hull_agent::{boot, helper, idmap};
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut words = std::env::args();
+    let program = words.next().unwrap_or_default();
+    let arguments: Vec<String> = words.collect();
+    if let Some(file) = idmap::file_of(&program) {
+        return idmap::run(file, &arguments);
+    }
     match arguments.first().map(String::as_str) {
         Some(helper::SUBCOMMAND) => helper::run(arguments.get(1..).unwrap_or_default()),
         Some("--version") => {

@@ -51,8 +51,8 @@ pub struct Global {
     /// Use systemd to manage the host's cgroups (accepted: placement on the host is not built yet)
     #[arg(long)]
     pub systemd_cgroup: bool,
-    /// Accepted as runc accepts it; only "auto" and "false" have a meaning yet
-    #[arg(long, value_name = "BOOL", default_value = "auto")]
+    /// Accepted as runc accepts it: whether cgroups may be out of reach is seen by who runs this
+    #[arg(long, value_name = "BOOL", default_value = "auto", hide_possible_values = true, value_parser = BOOLS)]
     pub rootless: String,
     /// Accepted as runc accepts it, and not used by either
     #[arg(long, value_name = "PATH", hide = true)]
@@ -73,6 +73,11 @@ pub struct Global {
     #[arg(short = 'v', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
 }
+
+/// What runc takes for a boolean, and "auto".
+const BOOLS: [&str; 13] = [
+    "auto", "1", "t", "T", "true", "TRUE", "True", "0", "f", "F", "false", "FALSE", "False",
+];
 
 /// The forms of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -202,11 +207,6 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Error> {
-    if !matches!(global.rootless.as_str(), "auto" | "false") {
-        return Err(Error::Usage(
-            "--rootless: running without root is not built yet".to_owned(),
-        ));
-    }
     match command {
         Command::Check(args) => check::run(global, &args),
         Command::Checkpoint(args) => checkpoint::run("checkpoint", &args),

@@ -22,6 +22,7 @@ mod mounts;
 mod namespaces;
 mod poor_hosts;
 mod process;
+mod rootless;
 mod seccomp;
 mod states;
 mod stdio;

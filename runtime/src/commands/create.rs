@@ -96,7 +96,7 @@ pub fn create(
     let console = Console::of(terminal, detached, options.console_socket.as_deref())?;
     let config = global.container_config(&bundle.annotations())?;
     let boot = config.boot().open()?;
-    let plan = spec::plan(&bundle, id.as_str(), &config)?;
+    let plan = spec::plan(&bundle, id.as_str(), &config, is_root())?;
     let pinned = plan.pin()?;
 
     let store = Store::open(&global.root)?;
@@ -124,6 +124,7 @@ pub fn create(
         disks: plan.disks,
         network: plan.network,
         memory_policy: plan.memory_policy,
+        user_namespace: plan.user_namespace,
         boot,
         boot_timeout: Duration::from_secs(config.boot_timeout.into()),
         terminal,
@@ -267,13 +268,16 @@ fn first_state(id: &ContainerId, bundle: &Bundle, sizing: Sizing) -> State {
     }
 }
 
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// The name of the user who runs this, as `list` shows it.
 fn owner() -> String {
-    let uid = rustix::process::geteuid();
-    if uid.is_root() {
+    if is_root() {
         "root".to_owned()
     } else {
-        format!("#{}", uid.as_raw())
+        format!("#{}", rustix::process::geteuid().as_raw())
     }
 }
 

@@ -23,6 +23,8 @@ pub struct VmmConfig {
     pub console_log_size: u64,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<Share<RawFd>>,
+    /// The user namespace that the process is root in, where it is not the host's root.
+    pub user_namespace: Option<RawFd>,
     /// The host's block devices that the guest has.
     pub disks: Vec<VmmDisk>,
     /// The network namespace to join.

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use hull_vmm::jail::tree;
+use hull_vmm::jail::{tree, userns};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::MemfdFlags;
 use rustix::io::FdFlags;
@@ -18,9 +18,11 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::lifeline::{self, Report};
-use super::{Agent, BootFiles, HostTerminal, Ports, SandboxError, VmmConfig, VmmDisk, VmmTerminal};
+use super::{
+    Agent, BootFiles, HostTerminal, Ports, SandboxError, VmmConfig, VmmDisk, VmmTerminal, id_maps,
+};
 use crate::container::ContainerDir;
-use crate::spec::{Disk, MemoryPolicy, Share};
+use crate::spec::{Disk, MemoryPolicy, Share, UserNamespace};
 use hull_protocol::hello;
 
 /// How long the VMM process may take until the guest's first instruction.
@@ -50,6 +52,8 @@ pub struct Launch<'a> {
     pub network: Option<OwnedFd>,
     /// The policy by which the host allocates the VM's memory.
     pub memory_policy: Option<MemoryPolicy>,
+    /// The user namespace that the VMM process is to be root in.
+    pub user_namespace: Option<UserNamespace>,
     /// The kernel and the initramfs, where they are not the built-in ones.
     pub boot: BootFiles,
     /// How long the guest may take to come up.
@@ -62,6 +66,7 @@ pub struct Launch<'a> {
 #[derive(Debug)]
 pub struct Sandbox {
     child: Child,
+    in_user_namespace: bool,
     lifeline: UnixStream,
     ready: OwnedFd,
     started: Instant,
@@ -86,6 +91,11 @@ impl Launch<'_> {
             SandboxError::host("make the console log")(io::Error::other(crate::error::chain(&e)))
         })?;
 
+        let user_namespace = self.user_namespace.as_ref().map(|ids| {
+            userns::make(&id_maps(&ids.uids), &id_maps(&ids.gids))
+                .map_err(SandboxError::UserNamespace)
+        });
+        let user_namespace = user_namespace.transpose()?;
         let number = |path: &OwnedFd| Ok::<_, SandboxError>(path.as_raw_fd());
         let shares = self.shares.iter().map(|share| share.with(number));
         let shares = shares.collect::<Result<_, _>>()?;
@@ -105,6 +115,7 @@ impl Launch<'_> {
             cmdline: self.cmdline,
             console_log_size: self.console_log_size,
             shares,
+            user_namespace: user_namespace.as_ref().map(AsRawFd::as_raw_fd),
             disks,
             network: self.network.as_ref().map(AsRawFd::as_raw_fd),
             memory_policy: self.memory_policy,
@@ -127,6 +138,7 @@ impl Launch<'_> {
             console.as_fd(),
         ];
         inherited.extend(self.shares.iter().filter_map(Share::fd));
+        inherited.extend(user_namespace.iter().map(AsFd::as_fd));
         inherited.extend(self.disks.iter().map(|disk| disk.device.as_fd()));
         inherited.extend(self.network.as_ref().map(AsFd::as_fd));
         inherited.extend(
@@ -151,6 +163,7 @@ impl Launch<'_> {
             .map_err(SandboxError::host("execute the VMM process"))?;
         Ok(Sandbox {
             child,
+            in_user_namespace: user_namespace.is_some(),
             lifeline: ours,
             ready,
             started,
@@ -238,7 +251,8 @@ impl Sandbox {
         let process = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty())
             .map_err(|e| SandboxError::host("open the VMM process")(e.into()))?;
         let root = format!("{}/rootfs", dir.id());
-        tree::make_read_only(process.as_fd(), Path::new(&root)).map_err(SandboxError::ReadOnlyRoot)
+        tree::make_read_only(process.as_fd(), Path::new(&root), self.in_user_namespace)
+            .map_err(SandboxError::ReadOnlyRoot)
     }
 
     /// Lets the VM live on when this process ends, and hands over the process to wait for.

@@ -26,6 +26,18 @@ pub use vmm::run as run_vmm;
 use std::io;
 use std::path::PathBuf;
 
+use hull_vmm::jail::userns::IdMap;
+
+/// Ranges of ids, in the words of the jail.
+fn id_maps(ranges: &[(u32, u32, u32)]) -> Vec<IdMap> {
+    let map = |&(inside, outside, count): &(u32, u32, u32)| IdMap {
+        inside,
+        outside,
+        count,
+    };
+    ranges.iter().map(map).collect()
+}
+
 /// What can go wrong with a sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
@@ -55,6 +67,9 @@ pub enum SandboxError {
         #[source]
         source: io::Error,
     },
+    /// An ordinary user can't have config.json's mappings.
+    #[error("config.json: linux.uidMappings and linux.gidMappings")]
+    UserNamespace(#[source] hull_vmm::jail::userns::Error),
     /// The VMM process said why it could not go on.
     #[error("{0}")]
     Vmm(String),

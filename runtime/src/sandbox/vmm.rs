@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use hull_protocol::ports;
-use hull_vmm::jail::{self, Role, idmap, tree};
+use hull_vmm::jail::{self, Role, tree, userns};
 use hull_vmm::virtio::block::{Block, Disk, DiskError};
 use hull_vmm::virtio::fs::{self, Fs};
 use hull_vmm::virtio::rng::Rng;
@@ -28,7 +28,7 @@ use super::assets::{self, Program};
 use super::lifeline::{self, Report};
 use super::supervisor::{End, Supervisor, Watched};
 use super::terminal::SizeWatch;
-use super::{HostTerminal, Ports, Sizes, TerminalStreams, VmmConfig, VmmTerminal, stdio};
+use super::{HostTerminal, Ports, Sizes, TerminalStreams, VmmConfig, VmmTerminal, id_maps, stdio};
 use crate::error::chain;
 use crate::spec::{Owners, ReadOnly, Share, Source};
 
@@ -57,6 +57,8 @@ enum VmmError {
     Machine(#[from] hull_vmm::MachineError),
     #[error(transparent)]
     Jail(#[from] jail::Error),
+    #[error(transparent)]
+    UserNamespace(#[from] userns::Error),
     #[error(transparent)]
     Tree(#[from] tree::Error),
     #[error("virtio-fs")]
@@ -107,6 +109,7 @@ struct Inherited {
     console: OwnedFd,
     network: Option<OwnedFd>,
     shares: Vec<tree::Share>,
+    user_namespace: Option<OwnedFd>,
     terminal: Option<HostTerminal>,
     disks: Vec<OwnedFd>,
 }
@@ -142,6 +145,7 @@ fn inherit(config: &VmmConfig) -> io::Result<Inherited> {
         console: take(config.console)?,
         network: config.network.map(take).transpose()?,
         shares: config.shares.iter().map(share).collect::<io::Result<_>>()?,
+        user_namespace: config.user_namespace.map(take).transpose()?,
         terminal: config.terminal.as_ref().map(terminal).transpose()?,
         disks: (config.disks.iter())
             .map(|disk| take(disk.device))
@@ -177,21 +181,11 @@ fn for_tree(share: Share) -> io::Result<tree::Share> {
     })
 }
 
-fn owners_for_tree(owners: Owners) -> idmap::Owners {
-    let ranges = |ranges: Vec<(u32, u32, u32)>| {
-        let ranges = ranges.into_iter();
-        ranges
-            .map(|(on_disk, in_tree, count)| idmap::IdMap {
-                on_disk,
-                in_tree,
-                count,
-            })
-            .collect()
-    };
-    idmap::Owners {
+fn owners_for_tree(owners: Owners) -> tree::Owners {
+    tree::Owners {
         name: owners.name,
-        uids: ranges(owners.uids),
-        gids: ranges(owners.gids),
+        uids: id_maps(&owners.uids),
+        gids: id_maps(&owners.gids),
         recursive: owners.recursive,
     }
 }
@@ -221,6 +215,7 @@ impl Inherited {
         ];
         keep.extend(self.kernel.iter().chain(&self.initramfs).map(AsFd::as_fd));
         keep.extend(self.shares.iter().filter_map(tree::Share::fd));
+        keep.extend(self.user_namespace.iter().map(AsFd::as_fd));
         keep.extend(self.terminal.iter().flat_map(HostTerminal::fds));
         keep.extend(self.disks.iter().map(AsFd::as_fd));
         keep
@@ -267,6 +262,13 @@ fn assemble(
     };
 
     let mut machine = load_machine(config, &inherited)?;
+    if let Some(namespace) = inherited.user_namespace.take() {
+        userns::enter(namespace.as_fd())?;
+        inherited
+            .shares
+            .iter_mut()
+            .try_for_each(tree::Share::reopen)?;
+    }
     let tree = tree::enter(inherited.shares)?;
 
     let memory_bytes = u64::from(config.memory_mib) << 20;

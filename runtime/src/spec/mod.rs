@@ -24,6 +24,7 @@ mod split;
 #[cfg(test)]
 mod tests;
 mod update;
+mod user_namespace;
 mod validate;
 
 use std::collections::HashMap;
@@ -44,6 +45,7 @@ pub use share::{Owners, ReadOnly, Share, Source};
 pub use sizing::Sizing;
 pub use split::{GuestSpec, plan};
 pub use update::{read_changes, update};
+pub use user_namespace::UserNamespace;
 
 /// The version of the runtime-spec that hull implements.
 pub const OCI_VERSION: &str = "1.3.0";

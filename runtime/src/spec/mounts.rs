@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::mount_options::{Treatment, treatment};
 use super::refuse::{Node, Refusal, is_unset};
 use super::share::{FileSystem, Owners, ReadOnly};
+use super::user_namespace;
 
 /// What a guest's kernel makes out of nothing that is the host's.
 const GUEST_FILE_SYSTEMS: &[&str] = &[
@@ -306,11 +307,8 @@ pub fn owners(mount: &Mount, index: usize, spec: &Spec) -> Option<Owners> {
             .flatten()
             .any(|option| option == word)
     };
-    let ranges = |maps: &Option<Vec<LinuxIdMapping>>| -> Vec<_> {
-        let ranges = maps.iter().flatten();
-        ranges
-            .map(|map| (map.container_id(), map.host_id(), map.size()))
-            .collect()
+    let ranges = |maps: &Option<Vec<LinuxIdMapping>>| {
+        user_namespace::ranges(maps.as_deref().unwrap_or_default())
     };
     let recursive = asked("ridmap");
     let uids = ranges(mount.uid_mappings());

@@ -23,6 +23,7 @@ use super::mounts::{Maker, below, file_system, inherited, maker, owners, read_on
 use super::refuse::GUEST_DEVICES;
 use super::share::{Mounted, ReadOnly, Share, Source};
 use super::sizing::Host;
+use super::user_namespace::{self, UserNamespace};
 use super::{Bundle, MemoryPolicy, Sizing, SpecError, network};
 use crate::config::Config;
 
@@ -33,6 +34,8 @@ pub struct Plan {
     pub sizing: Sizing,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<Share>,
+    /// The user namespace of the VMM process, where hull's user isn't root.
+    pub user_namespace: Option<UserNamespace>,
     /// The block devices of the host that the guest gets.
     pub disks: Vec<Disk>,
     /// What the agent makes the container of.
@@ -70,13 +73,18 @@ pub struct GuestSpec {
     pub block_devices: Vec<BlockDevice>,
 }
 
-/// Splits a bundle for a container with this id, which must be one path component.
+/// Splits a bundle for a container with this id, which must be one path component. `is_root` says whether
+/// hull's user is root, of the host or of a user namespace.
 ///
 /// # Errors
 /// When the source of a bind mount or a block device can't be opened, or is of a kind that can't be
 /// shared; and when a network namespace can't be joined.
-pub fn plan(bundle: &Bundle, id: &str, config: &Config) -> Result<Plan, SpecError> {
+pub fn plan(bundle: &Bundle, id: &str, config: &Config, is_root: bool) -> Result<Plan, SpecError> {
     let mut guest = bundle.spec.clone();
+    let user_namespace = match is_root {
+        true => None,
+        false => Some(user_namespace::take(&mut guest)?),
+    };
     let resources = resources(&bundle.spec);
     let sizing = Sizing::of(resources, Host::read(), config);
 
@@ -141,6 +149,7 @@ pub fn plan(bundle: &Bundle, id: &str, config: &Config) -> Result<Plan, SpecErro
     Ok(Plan {
         sizing,
         shares,
+        user_namespace,
         disks,
         guest_spec: GuestSpec {
             json,

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::error::chain;
 
 fn plan(bundle: &Bundle, id: &str) -> Result<Plan, SpecError> {
-    super::plan(bundle, id, &Config::default())
+    super::plan(bundle, id, &Config::default(), true)
 }
 
 /// The least that is a config.json.

@@ -2,21 +2,20 @@
 //!
 //! In this order, in the process that will be the VMM:
 //! 1. [`close_other_fds`] and [`limits::apply`], early;
-//! 2. [`tree::enter`], while there is one thread: the shared tree becomes all that is reachable by path;
+//! 2. for an ordinary user [`userns::enter`], and [`tree::enter`], while there is one thread: the shared
+//!    tree becomes all that is reachable by path;
 //! 3. [`confine`] in each thread, last: no new privileges, capabilities, and the system call filter of
 //!    the thread's [`Role`].
 //!
 //! What each layer keeps from an attacker, and what it doesn't, is in `docs/security.md`.
 //!
-//! All of this needs root. For an ordinary user the seam is [`tree::enter`]: it would first make a user
-//! namespace in which it is root and clone the shares with an ID mapping; the rest stays as it is, as
-//! [`confine`] needs no privilege but `CAP_SETPCAP`, which that namespace gives.
+//! All of this needs root, if only of a user namespace.
 
 mod capabilities;
-pub mod idmap;
 pub mod limits;
 mod seccomp;
 pub mod tree;
+pub mod userns;
 
 #[cfg(test)]
 pub(crate) mod child;

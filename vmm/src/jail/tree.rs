@@ -22,21 +22,24 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdirat, openat};
+use rustix::fs::{
+    CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, readlinkat,
+};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount,
     mount_change, move_mount, open_tree, unmount,
 };
-use rustix::process::{fchdir, pivot_root};
+use rustix::process::{Pid, WaitOptions, fchdir, pivot_root, waitpid};
 use rustix::thread::{
     ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe,
 };
 
-use super::idmap::{self, Owners};
+use super::userns::{self, IdMap};
 
 /// What the tree's own tmpfs may hold: it has directories and empty files, which take no blocks.
 const TMPFS_SIZE: &CStr = c"64k";
@@ -53,6 +56,23 @@ pub struct Share {
 }
 
 impl Share {
+    /// Opens what is there already once more, by its name, in the mount namespace that this process has
+    /// entered since: only mounts of its own namespace can be cloned. Another file of that name by now
+    /// is refused.
+    ///
+    /// # Errors
+    /// When it isn't there any more.
+    pub fn reopen(&mut self) -> Result<(), Error> {
+        match &mut self.source {
+            Source::Mounted(mounted) => {
+                let reopened = reopen(&mounted.path);
+                mounted.path = reopened.map_err(|e| failed(&self.name, "opening it again", e))?;
+                Ok(())
+            }
+            Source::FileSystem(_) => Ok(()),
+        }
+    }
+
     /// The descriptor that must stay open until the tree is made.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.source {
@@ -98,6 +118,20 @@ impl Mounted {
             owners: None,
         }
     }
+}
+
+/// A change of owners: mount_setattr(2), `MOUNT_ATTR_IDMAP`. What is inside of the ranges is what the file
+/// system has, what is outside is seen in the tree.
+#[derive(Clone, Debug)]
+pub struct Owners {
+    /// What the user calls it: messages begin with it.
+    pub name: String,
+    /// Of users.
+    pub uids: Vec<IdMap>,
+    /// Of groups.
+    pub gids: Vec<IdMap>,
+    /// For the mounts below as well.
+    pub recursive: bool,
 }
 
 /// Where the host refuses every change.
@@ -164,7 +198,7 @@ pub enum Error {
         name: String,
         /// Why: the file system or the kernel may lack it.
         #[source]
-        source: io::Error,
+        source: userns::Error,
     },
     /// pivot_root(2) doesn't work from an initramfs.
     #[error(
@@ -222,24 +256,44 @@ pub fn enter(shares: Vec<Share>) -> Result<Tree, Error> {
     })
 }
 
-/// Makes a share read-only in the tree that another process has entered: the mount itself, for good.
+/// Makes a share read-only in the tree that another process has entered, in a user namespace of its own
+/// or not: the mount itself, for good.
 ///
 /// # Errors
 /// When the process is gone, or a file is open for writing.
-pub fn make_read_only(process: BorrowedFd<'_>, target: &Path) -> Result<(), Error> {
+pub fn make_read_only(
+    process: BorrowedFd<'_>,
+    target: &Path,
+    user_namespace: bool,
+) -> Result<(), Error> {
+    let mut namespaces = ThreadNameSpaceType::MOUNT;
+    namespaces.set(ThreadNameSpaceType::USER, user_namespace);
+    let path = CString::new(Path::new("/").join(target).into_os_string().into_vec())
+        .map_err(|_| Error::Target(target.to_owned()))?;
     let work = || {
-        // SAFETY: this thread is new and of our own; that its root is its own from here on concerns
-        // nobody.
-        unsafe { unshare_unsafe(UnshareFlags::FS) }.map_err(call("unshare(CLONE_FS)"))?;
-        move_into_thread_name_spaces(process, ThreadNameSpaceType::MOUNT).map_err(call("setns"))?;
-        let path = Path::new("/").join(target);
-        let mount = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .map_err(call("open"))?;
-        change(mount.as_fd(), Depth::One, read_only(true)).map_err(call("mount_setattr"))
+        move_into_thread_name_spaces(process, namespaces)?;
+        let mount = openat(CWD, &path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        change(mount.as_fd(), Depth::One, read_only(true))
     };
-    // The namespaces of a thread are its own, and end with it.
-    let done = std::thread::scope(|scope| scope.spawn(work).join());
-    done.unwrap_or(Err(Error::Threads))
+    // A child, as a process with threads can't enter a user namespace.
+    // SAFETY: the child makes system calls on memory that was made before, and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let status = work().map_or_else(Errno::raw_os_error, |()| 0);
+        // SAFETY: it ends the child, which is to run nothing of the parent's.
+        unsafe { libc::_exit(status) }
+    }
+    let child = Pid::from_raw(child).filter(|_| child > 0);
+    let child = child.ok_or_else(|| Error::Call("fork", io::Error::last_os_error()))?;
+    let status = waitpid(Some(child), WaitOptions::empty()).map_err(call("waitpid"))?;
+    match status.and_then(|(_, status)| status.exit_status()) {
+        Some(0) => Ok(()),
+        Some(errno) => {
+            let source = io::Error::from_raw_os_error(errno);
+            Err(Error::Call("a change of its mount", source))
+        }
+        None => Err(Error::Call("fork", io::ErrorKind::Interrupted.into())),
+    }
 }
 
 /// What holds for every mount of the tree: no set-id bit and no device node has an effect in it, and it
@@ -367,7 +421,9 @@ fn clone_share(name: &str, share: &Mounted) -> Result<OwnedFd, Error> {
             name: owners.name.clone(),
             source,
         };
-        let namespace = idmap::user_namespace(owners).map_err(failed)?;
+        // The kernel takes the mapping as a user namespace. Nothing ever runs in it, and it lives as
+        // long as the mount.
+        let namespace = userns::make(&owners.uids, &owners.gids).map_err(failed)?;
         let depth = if owners.recursive {
             Depth::All
         } else {
@@ -379,9 +435,26 @@ fn clone_share(name: &str, share: &Mounted) -> Result<OwnedFd, Error> {
             propagation: 0,
             userns_fd: namespace.as_raw_fd().unsigned_abs().into(),
         };
-        change(clone.as_fd(), depth, attributes).map_err(|e| failed(e.into()))?;
+        let mapped = change(clone.as_fd(), depth, attributes);
+        mapped.map_err(|e| failed(userns::failed("map a mount's owners")(e.into())))?;
     }
     Ok(clone)
+}
+
+fn reopen(path: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let name = readlinkat(
+        CWD,
+        format!("/proc/self/fd/{}", path.as_raw_fd()),
+        Vec::new(),
+    )?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let again = openat2(CWD, &name, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    let (before, now) = (fstat(path)?, fstat(&again)?);
+    if (before.st_dev, before.st_ino) == (now.st_dev, now.st_ino) {
+        Ok(again)
+    } else {
+        Err(Errno::STALE)
+    }
 }
 
 fn failed(name: &str, call: &'static str, error: Errno) -> Error {

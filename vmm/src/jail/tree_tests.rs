@@ -12,9 +12,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open}
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::child::{End, is_root, run};
-use super::idmap::{IdMap, Owners};
 use super::tests::{o_path, share_of};
-use super::tree::{self, FileSystem, Mounted, ReadOnly, Share, Source};
+use super::tree::{self, FileSystem, Mounted, Owners, ReadOnly, Share, Source};
+use super::userns::IdMap;
 
 /// Gives this child a mount namespace, with a tmpfs of its own at `at`, on which is a directory `below`.
 fn own_tmpfs(at: &Path) {
@@ -122,9 +122,9 @@ fn owners_are_mapped_in_the_tree_and_stay_on_disk() {
         own_tmpfs(source.path());
         fs::write(source.path().join("file"), "").expect("a file");
         chown(source.path().join("file"), Some(3), Some(4)).expect("chown");
-        let range = |on_disk, in_tree, count| IdMap {
-            on_disk,
-            in_tree,
+        let range = |inside, outside, count| IdMap {
+            inside,
+            outside,
             count,
         };
         let owners = Some(Owners {
@@ -158,8 +158,8 @@ fn owners_of_a_file_system_without_them_are_refused_by_name() {
     }
     let end = run(|| {
         let ids = vec![IdMap {
-            on_disk: 0,
-            in_tree: 0,
+            inside: 0,
+            outside: 0,
             count: 1,
         }];
         let owners = Some(Owners {
@@ -240,7 +240,7 @@ fn a_share_can_be_made_read_only_from_outside() {
         let stopped = rustix::process::WaitOptions::UNTRACED;
         rustix::process::waitpid(Some(jailed), stopped).expect("it stops");
         let process = pidfd_open(jailed, PidfdFlags::empty()).expect("a pidfd");
-        tree::make_read_only(process.as_fd(), Path::new("c1/rootfs")).expect("made");
+        tree::make_read_only(process.as_fd(), Path::new("c1/rootfs"), false).expect("made");
         kill_process(jailed, Signal::CONT).expect("it goes on");
         let (_, status) =
             rustix::process::waitpid(Some(jailed), rustix::process::WaitOptions::empty())

@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use hull_vmm::jail::userns::{self, IdMap};
 use hull_vmm::kvm::{self, Probe};
 use nix::sched::{CloneFlags, unshare};
 
@@ -35,7 +36,7 @@ pub fn all(global: &Global) -> Vec<Finding> {
         guest_files(global),
         user(),
         kernel(),
-        mount_namespace(),
+        namespaces(),
         seccomp(),
         memory(),
         state_folder(&global.root),
@@ -146,8 +147,10 @@ fn user() -> Finding {
     if uid.is_root() {
         Finding::ok("user", "root")
     } else {
-        let found = format!("uid {}: hull does not run without root yet", uid.as_raw());
-        Finding::missing("user", found, "run it as root")
+        let uid = uid.as_raw();
+        let found =
+            format!("uid {uid}: containers must have a user namespace (`hull spec --rootless`)");
+        Finding::ok("user", found)
     }
 }
 
@@ -169,6 +172,33 @@ fn kernel() -> Finding {
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn namespaces() -> Finding {
+    if rustix::process::geteuid().is_root() {
+        mount_namespace()
+    } else {
+        user_namespace()
+    }
+}
+
+fn user_namespace() -> Finding {
+    let own = |outside| IdMap {
+        inside: 0,
+        outside,
+        count: 1,
+    };
+    let uid = own(rustix::process::geteuid().as_raw());
+    let gid = own(rustix::process::getegid().as_raw());
+    match userns::make(&[uid], &[gid]) {
+        Ok(_) => Finding::ok("namespaces", "a user namespace can be made"),
+        Err(e) => Finding::missing(
+            "namespaces",
+            format!("no user namespace can be made: {}", chain(&e)),
+            "let ordinary users make them (sysctl user.max_user_namespaces and \
+             kernel.unprivileged_userns_clone), or run hull as root",
+        ),
+    }
 }
 
 fn mount_namespace() -> Finding {
