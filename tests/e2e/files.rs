@@ -1,6 +1,7 @@
 //! Files as ordinary programs use them: on the root, on a bind mount, on tmpfs.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use hull_tests::process::limit;
@@ -52,6 +53,32 @@ fn operations_of_every_kind() {
     assert_eq!(link.to_str(), Some("target"));
     let file = container.bundle.rootfs().join("var/work/rename_over/old");
     assert_eq!(fs::read_to_string(file).unwrap(), "new");
+}
+
+#[test]
+fn a_capability_over_modes_holds_on_the_hosts_files() {
+    let some = json!(["CAP_DAC_OVERRIDE"]);
+    let bundle = Bundle::new()
+        .shell("mkdir /closed/folder && echo text >/closed/folder/file && ln -s file /closed/link")
+        .set("/process/user", json!({ "uid": 1000, "gid": 1000 }))
+        .set(
+            "/process/capabilities",
+            json!({
+                "bounding": some, "permitted": some, "effective": some,
+                "inheritable": some, "ambient": some,
+            }),
+        );
+    let closed = bundle.rootfs().join("closed");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, Permissions::from_mode(0o500)).unwrap();
+    let container = Container::new(bundle);
+
+    let _ = container.run().ok();
+
+    assert_eq!(
+        fs::metadata(closed.join("folder/file")).unwrap().uid(),
+        1000
+    );
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use caps::{CapSet, Capability, CapsHashSet};
 
+use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
+
 use super::{Error, Role};
 
 /// The system calls that a role makes as root on the share's behalf.
@@ -43,6 +45,16 @@ pub(super) fn of(role: Role) -> &'static [(Capability, &'static str)] {
         Role::Main | Role::Vcpu | Role::Block => &[],
         Role::Filesystem => FILESYSTEM,
     }
+}
+
+/// Lets the calling thread keep its capabilities while it is another user, and for good.
+///
+/// It creates files as the guest's processes, in folders that the guest's kernel has let them into: by
+/// the mode, or by a capability of theirs that the host doesn't know of.
+pub(super) fn keep_as_any_user() -> Result<(), Error> {
+    let bits =
+        CapabilitiesSecureBits::NO_SETUID_FIXUP | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED;
+    set_capabilities_secure_bits(bits).map_err(|e| Error::SecureBits(e.into()))
 }
 
 /// Reduces every set of the calling thread to `kept`; the ambient and inheritable sets to nothing.

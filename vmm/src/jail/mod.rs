@@ -56,6 +56,9 @@ pub enum Error {
         #[source]
         source: caps::errors::CapsError,
     },
+    /// `PR_SET_SECUREBITS`.
+    #[error("cannot keep the capabilities of the virtio-fs thread")]
+    SecureBits(#[source] io::Error),
     /// The library of virtio-fs could not learn the thread's capabilities.
     #[error("cannot prepare virtio-fs for its capabilities")]
     CapabilityCache(#[source] io::Error),
@@ -73,6 +76,10 @@ pub enum Error {
 /// See [`Error`]. The thread may then have lost some of its privileges, so the process must end.
 pub fn confine(role: Role) -> Result<(), Error> {
     rustix::thread::set_no_new_privs(true).map_err(|e| Error::NoNewPrivs(e.into()))?;
+    if role == Role::Filesystem {
+        // Takes CAP_SETPCAP, so before the next step.
+        capabilities::keep_as_any_user()?;
+    }
     capabilities::keep_only(capabilities::of(role))?;
     if role == Role::Filesystem {
         // The library changes its effective set around some writes, and reads the thread's sets once

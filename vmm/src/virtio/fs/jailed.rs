@@ -319,6 +319,21 @@ fn attributes(jailed: &mut Jailed, root: u64) {
     }
 }
 
+/// The guest's kernel has checked the mode, and its process may have been let in by a capability.
+fn others_folders(jailed: &mut Jailed, root: u64) {
+    let closed = word(
+        &jailed.ask(Opcode::Mkdir, root, body().u32(&[0o700, 0]).name("closed")),
+        0,
+    );
+    jailed.setattr(closed, UID | GID, |fields| {
+        (fields[9], fields[10]) = (7 << 32, 7)
+    });
+    jailed.create(closed, "within", 0o644);
+    jailed.ask(Opcode::Mkdir, closed, body().u32(&[0o755, 0]).name("d"));
+    let link = body().name("link").name("target");
+    jailed.ask(Opcode::Symlink, closed, link);
+}
+
 fn o_path(path: &Path) -> std::os::fd::OwnedFd {
     open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("the source")
 }
@@ -348,6 +363,7 @@ fn every_kind_of_request_is_served_in_the_jail() {
         data(&mut jailed, root);
         attributes(&mut jailed, root);
         unnamed(&mut jailed, root);
+        others_folders(&mut jailed, root);
         jailed.0.stop();
     });
     assert_eq!(
@@ -366,4 +382,5 @@ fn every_kind_of_request_is_served_in_the_jail() {
     assert_eq!(text("now named"), "hell");
     assert_eq!(text("copy of unnamed"), "hell");
     assert_eq!(metadata("now named").uid(), 1000);
+    assert_eq!(metadata("closed/within").uid(), 1000);
 }
