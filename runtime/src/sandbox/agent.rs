@@ -30,6 +30,10 @@ pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// For making a container: mounts, cgroups and a process, all over a shared file system.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How much longer ttrpc may wait than this side does. For the end of its own waiting it has no error
+/// but a text.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// The longest reason for a refusal that is shown, in characters.
 const LONGEST_REASON: usize = 4096;
 
@@ -195,13 +199,10 @@ impl Agent {
             all,
             ..Default::default()
         };
-        let answer = self
-            .client
-            .signal_process(limit(CALL_TIMEOUT), &request)
-            .await;
-        answer
+        let call = self.client.signal_process(limit(CALL_TIMEOUT), &request);
+        within("deliver a signal", CALL_TIMEOUT, call)
+            .await
             .map(drop)
-            .map_err(|e| classify(e, "deliver a signal", CALL_TIMEOUT))
     }
 
     /// Waits for the end of a process, however long that takes, and returns its exit status. For use
@@ -254,15 +255,29 @@ impl Agent {
     where
         F: Future<Output = ttrpc::Result<T>>,
     {
-        let answer = self
-            .runtime
-            .block_on(call(limit(timeout), self.client.clone()));
-        answer.map_err(|e| classify(e, what, timeout))
+        let call = call(limit(timeout), self.client.clone());
+        self.runtime.block_on(within(what, timeout, call))
     }
 }
 
+/// The context of a call that [`within`] limits.
 pub(super) fn limit(timeout: Duration) -> Context {
-    context::with_duration(timeout)
+    context::with_duration(timeout + GRACE)
+}
+
+/// Waits for the answer to a call, but no longer than that.
+pub(super) async fn within<T>(
+    what: &'static str,
+    timeout: Duration,
+    call: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(timeout, call).await {
+        Ok(answer) => answer.map_err(|e| classify(e, what, timeout)),
+        Err(_) => Err(AgentError::Timeout {
+            what,
+            seconds: timeout.as_secs(),
+        }),
+    }
 }
 
 fn to_message(ports: Ports) -> Stdio {
@@ -325,5 +340,19 @@ fn dial(dir: &ContainerDir) -> Result<UnixStream, AgentError> {
         Ok(stream)
     } else {
         Err(AgentError::NotServing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_does_not_answer_is_late_and_not_lost() {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let never = std::future::pending::<ttrpc::Result<()>>();
+        let late = within("answer", Duration::from_millis(1), never);
+        let outcome = runtime.expect("a runtime").block_on(late);
+        assert!(matches!(outcome, Err(AgentError::Timeout { .. })));
     }
 }

@@ -11,7 +11,7 @@ use hull_protocol::agent::{
 };
 use ttrpc::context::Context;
 
-use super::agent::{CALL_TIMEOUT, classify, limit};
+use super::agent::{CALL_TIMEOUT, classify, limit, within};
 use super::{Agent, AgentError};
 use crate::container::ContainerId;
 
@@ -160,11 +160,8 @@ impl Agent {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let answer = self
-            .client
-            .container_stats(limit(CALL_TIMEOUT), &request)
-            .await
-            .map_err(|e| classify(e, "read the container's statistics", CALL_TIMEOUT))?;
+        let call = self.client.container_stats(limit(CALL_TIMEOUT), &request);
+        let answer = within("read the container's statistics", CALL_TIMEOUT, call).await?;
         let hugetlb = answer.hugetlb.into_iter().take(MOST_STATS);
         Ok(Stats {
             cpu: answer.cpu.unwrap_or_default(),
