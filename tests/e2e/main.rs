@@ -24,6 +24,7 @@ mod poor_hosts;
 mod process;
 mod rootless;
 mod seccomp;
+mod starved;
 mod states;
 mod stdio;
 mod terminal;
