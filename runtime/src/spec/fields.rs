@@ -325,7 +325,8 @@ pub const FIELDS: &[Field] = &[
         "the runtime-spec defines none",
         REMOVE,
     ),
-    row("linux.timeOffsets.*.secs", Guest),
+    row("linux.timeOffsets.*.secs", Guest)
+        .noted("not below 0: the guest's clocks begin at 0, when the container is made"),
     row("linux.timeOffsets.*.nanosecs", Guest),
     // other platforms
     refused("solaris", PLATFORM, REMOVE),

@@ -6,6 +6,7 @@
 //! config.json that the agent gets.
 
 mod audit;
+mod bounds;
 mod cpulist;
 mod defaults;
 mod disks;

@@ -6,6 +6,7 @@ use oci_spec::runtime::{
 };
 
 use super::SpecError;
+use super::bounds;
 use super::cpulist::CpuList;
 
 /// Checks a config.json.
@@ -33,10 +34,10 @@ pub fn validate(spec: &Spec) -> Result<(), SpecError> {
     );
     namespaces.no_duplicates()?;
     namespaces.required_by(spec)?;
-    match linux {
-        Some(linux) => validate_linux(linux, &namespaces),
-        None => Ok(()),
+    if let Some(linux) = linux {
+        validate_linux(linux, &namespaces)?;
     }
+    bounds::check(spec)
 }
 
 /// Checks a `process` object.
@@ -64,6 +65,7 @@ pub fn validate_process(process: &Process) -> Result<(), SpecError> {
         }
         Some(_) => {}
     }
+    bounds::check_process(process)?;
     scheduler(process)?;
     if let Some(priority) = process.io_priority()
         && !(0..=7).contains(&priority.priority())
