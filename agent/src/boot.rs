@@ -23,6 +23,10 @@ use crate::{cgroup, console, server, sys};
 /// The guest's own host name. Containers have theirs.
 const HOSTNAME: &[u8] = b"hull";
 
+/// As many open files as a process can be allowed, `sysctl_nr_open_max` of fs/file.c: engines hand on the
+/// limits of hosts that allow as many.
+const MOST_FILES: &str = "2147483584";
+
 /// Where the agent finds itself.
 const PROGRAM: &str = "/proc/self/exe";
 
@@ -86,8 +90,9 @@ fn mount_at(
         .map_err(Fatal::at(format!("mount {filesystem} at {target}")))
 }
 
-/// Mounts the shared tree and prepares the cgroups.
+/// Mounts the shared tree, and prepares the cgroups and the limit of limits.
 fn prepare_for_containers() -> Result<(), Fatal> {
+    fs::write("/proc/sys/fs/nr_open", MOST_FILES).map_err(Fatal::at("set fs.nr_open"))?;
     cgroup::prepare()?;
     let share = Path::new(paths::SHARE);
     fs::create_dir_all(share).map_err(Fatal::at(format!("make {}", paths::SHARE)))?;
