@@ -4,6 +4,8 @@
 //! all. What only newer versions of runc have than Debian 12's is asked of hull alone.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 
 use hull_tests::runtime::is_hull;
 use hull_tests::{Bundle, Container, only_hull};
@@ -131,6 +133,8 @@ fn the_process_is_as_told() {
 /// All of them, in the kernel's order, each with numbers of its own.
 fn rlimits() -> Field {
     const GIB: u64 = 1 << 30;
+    // Engines hand on what systemd's hosts allow, which is more than a kernel does by itself.
+    let files = if is_hull() { 1_073_741_816 } else { 513 };
     let limits: [(&str, u64, u64); 16] = [
         ("CPU", 1000, 1001),
         ("FSIZE", GIB, 2 * GIB),
@@ -139,7 +143,7 @@ fn rlimits() -> Field {
         ("CORE", 0, 4096),
         ("RSS", GIB, 3 * GIB),
         ("NPROC", 1000, 1002),
-        ("NOFILE", 512, 513),
+        ("NOFILE", 512, files),
         ("MEMLOCK", 65_536, 131_072),
         ("AS", 66 * GIB, 67 * GIB),
         ("LOCKS", 100, 101),
@@ -172,11 +176,14 @@ fn the_container_is_as_told() {
         field(
             "/linux/sysctl",
             json!({
+                "net.ipv4.ip_unprivileged_port_start": "79",
+                "net/ipv4/conf/lo/forwarding": "1",
                 "kernel.shmmax": "1234567",
                 "fs.mqueue.msg_max": "20",
             }),
-            "cd /proc/sys; cat kernel/shmmax fs/mqueue/msg_max",
-            "1234567\n20",
+            "cd /proc/sys; cat net/ipv4/ip_unprivileged_port_start net/ipv4/conf/lo/forwarding \
+             kernel/shmmax fs/mqueue/msg_max",
+            "79\n1\n1234567\n20",
         ),
         field(
             "/linux/maskedPaths",
@@ -261,6 +268,51 @@ fn limits_are_those_of_its_cgroup() {
     };
     fields.push(field("/linux/resources/cpu", cpu, look, sees));
     hold(Bundle::new(), &fields);
+}
+
+#[test]
+fn in_a_user_namespace_ids_are_mapped_and_so_are_files() {
+    let fields = [
+        field(
+            "/linux/uidMappings",
+            json!([
+                { "containerID": 0, "hostID": 100_000, "size": 1000 },
+                { "containerID": 1000, "hostID": 300_000, "size": 10 },
+            ]),
+            "tr -s ' ' </proc/self/uid_map",
+            "0 100000 1000\n 1000 300000 10",
+        ),
+        field(
+            "/linux/gidMappings",
+            json!([{ "containerID": 0, "hostID": 200_000, "size": 65_536 }]),
+            "tr -s ' ' </proc/self/gid_map; stat -c %u:%g /bin/busybox /stranger",
+            "0 200000 65536\n0:0\n65534:65534",
+        ),
+        field(
+            "/process/user",
+            json!({ "uid": 7, "gid": 8, "additionalGids": [9] }),
+            "id -u; id -G; touch /home/made; stat -c %u:%g /home/made",
+            "7\n8 9\n7:8",
+        ),
+    ];
+    let bundle = Bundle::new().push("/linux/namespaces", json!({ "type": "user" }));
+    let root = bundle.rootfs();
+    // The container's root must be able to walk to its file system.
+    for folder in root.ancestors().skip(1).take(2) {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::set_permissions(root.join("home"), fs::Permissions::from_mode(0o777)).unwrap();
+    let chown = Command::new("chown")
+        .args(["-hR", "100000:200000"])
+        .arg(&root)
+        .status();
+    assert!(chown.unwrap().success());
+    fs::write(root.join("stranger"), "").unwrap();
+
+    let container = hold(bundle, &fields);
+
+    let made = fs::metadata(container.bundle.rootfs().join("home/made")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (100_007, 200_008));
 }
 
 #[test]
