@@ -294,6 +294,12 @@ fn in_a_user_namespace_ids_are_mapped_and_so_are_files() {
             "id -u; id -G; touch /home/made; stat -c %u:%g /home/made",
             "7\n8 9\n7:8",
         ),
+        field(
+            "/linux/sysctl",
+            json!({ "net.core.somaxconn": "77", "kernel.shmmni": "99" }),
+            "cd /proc/sys; cat net/core/somaxconn kernel/shmmni",
+            "77\n99",
+        ),
     ];
     let bundle = Bundle::new().push("/linux/namespaces", json!({ "type": "user" }));
     let root = bundle.rootfs();
@@ -403,4 +409,26 @@ fn the_vms_memory_is_allocated_by_the_hosts_policy() {
         .run()
         .exits(1)
         .fails_saying("linux.memoryPolicy");
+}
+
+#[test]
+fn a_sysctl_that_the_guests_kernel_refuses_is_named() {
+    only_hull!("runc names it in its own words");
+    for (key, value, why) in [
+        (
+            "fs.mqueue.nothing",
+            "1",
+            "the guest's kernel has no such sysctl",
+        ),
+        (
+            "fs.mqueue.msg_max",
+            "many",
+            "set it to \"many\": invalid argument",
+        ),
+    ] {
+        let _ = Container::new(Bundle::new().set("/linux/sysctl", json!({ key: value })))
+            .run()
+            .exits(1)
+            .fails_saying(&format!("linux.sysctl[\"{key}\"]: {why}"));
+    }
 }

@@ -21,10 +21,12 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::stdio::stderr;
+use rustix::thread::ThreadNameSpaceType;
 use serde::{Deserialize, Serialize};
 
 use super::devices::Nodes;
 use super::inside::Inside;
+use super::sysctl::Sysctls;
 use super::{SECCOMP_FILE, STATE, mounts};
 use crate::error::{Failure, chain};
 use crate::helper::{Report, Reporter};
@@ -63,6 +65,7 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
     }
     let mounts = mounts::prepare(&mut task.spec)?;
     let nodes = Nodes::prepare(&mut task.spec, mounts.of_dev(), &task.bundle)?;
+    let sysctls = Sysctls::take(&mut task.spec)?;
     let json = serde_json::to_vec(&task.spec).map_err(|e| Failure::other(e.to_string()))?;
     fs::write(task.bundle.join("config.json"), json).map_err(Failure::io("write config.json"))?;
     let console = match task.launch.process.terminal() {
@@ -93,10 +96,16 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
     let Some(pid) = container.pid() else {
         return Err(Failure::other("the container's process has no pid"));
     };
-    if !nodes.is_empty() || !mounts.is_empty() {
-        let inside = Inside::enter(pid.as_raw())?;
+    if !nodes.is_empty() || !mounts.is_empty() || sysctls.is_some() {
+        let others = sysctls
+            .as_ref()
+            .map_or(ThreadNameSpaceType::empty(), Sysctls::namespaces);
+        let inside = Inside::enter(pid.as_raw(), others)?;
         nodes.make(inside.root())?;
         mounts.apply(&inside)?;
+        if let Some(sysctls) = &sysctls {
+            sysctls.write(&inside)?;
+        }
     }
     if let Some(master) = console.map(Console::accept).transpose()? {
         reporter

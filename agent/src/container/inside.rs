@@ -1,6 +1,7 @@
-//! A container's mount namespace, entered: where a helper does what libcontainer doesn't, before the
+//! A container's mount namespace, entered, and others of its own: where a helper does what libcontainer doesn't, before the
 //! container's program starts.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -16,15 +17,16 @@ use crate::error::Failure;
 pub struct Inside {
     init: OwnedFd,
     root: OwnedFd,
+    is_root: Cell<bool>,
 }
 
 impl Inside {
-    /// Enters that of the container whose first process is `init`. The caller keeps its rights; it must
-    /// have one thread and be about to end.
+    /// Enters that of the container whose first process is `init`, and `others`. The caller keeps its
+    /// rights; it must have one thread and be about to end.
     ///
     /// # Errors
     /// When the process has ended.
-    pub fn enter(init: i32) -> Result<Self, Failure> {
+    pub fn enter(init: i32, others: ThreadNameSpaceType) -> Result<Self, Failure> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         // Not the namespace's own root: a container without a mount namespace has the guest's.
         let root = openat(CWD, format!("/proc/{init}/root"), flags, Mode::empty())
@@ -32,9 +34,13 @@ impl Inside {
         let pid = Pid::from_raw(init).ok_or_else(|| Failure::other("there is no pid 0"))?;
         let init =
             pidfd_open(pid, PidfdFlags::empty()).map_err(Failure::io("open the container"))?;
-        move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::MOUNT)
-            .map_err(Failure::io("enter the container's mount namespace"))?;
-        Ok(Self { init, root })
+        move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::MOUNT | others)
+            .map_err(Failure::io("enter the container's namespaces"))?;
+        Ok(Self {
+            init,
+            root,
+            is_root: Cell::new(false),
+        })
     }
 
     /// The container's root, opened with O_PATH.
@@ -42,11 +48,14 @@ impl Inside {
         self.root.as_fd()
     }
 
-    /// Enters its user namespace, too, as the root there.
+    /// Enters its user namespace, too, as the root there; once only.
     ///
     /// # Errors
     /// When it has none of its own, or nobody is root in it.
     pub fn become_root(&self) -> Result<(), Failure> {
+        if self.is_root.replace(true) {
+            return Ok(());
+        }
         move_into_thread_name_spaces(self.init.as_fd(), ThreadNameSpaceType::USER)
             .map_err(Failure::io("enter the container's user namespace"))?;
         set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)

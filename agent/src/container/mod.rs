@@ -5,6 +5,7 @@ pub mod init;
 mod inside;
 mod mounts;
 pub mod spec;
+mod sysctl;
 
 use std::collections::VecDeque;
 use std::fs;

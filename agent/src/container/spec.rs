@@ -1,6 +1,6 @@
 //! config.json, divided: what libcontainer does, and what is left for the last step.
 //!
-//! libcontainer gets namespaces, root and mounts, devices, masks, sysctls, rlimits, the cgroup, user and
+//! libcontainer gets namespaces, root and mounts, devices, masks, rlimits, the cgroup, user and
 //! groups, umask, cwd. Left for [`crate::process`] are scheduler and I/O priority, personality,
 //! capabilities, seccomp, environment, the search for the program and its execution, with the hooks just
 //! before it: there libcontainer's order or outcome is not runc's, or a further process needs the same.
