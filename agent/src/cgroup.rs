@@ -5,6 +5,8 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hull_cgroup::{children, remove_tree};
+
 use crate::error::{Error, Fatal};
 use crate::sys;
 
@@ -216,22 +218,4 @@ fn collect(directory: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
         collect(&child, pids)?;
     }
     Ok(())
-}
-
-fn remove_tree(directory: &Path) -> io::Result<()> {
-    for child in children(directory)? {
-        remove_tree(&child)?;
-    }
-    fs::remove_dir(directory)
-}
-
-fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut children = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            children.push(entry.path());
-        }
-    }
-    Ok(children)
 }

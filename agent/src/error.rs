@@ -2,6 +2,7 @@
 
 use std::io;
 
+use hull_cgroup::limits::LimitError;
 use serde::{Deserialize, Serialize};
 use ttrpc::{Code, get_status};
 
@@ -49,6 +50,9 @@ pub enum Error {
     /// A table is full.
     #[error("{0}: that is the most there can be")]
     Full(String),
+    /// A limit makes no sense, or the kernel refuses it.
+    #[error("{}", chain(.0))]
+    Limit(#[from] LimitError),
     /// A process couldn't be made, for a reason that the helper found.
     #[error(transparent)]
     Launch(#[from] Failure),
@@ -81,7 +85,9 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::Invalid { .. } | Self::Json { .. } => Code::INVALID_ARGUMENT,
+            Self::Invalid { .. } | Self::Json { .. } | Self::Limit(LimitError::Invalid { .. }) => {
+                Code::INVALID_ARGUMENT
+            }
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::Missing(_) | Self::Ended(_) => Code::NOT_FOUND,
             Self::State { .. } | Self::Stopped => Code::FAILED_PRECONDITION,
@@ -89,7 +95,7 @@ impl Error {
             Self::Launch(failure) => failure.kind.code(),
             // Not DEADLINE_EXCEEDED: that is the host's own limit, and the host says how long it was.
             Self::Timeout { .. } => Code::ABORTED,
-            Self::Io { .. } => Code::INTERNAL,
+            Self::Io { .. } | Self::Limit(LimitError::Write { .. }) => Code::INTERNAL,
         }
     }
 }

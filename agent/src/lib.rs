@@ -20,7 +20,6 @@ pub mod processes;
 pub mod reaper;
 pub mod sandbox;
 pub mod server;
-pub mod stats;
 pub mod stdio;
 mod sys;
 pub mod transport;

@@ -1,17 +1,11 @@
-//! Changing a container's limits while it runs: from `linux.resources` to the files of its cgroup.
-//!
-//! At a container's creation libcontainer does this. Its code can't be used for a part of the limits
-//! only: it would replace the device filter by its default. The values are computed as runc does.
+//! Changing a container's limits while it runs. At its creation libcontainer sets them.
 
-use std::fs;
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use hull_cgroup::limits;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
 
 use crate::error::Error;
-
-/// A file of a cgroup, and what to write to it.
-type Value = (String, String);
 
 /// Changes the limits that `json`, a `linux.resources` object, names: all of them or none.
 ///
@@ -25,94 +19,8 @@ pub fn update(directory: &Path, json: &[u8]) -> Result<(), Error> {
     if let Some(memory) = resources.memory() {
         check_before_update(directory, memory)?;
     }
-    let mut undo: Vec<Value> = Vec::new();
-    for (file, value) in values(directory, &resources)? {
-        let old = read(directory, &file);
-        if let Err(error) = write(directory, &file, &value) {
-            for (file, value) in undo.into_iter().rev() {
-                if let Err(e) = write(directory, &file, &value) {
-                    log::warn!("restore {file}: {e}");
-                }
-            }
-            return Err(error);
-        }
-        undo.extend(old.map(|old| (file, old)));
-    }
-    Ok(())
-}
-
-fn read(directory: &Path, file: &str) -> Option<String> {
-    let text = fs::read_to_string(directory.join(file)).ok()?;
-    Some(text.trim_end().to_owned())
-}
-
-fn write(directory: &Path, file: &str, value: &str) -> Result<(), Error> {
-    let what = format!("set {file} to {value:?}");
-    fs::write(directory.join(file), value).map_err(Error::io(what))
-}
-
-fn values(directory: &Path, resources: &LinuxResources) -> Result<Vec<Value>, Error> {
-    let mut values = Vec::new();
-    if let Some(memory) = resources.memory() {
-        memory_values(memory, &mut values)?;
-    }
-    if let Some(cpu) = resources.cpu() {
-        cpu_values(directory, cpu, &mut values);
-    }
-    // To runc, a limit of no processes is none.
-    if let Some(pids) = resources.pids().as_ref().filter(|pids| pids.limit() != 0) {
-        set(&mut values, "pids.max", or_max(pids.limit()));
-    }
-    for (file, value) in resources.unified().iter().flatten() {
-        if file.contains('/') || file.starts_with('.') {
-            return Err(Error::Invalid {
-                field: "linux.resources.unified",
-                problem: format!("{file:?} is not a file of a cgroup"),
-            });
-        }
-        set(&mut values, file, value.clone());
-    }
-    Ok(values)
-}
-
-fn set(values: &mut Vec<Value>, file: &str, value: impl ToString) {
-    values.push((file.to_owned(), value.to_string()));
-}
-
-/// The spec's -1 is the kernel's `max`.
-fn or_max(value: i64) -> String {
-    if value < 0 {
-        "max".to_owned()
-    } else {
-        value.to_string()
-    }
-}
-
-/// In the spec, swap is memory and swap together; cgroup2 has a limit for each.
-fn memory_values(memory: &LinuxMemory, values: &mut Vec<Value>) -> Result<(), Error> {
-    let limit = memory.limit().filter(|limit| *limit != 0);
-    let invalid = |problem: &str| Error::Invalid {
-        field: "linux.resources.memory.swap",
-        problem: problem.to_owned(),
-    };
-    let swap = match (memory.swap().filter(|swap| *swap != 0), limit) {
-        (None, Some(-1)) | (Some(-1), _) => Some(-1),
-        (None, _) => None,
-        (Some(_), None | Some(-1)) => return Err(invalid("it needs memory.limit")),
-        (Some(swap), Some(limit)) if swap < limit => {
-            return Err(invalid("it is less than memory.limit"));
-        }
-        (Some(swap), Some(limit)) => Some(swap - limit),
-    };
-    if let Some(swap) = swap {
-        set(values, "memory.swap.max", or_max(swap));
-    }
-    if let Some(limit) = limit {
-        set(values, "memory.max", or_max(limit));
-    }
-    if let Some(reservation) = memory.reservation().filter(|value| *value != 0) {
-        set(values, "memory.low", or_max(reservation));
-    }
+    let values = limits::values(directory, &resources)?;
+    limits::apply(directory, &values)?;
     Ok(())
 }
 
@@ -123,7 +31,8 @@ fn check_before_update(directory: &Path, memory: &LinuxMemory) -> Result<(), Err
     let (Some(limit), Some(true)) = (limit, memory.check_before_update()) else {
         return Ok(());
     };
-    let usage = read(directory, "memory.current").and_then(|text| text.parse::<i64>().ok());
+    let usage = std::fs::read_to_string(directory.join("memory.current")).ok();
+    let usage = usage.and_then(|text| text.trim_end().parse::<i64>().ok());
     match usage {
         Some(usage) if usage > limit => Err(Error::Invalid {
             field: "linux.resources.memory.limit",
@@ -133,140 +42,11 @@ fn check_before_update(directory: &Path, memory: &LinuxMemory) -> Result<(), Err
     }
 }
 
-fn cpu_values(directory: &Path, cpu: &LinuxCpu, values: &mut Vec<Value>) {
-    if let Some(idle) = cpu.idle() {
-        set(values, "cpu.idle", idle);
-    }
-    // The kernel takes no weight for what runs only when nobody else wants to.
-    let shares = cpu.shares().filter(|shares| *shares != 0);
-    if let (Some(shares), None | Some(0)) = (shares, cpu.idle()) {
-        set(values, "cpu.weight", weight(shares));
-    }
-    let quota = cpu.quota().filter(|quota| *quota != 0);
-    let period = cpu.period().filter(|period| *period != 0);
-    match (quota.map(or_max), period) {
-        (Some(quota), Some(period)) => set(values, "cpu.max", format!("{quota} {period}")),
-        (Some(quota), None) => set(values, "cpu.max", quota),
-        (None, Some(period)) => {
-            let now = read(directory, "cpu.max").unwrap_or_default();
-            let quota = now.split(' ').next().filter(|quota| !quota.is_empty());
-            set(
-                values,
-                "cpu.max",
-                format!("{} {period}", quota.unwrap_or("max")),
-            );
-        }
-        (None, None) => {}
-    }
-    if let Some(burst) = cpu.burst() {
-        set(values, "cpu.max.burst", burst);
-    }
-}
-
-/// The weight of cgroup2 (1 to 10000, usually 100) for the shares of cgroup v1 (2 to 262144, usually
-/// 1024): runc's curve through the three, since its 1.3.2.
-fn weight(shares: u64) -> u64 {
-    match shares {
-        ..=2 => 1,
-        262_144.. => 10_000,
-        _ => {
-            // Exact: there are fewer shares than an f64 has integers.
-            #[allow(clippy::cast_precision_loss)]
-            let log = (shares as f64).log2();
-            let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-            // Between 1 and 10000.
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let weight = 10_f64.powf(exponent).ceil() as u64;
-            weight.clamp(1, 10_000)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-
-    fn written(resources: serde_json::Value) -> Vec<(String, String)> {
-        let directory = tempfile::tempdir().expect("a directory");
-        fs::write(directory.path().join("cpu.max"), "50000 100000\n").expect("write");
-        let resources = serde_json::from_value(resources).expect("resources");
-        values(directory.path(), &resources).expect("valid")
-    }
-
-    fn is(found: &[(String, String)], expected: &[(&str, &str)]) {
-        let found: Vec<_> = found
-            .iter()
-            .map(|(f, v)| (f.as_str(), v.as_str()))
-            .collect();
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn swap_is_what_is_beyond_memory() {
-        let both = written(json!({"memory": {"limit": 1000, "swap": 1500, "reservation": -1}}));
-        is(
-            &both,
-            &[
-                ("memory.swap.max", "500"),
-                ("memory.max", "1000"),
-                ("memory.low", "max"),
-            ],
-        );
-        let same = written(json!({"memory": {"limit": 1000, "swap": 1000}}));
-        is(&same, &[("memory.swap.max", "0"), ("memory.max", "1000")]);
-        let none = written(json!({"memory": {"limit": -1}}));
-        is(&none, &[("memory.swap.max", "max"), ("memory.max", "max")]);
-    }
-
-    #[test]
-    fn a_period_alone_keeps_the_quota() {
-        is(
-            &written(json!({"cpu": {"period": 200_000}})),
-            &[("cpu.max", "50000 200000")],
-        );
-        is(
-            &written(json!({"cpu": {"quota": -1}})),
-            &[("cpu.max", "max")],
-        );
-        let both = written(json!({"cpu": {"quota": 7, "period": 9, "burst": 3}}));
-        is(&both, &[("cpu.max", "7 9"), ("cpu.max.burst", "3")]);
-    }
-
-    #[test]
-    fn an_idle_cgroup_has_no_weight() {
-        is(
-            &written(json!({"cpu": {"idle": 1, "shares": 1024}})),
-            &[("cpu.idle", "1")],
-        );
-        is(
-            &written(json!({"cpu": {"shares": 1024}})),
-            &[("cpu.weight", "100")],
-        );
-    }
-
-    #[test]
-    fn shares_meet_the_weights_that_they_stand_for() {
-        assert_eq!([2, 1024, 262_144].map(weight), [1, 100, 10_000]);
-    }
-
-    #[test]
-    fn what_fails_changes_nothing() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let low = directory.path().join("pids.max");
-        fs::write(&low, "5\n").expect("write");
-        fs::create_dir(directory.path().join("cpu.pressure")).expect("no file to write");
-        let json = json!({"pids": {"limit": 9}, "unified": {"cpu.pressure": "1"}});
-        let failed = update(directory.path(), json.to_string().as_bytes());
-        assert!(failed.is_err());
-        assert_eq!(fs::read_to_string(low).expect("read"), "5");
-    }
-
-    #[test]
-    fn no_file_outside_of_the_cgroup_is_written() {
-        let json = json!({"unified": {"../pids.max": "1"}}).to_string();
-        assert!(update(Path::new("/nonexistent/cgroup"), json.as_bytes()).is_err());
-    }
+    use std::fs;
 
     #[test]
     fn a_limit_below_the_usage_is_refused_if_asked() {

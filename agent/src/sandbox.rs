@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hull_cgroup::stats;
 use hull_protocol::agent::{
     ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest, ProcessInfo,
     SignalProcessRequest, UpdateContainerRequest, WaitProcessRequest,
@@ -26,7 +27,6 @@ use crate::limits;
 use crate::process::Launch;
 use crate::processes;
 use crate::reaper::{ExitStatus, Reaper};
-use crate::stats;
 use crate::stdio::{self, AgentEnds, ProcessEnds};
 use crate::transport::Dial;
 

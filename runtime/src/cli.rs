@@ -48,7 +48,7 @@ pub struct Global {
     /// Where the state of containers is kept: best on tmpfs
     #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
     pub root: PathBuf,
-    /// Use systemd to manage the host's cgroups (accepted: placement on the host is not built yet)
+    /// Have systemd make the VM's cgroup: cgroupsPath is slice:prefix:name then
     #[arg(long)]
     pub systemd_cgroup: bool,
     /// Accepted as runc accepts it: whether cgroups may be out of reach is seen by who runs this
@@ -135,8 +135,8 @@ enum Command {
     State(state::State),
     /// Change a container's limits
     ///
-    /// The guest's kernel enforces them, but for --cpuset-cpus, which are the host's CPUs. A VM doesn't
-    /// grow: a limit above what it was created with is refused.
+    /// The guest's kernel enforces them, and the host's for the VM as a whole. A VM doesn't grow: a limit
+    /// above what it was created with is refused.
     Update(update::Update),
     /// The process that runs a VM; `create` starts it
     #[command(hide = true)]

@@ -12,6 +12,9 @@ pub enum Error {
     /// An annotation that would change it.
     #[error(transparent)]
     Annotation(#[from] crate::config::AnnotationError),
+    /// The VM's cgroup on the host.
+    #[error(transparent)]
+    Cgroup(#[from] crate::cgroup::CgroupError),
     /// The bundle or its config.json was refused.
     #[error(transparent)]
     Spec(#[from] crate::spec::SpecError),

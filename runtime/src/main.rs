@@ -2,9 +2,11 @@
 //!
 //! The way from here to the guest's process: [`commands`] has a file for each verb; `create` reads the
 //! bundle ([`spec`]), launches the VMM process ([`sandbox`]) and asks the agent in the guest for the
-//! container; [`container`] is what remains on disk between commands. [`config`] is what an operator can
+//! container; [`container`] is what remains on disk between commands, and [`cgroup`] where the VM
+//! runs on the host. [`config`] is what an operator can
 //! change about all that.
 
+mod cgroup;
 mod cli;
 mod commands;
 mod config;

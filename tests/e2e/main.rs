@@ -13,6 +13,7 @@ mod exit_codes;
 mod fields;
 mod files;
 mod hooks;
+mod host_cgroup;
 mod hostile_guest;
 mod kills;
 mod lifecycle;

@@ -42,6 +42,7 @@ fn mapped(bundle: Bundle, map: Value) -> Bundle {
     let sys = json!({ "destination": "/sys", "type": "none", "source": "/sys",
                       "options": ["rbind", "nosuid", "noexec", "nodev", "ro"] });
     bundle
+        .unset("/linux", "cgroupsPath")
         .set("/linux/uidMappings", map.clone())
         .set("/linux/gidMappings", map)
         .push("/linux/namespaces", json!({ "type": "user" }))
@@ -166,4 +167,20 @@ fn without_a_user_namespace_it_is_refused() {
     let container = of_user(Bundle::new());
     let done = container.run().exits(1).fails_saying("user namespace");
     assert_eq!(done.err().lines().count(), 1, "{}", done.err());
+}
+
+#[test]
+fn a_cgroup_that_the_user_may_not_make_is_refused_only_if_asked_for() {
+    let bundle = || rootless(Bundle::new().args(&["echo", "runs"]));
+    assert_eq!(of_user(bundle()).run().ok().out(), "runs");
+
+    let asking = bundle();
+    let path = json!(format!("/{}", asking.token()));
+    let asking = of_user(asking.set("/linux/cgroupsPath", path));
+    let _ = asking.run().exits(1).fails_saying("ermission denied");
+
+    let weight = json!({ "weight": 500 });
+    let limited = of_user(bundle().set("/linux/resources/blockIO", weight));
+    let refused = limited.run().exits(1);
+    let _ = refused.fails_saying("linux.resources.blockIO");
 }

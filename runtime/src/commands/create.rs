@@ -3,23 +3,24 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use oci_spec::runtime::Process;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::delete::destroy;
+use super::delete::undo;
 use super::state::for_hook;
 use super::terminal::{self, Console, Relay};
+use crate::cgroup::{HostCgroup, Limits};
 use crate::cli::Global;
 use crate::config::Config;
 use crate::container::{
     Call, ContainerDir, ContainerId, Hooks, Phase, ProcessId, Stage, State, Status, Store,
 };
-use crate::error::Error;
-use crate::sandbox::{Agent, HostTerminal, Launch, Sandbox};
+use crate::error::{Error, chain};
+use crate::sandbox::{Agent, HostTerminal, Launch, Sandbox, VmmProcess};
 use crate::spec::{self, Bundle, GuestSpec, Sizing};
 
 /// The options of `create`, which `run` has too.
@@ -64,7 +65,7 @@ pub struct Created {
     /// The connection to its agent.
     pub agent: Agent,
     /// Its VMM process, a child of this one.
-    pub vmm: Child,
+    pub vmm: VmmProcess,
     /// The user's terminal, where that is the container's.
     pub relay: Option<Relay>,
 }
@@ -97,10 +98,15 @@ pub fn create(
     let config = global.container_config(&bundle.annotations())?;
     let boot = config.boot().open()?;
     let plan = spec::plan(&bundle, id.as_str(), &config, is_root())?;
-    let pinned = plan.pin()?;
+    let cgroup = HostCgroup::of(bundle.spec(), &id, global.systemd_cgroup, is_root())?;
+    // A cgroup binds the VM to its CPUs by itself.
+    let pinned = match cgroup {
+        Some(_) => None,
+        None => plan.pin()?,
+    };
 
     let store = Store::open(&global.root)?;
-    let mut state = first_state(&id, &bundle, plan.sizing);
+    let mut state = first_state(&id, &bundle, plan.sizing, cgroup);
     let dir = store.create(&state)?;
     if let Err(e) = dir.save_config(bundle.spec()) {
         dir.remove();
@@ -114,8 +120,23 @@ pub fn create(
         }
     };
     let sizing = plan.sizing;
+    let limits = Limits {
+        resources: &plan.resources,
+        sizing,
+        config: &config,
+    };
+    let made = state.cgroup.as_ref().map(|cgroup| cgroup.make(&limits));
+    let cgroup = match made.transpose() {
+        Ok(cgroup) => cgroup.flatten(),
+        Err(e) => {
+            dir.remove();
+            return Err(e.into());
+        }
+    };
     let launch = Launch {
         dir: &dir,
+        cgroup,
+        held: state.cgroup.as_ref().is_some_and(HostCgroup::is_scope),
         vcpus: sizing.vcpus,
         memory_mib: sizing.memory_mib,
         cmdline: cmdline(global, &config),
@@ -126,16 +147,14 @@ pub fn create(
         memory_policy: plan.memory_policy,
         user_namespace: plan.user_namespace,
         boot,
-        boot_timeout: Duration::from_secs(config.boot_timeout.into()),
         terminal,
     };
-    let boot_timeout = launch.boot_timeout;
     let launched = launch.spawn();
     drop(pinned);
     let mut sandbox = match launched {
         Ok(sandbox) => sandbox,
         Err(e) => {
-            dir.remove();
+            discard(dir, &state);
             return Err(e.into());
         }
     };
@@ -146,14 +165,14 @@ pub fn create(
         &bundle,
         plan.guest_spec,
         options,
-        boot_timeout,
+        limits,
     );
     let agent = match made {
         Ok(agent) => agent,
         Err(e) => {
             sandbox.abort();
             remove_pid_file(options);
-            destroy(dir, &state);
+            undo(dir, &state);
             return Err(e);
         }
     };
@@ -166,7 +185,7 @@ pub fn create(
             relay,
         }),
         Err(e) => {
-            destroy(dir, &state);
+            undo(dir, &state);
             Err(e.into())
         }
     }
@@ -186,19 +205,27 @@ fn bring_up(
     bundle: &Bundle,
     guest_spec: GuestSpec,
     options: &Options,
-    boot_timeout: Duration,
+    limits: Limits<'_>,
 ) -> Result<Agent, Error> {
     // From here on `delete --force` finds the process, whatever becomes of this one.
     state.vmm = ProcessId::of(sandbox.pid()).ok();
     dir.save(state)?;
+    if let Some(cgroup) = state.cgroup.as_mut().filter(|cgroup| cgroup.is_scope()) {
+        cgroup.adopt(sandbox.pid(), &limits)?;
+        sandbox.begin()?;
+    }
     let stdio = sandbox.wait_up(dir)?;
     run_create_hooks(&Hooks::of(bundle.spec()), state)?;
+    let boot_timeout = Duration::from_secs(limits.config.boot_timeout.into());
     let agent = sandbox.wait_ready(dir, boot_timeout)?;
     agent
         .create(dir.id(), guest_spec, &state.bundle, stdio)
         .map_err(Error::container_process)?;
     if bundle.read_only_root() {
         sandbox.make_root_read_only(dir)?;
+    }
+    if let Some(cgroup) = &state.cgroup {
+        cgroup.limit_container(&limits)?;
     }
     state.phase = Phase::Created;
     dir.save(state)?;
@@ -251,13 +278,28 @@ fn open_console(console: Console<'_>) -> Result<(Option<HostTerminal>, Option<Re
     }
 }
 
-fn first_state(id: &ContainerId, bundle: &Bundle, sizing: Sizing) -> State {
+/// Removes what there is before the VMM process: nobody has been told of it, so no hook runs.
+fn discard(dir: ContainerDir, state: &State) {
+    let removed = state.cgroup.as_ref().map(HostCgroup::remove).transpose();
+    if let Err(e) = removed {
+        log::warn!("{}", chain(&e));
+    }
+    dir.remove();
+}
+
+fn first_state(
+    id: &ContainerId,
+    bundle: &Bundle,
+    sizing: Sizing,
+    cgroup: Option<HostCgroup>,
+) -> State {
     State {
         id: id.clone(),
         phase: Phase::Creating,
         paused: false,
         sizing,
         vmm: None,
+        cgroup,
         bundle: bundle.path().to_owned(),
         rootfs: bundle.rootfs().to_owned(),
         created: OffsetDateTime::now_utc()

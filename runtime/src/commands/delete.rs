@@ -70,13 +70,19 @@ fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
             .into());
         }
     }
-    destroy(dir, &state);
-    Ok(())
+    destroy(dir, &state)
 }
 
-/// Removes the folder of a container that has stopped, which must be locked, and runs the `poststop`
-/// hooks, which may find nothing left of it.
-pub fn destroy(dir: ContainerDir, state: &State) {
+/// Removes what is left of a container that has stopped and is locked, its cgroup and its folder, and
+/// runs the `poststop` hooks, which may find nothing of it.
+///
+/// # Errors
+/// When somebody else's processes are in its cgroup: its folder stays then, so that the cgroup isn't
+/// forgotten.
+pub fn destroy(dir: ContainerDir, state: &State) -> Result<(), Error> {
+    if let Some(cgroup) = &state.cgroup {
+        cgroup.remove()?;
+    }
     let hooks = match dir.load_config() {
         Ok(config) => Hooks::of(&config),
         // Cut off before it was written.
@@ -90,6 +96,14 @@ pub fn destroy(dir: ContainerDir, state: &State) {
     match for_hook(state, Status::Stopped) {
         Ok(state) => hooks.run_poststop(&state),
         Err(e) => log::warn!("no poststop hook is run: {}", chain(&e)),
+    }
+    Ok(())
+}
+
+/// As [`destroy`], where another error is what the user is to learn.
+pub fn undo(dir: ContainerDir, state: &State) {
+    if let Err(e) = destroy(dir, state) {
+        log::warn!("{}", chain(&e));
     }
 }
 

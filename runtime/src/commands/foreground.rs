@@ -2,14 +2,14 @@
 
 use std::future::Future;
 use std::io;
-use std::process::{Child, ExitCode};
+use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::container::ContainerId;
 use crate::error::Error;
-use crate::sandbox::{Agent, SandboxError, Sizes};
+use crate::sandbox::{Agent, SandboxError, Sizes, VmmProcess};
 
 /// What is passed on: every signal that ends or informs a process, but for those that are about this
 /// process's own children, pipes and terminal.
@@ -31,7 +31,7 @@ const FORWARDED: [i32; 7] = [
 pub fn wait_for_vmm(
     agent: &Agent,
     id: &ContainerId,
-    vmm: &mut Child,
+    vmm: &mut VmmProcess,
     sizes: Option<&Sizes>,
 ) -> Result<ExitCode, Error> {
     let waiting = |e: io::Error| Error::from(SandboxError::host("wait for the VMM process")(e));

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::terminal::{Relay, RunningRelay};
-use super::{create, delete::destroy, foreground, start};
+use super::{create, delete, foreground, start};
 use crate::cli::Global;
 use crate::error::Error;
 
@@ -47,7 +47,7 @@ pub fn run(global: &Global, args: &Run) -> Result<ExitCode, Error> {
         Err(e) => {
             let _ = vmm.kill();
             let _ = vmm.wait();
-            destroy(dir, &state);
+            delete::undo(dir, &state);
             return Err(e);
         }
     };
@@ -62,7 +62,7 @@ pub fn run(global: &Global, args: &Run) -> Result<ExitCode, Error> {
         relay.finish();
     }
     if !args.keep && dir.lock().is_ok() {
-        destroy(dir, &state);
+        delete::undo(dir, &state);
     }
     Ok(code)
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use crate::cgroup;
 use crate::cli::Global;
 use crate::container::{ContainerError, Status, Store};
 use crate::error::Error;
@@ -48,7 +49,7 @@ struct Limits {
     /// CPU time that may be saved up for later periods, in microseconds
     #[arg(long, value_name = "USEC")]
     cpu_burst: Option<u64>,
-    /// CPU shares: a weight among the guest's processes
+    /// CPU shares: the VM's weight on the host
     #[arg(long, value_name = "N")]
     cpu_share: Option<u64>,
     /// 1: run only when nothing else wants to
@@ -60,13 +61,15 @@ struct Limits {
     /// The most processes; -1 is no limit
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pids_limit: Option<i64>,
-    #[arg(long, hide = true)]
+    /// The VM's weight among all that use the host's block devices: 10 to 1000
+    #[arg(long, value_name = "N")]
     blkio_weight: Option<u16>,
     #[arg(long, hide = true)]
     cpu_rt_period: Option<u64>,
     #[arg(long, hide = true, allow_hyphen_values = true)]
     cpu_rt_runtime: Option<i64>,
-    #[arg(long, hide = true)]
+    /// The host's NUMA nodes that the VM's memory may be on, like 0-1
+    #[arg(long, value_name = "LIST")]
     cpuset_mems: Option<String>,
     #[arg(long, hide = true, allow_hyphen_values = true, value_parser = size)]
     kernel_memory: Option<i64>,
@@ -122,10 +125,28 @@ pub fn run(global: &Global, args: &Update) -> Result<ExitCode, Error> {
         return Err(ContainerError::WrongState { verb, id, status }.into());
     }
     let update = spec::update(&dir.load_config()?, state.sizing, &config, changes)?;
-    Agent::connect(&dir)
-        .and_then(|agent| agent.update(dir.id(), update.guest))
-        .map_err(SandboxError::from)?;
-    if let (Some(cpus), Some(vmm)) = (update.cpus, state.vmm) {
+    let limits = cgroup::Limits {
+        resources: &update.host,
+        sizing: state.sizing,
+        config: &config,
+    };
+    // The host's first: it can be taken back without asking anybody. None of its limits is below what
+    // the guest's allow (see `cgroup`), so between the two no container has less than one of them.
+    let on_host = match &state.cgroup {
+        Some(cgroup) => Some(cgroup.limit(&limits)?),
+        None => {
+            cgroup::without(&update.host)?;
+            None
+        }
+    };
+    let in_guest = Agent::connect(&dir).and_then(|agent| agent.update(dir.id(), update.guest));
+    if let Err(e) = in_guest {
+        if let Some(applied) = on_host {
+            applied.undo();
+        }
+        return Err(SandboxError::from(e).into());
+    }
+    if let (Some(cpus), Some(vmm), None) = (update.cpus, state.vmm, state.cgroup) {
         let pinned = cpus.pin_process(vmm.pid);
         pinned.map_err(|source| spec::SpecError::Cpus { source })?;
     }

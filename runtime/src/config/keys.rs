@@ -68,6 +68,11 @@ pub const KEYS: &[Key] = &[
          limit comes on top, for the kernel's account of it.",
     ),
     key(
+        "vm_memory_allowance",
+        "What the host's cgroup of a VM with a memory limit lets its process have beside the guest's\n\
+         memory, in MiB: for the process itself, and what the host's kernel keeps for its files.",
+    ),
+    key(
         "console_log_size",
         "The most that is kept of what a guest writes to its console, in KiB.",
     ),

@@ -47,6 +47,8 @@ pub struct Config {
     pub max_memory: u32,
     /// What a guest's kernel and agent get beside the container's memory limit, in MiB.
     pub guest_memory_allowance: u16,
+    /// What the host's cgroup of a VM lets its process have beside the guest's memory, in MiB.
+    pub vm_memory_allowance: u16,
     /// The most of a guest's console that is kept, in KiB.
     pub console_log_size: u32,
     /// The keys that a container's annotations may set.
@@ -67,6 +69,7 @@ impl Default for Config {
             default_memory: 2048, // the host gives it page by page as it is used
             max_memory: keys::MAX_MEMORY,
             guest_memory_allowance: 48,
+            vm_memory_allowance: 64,
             console_log_size: 256,
             annotations: Vec::new(),
         }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{ContainerId, ProcessId};
+use crate::cgroup::HostCgroup;
 use crate::spec::Sizing;
 
 /// What the last command has brought a container to. `stopped` is not among them: that is read off the
@@ -63,6 +64,8 @@ pub struct State {
     pub sizing: Sizing,
     /// The VMM process; none until it has been launched.
     pub vmm: Option<ProcessId>,
+    /// The host's cgroup that is the VM's alone, from before it is made.
+    pub cgroup: Option<HostCgroup>,
     /// The bundle, absolute.
     pub bundle: PathBuf,
     /// The root file system on the host, absolute.
@@ -108,6 +111,7 @@ mod tests {
             paused: false,
             sizing: Sizing::SMALLEST,
             vmm,
+            cgroup: None,
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
             created: String::new(),

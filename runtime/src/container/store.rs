@@ -428,6 +428,7 @@ mod tests {
             paused: false,
             sizing: crate::spec::Sizing::SMALLEST,
             vmm: None,
+            cgroup: None,
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
             created: String::new(),

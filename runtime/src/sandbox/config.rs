@@ -13,6 +13,8 @@ use crate::spec::{MemoryPolicy, Share};
 pub struct VmmConfig {
     /// The sandbox's id, for log lines.
     pub id: String,
+    /// Whether it waits to be let begin; see `lifeline`.
+    pub held: bool,
     /// How many vCPUs the guest has.
     pub vcpus: NonZeroU8,
     /// The guest's memory, in MiB.

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use hull_protocol::agent::{
-    ContainerStatsRequest, CpuStats, ListProcessesRequest, PauseContainerRequest,
-    ResumeContainerRequest, UpdateContainerRequest, WaitOomRequest,
+    ContainerStatsRequest, ContainerStatsResponse, CpuStats, ListProcessesRequest,
+    PauseContainerRequest, ResumeContainerRequest, UpdateContainerRequest, WaitOomRequest,
 };
 use ttrpc::context::Context;
 
@@ -48,7 +48,7 @@ pub struct ProcessInfo {
     pub command: String,
 }
 
-/// A container's statistics.
+/// The statistics of a cgroup: a container's in the guest, or its VM's on the host.
 #[derive(Debug)]
 pub struct Stats {
     /// CPU time.
@@ -162,18 +162,7 @@ impl Agent {
         };
         let call = self.client.container_stats(limit(CALL_TIMEOUT), &request);
         let answer = within("read the container's statistics", CALL_TIMEOUT, call).await?;
-        let hugetlb = answer.hugetlb.into_iter().take(MOST_STATS);
-        Ok(Stats {
-            cpu: answer.cpu.unwrap_or_default(),
-            memory: answer.memory.unwrap_or_default(),
-            swap: answer.swap.unwrap_or_default(),
-            memory_stat: table(answer.memory_stat),
-            memory_pressure: answer.memory_pressure.unwrap_or_default(),
-            pids: answer.pids.unwrap_or_default(),
-            io_pressure: answer.io_pressure.unwrap_or_default(),
-            hugetlb: table(hugetlb.map(|s| (s.page_size, s.pages.unwrap_or_default()))),
-            oom_kills: answer.oom_kills,
-        })
+        Ok(answer.into())
     }
 
     /// Waits until more processes were killed for want of memory than `known`, however long that takes,
@@ -196,6 +185,23 @@ impl Agent {
             Ok(kills)
         } else {
             Err(AgentError::NotServing)
+        }
+    }
+}
+
+impl From<ContainerStatsResponse> for Stats {
+    fn from(answer: ContainerStatsResponse) -> Self {
+        let hugetlb = answer.hugetlb.into_iter().take(MOST_STATS);
+        Self {
+            cpu: answer.cpu.unwrap_or_default(),
+            memory: answer.memory.unwrap_or_default(),
+            swap: answer.swap.unwrap_or_default(),
+            memory_stat: table(answer.memory_stat),
+            memory_pressure: answer.memory_pressure.unwrap_or_default(),
+            pids: answer.pids.unwrap_or_default(),
+            io_pressure: answer.io_pressure.unwrap_or_default(),
+            hugetlb: table(hugetlb.map(|s| (s.page_size, s.pages.unwrap_or_default()))),
+            oom_kills: answer.oom_kills,
         }
     }
 }

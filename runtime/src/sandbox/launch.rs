@@ -1,13 +1,12 @@
 //! Launching a sandbox, as `create` sees it: start the VMM process, wait for the agent, let go.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::num::NonZeroU8;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use hull_vmm::jail::{tree, userns};
@@ -15,11 +14,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::MemfdFlags;
 use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::lifeline::{self, Report};
 use super::{
-    Agent, BootFiles, HostTerminal, Ports, SandboxError, VmmConfig, VmmDisk, VmmTerminal, id_maps,
+    Agent, BootFiles, HostTerminal, Ports, SandboxError, VmmConfig, VmmDisk, VmmProcess,
+    VmmTerminal, id_maps,
 };
 use crate::container::ContainerDir;
 use crate::spec::{Disk, MemoryPolicy, Share, UserNamespace};
@@ -36,6 +35,10 @@ const TAIL: usize = 12;
 pub struct Launch<'a> {
     /// The folder of the container that the sandbox is for.
     pub dir: &'a ContainerDir,
+    /// The directory of the cgroup that the VMM process is born in; without one, this process's.
+    pub cgroup: Option<File>,
+    /// Whether the VMM process waits for [`Sandbox::begin`] before it does anything.
+    pub held: bool,
     /// How many vCPUs the guest has.
     pub vcpus: NonZeroU8,
     /// The guest's memory, in MiB.
@@ -56,8 +59,6 @@ pub struct Launch<'a> {
     pub user_namespace: Option<UserNamespace>,
     /// The kernel and the initramfs, where they are not the built-in ones.
     pub boot: BootFiles,
-    /// How long the guest may take to come up.
-    pub boot_timeout: Duration,
     /// The container's terminal, in place of this process's stdio.
     pub terminal: Option<HostTerminal>,
 }
@@ -65,7 +66,7 @@ pub struct Launch<'a> {
 /// A launched sandbox. Dropped before [`Sandbox::commit`], it takes the VM with it.
 #[derive(Debug)]
 pub struct Sandbox {
-    child: Child,
+    child: VmmProcess,
     in_user_namespace: bool,
     lifeline: UnixStream,
     ready: OwnedFd,
@@ -110,6 +111,7 @@ impl Launch<'_> {
             .collect();
         let config = VmmConfig {
             id: self.dir.id().to_string(),
+            held: self.held,
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             cmdline: self.cmdline,
@@ -154,12 +156,15 @@ impl Launch<'_> {
             rustix::io::fcntl_setfd(fd, FdFlags::empty())
                 .map_err(|e| SandboxError::host("pass on a file descriptor")(e.into()))?;
         }
-        let child = Command::new("/proc/self/exe")
-            .arg0("hull")
-            .args(["vmm", "--id", self.dir.id().as_str(), "--config-fd"])
-            .arg(config_file.as_raw_fd().to_string())
-            .env_clear()
-            .spawn()
+        let config_fd = config_file.as_raw_fd().to_string();
+        let id = self.dir.id().as_str();
+        let arguments = ["hull", "vmm", "--id", id, "--config-fd", &config_fd];
+        let arguments = arguments.map(CString::new).into_iter();
+        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
+        let child = arguments
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(io::Error::other)
+            .and_then(|arguments| VmmProcess::spawn(&arguments, cgroup))
             .map_err(SandboxError::host("execute the VMM process"))?;
         Ok(Sandbox {
             child,
@@ -186,7 +191,15 @@ impl Sandbox {
 
     /// The VMM process's pid.
     pub fn pid(&self) -> i32 {
-        self.child.id().cast_signed()
+        self.child.id()
+    }
+
+    /// Lets a VMM process begin that is held back.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn begin(&self) -> Result<(), SandboxError> {
+        lifeline::begin(&self.lifeline).map_err(SandboxError::host("let the VMM process begin"))
     }
 
     /// Waits until the VMM process has set up the machine and runs it. Returns where the container's
@@ -248,8 +261,10 @@ impl Sandbox {
     /// # Errors
     /// When the VMM process is gone.
     pub fn make_root_read_only(&self, dir: &ContainerDir) -> Result<(), SandboxError> {
-        let process = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty())
-            .map_err(|e| SandboxError::host("open the VMM process")(e.into()))?;
+        let process = self
+            .child
+            .open()
+            .map_err(SandboxError::host("open the VMM process"))?;
         let root = format!("{}/rootfs", dir.id());
         tree::make_read_only(process.as_fd(), Path::new(&root), self.in_user_namespace)
             .map_err(SandboxError::ReadOnlyRoot)
@@ -259,7 +274,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the VMM process is gone already.
-    pub fn commit(self) -> Result<Child, SandboxError> {
+    pub fn commit(self) -> Result<VmmProcess, SandboxError> {
         lifeline::commit(&self.lifeline)
             .map_err(SandboxError::host("let go of the VMM process"))?;
         Ok(self.child)

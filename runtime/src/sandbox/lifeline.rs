@@ -3,7 +3,8 @@
 //! The VMM says one line of JSON: that it is up, or why it isn't. `create` says one byte once the
 //! container is created and its state on disk. Until that byte, the end of the connection means that
 //! `create` was killed, and the VMM goes too: so there is no moment at which a SIGKILL leaves a VM that
-//! no state names.
+//! no state names. A VMM whose cgroup is made around it (by systemd) waits for another byte before it does
+//! anything.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -30,6 +31,26 @@ const LIMIT: u64 = 64 << 10;
 
 /// The byte by which `create` lets the VMM live on.
 pub const COMMIT: u8 = b'C';
+
+/// The byte by which `create` lets a VMM begin that is held back.
+const BEGIN: u8 = b'B';
+
+/// Lets a VMM begin that is held back.
+///
+/// # Errors
+/// When it is gone.
+pub fn begin(mut lifeline: &UnixStream) -> io::Result<()> {
+    lifeline.write_all(&[BEGIN])
+}
+
+/// In a VMM that is held back: waits until it may begin.
+///
+/// # Errors
+/// When `create` is gone, and so must be the VMM.
+pub fn wait_to_begin(mut lifeline: &UnixStream) -> io::Result<()> {
+    let mut byte = [0];
+    lifeline.read_exact(&mut byte)
+}
 
 /// Sends the VMM's report.
 ///
@@ -76,6 +97,15 @@ mod tests {
                 stdio: Ports::Streams([1, 2, 3])
             }))
         ));
+    }
+
+    #[test]
+    fn a_vmm_that_is_held_back_learns_when_nobody_will_let_it_begin() {
+        let (create, vmm) = UnixStream::pair().expect("pair");
+        begin(&create).expect("send");
+        wait_to_begin(&vmm).expect("may begin");
+        drop(create);
+        assert!(wait_to_begin(&vmm).is_err());
     }
 
     #[test]

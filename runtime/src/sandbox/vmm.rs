@@ -90,6 +90,9 @@ pub fn run(config_fd: RawFd) -> ExitCode {
         Ok(lifeline) => lifeline,
         Err(_) => return ExitCode::FAILURE,
     };
+    if config.held && lifeline::wait_to_begin(&report_to).is_err() {
+        return ExitCode::FAILURE;
+    }
     match assemble(&config, inherited, &report_to).and_then(|vm| vm.report_and_run(&report_to)) {
         Ok(end) => end,
         Err(e) => {

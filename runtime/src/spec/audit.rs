@@ -206,8 +206,9 @@ mod tests {
 
     #[test]
     fn a_key_with_dots_is_quoted() {
-        let config = json!({"linux": {"resources": {"unified": {"io.max": "8:0 rbps=1"}}}});
-        assert_eq!(refused(&config), ["linux.resources.unified[\"io.max\"]"]);
+        let config =
+            json!({"linux": {"resources": {"unified": {"rdma.max": "mlx4_0 hca_handle=2"}}}});
+        assert_eq!(refused(&config), ["linux.resources.unified[\"rdma.max\"]"]);
     }
 
     #[test]

@@ -84,8 +84,6 @@ impl Field {
 }
 
 const REMOVE: &str = "remove it";
-const HOST_IO: &str =
-    "it is about the host's block devices, and hull does not place the VM in a host cgroup yet";
 const PLATFORM: &str = "it is for another platform than Linux containers";
 const GUEST_CPUS: &str = "the guest's CPUs, as the process sees them, numbered from 0";
 const NOTIFY: &str = "refused is `SCMP_ACT_NOTIFY`: a seccomp listener cannot leave the guest";
@@ -175,7 +173,7 @@ pub const FIELDS: &[Field] = &[
     row("linux.gidMappings[].hostID", Guest),
     row("linux.gidMappings[].size", Guest),
     row("linux.sysctl", Guest),
-    // linux.resources: also the VM's size (see `sizing`)
+    // linux.resources: also the VM's size (see `sizing`), and the VM's limits on the host (see `cgroup`)
     row("linux.resources.devices[].allow", Guest),
     row("linux.resources.devices[].type", Guest).unless(
         refuse::rule_type,
@@ -188,53 +186,36 @@ pub const FIELDS: &[Field] = &[
         "r, w and m; any other is refused, as by runc. The host opens a block device for writing only if \
          the rules let it be written",
     ),
-    row("linux.resources.memory.limit", Both).noted("also the VM's size"),
-    row("linux.resources.memory.reservation", Guest),
-    row("linux.resources.memory.swap", Guest).noted("a guest has no swap space to limit"),
+    row("linux.resources.memory.limit", Both)
+        .noted("also the VM's size; on the host, what the whole VM may take"),
+    row("linux.resources.memory.reservation", Both),
+    row("linux.resources.memory.swap", Both)
+        .noted("a guest has no swap space to limit, the host may have"),
     refused("linux.resources.memory.kernel", V1, REMOVE),
     refused("linux.resources.memory.kernelTCP", V1, REMOVE),
     refused("linux.resources.memory.swappiness", V1, REMOVE),
     refused("linux.resources.memory.disableOOMKiller", V1, REMOVE),
     row("linux.resources.memory.useHierarchy", Guest).noted("cgroup v2 always does"),
     row("linux.resources.memory.checkBeforeUpdate", Guest),
-    row("linux.resources.cpu.shares", Guest).noted("among the guest's own processes"),
+    row("linux.resources.cpu.shares", Both)
+        .noted("among the guest's processes, and of the VM on the host"),
     row("linux.resources.cpu.quota", Both).noted("also the VM's number of CPUs"),
-    row("linux.resources.cpu.burst", Guest),
+    row("linux.resources.cpu.burst", Both),
     row("linux.resources.cpu.period", Both),
     refused("linux.resources.cpu.realtimeRuntime", V1, REMOVE),
     refused("linux.resources.cpu.realtimePeriod", V1, REMOVE),
     row("linux.resources.cpu.cpus", Host)
         .noted("the host's CPUs, on which the VM's process then runs; also the VM's number of CPUs"),
-    refused(
-        "linux.resources.cpu.mems",
-        "hull does not place the VM's memory on NUMA nodes yet",
-        REMOVE,
-    ),
-    row("linux.resources.cpu.idle", Guest),
+    row("linux.resources.cpu.mems", Host).noted("the host's NUMA nodes, on which the VM's memory is"),
+    row("linux.resources.cpu.idle", Both),
     row("linux.resources.pids.limit", Guest),
-    refused("linux.resources.blockIO.weight", HOST_IO, REMOVE),
+    row("linux.resources.blockIO.weight", Host),
     refused("linux.resources.blockIO.leafWeight", V1, REMOVE),
-    refused("linux.resources.blockIO.weightDevice", HOST_IO, REMOVE),
-    refused(
-        "linux.resources.blockIO.throttleReadBpsDevice",
-        HOST_IO,
-        REMOVE,
-    ),
-    refused(
-        "linux.resources.blockIO.throttleWriteBpsDevice",
-        HOST_IO,
-        REMOVE,
-    ),
-    refused(
-        "linux.resources.blockIO.throttleReadIOPSDevice",
-        HOST_IO,
-        REMOVE,
-    ),
-    refused(
-        "linux.resources.blockIO.throttleWriteIOPSDevice",
-        HOST_IO,
-        REMOVE,
-    ),
+    row("linux.resources.blockIO.weightDevice", Host),
+    row("linux.resources.blockIO.throttleReadBpsDevice", Host),
+    row("linux.resources.blockIO.throttleWriteBpsDevice", Host),
+    row("linux.resources.blockIO.throttleReadIOPSDevice", Host),
+    row("linux.resources.blockIO.throttleWriteIOPSDevice", Host),
     row("linux.resources.hugepageLimits[].pageSize", Guest),
     row("linux.resources.hugepageLimits[].limit", Guest),
     refused("linux.resources.network.classID", V1, REMOVE),
@@ -244,12 +225,12 @@ pub const FIELDS: &[Field] = &[
         "a guest has no RDMA devices",
         REMOVE,
     ),
-    row("linux.resources.unified.*", Guest).unless(
+    row("linux.resources.unified.*", Both).unless(
         refuse::unified,
-        "refused are controllers that a guest has nothing for, and `cpuset.*`",
+        "`cpuset.*` and `io.*` are the host's, `cpu.*` both's, all others the guest's; refused are \
+         controllers that neither has anything for",
     ),
-    row("linux.cgroupsPath", Host)
-        .noted("kept in the container's state; the VM's process is not moved there yet"),
+    row("linux.cgroupsPath", Host).noted("where the VM's process runs"),
     row("linux.namespaces[]", Guest).unless(
         refuse::namespace,
         "new ones are made in the guest; a path to one of the host's is refused, but for a network's",

@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 
 pub use audit::{Finding, Verdict};
+pub use cpulist::CpuList;
 pub use disks::Disk;
 pub use error::SpecError;
 pub use fields::{supports, supports_value};

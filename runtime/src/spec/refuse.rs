@@ -218,24 +218,21 @@ pub fn seccomp_action(node: Node<'_>) -> Option<Refusal> {
     })
 }
 
-/// `linux.resources.unified.*`: the controllers that mean something inside the guest.
+/// `linux.resources.unified.*`: the controllers that mean something inside the guest, or for the VM.
 pub fn unified(node: Node<'_>) -> Option<Refusal> {
-    let known = ["cgroup.", "cpu.", "hugetlb.", "memory.", "misc.", "pids."];
+    let known = [
+        "cgroup.", "cpu.", "cpuset.", "hugetlb.", "io.", "memory.", "misc.", "pids.",
+    ];
     if node.key.contains('/') {
         Some(Refusal::new(
             "it is not the name of a file",
             "name a cgroup file",
         ))
-    } else if node.key.starts_with("cpuset.") {
-        Some(Refusal::new(
-            "the guest's CPUs are not the host's",
-            "use linux.resources.cpu.cpus",
-        ))
     } else if known.iter().any(|prefix| node.key.starts_with(prefix)) {
         None
     } else {
         Some(Refusal::new(
-            "no such controller works on what a guest has",
+            "no such controller works on what a VM has",
             "remove it",
         ))
     }

@@ -6,8 +6,9 @@
 //! - cgroupsPath and the hooks, but for startContainer, are the host's;
 //! - the path of a network namespace: the host's has no part in the guest's kernel, which makes one;
 //! - the memory policy: the VM's memory is the host's;
-//! - cpuset and limits of block devices: the guest's CPUs and devices aren't the host's.
+//! - cpuset and limits of block devices, in `unified` too: the guest's CPUs and devices aren't the host's.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,8 @@ use crate::config::Config;
 pub struct Plan {
     /// How large a VM it gets.
     pub sizing: Sizing,
+    /// The container's limits, of which some are the host's.
+    pub resources: LinuxResources,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<Share>,
     /// The user namespace of the VMM process, where hull's user isn't root.
@@ -148,6 +151,7 @@ pub fn plan(bundle: &Bundle, id: &str, config: &Config, is_root: bool) -> Result
         .and_then(|linux| linux.memory_policy().as_ref());
     Ok(Plan {
         sizing,
+        resources: resources.cloned().unwrap_or_default(),
         shares,
         user_namespace,
         disks,
@@ -426,13 +430,24 @@ fn bare_linux() -> Linux {
     linux
 }
 
+/// Whether a file of `unified` is about what is the host's: CPUs and block devices.
+pub(super) fn is_hosts_alone(file: &str) -> bool {
+    file.starts_with("io.") || file.starts_with("cpuset.")
+}
+
 pub(super) fn guest_resources(mut resources: LinuxResources) -> LinuxResources {
     if let Some(mut cpu) = resources.cpu().clone() {
         cpu.set_cpus(None).set_mems(None);
         resources.set_cpu(Some(cpu));
     }
     resources.set_memory(resources.memory().map(guest_memory));
+    let unified = resources.unified().iter().flatten();
+    let guests: HashMap<_, _> = unified
+        .filter(|(name, _)| !is_hosts_alone(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
     resources
+        .set_unified((!guests.is_empty()).then_some(guests))
         .set_block_io(None)
         .set_network(None)
         .set_rdma(None);

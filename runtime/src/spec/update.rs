@@ -5,7 +5,7 @@
 
 use std::io::Read;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::{Map, Value, json};
 
 use super::SpecError;
@@ -13,7 +13,7 @@ use super::cpulist::CpuList;
 use super::read::{normalize, refuse, typed};
 use super::refuse::is_unset;
 use super::sizing::{Host, Sizing, TooSmall};
-use super::split::guest_resources;
+use super::split::{guest_resources, is_hosts_alone};
 use super::validate::validate;
 use crate::config::Config;
 
@@ -21,7 +21,7 @@ use crate::config::Config;
 const MAX_CHANGES: u64 = 1 << 20;
 
 /// The parts of `linux.resources` that can be changed.
-const CHANGEABLE: [&str; 4] = ["memory", "cpu", "pids", "unified"];
+const CHANGEABLE: [&str; 5] = ["memory", "cpu", "pids", "blockIO", "unified"];
 
 /// What is done about changed limits.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub struct Update {
     pub config: Spec,
     /// `linux.resources` for the agent: whatever the changes touch.
     pub guest: Vec<u8>,
+    /// The same for the VM's cgroup on the host.
+    pub host: LinuxResources,
     /// The host's CPUs that the VM is to run on from now on.
     pub cpus: Option<CpuList>,
 }
@@ -87,14 +89,18 @@ pub fn update(
     fits(sizing.covers(&resources, Host::read(), config), sizing)?;
 
     let cpus = changes.pointer("/cpu/cpus").and_then(Value::as_str);
-    let guest = serde_json::to_value(guest_resources(resources));
-    let guest = guest.and_then(|guest| serde_json::to_vec(&touched(guest, &changed)));
+    let failed = |source| SpecError::Type {
+        field: "linux.resources".to_owned(),
+        source,
+    };
+    let host = serde_json::to_value(&resources).map_err(failed)?;
+    let host = touched(host, &changed, |_| true);
+    let guest = serde_json::to_value(guest_resources(resources)).map_err(failed)?;
+    let guest = touched(guest, &changed, |file| !is_hosts_alone(file));
     Ok(Update {
         config: spec,
-        guest: guest.map_err(|source| SpecError::Type {
-            field: "linux.resources".to_owned(),
-            source,
-        })?,
+        guest: serde_json::to_vec(&guest).map_err(failed)?,
+        host: serde_json::from_value(host).map_err(failed)?,
         cpus: cpus.and_then(|cpus| cpus.parse().ok()),
     })
 }
@@ -112,10 +118,11 @@ fn without_meaning(changes: &mut Value) {
     for field in ["limit", "reservation", "swap"] {
         remove(changes.get_mut("memory"), field);
     }
-    for field in ["quota", "period", "shares", "cpus"] {
+    for field in ["quota", "period", "shares", "cpus", "mems"] {
         remove(changes.get_mut("cpu"), field);
     }
     remove(changes.get_mut("pids"), "limit");
+    remove(changes.get_mut("blockIO"), "weight");
     if let Some(Value::Object(memory)) = changes.get_mut("memory")
         && memory.get("limit") == Some(&json!(-1))
         && !memory.contains_key("swap")
@@ -138,7 +145,11 @@ fn merge(value: &mut Value, changes: &Value) {
 
 /// Of the limits that hold from now on, the parts that have been touched: limits within a part depend
 /// on each other.
-fn touched(mut resources: Value, changed: &Map<String, Value>) -> Value {
+fn touched(
+    mut resources: Value,
+    changed: &Map<String, Value>,
+    has: impl Fn(&str) -> bool,
+) -> Value {
     let mut kept = Map::new();
     for name in changed.keys() {
         if let Some(part) = resources.get_mut(name).map(Value::take) {
@@ -146,8 +157,10 @@ fn touched(mut resources: Value, changed: &Map<String, Value>) -> Value {
         }
     }
     // These don't, and some of them can be written only once.
-    if let Some(unified) = changed.get("unified") {
-        kept.insert("unified".to_owned(), unified.clone());
+    if let Some(Value::Object(unified)) = changed.get("unified") {
+        let mut unified = unified.clone();
+        unified.retain(|file, _| has(file));
+        kept.insert("unified".to_owned(), unified.into());
     }
     Value::Object(kept)
 }
@@ -260,10 +273,9 @@ mod tests {
     fn what_cannot_be_is_refused_by_name() {
         let cases = [
             (
-                json!({"blockIO": {"weight": 10}}),
-                "linux.resources.blockIO.weight",
+                json!({"blockIO": {"leafWeight": 10}}),
+                "linux.resources.blockIO.leafWeight",
             ),
-            (json!({"cpu": {"mems": "0"}}), "linux.resources.cpu.mems"),
             (
                 json!({"cpu": {"realtimePeriod": 1}}),
                 "linux.resources.cpu.realtimePeriod",

@@ -9,7 +9,7 @@ use rustix::process::{
 };
 
 /// The most open files: what Linux allows a process by default (`fs.nr_open`).
-const NOFILE: u64 = 1 << 20;
+pub const NOFILE: u64 = 1 << 20;
 
 /// Why the limits could not be set.
 #[derive(Debug, thiserror::Error)]

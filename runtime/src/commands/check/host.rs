@@ -12,6 +12,7 @@ use hull_vmm::kvm::{self, Probe};
 use nix::sched::{CloneFlags, unshare};
 
 use super::Finding;
+use crate::cgroup;
 use crate::cli::Global;
 use crate::error::chain;
 
@@ -40,7 +41,7 @@ pub fn all(global: &Global) -> Vec<Finding> {
         seccomp(),
         memory(),
         state_folder(&global.root),
-        cgroup(),
+        host_cgroup(),
         tun(),
         vhost_net(),
     ]
@@ -291,16 +292,19 @@ fn state_folder(root: &Path) -> Finding {
 }
 
 /// The host's cgroup2 is where engines see and limit the VM as a whole. A container's own limits are
-/// enforced in the guest, whatever the host has.
-fn cgroup() -> Finding {
+/// enforced in the guest, whatever the host has; engines always ask for a cgroup, and get an error
+/// where there is only version 1.
+fn host_cgroup() -> Finding {
     const NAME: &str = "cgroup2";
     const REMEDY: &str = "boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 there";
-    let Ok(controllers) = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers") else {
-        let found =
-            "/sys/fs/cgroup is not cgroup2: limits hold in the guest, not for the VM as a whole";
+    if !cgroup::is_cgroup2() {
+        let found = "/sys/fs/cgroup is not cgroup2: a container that has a cgroupsPath, as engines' have, or \
+                     limits of block devices or NUMA nodes, is refused";
         return Finding::warning(NAME, found, REMEDY);
-    };
-    let lacking: Vec<_> = ["cpu", "io", "memory", "pids"]
+    }
+    let controllers = Path::new(cgroup::MOUNT).join("cgroup.controllers");
+    let controllers = fs::read_to_string(controllers).unwrap_or_default();
+    let lacking: Vec<_> = ["cpu", "cpuset", "io", "memory", "pids"]
         .into_iter()
         .filter(|needed| !controllers.split_whitespace().any(|word| word == *needed))
         .collect();

@@ -5,16 +5,19 @@ mod duration;
 mod stats;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::cgroup::HostCgroup;
 use crate::cli::Global;
 use crate::container::{ContainerError, ContainerId, Status, Store};
 use crate::error::Error;
 use crate::sandbox::{Agent, AgentError, SandboxError, Stats};
+use stats::VmStats;
 
 /// `hull events`.
 #[derive(Debug, clap::Args)]
@@ -40,21 +43,22 @@ pub fn run(global: &Global, args: &Events) -> Result<ExitCode, Error> {
         return Err(Error::Usage(text.to_owned()));
     }
     let dir = Store::open(&global.root)?.find(&args.id.parse()?)?;
-    let status = dir.load()?.status();
+    let state = dir.load()?;
+    let status = state.status();
     if matches!(status, Status::Creating | Status::Stopped) {
         let (verb, id) = ("watch", dir.id().clone());
         return Err(ContainerError::WrongState { verb, id, status }.into());
     }
     let agent = Agent::connect(&dir).map_err(SandboxError::from)?;
+    let watched = Watched {
+        id: dir.id(),
+        agent: &agent,
+        cgroup: state.cgroup.as_ref().map(HostCgroup::directory),
+    };
     let ended = if args.stats {
-        agent.block_on(async {
-            print_stats(
-                dir.id(),
-                &agent.stats(dir.id()).await.map_err(SandboxError::from)?,
-            )
-        })
+        agent.block_on(watched.print_stats())
     } else {
-        agent.block_on(watch(&agent, dir.id(), args.interval))
+        agent.block_on(watched.watch(args.interval))
     };
     match ended {
         // It ended while we watched.
@@ -65,27 +69,46 @@ pub fn run(global: &Global, args: &Events) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn watch(agent: &Agent, id: &ContainerId, interval: Duration) -> Result<(), Error> {
-    // What was before is not news.
-    let mut known = agent.stats(id).await.map_err(SandboxError::from)?.oom_kills;
-    let mut ticks = tokio::time::interval_at(Instant::now() + interval, interval);
-    let mut oom = Box::pin(agent.wait_oom(id, known));
-    loop {
-        tokio::select! {
-            kills = &mut oom => {
-                known = kills.map_err(SandboxError::from)?;
-                print(id, "oom", None)?;
-                oom = Box::pin(agent.wait_oom(id, known));
-            }
-            _ = ticks.tick() => {
-                print_stats(id, &agent.stats(id).await.map_err(SandboxError::from)?)?;
+/// A container that is watched.
+struct Watched<'a> {
+    id: &'a ContainerId,
+    agent: &'a Agent,
+    /// The directory of its VM's cgroup.
+    cgroup: Option<PathBuf>,
+}
+
+impl Watched<'_> {
+    async fn watch(&self, interval: Duration) -> Result<(), Error> {
+        // What was before is not news.
+        let mut known = self.stats().await?.oom_kills;
+        let mut ticks = tokio::time::interval_at(Instant::now() + interval, interval);
+        let mut oom = Box::pin(self.agent.wait_oom(self.id, known));
+        loop {
+            tokio::select! {
+                kills = &mut oom => {
+                    known = kills.map_err(SandboxError::from)?;
+                    print(self.id, "oom", None)?;
+                    oom = Box::pin(self.agent.wait_oom(self.id, known));
+                }
+                _ = ticks.tick() => self.print_stats().await?,
             }
         }
     }
-}
 
-fn print_stats(id: &ContainerId, stats: &Stats) -> Result<(), Error> {
-    print(id, "stats", Some(stats::to_json(stats)))
+    async fn stats(&self) -> Result<Stats, Error> {
+        let stats = self.agent.stats(self.id).await;
+        Ok(stats.map_err(SandboxError::from)?)
+    }
+
+    async fn print_stats(&self) -> Result<(), Error> {
+        let container = self.stats().await?;
+        let vm = self.cgroup.as_deref().map(|directory| VmStats {
+            cgroup: hull_cgroup::stats::read(directory).into(),
+            io: hull_cgroup::stats::io(directory),
+        });
+        let data = stats::to_json(&container, vm.as_ref());
+        print(self.id, "stats", Some(data))
+    }
 }
 
 fn print(id: &ContainerId, kind: &str, data: Option<Value>) -> Result<(), Error> {

@@ -2,15 +2,57 @@
 //!
 //! runc leaves out what is zero, which says the same. What the guest has nothing of is there and empty:
 //! block devices, cpusets, the host's caches, network interfaces of libcontainer's making.
+//!
+//! At runc's places are the container's own, from the guest. What the VM takes of the host is beside them,
+//! in `hull.vm`, which readers of runc's don't look at.
 
+use hull_cgroup::stats::DeviceIo;
 use serde_json::{Map, Value, json};
 
 use crate::sandbox::{Limited, Pressure, PressureLine, Stats};
 
-/// The `data` of a `stats` event.
-pub fn to_json(stats: &Stats) -> Value {
-    let cpu = &stats.cpu;
-    let nanoseconds = |usec: u64| usec.saturating_mul(1000);
+/// What the host counts of a VM's process.
+#[derive(Debug)]
+pub struct VmStats {
+    /// Of its cgroup.
+    pub cgroup: Stats,
+    /// By block device.
+    pub io: Vec<DeviceIo>,
+}
+
+/// The `data` of a `stats` event: of the container, and of its VM if that has a cgroup.
+pub fn to_json(container: &Stats, vm: Option<&VmStats>) -> Value {
+    let mut data = of_container(container);
+    if let Some(vm) = vm {
+        data["hull"] = json!({ "vm": of_vm(vm) });
+    }
+    data
+}
+
+fn of_vm(vm: &VmStats) -> Value {
+    let each = |values: fn(&DeviceIo) -> [(&'static str, u64); 2]| -> Vec<Value> {
+        let entries = vm.io.iter().flat_map(|device| {
+            let (major, minor) = (device.major, device.minor);
+            let entry =
+                move |(op, value)| json!({ "major": major, "minor": minor, "op": op, "value": value });
+            values(device).map(entry)
+        });
+        entries.collect()
+    };
+    json!({
+        "cpu": cpu(&vm.cgroup),
+        "memory": memory(&vm.cgroup),
+        "pids": pids(&vm.cgroup),
+        "blkio": {
+            "ioServiceBytesRecursive":
+                each(|io| [("Read", io.bytes_read), ("Write", io.bytes_written)]),
+            "ioServicedRecursive": each(|io| [("Read", io.reads), ("Write", io.writes)]),
+            "psi": pressure(&vm.cgroup.io_pressure),
+        },
+    })
+}
+
+fn of_container(stats: &Stats) -> Value {
     let hugetlb: Map<String, Value> = stats
         .hugetlb
         .iter()
@@ -21,45 +63,59 @@ pub fn to_json(stats: &Stats) -> Value {
             (size.clone(), value)
         })
         .collect();
-    let pids_limit = if stats.pids.limit == u64::MAX {
-        0
-    } else {
-        stats.pids.limit
-    };
     json!({
-        "cpu": {
-            "usage": {
-                "total": nanoseconds(cpu.usage_usec),
-                "kernel": nanoseconds(cpu.system_usec),
-                "user": nanoseconds(cpu.user_usec),
-            },
-            "throttling": {
-                "periods": cpu.periods,
-                "throttledPeriods": cpu.throttled_periods,
-                "throttledTime": nanoseconds(cpu.throttled_usec),
-            },
-            "psi": pressure(&cpu.pressure),
-        },
+        "cpu": cpu(stats),
         "cpuset": {
             "cpu_exclusive": 0, "mem_hardwall": 0, "mem_exclusive": 0, "memory_migrate": 0,
             "memory_spread_page": 0, "memory_spread_slab": 0, "memory_pressure": 0,
             "sched_load_balance": 0, "sched_relax_domain_level": 0,
         },
-        "memory": {
-            "cache": stats.memory_stat.get("file").copied().unwrap_or(0),
-            "usage": entry(&stats.memory),
-            "swap": entry(&with_memory(&stats.swap, &stats.memory)),
-            "kernel": entry(&Limited::new()),
-            "kernelTCP": entry(&Limited::new()),
-            "raw": stats.memory_stat,
-            "psi": pressure(&stats.memory_pressure),
-        },
-        "pids": { "current": stats.pids.usage, "limit": pids_limit },
+        "memory": memory(stats),
+        "pids": pids(stats),
         "blkio": { "psi": pressure(&stats.io_pressure) },
         "hugetlb": hugetlb,
         "intel_rdt": {},
         "network_interfaces": null,
     })
+}
+
+fn cpu(stats: &Stats) -> Value {
+    let cpu = &stats.cpu;
+    let nanoseconds = |usec: u64| usec.saturating_mul(1000);
+    json!({
+        "usage": {
+            "total": nanoseconds(cpu.usage_usec),
+            "kernel": nanoseconds(cpu.system_usec),
+            "user": nanoseconds(cpu.user_usec),
+        },
+        "throttling": {
+            "periods": cpu.periods,
+            "throttledPeriods": cpu.throttled_periods,
+            "throttledTime": nanoseconds(cpu.throttled_usec),
+        },
+        "psi": pressure(&cpu.pressure),
+    })
+}
+
+fn memory(stats: &Stats) -> Value {
+    json!({
+        "cache": stats.memory_stat.get("file").copied().unwrap_or(0),
+        "usage": entry(&stats.memory),
+        "swap": entry(&with_memory(&stats.swap, &stats.memory)),
+        "kernel": entry(&Limited::new()),
+        "kernelTCP": entry(&Limited::new()),
+        "raw": stats.memory_stat,
+        "psi": pressure(&stats.memory_pressure),
+    })
+}
+
+fn pids(stats: &Stats) -> Value {
+    let limit = if stats.pids.limit == u64::MAX {
+        0
+    } else {
+        stats.pids.limit
+    };
+    json!({ "current": stats.pids.usage, "limit": limit })
 }
 
 fn entry(data: &Limited) -> Value {
@@ -124,7 +180,7 @@ mod tests {
 
     #[test]
     fn units_and_meanings_are_runcs() {
-        let json = to_json(&stats());
+        let json = to_json(&stats(), None);
         assert_eq!(json["cpu"]["usage"]["total"], 7000);
         assert_eq!(json["memory"]["usage"]["limit"], 100);
         assert_eq!(json["memory"]["cache"], 4);
@@ -132,6 +188,32 @@ mod tests {
         assert_eq!(json["memory"]["swap"]["limit"], u64::MAX);
         assert_eq!(json["pids"], json!({ "current": 2, "limit": 0 }));
         assert_eq!(json["hugetlb"]["2MB"]["failcnt"], 0);
+    }
+
+    #[test]
+    fn the_vms_are_beside_the_containers() {
+        let io = DeviceIo {
+            major: 8,
+            minor: 16,
+            bytes_read: 1,
+            bytes_written: 2,
+            reads: 3,
+            writes: 4,
+        };
+        let mut vm = VmStats {
+            cgroup: stats(),
+            io: vec![io],
+        };
+        vm.cgroup.memory.usage = 99;
+        let json = to_json(&stats(), Some(&vm));
+        assert_eq!(json["memory"]["usage"]["usage"], 10);
+        let vm = &json["hull"]["vm"];
+        assert_eq!(vm["memory"]["usage"]["usage"], 99);
+        assert_eq!(
+            vm["blkio"]["ioServicedRecursive"][1],
+            json!({ "major": 8, "minor": 16, "op": "Write", "value": 4 })
+        );
+        assert_eq!(to_json(&stats(), None)["hull"], Value::Null);
     }
 
     #[test]
@@ -144,6 +226,6 @@ mod tests {
             .some
             .mut_or_insert_default()
             .avg10 = f64::NAN;
-        assert_eq!(to_json(&stats)["cpu"]["psi"]["some"]["avg10"], 0.0);
+        assert_eq!(to_json(&stats, None)["cpu"]["psi"]["some"]["avg10"], 0.0);
     }
 }

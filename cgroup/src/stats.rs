@@ -36,6 +36,51 @@ pub fn oom_kills(directory: &Path) -> u64 {
         .unwrap_or(0)
 }
 
+/// What has been read from and written to a block device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceIo {
+    /// The device's numbers.
+    pub major: u32,
+    /// See `major`.
+    pub minor: u32,
+    /// Bytes.
+    pub bytes_read: u64,
+    /// Bytes.
+    pub bytes_written: u64,
+    /// How many requests to read.
+    pub reads: u64,
+    /// How many requests to write.
+    pub writes: u64,
+}
+
+/// The block devices that a cgroup has used, from `io.stat`: `8:0 rbytes=1 wbytes=2 rios=3 wios=4 …`.
+#[must_use]
+pub fn io(directory: &Path) -> Vec<DeviceIo> {
+    let text = Files(directory).text("io.stat");
+    text.lines().filter_map(device_io).collect()
+}
+
+fn device_io(line: &str) -> Option<DeviceIo> {
+    let mut words = line.split_ascii_whitespace();
+    let (major, minor) = words.next()?.split_once(':')?;
+    let mut device = DeviceIo {
+        major: major.parse().ok()?,
+        minor: minor.parse().ok()?,
+        ..DeviceIo::default()
+    };
+    for (key, value) in words.filter_map(|word| word.split_once('=')) {
+        let value = value.parse().unwrap_or(0);
+        match key {
+            "rbytes" => device.bytes_read = value,
+            "wbytes" => device.bytes_written = value,
+            "rios" => device.reads = value,
+            "wios" => device.writes = value,
+            _ => {}
+        }
+    }
+    Some(device)
+}
+
 fn cpu(cgroup: &Files<'_>) -> CpuStats {
     let table = cgroup.table("cpu.stat");
     let value = |key: &str| table.get(key).copied().unwrap_or(0);
@@ -159,6 +204,10 @@ mod tests {
             "cpu.pressure",
             "some avg10=1.50 avg60=0.20 avg300=0.00 total=42\n",
         );
+        file(
+            "io.stat",
+            "7:0\n8:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n",
+        );
         file("memory.current", "4096\n");
         file("memory.max", "max\n");
         file("memory.events", "low 0\nmax 5\noom_kill 2\n");
@@ -174,5 +223,9 @@ mod tests {
         assert_eq!(stats.memory.failures, 5);
         assert_eq!(stats.hugetlb.len(), 1);
         assert_eq!(oom_kills(directory.path()), 2);
+        let io = io(directory.path());
+        assert_eq!((io[0].major, io[0].minor, io[0].reads), (7, 0, 0));
+        assert_eq!((io[1].bytes_read, io[1].bytes_written), (1, 2));
+        assert_eq!((io[1].reads, io[1].writes), (3, 4));
     }
 }

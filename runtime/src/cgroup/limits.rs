@@ -1,0 +1,232 @@
+//! Which of a container's limits the host sets on the VM, and how large it makes them.
+//!
+//! - Memory: a limit makes the host's `memory.max` what the whole VM may take: the guest's memory, which
+//!   has the container's limit in it, an allowance for the VM's own process, and what the host's kernel
+//!   keeps for the files that the guest knows. It doesn't follow a limit that sinks: a guest keeps what
+//!   its kernel has once touched, and the host could only kill it. Within the guest the container's limit
+//!   holds to the byte.
+//! - CPU time and weight: as config.json has them, here among VMs, in the guest among its processes.
+//! - CPUs and NUMA nodes, block devices: these are the host's, so their limits hold here alone.
+//! - Processes: the container's are the guest's. Here the limit is for the threads of the VM's process.
+//! - `unified`: memory, pids and the like are the guest's alone, as no allowance can be added to what
+//!   hull doesn't understand; `cpuset.` and `io.` are the host's alone; `cpu.` is both's.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use hull_cgroup::limits::values as cgroup_values;
+use hull_vmm::jail::limits::NOFILE;
+use hull_vmm::virtio::fs;
+use oci_spec::runtime::{LinuxMemory, LinuxPids, LinuxResources};
+
+use super::{CgroupError, Limits};
+
+pub use hull_cgroup::limits::Value;
+
+/// The threads of a VM's process beside its vCPUs': its devices', with room.
+const THREADS: i64 = 256;
+
+/// What the host keeps for a file that the guest knows, in bytes: an inode, a name, an open file, and the
+/// VMM's own account of it. It can't be reclaimed before the guest forgets the file, which it does when
+/// its own memory is short: who walks a large tree must not be killed for it.
+const FILE: u64 = 2 << 10;
+
+/// The first field that only the host's cgroup can enforce.
+pub fn needs_host(resources: &LinuxResources) -> Option<&'static str> {
+    let cpu = resources.cpu().as_ref();
+    let mems = cpu.and_then(|cpu| cpu.mems().as_deref());
+    if mems.is_some_and(|mems| !mems.is_empty()) {
+        return Some("linux.resources.cpu.mems");
+    }
+    let mut io = LinuxResources::default();
+    io.set_block_io(resources.block_io().clone());
+    if cgroup_values(Path::new("/nonexistent"), &io).is_ok_and(|values| !values.is_empty()) {
+        return Some("linux.resources.blockIO");
+    }
+    let mut unified = resources.unified().iter().flatten();
+    let hosts = unified.any(|(name, _)| name.starts_with("io.") || name.starts_with("cpuset."));
+    hosts.then_some("linux.resources.unified")
+}
+
+/// The files of the VM's cgroup, and what to write to them.
+///
+/// # Errors
+/// When a limit makes no sense.
+pub fn values(directory: &Path, limits: &Limits<'_>) -> Result<Vec<Value>, CgroupError> {
+    let mut values = Vec::new();
+    let cpu = limits.resources.cpu().as_ref();
+    let lists = [
+        ("cpuset.cpus", cpu.and_then(|cpu| cpu.cpus().as_deref())),
+        ("cpuset.mems", cpu.and_then(|cpu| cpu.mems().as_deref())),
+    ];
+    for (file, list) in lists {
+        if let Some(list) = list.filter(|list| !list.is_empty()) {
+            values.push((file.to_owned(), list.to_owned()));
+        }
+    }
+    let whole = of_the_vm(limits);
+    values.extend(cgroup_values(directory, &whole)?);
+    Ok(values)
+}
+
+/// Whether a limit holds before the container is made.
+pub fn is_from_the_start(file: &str) -> bool {
+    !file.starts_with("cpu.max")
+}
+
+/// The container's limits, made the VM's.
+fn of_the_vm(limits: &Limits<'_>) -> LinuxResources {
+    let mut resources = limits.resources.clone();
+    resources.set_memory(resources.memory().as_ref().map(|memory| {
+        let whole = i64::try_from(whole_vm(limits)).unwrap_or(i64::MAX);
+        memory_of_the_vm(memory, whole)
+    }));
+    resources.set_pids(resources.pids().as_ref().map(|pids| {
+        let threads = THREADS + i64::from(limits.sizing.vcpus.get());
+        let mut own = LinuxPids::default();
+        own.set_limit(if pids.limit() > 0 { threads } else { -1 });
+        own
+    }));
+    let unified = resources.unified().iter().flatten();
+    let hosts: HashMap<_, _> = unified
+        .filter(|(name, _)| is_hosts(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    resources.set_unified((!hosts.is_empty()).then_some(hosts));
+    resources
+}
+
+/// The most memory that a VM may take of the host, in bytes.
+fn whole_vm(limits: &Limits<'_>) -> u64 {
+    let guest = u64::from(limits.sizing.memory_mib) << 20;
+    let allowance = u64::from(limits.config.vm_memory_allowance) << 20;
+    guest + allowance + FILE * fs::fd_limit(guest, NOFILE)
+}
+
+/// `whole` bytes for the VM where the container has a limit. Swap is what config.json has beyond that.
+fn memory_of_the_vm(memory: &LinuxMemory, whole: i64) -> LinuxMemory {
+    let mut own = *memory;
+    let limit = memory.limit().filter(|limit| *limit > 0);
+    if let Some(limit) = limit {
+        own.set_limit(Some(whole));
+        let beyond = |swap: i64| whole.saturating_add(swap.saturating_sub(limit));
+        own.set_swap(
+            memory
+                .swap()
+                .map(|swap| if swap > 0 { beyond(swap) } else { swap }),
+        );
+    } else if memory.limit().is_none_or(|limit| limit == 0) {
+        // Without a limit, swap can only be unlimited, which it is.
+        own.set_swap(None);
+    }
+    own
+}
+
+/// Whether a file of `unified` is (also) of the VM's cgroup.
+fn is_hosts(name: &str) -> bool {
+    ["cpu.", "cpuset.", "io."]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::spec::Sizing;
+    use serde_json::{Value as Json, json};
+
+    fn written(resources: Json) -> Vec<(String, String)> {
+        let resources = serde_json::from_value(resources).expect("resources");
+        let limits = Limits {
+            resources: &resources,
+            sizing: Sizing::SMALLEST,
+            config: &Config::default(),
+        };
+        let mut values = values(Path::new("/nonexistent"), &limits).expect("valid");
+        values.sort();
+        values
+    }
+
+    fn is(found: &[(String, String)], expected: &[(&str, &str)]) {
+        let found: Vec<_> = found.iter().map(|(f, v)| (&**f, &**v)).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn memory_is_the_vms_and_its_allowance() {
+        let max = ((128 + 64 + 256) << 20).to_string();
+        let limit = 64 << 20;
+        let limited = json!({"memory": {"limit": limit, "swap": limit + 5}});
+        is(
+            &written(limited),
+            &[("memory.max", &max), ("memory.swap.max", "5")],
+        );
+        let unlimited = json!({"memory": {"limit": -1, "swap": -1}});
+        is(
+            &written(unlimited),
+            &[("memory.max", "max"), ("memory.swap.max", "max")],
+        );
+        is(&written(json!({"memory": {"limit": 0, "swap": 5}})), &[]);
+    }
+
+    #[test]
+    fn the_containers_pids_are_not_the_vms_threads() {
+        is(
+            &written(json!({"pids": {"limit": 5}})),
+            &[("pids.max", "257")],
+        );
+        is(
+            &written(json!({"pids": {"limit": -1}})),
+            &[("pids.max", "max")],
+        );
+    }
+
+    #[test]
+    fn a_boot_has_all_cpu_time() {
+        let cpu = json!({"cpu": {"quota": 1000, "period": 10_000, "shares": 1024, "cpus": "0", "mems": "0"}});
+        let expected = [
+            ("cpu.max", "1000 10000"),
+            ("cpu.weight", "100"),
+            ("cpuset.cpus", "0"),
+            ("cpuset.mems", "0"),
+        ];
+        let found = written(cpu);
+        is(&found, &expected);
+        let at_once = found.iter().filter(|(file, _)| is_from_the_start(file));
+        assert_eq!(at_once.count(), 3);
+    }
+
+    #[test]
+    fn of_unified_the_host_has_what_is_its_own() {
+        let unified = json!({"unified": {
+            "memory.high": "1", "pids.max": "2", "cpu.weight": "3", "io.weight": "4",
+        }});
+        is(
+            &written(unified),
+            &[("cpu.weight", "3"), ("io.weight", "4")],
+        );
+    }
+
+    #[test]
+    fn what_only_the_host_can_do_is_told() {
+        let needs =
+            |resources: Json| needs_host(&serde_json::from_value(resources).expect("resources"));
+        assert_eq!(
+            needs(json!({"blockIO": {"weight": 10}})),
+            Some("linux.resources.blockIO")
+        );
+        assert_eq!(
+            needs(json!({"cpu": {"mems": "0"}})),
+            Some("linux.resources.cpu.mems")
+        );
+        assert_eq!(
+            needs(json!({"unified": {"io.max": "8:0 rbps=1"}})),
+            Some("linux.resources.unified")
+        );
+        assert_eq!(
+            needs(json!({"cpu": {"cpus": "0", "mems": ""}, "memory": {"limit": 1}})),
+            None
+        );
+    }
+}

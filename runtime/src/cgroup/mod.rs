@@ -1,0 +1,240 @@
+//! The host's cgroup of a VM: where its process runs, as `cgroupsPath` says, so that engines limit, count
+//! and find the VM as they do any container.
+//!
+//! [`HostCgroup::of`] works out the name, which the container's state keeps from before the cgroup is
+//! made until after it is gone. The VM's process is born in it ([`HostCgroup::make`] gives the
+//! descriptor), or put there by systemd before it does anything ([`HostCgroup::adopt`]).
+//!
+//! cgroup2 only. libcgroups could make and remove cgroups as well, but it also moves the process there,
+//! which costs milliseconds on most kernels, filters its devices, and waits by sleeping; and it knows of
+//! a cgroup neither whether it was made nor whether somebody else uses it.
+
+mod error;
+mod fs;
+mod limits;
+mod path;
+mod systemd;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use hull_cgroup::limits::Applied;
+use oci_spec::runtime::{LinuxResources, Spec};
+use serde::{Deserialize, Serialize};
+
+pub use error::CgroupError;
+pub use fs::{MOUNT, is_cgroup2};
+
+use crate::config::Config;
+use crate::container::ContainerId;
+use crate::spec::Sizing;
+use limits::is_from_the_start;
+use systemd::Scope;
+
+/// A cgroup that is a VM's own; there or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostCgroup {
+    /// From the mount's root: absolute, without `..`. With systemd, not known before it is made.
+    path: PathBuf,
+    /// With the systemd driver, the unit that the cgroup is of.
+    scope: Option<Scope>,
+    /// Whether somebody else's processes were in it before, so that it isn't this container's to remove.
+    shared: bool,
+}
+
+impl HostCgroup {
+    /// The cgroup for a container. There is none where none is asked for and the host has no cgroup2, or
+    /// lets an ordinary user make none.
+    ///
+    /// # Errors
+    /// When config.json asks for something that this host or this driver hasn't.
+    pub fn of(
+        spec: &Spec,
+        id: &ContainerId,
+        systemd: bool,
+        is_root: bool,
+    ) -> Result<Option<Self>, CgroupError> {
+        let linux = spec.linux().as_ref();
+        let asked = linux.and_then(|linux| linux.cgroups_path().as_deref());
+        let asked = asked.filter(|path| !path.as_os_str().is_empty());
+        if !is_cgroup2() && asked.is_some() {
+            let field = "linux.cgroupsPath";
+            return Err(CgroupError::NoCgroup2 { field });
+        }
+        let cgroup = if !is_cgroup2() {
+            None
+        } else if systemd {
+            Some(Self::of_scope(Scope::of(asked, id, is_root)?))
+        } else {
+            let cgroup = Self::at(path::resolve(asked, id, &fs::own_path()?)?);
+            let may = asked.is_some() || is_root || fs::may_make(&cgroup.directory());
+            may.then_some(cgroup)
+        };
+        match cgroup {
+            // Before any state names it.
+            Some(cgroup) => cgroup.look_who_is_there().map(Some),
+            None => {
+                let resources = linux.and_then(|linux| linux.resources().as_ref());
+                resources.map_or(Ok(()), without).map(|()| None)
+            }
+        }
+    }
+
+    fn at(path: PathBuf) -> Self {
+        Self {
+            path,
+            scope: None,
+            shared: false,
+        }
+    }
+
+    fn of_scope(scope: Scope) -> Self {
+        Self {
+            scope: Some(scope.clone()),
+            ..Self::at(scope.expected_path())
+        }
+    }
+
+    /// As runc 1.1 does, a cgroup that is in use is taken, with a warning.
+    fn look_who_is_there(mut self) -> Result<Self, CgroupError> {
+        let count = fs::count_processes(&self.directory(), &self.path)?;
+        if count > 0 {
+            let path = self.path.display();
+            log::warn!(
+                "container's cgroup is not empty: {count} process(es) found in {path}; the limits are \
+                 for all of them, and the cgroup stays when the container is deleted"
+            );
+            self.shared = true;
+        }
+        Ok(self)
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> PathBuf {
+        let relative = self.path.strip_prefix("/").unwrap_or(&self.path);
+        Path::new(MOUNT).join(relative)
+    }
+
+    /// Whether systemd makes it, around a process that is there.
+    pub fn is_scope(&self) -> bool {
+        self.scope.is_some()
+    }
+
+    /// Makes it, and sets the limits that hold from the start. The descriptor is for the VM's process to
+    /// be born there; there is none for a scope.
+    ///
+    /// # Errors
+    /// When it can't be made, is somebody's already, or a limit is refused. What was made is gone then.
+    pub fn make(&self, limits: &Limits<'_>) -> Result<Option<File>, CgroupError> {
+        if self.scope.is_some() {
+            return Ok(None);
+        }
+        let directory = self.directory();
+        fs::make(&directory, &self.path, self.shared)?;
+        let opened = fs::open(&directory).and_then(|file| {
+            self.apply(&self.values(limits, is_from_the_start)?)?;
+            Ok(file)
+        });
+        if opened.is_err() && !self.shared {
+            let _ = std::fs::remove_dir(&directory);
+        }
+        opened.map(Some)
+    }
+
+    /// Has systemd make it around a process, which must not have done anything yet.
+    ///
+    /// # Errors
+    /// When there is no systemd, or it refuses.
+    pub fn adopt(&mut self, pid: i32, limits: &Limits<'_>) -> Result<(), CgroupError> {
+        let Some(scope) = &self.scope else {
+            return Ok(());
+        };
+        let values = self.values(limits, is_from_the_start)?;
+        systemd::start(scope, pid, &values)?;
+        self.path = fs::path_of(pid)?;
+        self.apply(&values).map(drop)
+    }
+
+    /// Sets the limits that hold once the container is made: its quota of CPU time. Until then it isn't
+    /// the container that runs, but a boot that would take longer by as much.
+    ///
+    /// # Errors
+    /// When one is refused.
+    pub fn limit_container(&self, limits: &Limits<'_>) -> Result<(), CgroupError> {
+        let values = self.values(limits, |file| !is_from_the_start(file))?;
+        self.apply(&values)?;
+        self.announce(&values)
+    }
+
+    /// Sets limits. Dropped, what is returned leaves them; it can take them back as well.
+    ///
+    /// # Errors
+    /// When one is refused; then all are as they were.
+    pub fn limit(&self, limits: &Limits<'_>) -> Result<Applied, CgroupError> {
+        let values = self.values(limits, |_| true)?;
+        let applied = self.apply(&values)?;
+        match self.announce(&values) {
+            Ok(()) => Ok(applied),
+            Err(e) => {
+                applied.undo();
+                Err(e)
+            }
+        }
+    }
+
+    fn apply(&self, values: &[limits::Value]) -> Result<Applied, CgroupError> {
+        Ok(hull_cgroup::limits::apply(&self.directory(), values)?)
+    }
+
+    /// Tells systemd of limits that are in force, so that it doesn't undo them one day.
+    fn announce(&self, values: &[limits::Value]) -> Result<(), CgroupError> {
+        match &self.scope {
+            Some(scope) => Ok(systemd::set(scope, values)?),
+            None => Ok(()),
+        }
+    }
+
+    fn values(
+        &self,
+        limits: &Limits<'_>,
+        which: impl Fn(&str) -> bool,
+    ) -> Result<Vec<limits::Value>, CgroupError> {
+        let mut values = limits::values(&self.directory(), limits)?;
+        values.retain(|(file, _)| which(file));
+        Ok(values)
+    }
+
+    /// Removes it, once the VM's process in it has ended, unless it was somebody else's before.
+    ///
+    /// # Errors
+    /// When somebody else's processes stay in it.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        if self.shared {
+            return Ok(());
+        }
+        fs::remove(&self.directory(), &self.path)
+    }
+}
+
+/// Whether a VM without a cgroup can have these limits.
+///
+/// # Errors
+/// Names the first that it can't.
+pub fn without(resources: &LinuxResources) -> Result<(), CgroupError> {
+    match limits::needs_host(resources) {
+        Some(field) if is_cgroup2() => Err(CgroupError::NotAllowed { field }),
+        Some(field) => Err(CgroupError::NoCgroup2 { field }),
+        None => Ok(()),
+    }
+}
+
+/// What the host's limits follow from.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits<'a> {
+    /// The container's own, or those of them that change.
+    pub resources: &'a LinuxResources,
+    /// The VM's size.
+    pub sizing: Sizing,
+    /// How much the VM gets beside its guest's memory.
+    pub config: &'a Config,
+}

@@ -1,0 +1,144 @@
+//! The VMM process, as who started it sees it.
+//!
+//! std's `Command` can't start a process in a cgroup: it could only be moved there, for which the kernel
+//! waits until all CPUs have taken notice, some milliseconds.
+#![allow(unsafe_code)] // clone3, execve
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::ptr;
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
+
+/// What a process that could not execute its program exits with, as in shells.
+const NO_PROGRAM: i32 = 127;
+
+/// CLONE_INTO_CGROUP of linux/sched.h; libc's has lost its bits.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// A child of this process.
+#[derive(Debug)]
+pub struct VmmProcess {
+    pid: Pid,
+    /// Once it has been waited for.
+    status: Option<ExitStatus>,
+}
+
+impl VmmProcess {
+    /// Executes this program once more, with an empty environment and these arguments (the first is its
+    /// name), in the cgroup whose directory is given, or in this process's.
+    ///
+    /// # Errors
+    /// When it can't be started. That it could not be executed is seen by its end.
+    pub fn spawn(arguments: &[CString], cgroup: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+        let mut argv: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).collect();
+        argv.push(ptr::null());
+        let environment = [ptr::null()];
+        let (flag, cgroup) = match cgroup {
+            Some(cgroup) => (CLONE_INTO_CGROUP, u64::try_from(cgroup.as_raw_fd())),
+            None => (0, Ok(0)),
+        };
+        // SAFETY: the structure is of integers, for which zeroes are values.
+        let mut clone: libc::clone_args = unsafe { std::mem::zeroed() };
+        clone.flags = flag;
+        clone.cgroup = cgroup.map_err(io::Error::other)?;
+        clone.exit_signal = libc::SIGCHLD.unsigned_abs().into();
+        // SAFETY: without CLONE_VM this is a fork. The child, which has the calling thread alone, makes
+        // two system calls on memory that was made before, and returns from neither.
+        let pid = unsafe {
+            let pid = libc::syscall(libc::SYS_clone3, &raw mut clone, size_of_val(&clone));
+            if pid == 0 {
+                libc::execve(
+                    c"/proc/self/exe".as_ptr(),
+                    argv.as_ptr(),
+                    environment.as_ptr(),
+                );
+                libc::_exit(NO_PROGRAM);
+            }
+            pid
+        };
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        // It is -1, or a pid.
+        let pid = pid.filter(|pid| pid.as_raw_nonzero().get() > 0);
+        Ok(Self {
+            pid: pid.ok_or_else(io::Error::last_os_error)?,
+            status: None,
+        })
+    }
+
+    /// Its pid, which nobody else gets before it has been waited for.
+    pub fn id(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// A file descriptor for it.
+    ///
+    /// # Errors
+    /// When it has been waited for.
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        Ok(pidfd_open(self.pid, PidfdFlags::empty())?)
+    }
+
+    /// Kills it.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kill(&self) -> io::Result<()> {
+        match self.status {
+            Some(_) => Ok(()),
+            None => Ok(kill_process(self.pid, Signal::KILL)?),
+        }
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When somebody else has waited for it.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.wait_with(WaitOptions::empty())? {
+                return Ok(status);
+            }
+        }
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// When somebody else has waited for it.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.wait_with(WaitOptions::NOHANG)
+    }
+
+    fn wait_with(&mut self, options: WaitOptions) -> io::Result<Option<ExitStatus>> {
+        if self.status.is_none() {
+            let ended = match waitpid(Some(self.pid), options) {
+                Err(rustix::io::Errno::INTR) => None,
+                other => other?,
+            };
+            self.status = ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw()));
+        }
+        Ok(self.status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_started_killed_and_waited_for() {
+        // The test's own binary, which has no such test.
+        let arguments = [c"hull".to_owned(), c"none".to_owned()];
+        let mut ended = VmmProcess::spawn(&arguments, None).expect("spawn");
+        assert!(ended.wait().expect("wait").success());
+        assert_eq!(
+            ended.try_wait().expect("wait"),
+            Some(ExitStatus::from_raw(0))
+        );
+        ended.kill().expect("nothing to do");
+    }
+}
