@@ -1,4 +1,5 @@
-//! Changing a container's limits while it runs. At its creation libcontainer sets them.
+//! Changing a container's limits while it runs. At its creation libcontainer sets them, but for one that
+//! its library forgets.
 
 use std::path::Path;
 
@@ -20,6 +21,17 @@ pub fn update(directory: &Path, json: &[u8]) -> Result<(), Error> {
         check_before_update(directory, memory)?;
     }
     let values = limits::values(directory, &resources)?;
+    limits::apply(directory, &values)?;
+    Ok(())
+}
+
+/// Sets a new container's limit of swap: libcgroups writes no 0, which means that it may have none.
+///
+/// # Errors
+/// When the value makes no sense, or the kernel refuses it.
+pub fn set_swap(directory: &Path, resources: &LinuxResources) -> Result<(), Error> {
+    let mut values = limits::values(directory, resources)?;
+    values.retain(|(file, _)| file == "memory.swap.max");
     limits::apply(directory, &values)?;
     Ok(())
 }
@@ -47,6 +59,19 @@ mod tests {
     use super::*;
     use serde_json::json;
     use std::fs;
+
+    #[test]
+    fn a_container_that_may_not_swap_does_not() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("memory.swap.max");
+        fs::write(&file, "5").expect("write");
+        let resources = json!({"memory": {"limit": 4096, "swap": 4096}, "cpu": {"shares": 2}});
+        let resources = serde_json::from_value(resources).expect("resources");
+
+        set_swap(directory.path(), &resources).expect("set");
+
+        assert_eq!(fs::read_to_string(file).expect("read"), "0");
+    }
 
     #[test]
     fn a_limit_below_the_usage_is_refused_if_asked() {

@@ -151,6 +151,10 @@ impl Sandbox {
         });
         let size = prepared.launch.process.console_size();
         let init = self.make(&task, theirs, ours, size, &[]).await?;
+        let linux = prepared.spec.linux().as_ref();
+        if let Some(resources) = linux.and_then(|linux| linux.resources().as_ref()) {
+            limits::set_swap(cgroup.directory(), resources)?;
+        }
         Ok(Container::created(
             id.clone(),
             bundle,
