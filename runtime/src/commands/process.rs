@@ -10,6 +10,7 @@ use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilitiesBuilder, Proc
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::Error;
+use crate::spec;
 
 /// What `exec` can change about the container's own process.
 #[derive(Debug, clap::Args)]
@@ -72,6 +73,7 @@ impl Changes {
         }
         self.change_user(&mut process)?;
         self.add_capabilities(&mut process)?;
+        spec::validate_process(&process)?;
         Ok(process)
     }
 

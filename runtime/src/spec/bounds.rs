@@ -60,6 +60,12 @@ pub fn check_process(process: &Process) -> Result<(), SpecError> {
         let why = format!("{score} is not between -1000 and 1000");
         return Err(SpecError::invalid("process.oomScoreAdj", why));
     }
+    let user = process.user();
+    somebody("process.user.uid", user.uid())?;
+    somebody("process.user.gid", user.gid())?;
+    for (index, gid) in user.additional_gids().iter().flatten().enumerate() {
+        somebody(&format!("process.user.additionalGids[{index}]"), *gid)?;
+    }
     for (index, limit) in process.rlimits().iter().flatten().enumerate() {
         let invalid = |field: &str, why: String| {
             SpecError::invalid(format!("process.rlimits[{index}].{field}"), why)
@@ -72,6 +78,14 @@ pub fn check_process(process: &Process) -> Result<(), SpecError> {
             let why = format!("{} is more than a kernel allows", limit.hard());
             return Err(invalid("hard", why));
         }
+    }
+    Ok(())
+}
+
+/// To setresuid(2), the id of all ones means that it stays as it is: root.
+fn somebody(field: &str, id: u32) -> Result<(), SpecError> {
+    if id == u32::MAX {
+        return Err(SpecError::invalid(field, format!("{id} is nobody's id")));
     }
     Ok(())
 }
@@ -273,6 +287,20 @@ mod tests {
             groups.contains("process.user.additionalGids[1]: 11"),
             "{groups}"
         );
+    }
+
+    #[test]
+    fn an_id_that_would_leave_the_process_root_is_refused() {
+        for field in ["uid", "gid"] {
+            let mut process = json!({"cwd": "/", "args": ["a"], "user": {"uid": 1, "gid": 1}});
+            process["user"][field] = json!(u32::MAX);
+            let process = serde_json::from_value(process).expect("a process");
+            let said = check_process(&process).expect_err("refused").to_string();
+            assert!(
+                said.contains(&format!("process.user.{field}: 4294967295")),
+                "{said}"
+            );
+        }
     }
 
     #[test]

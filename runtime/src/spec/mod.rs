@@ -48,6 +48,7 @@ pub use sizing::Sizing;
 pub use split::{GuestSpec, plan};
 pub use update::{read_changes, update};
 pub use user_namespace::UserNamespace;
+pub use validate::validate_process;
 
 /// The version of the runtime-spec that hull implements.
 pub const OCI_VERSION: &str = "1.3.0";
