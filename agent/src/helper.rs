@@ -39,6 +39,9 @@ pub const SUBCOMMAND: &str = "helper";
 /// The longest packet, in bytes.
 const LONGEST: usize = 16 << 10;
 
+/// The longest text of libcontainer's that is passed on, in bytes.
+const LONGEST_TROUBLE: usize = 1 << 10;
+
 /// What a helper is to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Task {
@@ -55,6 +58,8 @@ pub enum Report {
     Made(i32),
     /// Its terminal's master comes with this.
     Terminal,
+    /// What libcontainer has logged as an error, which may explain what fails next.
+    Trouble(String),
     /// There is none.
     Failed(Failure),
 }
@@ -97,6 +102,13 @@ impl Reporter {
         let _ = self.send(&Report::Failed(failure), None);
     }
 
+    /// Sends what libcontainer has logged.
+    fn trouble(&self, text: &str) {
+        let end = text.floor_char_boundary(LONGEST_TROUBLE);
+        let text = text.get(..end).unwrap_or_default().to_owned();
+        let _ = self.send(&Report::Trouble(text), None);
+    }
+
     /// Another handle to the same socket.
     ///
     /// # Errors
@@ -119,11 +131,14 @@ impl Reports {
     /// When there is no process.
     pub async fn outcome(&self, to_the_end: bool, made: &mut Option<i32>) -> Result<Made, Failure> {
         let mut terminal = None;
+        let mut trouble = None;
         while let Some((report, fd)) = self.next().await.map_err(Failure::io("read a report"))? {
             match report {
                 Report::Made(pid) => *made = Some(pid),
                 Report::Terminal => terminal = fd,
-                Report::Failed(failure) => return Err(failure),
+                // The first is of the innermost function.
+                Report::Trouble(text) => trouble = trouble.or(Some(text)),
+                Report::Failed(failure) => return Err(failure.explained_by(trouble)),
             }
             if made.is_some() && !to_the_end {
                 break;
@@ -241,6 +256,9 @@ pub fn run(arguments: &[String]) -> ExitCode {
     };
     let level = arguments.get(2).and_then(|level| level.parse().ok());
     console::start(level.unwrap_or(LevelFilter::Off));
+    if let Ok(reporter) = reporter.duplicate() {
+        console::listen(move |text| reporter.trouble(text));
+    }
     sys::look_users_up_in_files();
     let result = serde_json::from_reader(File::from(task))
         .map_err(|e| Failure::other(format!("read the task: {e}")))

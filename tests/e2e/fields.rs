@@ -432,3 +432,14 @@ fn a_sysctl_that_the_guests_kernel_refuses_is_named() {
             .fails_saying(&format!("linux.sysctl[\"{key}\"]: {why}"));
     }
 }
+
+#[test]
+fn a_mount_that_the_guests_kernel_refuses_is_named() {
+    only_hull!("runc names it in its own words");
+    let mount = json!({ "destination": "/dev/shm", "type": "tmpfs", "options": ["size=much"] });
+    let _ = Container::new(Bundle::new().push("/mounts", mount))
+        .run()
+        .exits(1)
+        .fails_saying("\"/dev/shm\"")
+        .fails_saying("\"size=much\"");
+}

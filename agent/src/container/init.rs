@@ -92,7 +92,7 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
         .with_systemd(false)
         .as_sibling(true)
         .build()
-        .map_err(|e| not_a_folder(&root, &cwd).unwrap_or_else(|| Failure::other(chain(&e))))?;
+        .map_err(|e| not_a_folder(&root, &cwd).unwrap_or_else(|| Failure::library(&e)))?;
     let Some(pid) = container.pid() else {
         return Err(Failure::other("the container's process has no pid"));
     };
