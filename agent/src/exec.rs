@@ -11,19 +11,18 @@ use std::process::exit;
 
 use oci_spec::runtime::{PosixRlimitType, Process};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{DumpableBehavior, chdir, getcwd, setsid, umask};
+use rustix::process::{DumpableBehavior, setsid, umask};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::thread::{
-    CapabilitySets, Gid, ThreadNameSpaceType, Uid, capabilities, move_into_thread_name_spaces,
-    set_capabilities, set_keep_capabilities, set_thread_groups, set_thread_res_gid,
-    set_thread_res_uid,
+    Gid, ThreadNameSpaceType, Uid, move_into_thread_name_spaces, set_keep_capabilities,
+    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::error::Failure;
 use crate::helper::{Report, Reporter};
-use crate::process::{Launch, attributes};
+use crate::process::{Launch, attributes, capabilities, cwd, keyring};
 use crate::sys;
 
 /// What to start.
@@ -106,6 +105,7 @@ fn become_process(launch: &Launch, reporter: &Reporter) -> Failure {
     let last = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref());
     let become_it = || {
         attributes::bind_to_cpus("process.execCPUAffinity.final", last)?;
+        keyring::join(&launch.keyring)?;
         enter(&launch.process, reporter)?;
         launch.prepare()
     };
@@ -127,23 +127,8 @@ fn enter(process: &Process, reporter: &Reporter) -> Result<(), Failure> {
     sys::close_the_rest_on_exec().map_err(Failure::io("close the helper's files on exec"))?;
     umask(Mode::from_raw_mode(process.user().umask().unwrap_or(0o022)));
 
-    // As root first, and once more as the user, who may enter what root may not (NFS, FUSE).
-    let early = chdir(process.cwd());
     become_user(process)?;
-    if early.is_err() {
-        let what = format!(
-            "chdir to cwd ({:?}) set in config.json failed",
-            process.cwd()
-        );
-        chdir(process.cwd()).map_err(Failure::io(what))?;
-    }
-    let inside = getcwd(Vec::new()).is_ok_and(|cwd| cwd.as_bytes().starts_with(b"/"));
-    if !inside {
-        return Err(Failure::config(
-            "process.cwd: it is outside of the container",
-        ));
-    }
-    Ok(())
+    cwd::enter(process, cwd::Missing::Fail)
 }
 
 /// Changes user and groups, and keeps all capabilities for the last step.
@@ -161,12 +146,7 @@ fn become_user(process: &Process) -> Result<(), Failure> {
     set_thread_res_gid(gid, gid, gid).map_err(Failure::io("set process.user.gid"))?;
     set_thread_res_uid(uid, uid, uid).map_err(Failure::io("set process.user.uid"))?;
     set_keep_capabilities(false).map_err(Failure::io("keep the capabilities"))?;
-    let all = capabilities(None).map_err(Failure::io("read the capabilities"))?;
-    let raised = CapabilitySets {
-        effective: all.permitted,
-        ..all
-    };
-    set_capabilities(None, raised).map_err(Failure::io("raise the capabilities"))
+    capabilities::raise()
 }
 
 /// Makes a terminal of the container's devpts this session's, and the stdio. Returns its master.

@@ -54,11 +54,45 @@ pub fn load_seccomp(program: &[u8], flags: u64) -> io::Result<()> {
         .map(drop)
 }
 
-/// Gives the caller a session keyring of this name, so that it doesn't share its parent's.
-pub fn join_session_keyring(name: &CStr) -> io::Result<()> {
+/// Gives the caller a session keyring of this name, so that it doesn't share its parent's. Returns the
+/// keyring's number.
+pub fn join_session_keyring(name: &CStr) -> io::Result<libc::c_long> {
     let operation = libc::KEYCTL_JOIN_SESSION_KEYRING;
     // SAFETY: the name is a NUL-terminated string that outlives the call.
-    check(unsafe { libc::syscall(libc::SYS_keyctl, operation, name.as_ptr()) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_keyctl, operation, name.as_ptr()) })
+}
+
+/// Makes root the owner of a keyring, with so many more permissions (`KEY_USR_*`) than a new one has.
+pub fn give_keyring(keyring: libc::c_long, more: u32) -> io::Result<()> {
+    // What a keyring's possessor and owner may do with a new one (keyctl_setperm(3)).
+    const NEW: u32 = 0x3f13_0000;
+    // SAFETY: neither call takes a pointer.
+    unsafe {
+        check(libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_CHOWN,
+            keyring,
+            0,
+            0,
+        ))?;
+        let permissions = NEW | more;
+        check(libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_SETPERM,
+            keyring,
+            permissions,
+        ))
+        .map(drop)
+    }
+}
+
+/// Makes the caller another user to file systems; the capabilities about files come and go with root.
+pub fn set_file_system_ids(uid: u32, gid: u32) {
+    // SAFETY: neither call takes a pointer. They report no errors.
+    unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+    }
 }
 
 /// Marks every file descriptor above stderr close-on-exec.

@@ -1,5 +1,8 @@
 //! What the container's process is: its user, folder, environment, limits and privileges.
 
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
 use hull_tests::{Bundle, Container};
 use serde_json::{Value, json};
 
@@ -129,6 +132,88 @@ fn sees_only_its_own_world() {
     assert_eq!(lines[3], "0", "/proc/kcore is masked");
     assert_eq!(lines[4], "1", "/proc/sys is read-only");
     assert!(lines[5].ends_with(":/"), "a cgroup namespace: {out}");
+}
+
+#[test]
+fn read_only_and_masked_paths_keep_all_but_what_they_are_for() {
+    let script = "echo >new 2>/dev/null || echo ro; cd /; echo >/dev/null && echo devices; busybox true && echo programs;
+                  touch /bin/new 2>/dev/null || echo ro; echo >link/new 2>/dev/null || echo ro;
+                  echo >new 2>/dev/null || echo ro; ls -lan /home | wc -l; stat -c '%u %a' /home";
+    let bundle = Bundle::new()
+        .shell(script)
+        .set("/process/cwd", json!("/var/lib"))
+        .set("/process/user", json!({ "uid": 1000, "gid": 1000 }))
+        .set(
+            "/linux/readonlyPaths",
+            json!(["/bin", "/dev", "/var", "/link", "/none"]),
+        )
+        .set(
+            "/linux/maskedPaths",
+            json!(["/home", "/etc/passwd", "/none"]),
+        );
+    symlink("tmp", bundle.rootfs().join("link")).unwrap();
+    fs::write(bundle.rootfs().join("home/secret"), "text").unwrap();
+    fs::set_permissions(
+        bundle.rootfs().join("var"),
+        fs::Permissions::from_mode(0o777),
+    )
+    .unwrap();
+    let done = Container::new(bundle).run().ok();
+    let out: Vec<_> = done
+        .stdout
+        .split(|b| *b == b'\n')
+        .map(String::from_utf8_lossy)
+        .collect();
+    assert_eq!(
+        out,
+        [
+            "ro", "devices", "programs", "ro", "ro", "ro", "3", "0 1777", ""
+        ],
+        "{}",
+        done.err()
+    );
+}
+
+#[test]
+fn its_working_folder_is_made_if_it_is_not_there() {
+    let bundle = Bundle::new()
+        .shell("pwd; stat -c '%u %a' . ..; ls -d /mnt/new/*")
+        .set(
+            "/process/user",
+            json!({ "uid": 1000, "gid": 1000, "umask": 0o077 }),
+        )
+        .set("/process/cwd", json!("/mnt/new/one"))
+        .push(
+            "/mounts",
+            json!({ "destination": "/mnt", "type": "tmpfs", "source": "tmpfs" }),
+        )
+        .set("/root/readonly", json!(true));
+    let done = Container::new(bundle).run().ok();
+    assert_eq!(done.out(), "/mnt/new/one\n0 755\n0 755\n/mnt/new/one");
+}
+
+#[test]
+fn its_locked_memory_and_its_keyring_are_as_with_runc() {
+    let bundle = Bundle::new()
+        .shell("ulimit -l; grep -o ' 3f1b0000 .* _ses[^:]*' /proc/keys")
+        .set("/linux/maskedPaths", json!([]));
+    let container = Container::new(bundle);
+    let out = container.run().ok().out();
+    let (limit, keyring) = out.split_once('\n').unwrap();
+    assert_eq!(limit, "8192", "the kernel's default");
+    assert!(
+        keyring.contains(" 0     0 keyring ") && keyring.contains(&container.id),
+        "{out}"
+    );
+}
+
+#[test]
+fn an_empty_home_is_filled_in_where_it_is() {
+    let bundle = Bundle::new()
+        .args(&["/bin/cat", "/proc/self/environ"])
+        .set("/process/env", json!(["A=1", "HOME=", "PATH=/bin"]));
+    let out = Container::new(bundle).run().ok().out();
+    assert_eq!(out, "A=1\0HOME=/root\0PATH=/bin\0");
 }
 
 #[test]

@@ -136,3 +136,28 @@ fn calls_of_32_bits_are_filtered_if_the_profile_has_them_and_kill_if_not() {
     let native = profile(json!(["SCMP_ARCH_X86_64"]));
     come_of(native, "syscall32", &[(UMASK_OF_32_BITS, 0, KILLED)]);
 }
+
+#[test]
+fn a_call_newer_than_the_profile_is_missing_and_an_older_one_refused() {
+    const OPENAT2: u32 = 437;
+    const PROCESS_MADVISE: u32 = 440;
+    // by the programs, and by runc once it has loaded the filter
+    let needed = "access arch_prctl brk capget capset chdir clone clone3 close dup2 epoll_create1 epoll_ctl \
+        epoll_pwait eventfd2 execve exit exit_group faccessat2 fchown fcntl fstat fstatfs futex getcwd \
+        getdents64 geteuid getpid getppid getrandom gettid getuid ioctl lseek madvise mmap mprotect munmap \
+        nanosleep newfstatat openat pipe poll prctl pread64 prlimit64 read readlink readlinkat rseq \
+        rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield set_robust_list \
+        set_tid_address setgid setgroups setuid sigaltstack stat tgkill uname vfork wait4 write";
+    let allowed: Vec<_> = needed.split_whitespace().chain(["openat2"]).collect();
+    let profile = json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{ "names": allowed, "action": "SCMP_ACT_ALLOW" }],
+    });
+    let calls = [
+        (UMASK, 0, "errno 1"),
+        (OPENAT2, 0, "errno 22"),
+        (PROCESS_MADVISE, 0, "errno 38"),
+    ];
+    come_of(profile, "syscall", &calls);
+}

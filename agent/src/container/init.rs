@@ -10,27 +10,26 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use hull_protocol::paths::SHARE;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
-use oci_spec::runtime::{LinuxSeccomp, Spec};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
-use rustix::io::Errno;
+use oci_spec::runtime::{LinuxSeccomp, PosixRlimit, PosixRlimitType, Process, Spec};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::stdio::stderr;
 use rustix::thread::ThreadNameSpaceType;
 use serde::{Deserialize, Serialize};
 
 use super::devices::Nodes;
 use super::inside::Inside;
+use super::paths::Paths;
 use super::sysctl::Sysctls;
 use super::{SECCOMP_FILE, STATE, mounts};
 use crate::error::{Failure, chain};
 use crate::helper::{Report, Reporter};
-use crate::process::{Launch, Ready, seccomp};
+use crate::process::{Launch, Ready, cwd, keyring, seccomp};
 
 /// runc's exit status when a container's program turns out not to be one after it was started.
 const NOT_A_PROGRAM: i32 = 255;
@@ -66,15 +65,15 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
     let mounts = mounts::prepare(&mut task.spec)?;
     let nodes = Nodes::prepare(&mut task.spec, mounts.of_dev(), &task.bundle)?;
     let sysctls = Sysctls::take(&mut task.spec)?;
+    let paths = Paths::take(&mut task.spec);
     let json = serde_json::to_vec(&task.spec).map_err(|e| Failure::other(e.to_string()))?;
     fs::write(task.bundle.join("config.json"), json).map_err(Failure::io("write config.json"))?;
     let console = match task.launch.process.terminal() {
         Some(true) => Some(Console::listen(&task.bundle)?),
         _ => None,
     };
-    let cwd = task.launch.process.cwd().clone();
-    let root = Path::new(SHARE).join(&task.id).join("rootfs");
     let last_step = LastStep {
+        locked_memory: locked_memory(&task.launch.process),
         launch: Rc::new(task.launch),
         reporter: Rc::new(
             reporter
@@ -92,21 +91,20 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
         .with_systemd(false)
         .as_sibling(true)
         .build()
-        .map_err(|e| not_a_folder(&root, &cwd).unwrap_or_else(|| Failure::library(&e)))?;
+        .map_err(|e| Failure::library(&e))?;
     let Some(pid) = container.pid() else {
         return Err(Failure::other("the container's process has no pid"));
     };
-    if !nodes.is_empty() || !mounts.is_empty() || sysctls.is_some() {
-        let others = sysctls
-            .as_ref()
-            .map_or(ThreadNameSpaceType::empty(), Sysctls::namespaces);
-        let inside = Inside::enter(pid.as_raw(), others)?;
-        nodes.make(inside.root())?;
-        mounts.apply(&inside)?;
-        if let Some(sysctls) = &sysctls {
-            sysctls.write(&inside)?;
-        }
+    let others = sysctls
+        .as_ref()
+        .map_or(ThreadNameSpaceType::empty(), Sysctls::namespaces);
+    let inside = Inside::enter(pid.as_raw(), others)?;
+    nodes.make(inside.root())?;
+    mounts.apply(&inside)?;
+    if let Some(sysctls) = &sysctls {
+        sysctls.write(&inside)?;
     }
+    paths.apply(inside.root())?;
     if let Some(master) = console.map(Console::accept).transpose()? {
         reporter
             .send(&Report::Terminal, Some(master.as_fd()))
@@ -117,18 +115,12 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
         .map_err(Failure::io("report the container's process"))
 }
 
-/// The library goes to the working folder by itself, and does not say so when it can't. A folder that
-/// isn't there it makes.
-fn not_a_folder(root: &Path, cwd: &Path) -> Option<Failure> {
-    let root = openat(CWD, root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match openat2(&root, cwd, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
-        Err(Errno::NOTDIR) => Some(Failure::config(format!(
-            "process.cwd: {} is not a folder",
-            cwd.display()
-        ))),
-        _ => None,
-    }
+/// The limit of locked memory that a container's process starts with, if config.json sets none: the
+/// library raises it to load a program of a cgroup, and leaves it so.
+fn locked_memory(process: &Process) -> Option<Rlimit> {
+    let set = |limit: &PosixRlimit| limit.typ() == PosixRlimitType::RlimitMemlock;
+    let given = process.rlimits().iter().flatten().any(set);
+    (!given).then(|| getrlimit(Resource::Memlock))
 }
 
 /// The last step, as libcontainer calls it in the container's first process.
@@ -137,12 +129,24 @@ struct LastStep {
     launch: Rc<Launch>,
     reporter: Rc<Reporter>,
     ready: Rc<RefCell<Option<Ready>>>,
+    locked_memory: Option<Rlimit>,
+}
+
+impl LastStep {
+    fn prepare(&self) -> Result<Ready, Failure> {
+        if let Some(limit) = self.locked_memory {
+            setrlimit(Resource::Memlock, limit).map_err(Failure::io("limit locked memory"))?;
+        }
+        keyring::join(&self.launch.keyring)?;
+        cwd::enter(&self.launch.process, cwd::Missing::Make)?;
+        self.launch.prepare()
+    }
 }
 
 impl Executor for LastStep {
     /// Before the container counts as created.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        match self.launch.prepare() {
+        match self.prepare() {
             Ok(ready) => {
                 *self.ready.borrow_mut() = Some(ready);
                 Ok(())
@@ -167,7 +171,11 @@ impl Executor for LastStep {
         let Some(ready) = self.ready.borrow_mut().take() else {
             return Err(ExecutorError::InvalidArg);
         };
-        let failure = ready.execute();
+        // What hides or write-protects it has been mounted since.
+        let failure = match cwd::enter_again(self.launch.process.cwd()) {
+            Ok(()) => ready.execute(),
+            Err(failure) => failure,
+        };
         let _ = rustix::io::write(stderr(), format!("{failure}\n").as_bytes());
         std::process::exit(NOT_A_PROGRAM);
     }

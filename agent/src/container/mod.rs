@@ -4,6 +4,7 @@ pub mod devices;
 pub mod init;
 mod inside;
 mod mounts;
+mod paths;
 pub mod spec;
 mod sysctl;
 

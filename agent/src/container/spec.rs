@@ -1,9 +1,10 @@
 //! config.json, divided: what libcontainer does, and what is left for the last step.
 //!
-//! libcontainer gets namespaces, root and mounts, devices, masks, rlimits, the cgroup, user and
-//! groups, umask, cwd. Left for [`crate::process`] are scheduler and I/O priority, personality,
-//! capabilities, seccomp, environment, the search for the program and its execution, with the hooks just
-//! before it: there libcontainer's order or outcome is not runc's, or a further process needs the same.
+//! libcontainer gets namespaces, root and mounts, rlimits, the cgroup, user and groups, umask; what it doesn't
+//! do as runc does is done around it (mounts, devices, sysctls, masks, the working folder). Left for
+//! [`crate::process`] are scheduler and I/O priority, personality, capabilities, seccomp, environment, the
+//! search for the program and its execution, with the hooks just before it: there libcontainer's order or
+//! outcome is not runc's, or a further process needs the same.
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
@@ -59,6 +60,7 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
     let mut theirs = process.clone();
     theirs
         .set_capabilities(None)
+        .set_cwd("/".into())
         .set_scheduler(None)
         .set_io_priority(None)
         .set_exec_cpu_affinity(None);

@@ -20,6 +20,16 @@ pub struct Sets {
     ambient: CapabilitySet,
 }
 
+/// Makes all permitted capabilities effective.
+pub fn raise() -> Result<(), Failure> {
+    let all = capabilities(None).map_err(Failure::io("read the capabilities"))?;
+    let raised = CapabilitySets {
+        effective: all.permitted,
+        ..all
+    };
+    set_capabilities(None, raised).map_err(Failure::io("raise the capabilities"))
+}
+
 impl Sets {
     /// The sets of config.json; what isn't given is empty, as with runc.
     pub fn of(given: Option<&LinuxCapabilities>) -> Self {

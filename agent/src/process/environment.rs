@@ -17,8 +17,11 @@ pub fn of(process: &Process) -> Vec<String> {
     let mut env = last_of_each(process.env().as_deref().unwrap_or_default());
     if get(&env, "HOME").is_none_or(str::is_empty) {
         let home = passwd().and_then(|passwd| home_in(&passwd, process.user().uid()));
-        env.retain(|entry| !entry.starts_with("HOME="));
-        env.push(format!("HOME={}", home.as_deref().unwrap_or("/")));
+        let home = format!("HOME={}", home.as_deref().unwrap_or("/"));
+        match env.iter_mut().find(|entry| *entry == "HOME=") {
+            Some(empty) => *empty = home,
+            None => env.push(home),
+        }
     }
     env
 }

@@ -7,10 +7,13 @@
 //! `noNewPrivileges` execve(2) alone.
 
 pub mod attributes;
-mod capabilities;
+pub mod capabilities;
+pub mod cwd;
 mod environment;
 mod hooks;
+pub mod keyring;
 mod lookup;
+mod newer_calls;
 pub mod seccomp;
 
 use std::ffi::CString;
@@ -71,13 +74,6 @@ impl Launch {
             sys::bring_loopback_up().map_err(Failure::io("bring lo up"))?;
         }
         attributes::apply(process, self.personality.as_ref())?;
-        let keyring = c_string("container id", &self.keyring)?;
-        match sys::join_session_keyring(&keyring) {
-            Err(e) if e.raw_os_error() != Some(libc::ENOSYS) => {
-                return Err(Failure::io("join a session keyring")(e));
-            }
-            _ => {}
-        }
         give_stdio_to(process.user().uid())?;
 
         let sets = Sets::of(process.capabilities().as_ref());

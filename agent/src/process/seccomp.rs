@@ -16,6 +16,7 @@ use oci_spec::runtime::{
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
+use super::newer_calls;
 use crate::sys;
 
 /// The longest program that the kernel takes, `BPF_MAXINSNS` of <linux/bpf_common.h>, in bytes.
@@ -78,8 +79,11 @@ impl Program {
                 add(&mut filter, action, rule)?;
             }
         }
+        let mut instructions = newer_calls::prelude(profile);
+        // Jumps are relative, so what goes before a program doesn't change it.
+        instructions.extend(export(&filter)?);
         Ok(Self {
-            instructions: export(&filter)?,
+            instructions,
             flags: flags(profile.flags().as_deref()),
         })
     }

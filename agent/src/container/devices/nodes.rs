@@ -111,11 +111,6 @@ impl Nodes {
         })
     }
 
-    /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
-    }
-
     /// Makes the nodes in a container's root. The caller is in its mount namespace, with the rights of
     /// the guest's root.
     ///

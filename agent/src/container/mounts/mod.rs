@@ -195,11 +195,6 @@ impl Rest {
         &self.of_dev
     }
 
-    /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.steps.is_empty() && !self.read_only_root && self.propagation.is_none()
-    }
-
     /// Does it, with the rights that the container's first process had when it made the mounts.
     ///
     /// # Errors
