@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use hull_tests::runtime::is_hull;
-use hull_tests::{Bundle, Container, only_hull};
+use hull_tests::{Bundle, Container, Running, only_hull};
 use serde_json::{Value, json};
 
 use crate::lifecycle::waiting;
@@ -319,6 +319,24 @@ fn in_a_user_namespace_ids_are_mapped_and_so_are_files() {
 
     let made = fs::metadata(container.bundle.rootfs().join("home/made")).unwrap();
     assert_eq!((made.uid(), made.gid()), (100_007, 200_008));
+}
+
+#[test]
+fn a_further_process_is_in_the_user_namespace_too() {
+    let maps = json!([
+        { "containerID": 0, "hostID": 0, "size": 10 },
+        { "containerID": 10, "hostID": 100_000, "size": 10 },
+    ]);
+    let bundle = waiting()
+        .push("/linux/namespaces", json!({ "type": "user" }))
+        .set("/linux/uidMappings", maps.clone())
+        .set("/linux/gidMappings", maps);
+    let container = Container::new(bundle);
+    let _running = container.run_until_ready();
+    let script = "id -u; id -g; tr -s ' ' </proc/self/uid_map";
+    let mut exec = container.exec_command(&["--user", "11:12"], &["/bin/sh", "-c", script]);
+    let out = Running::spawn(&mut exec).finish().ok().out();
+    assert_eq!(out, "11\n12\n 0 0 10\n 10 100000 10");
 }
 
 #[test]

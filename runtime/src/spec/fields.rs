@@ -265,7 +265,10 @@ pub const FIELDS: &[Field] = &[
     row("linux.seccomp.defaultAction", Guest).unless(refuse::seccomp_action, NOTIFY),
     row("linux.seccomp.defaultErrnoRet", Guest),
     row("linux.seccomp.architectures", Guest),
-    row("linux.seccomp.flags", Guest),
+    row("linux.seccomp.flags", Guest).noted(
+        "`SECCOMP_FILTER_FLAG_TSYNC` changes nothing where there is one thread, and \
+         `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV` nothing where there is no listener",
+    ),
     refused(
         "linux.seccomp.listenerPath",
         "a seccomp listener cannot leave the guest",
