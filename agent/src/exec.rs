@@ -14,8 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, setsid, umask};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::thread::{
-    Gid, ThreadNameSpaceType, Uid, move_into_thread_name_spaces, set_keep_capabilities,
-    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    Gid, ThreadNameSpaceType, Uid, move_into_thread_name_spaces, set_thread_groups,
 };
 use serde::{Deserialize, Serialize};
 
@@ -105,6 +104,8 @@ fn become_process(launch: &Launch, reporter: &Reporter) -> Failure {
     let last = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref());
     let become_it = || {
         attributes::bind_to_cpus("process.execCPUAffinity.final", last)?;
+        // In a user namespace this process is nobody yet.
+        capabilities::keep_as(Uid::ROOT, Gid::ROOT)?;
         keyring::join(&launch.keyring)?;
         enter(&launch.process, reporter)?;
         launch.prepare()
@@ -141,12 +142,8 @@ fn become_user(process: &Process) -> Result<(), Failure> {
         .map(|gid| Gid::from_raw(*gid))
         .collect();
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
-    set_keep_capabilities(true).map_err(Failure::io("keep the capabilities"))?;
     set_thread_groups(&groups).map_err(Failure::io("set process.user.additionalGids"))?;
-    set_thread_res_gid(gid, gid, gid).map_err(Failure::io("set process.user.gid"))?;
-    set_thread_res_uid(uid, uid, uid).map_err(Failure::io("set process.user.uid"))?;
-    set_keep_capabilities(false).map_err(Failure::io("keep the capabilities"))?;
-    capabilities::raise()
+    capabilities::keep_as(uid, gid)
 }
 
 /// Makes a terminal of the container's devpts this session's, and the stdio. Returns its master.

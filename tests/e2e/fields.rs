@@ -270,6 +270,20 @@ fn limits_are_those_of_its_cgroup() {
     hold(Bundle::new(), &fields);
 }
 
+/// Makes these ids the owners of a bundle's root, and lets them walk to it.
+fn give_root(bundle: &Bundle, owner: &str) {
+    let root = bundle.rootfs();
+    for folder in root.ancestors().skip(1).take(2) {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::set_permissions(root.join("home"), fs::Permissions::from_mode(0o777)).unwrap();
+    let chown = Command::new("chown")
+        .args(["-hR", owner])
+        .arg(&root)
+        .status();
+    assert!(chown.unwrap().success());
+}
+
 #[test]
 fn in_a_user_namespace_ids_are_mapped_and_so_are_files() {
     let fields = [
@@ -302,18 +316,8 @@ fn in_a_user_namespace_ids_are_mapped_and_so_are_files() {
         ),
     ];
     let bundle = Bundle::new().push("/linux/namespaces", json!({ "type": "user" }));
-    let root = bundle.rootfs();
-    // The container's root must be able to walk to its file system.
-    for folder in root.ancestors().skip(1).take(2) {
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    fs::set_permissions(root.join("home"), fs::Permissions::from_mode(0o777)).unwrap();
-    let chown = Command::new("chown")
-        .args(["-hR", "100000:200000"])
-        .arg(&root)
-        .status();
-    assert!(chown.unwrap().success());
-    fs::write(root.join("stranger"), "").unwrap();
+    give_root(&bundle, "100000:200000");
+    fs::write(bundle.rootfs().join("stranger"), "").unwrap();
 
     let container = hold(bundle, &fields);
 
@@ -324,19 +328,20 @@ fn in_a_user_namespace_ids_are_mapped_and_so_are_files() {
 #[test]
 fn a_further_process_is_in_the_user_namespace_too() {
     let maps = json!([
-        { "containerID": 0, "hostID": 0, "size": 10 },
-        { "containerID": 10, "hostID": 100_000, "size": 10 },
+        { "containerID": 0, "hostID": 100_000, "size": 10 },
+        { "containerID": 10, "hostID": 300_000, "size": 10 },
     ]);
     let bundle = waiting()
         .push("/linux/namespaces", json!({ "type": "user" }))
         .set("/linux/uidMappings", maps.clone())
         .set("/linux/gidMappings", maps);
+    give_root(&bundle, "100000:100000");
     let container = Container::new(bundle);
     let _running = container.run_until_ready();
     let script = "id -u; id -g; tr -s ' ' </proc/self/uid_map";
     let mut exec = container.exec_command(&["--user", "11:12"], &["/bin/sh", "-c", script]);
     let out = Running::spawn(&mut exec).finish().ok().out();
-    assert_eq!(out, "11\n12\n 0 0 10\n 10 100000 10");
+    assert_eq!(out, "11\n12\n 0 100000 10\n 10 300000 10");
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use libcontainer::capabilities::CapabilityExt;
 use oci_spec::runtime::{Capabilities, LinuxCapabilities};
 use rustix::io;
+use rustix::process::{Gid, Uid};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
     configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
+    set_keep_capabilities, set_thread_res_gid, set_thread_res_uid,
 };
 
 use crate::error::Failure;
@@ -18,6 +20,15 @@ pub struct Sets {
     permitted: CapabilitySet,
     inheritable: CapabilitySet,
     ambient: CapabilitySet,
+}
+
+/// Makes the caller another user and group, with all of its capabilities.
+pub fn keep_as(uid: Uid, gid: Gid) -> Result<(), Failure> {
+    set_keep_capabilities(true).map_err(Failure::io("keep the capabilities"))?;
+    set_thread_res_gid(gid, gid, gid).map_err(Failure::io("set process.user.gid"))?;
+    set_thread_res_uid(uid, uid, uid).map_err(Failure::io("set process.user.uid"))?;
+    set_keep_capabilities(false).map_err(Failure::io("keep the capabilities"))?;
+    raise()
 }
 
 /// Makes all permitted capabilities effective.
