@@ -134,6 +134,21 @@ fn a_process_file_describes_it_whole() {
 }
 
 #[test]
+fn a_process_file_may_be_a_pipe() {
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+    let process = json!({ "args": ["echo", "read"], "cwd": "/", "env": ["PATH=/bin"] });
+
+    let mut command = container.exec_command(&["--process", "/dev/stdin"], &[]);
+    let mut exec = Running::spawn(command.stdin(Stdio::piped()));
+    let mut stdin = exec.stdin.take().unwrap();
+    write!(stdin, "{process}").unwrap();
+    drop(stdin);
+
+    assert_eq!(exec.finish().ok().out(), "read");
+}
+
+#[test]
 fn is_inside_the_container() {
     let container = Container::new(waiting());
     let _running = container.run_until_ready();

@@ -204,6 +204,15 @@ fn nothing_is_mounted_over_proc() {
 }
 
 #[test]
+fn proc_is_not_led_elsewhere() {
+    let bundle = Bundle::new();
+    fs::remove_dir(bundle.rootfs().join("proc")).unwrap();
+    symlink("/elsewhere", bundle.rootfs().join("proc")).unwrap();
+    let done = Container::new(bundle).run().exits(1);
+    let _ = done.fails_saying("must be mounted on ordinary directory");
+}
+
+#[test]
 fn a_read_only_root_has_its_mount_points_made_first() {
     let bundle = Bundle::new()
         .shell("touch /new; echo $?; cat /made/for/it; mount -o remount,rw /; touch /new; echo $?")

@@ -78,8 +78,13 @@ fn row(process: &ProcessInfo, now: OffsetDateTime) -> [String; 8] {
         "" => "?",
         name => name,
     };
+    // Other names are the container's business, whose files aren't read here.
+    let user = match process.uid {
+        0 => "root".to_owned(),
+        uid => uid.to_string(),
+    };
     [
-        process.uid.to_string(),
+        user,
         process.pid.to_string(),
         process.parent.to_string(),
         utilization(process).to_string(),
@@ -138,7 +143,7 @@ mod tests {
         let cells = row(&process(7_200_000), now);
         assert_eq!(
             cells,
-            ["0", "7", "1", "50", "01:04", "?", "01:01:01", "sleep 1"]
+            ["root", "7", "1", "50", "01:04", "?", "01:01:01", "sleep 1"]
         );
         assert_eq!(start_time(&process(86_400_000), now), "Jan01");
     }

@@ -72,7 +72,7 @@ pub fn audit_bundle(bundle: &Path) -> Result<Vec<Finding>, SpecError> {
     Ok(findings)
 }
 
-/// Reads the `process` object of `exec --process`.
+/// Reads the `process` object of `exec --process`, which may come through a pipe.
 ///
 /// # Errors
 /// As [`load`]; the fields are named as if they stood in a config.json.
@@ -121,15 +121,20 @@ fn path_of(fd: impl AsFd) -> rustix::io::Result<PathBuf> {
 fn open_config(dir: &OwnedFd, bundle: &Path) -> Result<File, SpecError> {
     // Without NONBLOCK, a FIFO of that name would hold us up.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    match openat(dir, CONFIG, flags, Mode::empty()) {
-        Ok(file) => Ok(File::from(file)),
+    let failed = |source| SpecError::Read {
+        path: bundle.join(CONFIG),
+        source,
+    };
+    match openat(dir, CONFIG, flags, Mode::empty()).map(File::from) {
+        Ok(file) if !file.metadata().map_err(failed)?.is_file() => Err(SpecError::File {
+            path: bundle.join(CONFIG),
+            why: "it is not a regular file".to_owned(),
+        }),
+        Ok(file) => Ok(file),
         Err(rustix::io::Errno::NOENT) => Err(SpecError::NoConfig {
             path: bundle.to_owned(),
         }),
-        Err(e) => Err(SpecError::Read {
-            path: bundle.join(CONFIG),
-            source: e.into(),
-        }),
+        Err(e) => Err(failed(e.into())),
     }
 }
 
@@ -142,10 +147,6 @@ fn parse(file: File, path: &Path) -> Result<Value, SpecError> {
         path: path.to_owned(),
         why,
     };
-    let size = file.metadata().map_err(failed)?;
-    if !size.is_file() {
-        return Err(no_file("it is not a regular file".to_owned()));
-    }
     let mut text = Vec::new();
     file.take(MAX_CONFIG + 1)
         .read_to_end(&mut text)

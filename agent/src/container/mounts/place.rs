@@ -69,13 +69,17 @@ impl Places {
     pub fn destination(&self, mount: &Mount) -> Result<PathBuf, String> {
         let named = mount.destination();
         let kind = mount.typ().as_deref();
-        // These two must not be led elsewhere: libcontainer looks.
-        if matches!(kind, Some("proc" | "sysfs")) && !is_bind(mount) {
-            return Ok(named.clone());
-        }
         let destination = self
             .resolve(named)
             .map_err(|e| format!("{}: {e}", named.display()))?;
+        // What is masked in these two is masked by its name, so they must not be led elsewhere.
+        if matches!(kind, Some("proc" | "sysfs")) && !is_bind(mount) {
+            let led = destination != Path::new("/").join(names(named).collect::<PathBuf>());
+            return match led {
+                true => Err(format!("{named:?} must be mounted on ordinary directory")),
+                false => Ok(destination),
+            };
+        }
         let guests_own = is_bind(mount) && mount.source().as_deref() == Some(Path::new("/proc"));
         if destination == Path::new("/proc") && !guests_own {
             return Err(format!(
