@@ -95,18 +95,22 @@ impl HostCgroup {
         }
     }
 
-    /// As runc 1.1 does, a cgroup that is in use is taken, with a warning.
+    /// As runc 1.1 does, a cgroup that is in use is taken.
     fn look_who_is_there(mut self) -> Result<Self, CgroupError> {
-        let count = fs::count_processes(&self.directory(), &self.path)?;
-        if count > 0 {
+        self.shared = fs::count_processes(&self.directory(), &self.path)? > 0;
+        Ok(self)
+    }
+
+    /// Warns of those who were there before.
+    pub fn warn_if_shared(&self) {
+        if self.shared {
+            let count = fs::count_processes(&self.directory(), &self.path).unwrap_or_default();
             let path = self.path.display();
             log::warn!(
                 "container's cgroup is not empty: {count} process(es) found in {path}; the limits are \
                  for all of them, and the cgroup stays when the container is deleted"
             );
-            self.shared = true;
         }
-        Ok(self)
     }
 
     /// Its directory.

@@ -108,6 +108,9 @@ pub fn create(
     let store = Store::open(&global.root)?;
     let mut state = first_state(&id, &bundle, plan.sizing, cgroup);
     let dir = store.create(&state)?;
+    if let Some(cgroup) = &state.cgroup {
+        cgroup.warn_if_shared();
+    }
     if let Err(e) = dir.save_config(bundle.spec()) {
         dir.remove();
         return Err(e.into());
