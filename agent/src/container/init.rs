@@ -171,9 +171,8 @@ impl Executor for LastStep {
         let Some(ready) = self.ready.borrow_mut().take() else {
             return Err(ExecutorError::InvalidArg);
         };
-        // What hides or write-protects it has been mounted since.
-        let failure = match cwd::enter_again(self.launch.process.cwd()) {
-            Ok(()) => ready.execute(),
+        let failure = match ready.look_again(&self.launch.process) {
+            Ok(ready) => ready.execute(),
             Err(failure) => failure,
         };
         let _ = rustix::io::write(stderr(), format!("{failure}\n").as_bytes());

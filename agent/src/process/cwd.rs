@@ -46,7 +46,7 @@ pub fn enter(process: &Process, missing: Missing) -> Result<(), Failure> {
 ///
 /// # Errors
 /// As [`enter`].
-pub fn enter_again(path: &Path) -> Result<(), Failure> {
+pub(super) fn enter_again(path: &Path) -> Result<(), Failure> {
     let what = || format!("chdir to cwd ({path:?}) set in config.json failed");
     chdir(path).map_err(|e| Failure::io(what())(e))?;
     is_inside()

@@ -110,6 +110,18 @@ impl Launch {
 }
 
 impl Ready {
+    /// Sees to what mounts made since [`Launch::prepare`] may have changed: the working folder, and HOME.
+    ///
+    /// # Errors
+    /// When the folder can't be entered any more.
+    pub fn look_again(mut self, process: &Process) -> Result<Self, Failure> {
+        cwd::enter_again(process.cwd())?;
+        self.env = (environment::of(process).iter())
+            .map(|text| c_string("process.env", text))
+            .collect::<Result<_, _>>()?;
+        Ok(self)
+    }
+
     /// Becomes the program; returns only if that fails.
     pub fn execute(self) -> Failure {
         let ready = match &self.hooks {
