@@ -32,9 +32,13 @@ bench: build rootfs ## Measure hull beside runc, crun and gVisor on the counting
 	@.ci/packages host bench
 	@tests/bench/run
 
-conformance: build rootfs ## Pass runc's, crun's and a POSIX suite; ONLY=suite[:regex], FRESH=1
+conformance: build rootfs ## Pass others' suites, and 500 bundles as runc does; ONLY=suite[:regex], FRESH=1
 	@.ci/packages host conformance
-	@tests/conformance/run $(if $(ONLY),--only '$(ONLY)') $(if $(FRESH),--fresh)
+	@status=0; \
+	[ '$(ONLY)' = differential ] || \
+		tests/conformance/run $(if $(ONLY),--only '$(ONLY)') $(if $(FRESH),--fresh) || status=1; \
+	[ '$(or $(ONLY),differential)' != differential ] || tests/differential/run $(if $(FRESH),--fresh) || status=1; \
+	exit $$status
 
 fuzz: ## Fuzz whatever reads the guest's bytes, SECONDS (600) each target
 	@.ci/packages build fuzz

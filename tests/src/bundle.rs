@@ -94,14 +94,21 @@ impl Bundle {
         self.args(&args)
     }
 
-    /// Puts a value at a JSON pointer, making the objects on the way.
+    /// Puts a value at a JSON pointer, making the objects on the way. For an array, `-` is the place
+    /// behind its last element (RFC 6901).
     #[must_use]
     pub fn set(mut self, pointer: &str, value: Value) -> Self {
         let mut at = &mut self.config;
         for key in pointer.trim_start_matches('/').split('/') {
             at = match at {
                 Value::Array(items) => {
-                    let index: usize = key.parse().expect("an array's index is a number");
+                    let index = match key {
+                        "-" => items.len(),
+                        key => key.parse().expect("an array's index is a number"),
+                    };
+                    if index == items.len() {
+                        items.push(Value::Null);
+                    }
                     &mut items[index]
                 }
                 _ => &mut at[key],
@@ -141,6 +148,11 @@ impl Bundle {
             "options": options,
         });
         self.push("/mounts", mount)
+    }
+
+    /// The config.json that will be written.
+    pub fn config(&self) -> &Value {
+        &self.config
     }
 
     /// Writes config.json; [`crate::Container`] does so before it needs it.

@@ -5,6 +5,7 @@
 //! runtime (default: the release build of this repository).
 
 pub mod bundle;
+pub mod calls;
 pub mod disk;
 pub mod guest;
 pub mod leaks;

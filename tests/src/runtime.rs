@@ -80,6 +80,8 @@ pub struct Container {
     global: Vec<String>,
     /// Words that run the runtime's binary: `nsenter`, `prlimit` and the like.
     wrapper: Vec<String>,
+    /// The runtime's binary.
+    binary: PathBuf,
 }
 
 impl Container {
@@ -101,6 +103,7 @@ impl Container {
             stderr: None,
             global: boot_timeout(),
             wrapper: Vec::new(),
+            binary: binary().to_owned(),
         }
     }
 
@@ -108,6 +111,14 @@ impl Container {
     #[must_use]
     pub fn with_global(mut self, options: &[&str]) -> Self {
         self.global = options.iter().map(|&o| o.to_owned()).collect();
+        self
+    }
+
+    /// Has another runtime make it than the one under test; one that isn't hull.
+    #[must_use]
+    pub fn made_by(mut self, runtime: &Path) -> Self {
+        self.binary = runtime.to_owned();
+        self.global = Vec::new();
         self
     }
 
@@ -129,10 +140,10 @@ impl Container {
         let mut command = match words.next() {
             Some(wrapper) => {
                 let mut command = Command::new(wrapper);
-                command.args(words).arg(binary());
+                command.args(words).arg(&self.binary);
                 command
             }
-            None => Command::new(binary()),
+            None => Command::new(&self.binary),
         };
         command
             .arg("--root")

@@ -5,6 +5,7 @@ mod adopt;
 mod files;
 mod identity;
 mod locks;
+mod report;
 mod syscall;
 
 use std::fs::{self, File};
@@ -15,7 +16,8 @@ use std::time::Instant;
 
 use hull_tests::pattern;
 
-const USAGE: &str = "probe identity | files DIR | big-file FILE BYTES | small-files DIR COUNT |
+const USAGE: &str =
+    "probe identity | report PATH… | files DIR | big-file FILE BYTES | small-files DIR COUNT |
       pattern-out BYTES | pattern-in BYTES | adopt PID-FILE CMD… | try-lock flock|fcntl FILE |
       syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT";
 
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words[..] {
         ["identity"] => identity::print(),
+        ["report", ref paths @ ..] => report::print(paths),
         ["files", dir] => return files::check_all(Path::new(dir)),
         ["big-file", file, bytes] => big_file(Path::new(file), number(bytes)),
         ["small-files", dir, count] => small_files(Path::new(dir), number(count)),

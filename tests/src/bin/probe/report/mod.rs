@@ -1,0 +1,67 @@
+//! What a container is from within: one JSON object, for comparing what two runtimes make of one
+//! config.json (`tests/differential`).
+//!
+//! It judges nothing. What can't be found out is in the report as the reason why, so that a report
+//! always comes to its end.
+
+mod calls;
+mod devices;
+mod files;
+mod mounts;
+mod process;
+
+use std::fmt::Display;
+use std::fs;
+use std::io;
+
+use rustix::system::uname;
+use serde_json::{Map, Value, json};
+
+/// Prints the report. `paths` are the files and folders whose state is to be in it.
+pub fn print(paths: &[&str]) -> io::Result<()> {
+    // First, as what follows opens files.
+    let process = process::report();
+    let names = uname();
+    let report = json!({
+        "process": process,
+        "nodename": names.nodename().to_string_lossy(),
+        "domainname": names.domainname().to_string_lossy(),
+        "interfaces": interfaces(),
+        "mounts": mounts::report(),
+        "devices": devices::report(),
+        "files": paths.iter().map(|path| ((*path).to_owned(), files::report(path))).collect::<Map<_, _>>(),
+        "calls": calls::report(),
+    });
+    println!("{report}");
+    Ok(())
+}
+
+/// The network interfaces by name, with their flags.
+fn interfaces() -> Value {
+    match fs::read_to_string("/proc/self/net/dev") {
+        Err(error) => why(error),
+        Ok(text) => text
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, _)| {
+                let name = name.trim().to_owned();
+                let flags = content(&format!("/sys/class/net/{name}/flags"));
+                (name, flags)
+            })
+            .collect::<Map<_, _>>()
+            .into(),
+    }
+}
+
+/// A small file's text.
+fn content(path: &str) -> Value {
+    match fs::read_to_string(path) {
+        Ok(text) => text.trim_end().into(),
+        Err(error) => why(error),
+    }
+}
+
+/// The reason why there is no answer, in place of the answer.
+fn why(error: impl Display) -> Value {
+    format!("({error})").into()
+}
