@@ -28,5 +28,6 @@ mod seccomp;
 mod starved;
 mod states;
 mod stdio;
+mod systemd;
 mod terminal;
 mod verbs;

@@ -150,10 +150,10 @@ impl HostCgroup {
     /// # Errors
     /// When there is no systemd, or it refuses.
     pub fn adopt(&mut self, pid: i32, limits: &Limits<'_>) -> Result<(), CgroupError> {
-        let Some(scope) = &self.scope else {
+        let values = self.values(limits, is_from_the_start)?;
+        let Some(scope) = &mut self.scope else {
             return Ok(());
         };
-        let values = self.values(limits, is_from_the_start)?;
         systemd::start(scope, pid, &values)?;
         self.path = fs::path_of(pid)?;
         self.apply(&values).map(drop)
@@ -211,12 +211,13 @@ impl HostCgroup {
     /// Removes it, once the VM's process in it has ended, unless it was somebody else's before.
     ///
     /// # Errors
-    /// When somebody else's processes stay in it.
+    /// When somebody else's processes stay in it, or systemd doesn't stop it.
     pub fn remove(&self) -> Result<(), CgroupError> {
-        if self.shared {
-            return Ok(());
+        match &self.scope {
+            Some(scope) => Ok(systemd::stop(scope)?),
+            None if self.shared => Ok(()),
+            None => fs::remove(&self.directory(), &self.path),
         }
-        fs::remove(&self.directory(), &self.path)
     }
 }
 

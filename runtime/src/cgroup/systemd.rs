@@ -1,9 +1,10 @@
 //! The systemd driver: the VM's cgroup is a scope, a unit that systemd makes around a process that is
 //! there already. What `cgroupsPath` means then are runc's rules: `slice:prefix:name`.
 //!
-//! systemd removes a scope and its cgroup by itself once the last process has left. Limits are written to
-//! the cgroup's files as without systemd; the unit's properties say the same, for systemd writes them
-//! again when it is reloaded.
+//! systemd removes a scope and its cgroup by itself once the last process has left, some time later. Were
+//! its cgroup removed by somebody else, it would keep the unit: so it is asked to stop that, and waited for.
+//! Limits are written to the cgroup's files as without systemd; the unit's properties say the same, for
+//! systemd writes them again when it is reloaded.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,8 +46,10 @@ pub enum SystemdError {
         source: zbus::Error,
     },
     /// It tried, and couldn't.
-    #[error("systemd could not start {unit}: the job's result is {result:?}")]
+    #[error("systemd could not {what} {unit}: the job's result is {result:?}")]
     Job {
+        /// What was asked.
+        what: &'static str,
         /// Which unit.
         unit: String,
         /// In its words.
@@ -72,6 +75,8 @@ pub struct Scope {
     slice: String,
     /// Its own name.
     unit: String,
+    /// Whether systemd has made it: before, one of this name is somebody else's.
+    started: bool,
 }
 
 impl Scope {
@@ -103,6 +108,7 @@ impl Scope {
         Ok(Self {
             slice: slice.to_owned(),
             unit: format!("{prefix}-{name}.scope"),
+            started: false,
         })
     }
 
@@ -147,6 +153,8 @@ trait Manager {
         auxiliary: &[(&str, &[(&str, Variant<'_>)])],
     ) -> zbus::Result<OwnedObjectPath>;
 
+    fn stop_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+
     fn set_unit_properties(
         &self,
         name: &str,
@@ -170,7 +178,7 @@ trait Manager {
 ///
 /// # Errors
 /// When systemd isn't there, or refuses.
-pub fn start(scope: &Scope, pid: i32, limits: &[Value]) -> Result<(), SystemdError> {
+pub fn start(scope: &mut Scope, pid: i32, limits: &[Value]) -> Result<(), SystemdError> {
     const WHAT: &str = "start";
     let pids = [pid.unsigned_abs()];
     let mut properties = vec![
@@ -197,34 +205,72 @@ pub fn start(scope: &Scope, pid: i32, limits: &[Value]) -> Result<(), SystemdErr
     for limit in limits {
         properties.extend(property(limit));
     }
-    let refused = |source| refused(WHAT, scope, source);
     within_time(WHAT, scope, async {
         let manager = connect().await?;
-        manager.subscribe().await.map_err(refused)?;
-        // From here on, so that the end of the job isn't missed.
-        let mut ended = manager.receive_job_removed().await.map_err(refused)?;
-        let job = manager
-            .start_transient_unit(&scope.unit, "fail", &properties, &[])
-            .await
-            .map_err(refused)?;
-        while let Some(signal) = ended.next().await {
-            let signal = signal.args().map_err(refused)?;
-            if signal.job == job {
-                return done(scope, &signal.result);
-            }
-        }
-        Err(SystemdError::Unreachable(zbus::Error::InterfaceNotFound))
-    })
+        let start = async || {
+            manager
+                .start_transient_unit(&scope.unit, "fail", &properties, &[])
+                .await
+        };
+        run_job(WHAT, scope, &manager, start).await
+    })?;
+    scope.started = true;
+    Ok(())
 }
 
-fn done(scope: &Scope, result: &str) -> Result<(), SystemdError> {
-    if result == "done" {
+/// Stops a scope that was started, and returns once its cgroup is gone. It is no error if systemd has done
+/// so already: a scope whose start was cut off ends with its process.
+///
+/// # Errors
+/// When systemd isn't there, or refuses.
+pub fn stop(scope: &Scope) -> Result<(), SystemdError> {
+    const WHAT: &str = "stop";
+    if !scope.started {
         return Ok(());
     }
-    Err(SystemdError::Job {
-        unit: scope.unit.clone(),
-        result: result.to_owned(),
-    })
+    let stopped = within_time(WHAT, scope, async {
+        let manager = connect().await?;
+        let stop = async || manager.stop_unit(&scope.unit, "replace").await;
+        run_job(WHAT, scope, &manager, stop).await
+    });
+    match stopped {
+        Err(SystemdError::Refused { source, .. }) if is_no_such_unit(&source) => Ok(()),
+        other => other,
+    }
+}
+
+fn is_no_such_unit(error: &zbus::Error) -> bool {
+    const NAME: &str = "org.freedesktop.systemd1.NoSuchUnit";
+    matches!(error, zbus::Error::MethodError(name, ..) if name.as_str() == NAME)
+}
+
+/// Asks for a job, and returns once it is done.
+async fn run_job(
+    what: &'static str,
+    scope: &Scope,
+    manager: &ManagerProxy<'_>,
+    ask: impl AsyncFnOnce() -> zbus::Result<OwnedObjectPath>,
+) -> Result<(), SystemdError> {
+    let refused = |source| refused(what, scope, source);
+    manager.subscribe().await.map_err(refused)?;
+    // From here on, so that the end of the job isn't missed.
+    let mut ended = manager.receive_job_removed().await.map_err(refused)?;
+    let job = ask().await.map_err(refused)?;
+    while let Some(signal) = ended.next().await {
+        let signal = signal.args().map_err(refused)?;
+        if signal.job != job {
+            continue;
+        }
+        return match &*signal.result {
+            "done" => Ok(()),
+            result => Err(SystemdError::Job {
+                what,
+                unit: scope.unit.clone(),
+                result: result.to_owned(),
+            }),
+        };
+    }
+    Err(SystemdError::Unreachable(zbus::Error::InterfaceNotFound))
 }
 
 /// Has a scope's properties say what its limits are.

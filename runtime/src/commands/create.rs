@@ -215,6 +215,7 @@ fn bring_up(
     dir.save(state)?;
     if let Some(cgroup) = state.cgroup.as_mut().filter(|cgroup| cgroup.is_scope()) {
         cgroup.adopt(sandbox.pid(), &limits)?;
+        dir.save(state)?;
         sandbox.begin()?;
     }
     let stdio = sandbox.wait_up(dir)?;
