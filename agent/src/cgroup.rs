@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use hull_cgroup::{children, remove_tree};
@@ -80,6 +80,27 @@ impl Cgroup {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The directory of a cgroup below it, as the container sees its path: its own is `/`.
+    ///
+    /// # Errors
+    /// When the path leads elsewhere.
+    pub fn below(&self, path: &str) -> Result<PathBuf, Error> {
+        let mut directory = self.directory.clone();
+        for part in Path::new(path).components() {
+            match part {
+                Component::Normal(name) => directory.push(name),
+                Component::RootDir | Component::CurDir => {}
+                Component::ParentDir | Component::Prefix(_) => {
+                    return Err(Error::Invalid {
+                        field: "--cgroup",
+                        problem: format!("{path} is not a sub cgroup path"),
+                    });
+                }
+            }
+        }
+        Ok(directory)
     }
 
     /// Sends a signal to every process in it and below.
@@ -218,4 +239,21 @@ fn collect(directory: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
         collect(&child, pids)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_path_leads_out_of_a_cgroup() {
+        let cgroup = Cgroup {
+            directory: PathBuf::from("/mount/hull/c"),
+            path: "/hull/c".to_owned(),
+        };
+        let below = |path| cgroup.below(path).ok();
+        assert_eq!(below("/"), Some(PathBuf::from("/mount/hull/c")));
+        assert_eq!(below("/a/./b"), Some(PathBuf::from("/mount/hull/c/a/b")));
+        assert_eq!(below("a/../../other"), None);
+    }
 }

@@ -24,6 +24,9 @@ use crate::helper::{Report, Reporter};
 use crate::process::{Launch, attributes, capabilities, cwd, keyring};
 use crate::sys;
 
+/// The file of a cgroup that a process is put into it by.
+const PROCESSES: &str = "cgroup.procs";
+
 /// What to start.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Task {
@@ -33,8 +36,10 @@ pub struct Task {
     pub init_pid: i32,
     /// The namespaces to enter, `CLONE_NEW*`.
     pub namespaces: u32,
-    /// The directory of the container's cgroup.
+    /// The directory of the cgroup to be in: the container's, or one below it.
     pub cgroup: PathBuf,
+    /// Whether it must be that one, and not the first process's instead.
+    pub only_there: bool,
     /// The process.
     pub launch: Launch,
 }
@@ -55,7 +60,10 @@ pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
         sys::set_rlimit(resource, limit.soft(), limit.hard())
             .map_err(Failure::io(format!("set process.rlimits: {}", limit.typ())))?;
     }
-    let nested = nested_cgroup(task.init_pid);
+    let nested = match task.only_there {
+        true => None,
+        false => nested_cgroup(task.init_pid),
+    };
     let affinity = process.exec_cpu_affinity().as_ref();
     // The child inherits it, and has it until it is in the container's cgroup.
     attributes::bind_to_cpus(
@@ -67,7 +75,7 @@ pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(Failure::io("become undumpable"))?;
     // Opened here, where the guest's cgroup tree is still to be seen.
-    let own = cgroup_file(&task.cgroup).map_err(Failure::io("open the container's cgroup"))?;
+    let own = cgroup_file(&task.cgroup);
     let nested = nested.and_then(|path| cgroup_file(&path).ok());
     let namespaces = ThreadNameSpaceType::from_bits_retain(task.namespaces);
     move_into_thread_name_spaces(init.as_fd(), namespaces)
@@ -87,8 +95,10 @@ pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
             exit(1);
         }
         Some(pid) => {
-            enter_cgroup(&own, nested.as_ref(), pid)
-                .map_err(Failure::io("enter the container's cgroup"))?;
+            let entered = own.and_then(|own| Ok(enter_cgroup(&own, nested.as_ref(), pid)?));
+            let file = task.cgroup.join(PROCESSES);
+            let what = format!("adding pid {pid} to cgroups: {}", file.display());
+            entered.map_err(Failure::io::<io::Error>(what))?;
             reporter
                 .send(&Report::Made(pid), None)
                 .map_err(Failure::io("report the process"))?;
@@ -164,7 +174,7 @@ fn take_terminal() -> Result<OwnedFd, Failure> {
 fn cgroup_file(directory: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(
-        directory.join("cgroup.procs"),
+        directory.join(PROCESSES),
         flags,
         Mode::empty(),
     )?)

@@ -232,7 +232,8 @@ impl Sandbox {
             init: std::os::fd::AsRawFd::as_raw_fd(&pidfd),
             init_pid: container.init.pid,
             namespaces: container.namespaces,
-            cgroup: container.cgroup.directory().to_owned(),
+            cgroup: container.cgroup.below(&request.cgroup)?,
+            only_there: !request.cgroup.is_empty(),
             launch: Launch {
                 process,
                 keyring: spec::keyring(&container.id),

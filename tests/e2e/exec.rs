@@ -191,3 +191,29 @@ fn ends_with_its_container() {
 
     let _ = exec.finish().exits(137);
 }
+
+#[test]
+fn it_is_in_the_cgroup_that_is_asked_for() {
+    let container = Container::new(waiting().set("/mounts/6/options", json!(["nosuid", "rw"])));
+    let _running = container.run_until_ready();
+    let at = |options: &[&str]| {
+        let mut command = container.exec_command(options, &["cat", "/proc/self/cgroup"]);
+        Running::spawn(&mut command).finish()
+    };
+    assert_eq!(at(&[]).ok().out(), "0::/");
+    assert_eq!(at(&["--cgroup", "/"]).ok().out(), "0::/");
+    let _ = at(&["--cgroup", "none"])
+        .exits(255)
+        .fails_saying("/none/cgroup.procs: no such file");
+
+    // The container moves its first process away, and then itself can't have any.
+    let script = "cd /sys/fs/cgroup; mkdir first other; echo 1 >first/cgroup.procs; \
+                  echo $$ >other/cgroup.procs; echo +memory >cgroup.subtree_control";
+    let _ = container.exec_shell(script).ok();
+    assert_eq!(at(&[]).ok().out(), "0::/first");
+    assert_eq!(at(&["--cgroup", "other"]).ok().out(), "0::/other");
+    let _ = at(&["--cgroup", "/"])
+        .exits(255)
+        .fails_saying("/cgroup.procs: device or resource busy");
+    let _ = at(&["--cgroup", "../other"]).exits(255);
+}

@@ -41,6 +41,9 @@ pub struct Exec {
     /// Pass N further file descriptors
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
+    /// The cgroup below the container's own, which is /, that the process is to be in
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<String>,
     /// Also in a paused container: the process runs once that is resumed, within a minute
     #[arg(long)]
     ignore_paused: bool,
@@ -65,6 +68,11 @@ pub fn run(global: &Global, args: &Exec) -> Result<ExitCode, Error> {
         return Err(Error::Usage(
             "--preserve-fds: a host's file descriptor has no meaning inside a VM".to_owned(),
         ));
+    }
+    if let Some(cgroup) = args.cgroup.as_ref().filter(|cgroup| cgroup.contains(':')) {
+        return Err(Error::Usage(format!(
+            "--cgroup {cgroup}: cgroup v2 has no hierarchies of controllers: give a path alone"
+        )));
     }
     let dir = Store::open(&global.root)?.find(&args.id.parse()?)?;
     let state = dir.load()?;
@@ -107,7 +115,7 @@ fn foreground(
     process: &Process,
     console: Console<'_>,
 ) -> Result<ExitCode, Error> {
-    let started = start(dir, process, console)?;
+    let started = start(args, dir, process, console)?;
     if let Some(path) = &args.pid_file {
         write_pid_file(path, std::process::id().cast_signed())?;
     }
@@ -165,13 +173,24 @@ fn attach(dir: &ContainerDir, console: Console<'_>) -> Result<(AttachedStdio, Sc
     }
 }
 
-fn start(dir: &ContainerDir, process: &Process, console: Console<'_>) -> Result<Started, Error> {
+fn start(
+    args: &Exec,
+    dir: &ContainerDir,
+    process: &Process,
+    console: Console<'_>,
+) -> Result<Started, Error> {
     let (stdio, screen) = attach(dir, console)?;
     let agent = Agent::connect(dir).map_err(SandboxError::from)?;
     let exec_id = unique_id();
     let json = serde_json::to_vec(process).map_err(std::io::Error::from)?;
     agent
-        .exec(dir.id(), &exec_id, json, stdio.ports())
+        .exec(
+            dir.id(),
+            &exec_id,
+            json,
+            args.cgroup.as_deref().unwrap_or_default(),
+            stdio.ports(),
+        )
         .map_err(Error::exec_process)?;
     Ok(Started {
         agent,
@@ -237,7 +256,7 @@ fn detached(
     match process::fork().map_err(failed("fork"))? {
         None => {
             drop(reader);
-            Ok(stand_in(dir, process, console, File::from(writer)))
+            Ok(stand_in(args, dir, process, console, File::from(writer)))
         }
         Some(child) => {
             drop(writer);
@@ -265,12 +284,13 @@ fn detached(
 const STARTED: &str = "\0started";
 
 fn stand_in(
+    args: &Exec,
     dir: &ContainerDir,
     process: &Process,
     console: Console<'_>,
     mut parent: File,
 ) -> ExitCode {
-    let started = match start(dir, process, console) {
+    let started = match start(args, dir, process, console) {
         Ok(started) => started,
         Err(e) => {
             let _ = parent.write_all(chain(&e).as_bytes());

@@ -156,12 +156,14 @@ impl Agent {
         id: &ContainerId,
         exec_id: &str,
         process_json: Vec<u8>,
+        cgroup: &str,
         stdio: Ports,
     ) -> Result<(), AgentError> {
         let request = ExecProcessRequest {
             container_id: id.to_string(),
             exec_id: exec_id.to_owned(),
             process_json,
+            cgroup: cgroup.to_owned(),
             stdio: Some(to_message(stdio)).into(),
             ..Default::default()
         };
