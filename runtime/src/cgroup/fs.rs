@@ -17,9 +17,6 @@ pub const MOUNT: &str = "/sys/fs/cgroup";
 /// CGROUP2_SUPER_MAGIC of linux/magic.h.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
-/// What the VM's process can be limited by.
-const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
-
 /// How long the dead may take to leave.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -103,9 +100,8 @@ fn enable_controllers(directory: &Path) {
     let words = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
     let available = words("cgroup.controllers");
     let enabled = words("cgroup.subtree_control");
-    let has = |text: &str, name: &str| text.split_ascii_whitespace().any(|word| word == name);
-    for name in CONTROLLERS {
-        if has(&available, name) && !has(&enabled, name) {
+    for name in available.split_ascii_whitespace() {
+        if !enabled.split_ascii_whitespace().any(|word| word == name) {
             let written = fs::write(directory.join("cgroup.subtree_control"), format!("+{name}"));
             if let Err(e) = written {
                 log::debug!("cgroup {}: no {name} below it: {e}", directory.display());
@@ -206,7 +202,7 @@ mod tests {
     fn every_level_gives_on_what_it_has() {
         let root = tempfile::tempdir().expect("a directory");
         let file = |name: &str| root.path().join(name);
-        fs::write(file("cgroup.controllers"), "cpu io misc\n").expect("write");
+        fs::write(file("cgroup.controllers"), "cpu io\n").expect("write");
         fs::write(file("cgroup.subtree_control"), "cpu\n").expect("write");
         let directory = root.path().join("a/b");
 
