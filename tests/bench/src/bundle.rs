@@ -1,5 +1,6 @@
 //! The bundles that every runtime gets: what `runc spec` writes, without a terminal, and with the
-//! memory limit that sizes a VM.
+//! memory limit that sizes a VM; and what docker makes of a `docker run` without options, with the
+//! same limit.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,9 +21,28 @@ pub struct Bundle {
 impl Bundle {
     /// Writes a bundle to `path` whose container runs `args` in the root file system `rootfs`.
     pub fn write(path: &Path, rootfs: &Path, args: &[&str]) -> Result<Self> {
+        Self::with_config(path, &config(rootfs, args))
+    }
+
+    /// Writes a bundle as docker does: its mounts and masks, its capabilities, its seccomp profile.
+    pub fn write_as_docker(path: &Path, rootfs: &Path, args: &[&str]) -> Result<Self> {
+        let mut config = config(rootfs, args);
+        let dockers: Value = serde_json::from_str(include_str!("docker.json"))?;
+        merge(&mut config, dockers);
+        let bundle = Self::with_config(path, &config)?;
+        let engine = path.join("engine");
+        std::fs::create_dir_all(&engine).with_context(|| format!("make {}", engine.display()))?;
+        for name in ["resolv.conf", "hostname", "hosts"] {
+            let file = engine.join(name);
+            std::fs::write(&file, "").with_context(|| format!("write {}", file.display()))?;
+        }
+        Ok(bundle)
+    }
+
+    fn with_config(path: &Path, config: &Value) -> Result<Self> {
         std::fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
         let file = path.join("config.json");
-        std::fs::write(&file, serde_json::to_vec_pretty(&config(rootfs, args))?)
+        std::fs::write(&file, serde_json::to_vec_pretty(config)?)
             .with_context(|| format!("write {}", file.display()))?;
         Ok(Self {
             path: path.to_owned(),
@@ -88,6 +108,18 @@ fn config(rootfs: &Path, args: &[&str]) -> Value {
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
         }
     })
+}
+
+/// Puts in what another has, object by object.
+fn merge(config: &mut Value, other: Value) {
+    match other {
+        Value::Object(members) => {
+            for (key, member) in members {
+                merge(&mut config[key], member);
+            }
+        }
+        other => *config = other,
+    }
 }
 
 fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Value {

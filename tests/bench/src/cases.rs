@@ -14,21 +14,55 @@ use crate::runtime::Runtime;
 
 const TRUE: &str = "/bin/true";
 
-/// Measures every case with `runtime`. The first failure ends it; what was measured until then stays
-/// in `report`. Containers are removed either way.
+/// What the containers are made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Bundles<'a> {
+    /// Ends at once.
+    pub briefly: &'a Bundle,
+    /// The same as docker would write it.
+    pub docker: &'a Bundle,
+    /// Does nothing for ever.
+    pub idle: &'a Bundle,
+}
+
+/// Measures every case with `runtime`, or those that `only` names. The first failure ends it; what was
+/// measured until then stays in `report`. Containers are removed either way.
 pub fn measure(
     runtime: &Runtime,
-    briefly: &Bundle,
-    idle: &Bundle,
+    bundles: Bundles<'_>,
+    only: &[String],
     repeats: usize,
     report: &mut Report,
 ) -> Result<()> {
-    let size = std::fs::metadata(&runtime.path)
-        .with_context(|| format!("look at {}", runtime.path.display()))?
-        .len();
-    run_true(runtime, briefly, repeats, report).context("run-true")?;
-    guest_ready(runtime, briefly, repeats, report).context("guest-ready")?;
+    let wanted = |case: &str| only.is_empty() || only.iter().any(|name| name == case);
+    if wanted("run-true") {
+        run_true(runtime, bundles.briefly, repeats, report).context("run-true")?;
+    }
+    if wanted("run-docker-bundle") {
+        run_as_docker(runtime, bundles.docker, repeats, report).context("run-docker-bundle")?;
+    }
+    if wanted("guest-ready") {
+        guest_ready(runtime, bundles.briefly, repeats, report).context("guest-ready")?;
+    }
+    if wanted("exec-true") {
+        idle(runtime, bundles.idle, repeats, report)?;
+    }
+    if wanted("install") {
+        let size = std::fs::metadata(&runtime.path)
+            .with_context(|| format!("look at {}", runtime.path.display()))?
+            .len();
+        report.add(Measurement::once(
+            "install",
+            &runtime.name,
+            Unit::Bytes,
+            size,
+        ));
+    }
+    Ok(())
+}
 
+/// exec-true, and the memory of the idle container that it is done in.
+fn idle(runtime: &Runtime, idle: &Bundle, repeats: usize, report: &mut Report) -> Result<()> {
     let before = memory::processes()?;
     let result = exec_true(runtime, idle, repeats, report)
         .context("exec-true")
@@ -52,13 +86,26 @@ pub fn measure(
     let deleted = runtime
         .delete_force("idle")
         .context("delete the idle container");
-    report.add(Measurement::once(
-        "install",
-        &runtime.name,
-        Unit::Bytes,
-        size,
-    ));
     result.and(deleted.map(drop))
+}
+
+/// `run` of /bin/true in docker's bundle, in total.
+fn run_as_docker(
+    runtime: &Runtime,
+    bundle: &Bundle,
+    repeats: usize,
+    report: &mut Report,
+) -> Result<()> {
+    runtime.run(&[], bundle, "docker-warm")?;
+    let totals = (0..repeats)
+        .map(|n| runtime.run(&[], bundle, &format!("docker-{n}")))
+        .collect::<Result<Vec<_>>>()?;
+    report.add(Measurement::times(
+        "run-docker-bundle",
+        &runtime.name,
+        &totals,
+    ));
+    Ok(())
 }
 
 /// `run` of /bin/true in total, and its parts as commands of their own.

@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 
 use bundle::Bundle;
+use cases::Bundles;
 use report::Report;
 use runtime::Runtime;
 
@@ -33,6 +34,9 @@ struct Cli {
     /// Where bundles and the runtimes' state are put: best a tmpfs
     #[arg(long, value_name = "DIR", default_value = "/tmp/hull-bench")]
     work: PathBuf,
+    /// Measure this case alone; may be given several times
+    #[arg(long, value_name = "CASE")]
+    only: Vec<String>,
     /// How often each case is measured; the median counts
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeats: usize,
@@ -61,6 +65,7 @@ fn run(cli: &Cli) -> Result<()> {
     ensure!(cli.repeats > 0, "--repeats must be at least 1");
     let rootfs = bundle::copy_rootfs(&cli.rootfs, &cli.work)?;
     let briefly = Bundle::write(&cli.work.join("briefly"), &rootfs, &["/bin/true"])?;
+    let docker = Bundle::write_as_docker(&cli.work.join("docker"), &rootfs, &["/bin/true"])?;
     let idle = Bundle::write(&cli.work.join("idle"), &rootfs, &["/bin/sleep", "3600"])?;
 
     let mut report = Report::new(&cli.clock, &cli.host);
@@ -68,7 +73,12 @@ fn run(cli: &Cli) -> Result<()> {
         let runtime = runtime.with_root(cli.work.join("state"))?;
         eprintln!("bench: measuring {}", runtime.name);
         // One runtime's failure is a gap in the table, said, and no reason to lose the others' figures.
-        if let Err(e) = cases::measure(&runtime, &briefly, &idle, cli.repeats, &mut report) {
+        let bundles = Bundles {
+            briefly: &briefly,
+            docker: &docker,
+            idle: &idle,
+        };
+        if let Err(e) = cases::measure(&runtime, bundles, &cli.only, cli.repeats, &mut report) {
             eprintln!("bench: {}: {e:#}", runtime.name);
         }
     }
