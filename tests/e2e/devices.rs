@@ -385,7 +385,7 @@ fn rules_about_reading_and_writing_hold_for_both_at_once() {
 #[test]
 fn without_rules_only_the_usual_devices_can_be_used() {
     let script = ": <>/dev/null && echo null; mknod /dev/mem c 1 1 && head -c 1 /dev/mem; echo $?";
-    let bundle = powerful(script, &["CAP_MKNOD"]).set("/linux/resources", json!({}));
+    let bundle = powerful(script, &["CAP_MKNOD"]).set("/linux/resources", Value::Null);
     let done = Container::new(bundle).run().ok();
     assert_eq!(done.out(), "null\n1", "{}", done.err());
     assert!(done.err().contains("/dev/mem: Operation not permitted"));
