@@ -238,31 +238,32 @@ fn a_disk_is_had_in_a_user_namespace() {
 
 #[test]
 fn what_a_guest_has_itself_is_made_there() {
-    let bundle = bundle(
-        "for device in fuse net/tun loop-control; do
+    let bundle = powerful(
+        "for device in fuse net/tun loop-control kmsg; do
              stat -c '%F %t:%T' /dev/$device; : <>/dev/$device && echo opened
          done; stat -c '%F %a' /dev/pipe",
+        &["CAP_SYSLOG"],
     );
-    let devices = [("fuse", 229), ("net/tun", 200), ("loop-control", 237)];
     let mut bundle = bundle.push(
         "/linux/devices",
         json!({ "path": "/dev/pipe", "type": "p", "fileMode": 0o600 }),
     );
-    for (name, minor) in devices {
+    for (name, major, minor) in [
+        ("fuse", 10, 229),
+        ("net/tun", 10, 200),
+        ("loop-control", 10, 237),
+        ("kmsg", 1, 11),
+    ] {
+        let device = char_device(&format!("/dev/{name}"), major, minor);
         let rule =
-            json!({ "allow": true, "type": "c", "major": 10, "minor": minor, "access": "rw" });
-        bundle = bundle
-            .push(
-                "/linux/devices",
-                char_device(&format!("/dev/{name}"), 10, minor),
-            )
-            .push(RULES, rule);
+            json!({ "allow": true, "type": "c", "major": major, "minor": minor, "access": "rw" });
+        bundle = bundle.push("/linux/devices", device).push(RULES, rule);
     }
     let container = Container::new(bundle);
 
     let done = container.run().ok();
 
-    let expected = ["a:e5", "a:c8", "a:ed"]
+    let expected = ["a:e5", "a:c8", "a:ed", "1:b"]
         .map(|number| format!("character special file {number}\nopened\n"))
         .concat();
     assert_eq!(done.out(), format!("{expected}fifo 600"), "{}", done.err());

@@ -181,10 +181,9 @@ pub const FIELDS: &[Field] = &[
     ),
     row("linux.resources.devices[].major", Guest),
     row("linux.resources.devices[].minor", Guest),
-    row("linux.resources.devices[].access", Both).unless(
-        refuse::rule_access,
-        "r, w and m; any other is refused, as by runc. The host opens a block device for writing only if \
-         the rules let it be written",
+    row("linux.resources.devices[].access", Both).noted(
+        "r, w and m; other letters mean nothing, as with runc. The host opens a block device for writing \
+         only if the rules let it be written",
     ),
     row("linux.resources.memory.limit", Both)
         .noted("also the VM's size; on the host, what the whole VM may take"),

@@ -106,7 +106,7 @@ fn settled(rules: &[LinuxDeviceCgroup]) -> Vec<LinuxDeviceCgroup> {
     settled
 }
 
-/// What a rule is about; if it doesn't say, everything.
+/// What a rule is about; if it doesn't say, everything. Letters that mean nothing are in no answer.
 fn access_of(rule: &LinuxDeviceCgroup) -> &str {
     rule.access()
         .as_deref()
@@ -180,7 +180,11 @@ mod tests {
         let all = |allow| json!({ "allow": allow });
         let before = [rule(true, "c 10:229", "rwm"), all(false)];
         assert!(!may(&before, false, FUSE, "r"));
-        let hole = [all(true), rule(false, "c 10:*", "")];
+        let hole = [
+            all(true),
+            rule(false, "c 10:*", ""),
+            rule(true, "c 10:*", "ax"),
+        ];
         assert!(!may(&hole, false, FUSE, "r") && may(&hole, false, (1, 1), "rw"));
         assert!(
             !may(&[], true, (8, 0), "r"),
