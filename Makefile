@@ -56,6 +56,7 @@ build: packages kernel initramfs hull ## Build target/…/release/hull with its 
 
 packages:
 	@.ci/packages build kernel
+	@.ci/crates restore
 
 kernel: packages
 	@$(STEP) "build the guest kernel" guest-kernel/build --output $(KERNEL)
