@@ -62,7 +62,7 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
             .map_err(Failure::io("keep the seccomp filter"))?;
         task.launch.seccomp = Some(program);
     }
-    let mounts = mounts::prepare(&mut task.spec)?;
+    let mut mounts = mounts::prepare(&mut task.spec)?;
     let nodes = Nodes::prepare(&mut task.spec, mounts.of_dev(), &task.bundle)?;
     let sysctls = Sysctls::take(&mut task.spec)?;
     let paths = Paths::take(&mut task.spec);
@@ -105,6 +105,7 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
         sysctls.write(&inside)?;
     }
     paths.apply(inside.root())?;
+    mounts.propagate_root(inside.root())?;
     if let Some(master) = console.map(Console::accept).transpose()? {
         reporter
             .send(&Report::Terminal, Some(master.as_fd()))

@@ -199,12 +199,12 @@ impl Rest {
     ///
     /// # Errors
     /// Names the mount that can't be had.
-    pub fn apply(self, container: &Inside) -> Result<(), Failure> {
+    pub fn apply(&mut self, container: &Inside) -> Result<(), Failure> {
         if self.user_namespace {
             container.become_root()?;
         }
         let root = container.root();
-        for step in self.steps {
+        for step in self.steps.drain(..) {
             let field = format!("mounts[{}]", step.index);
             step.apply(root)
                 .map_err(|e| Failure::io(field)(std::io::Error::from(e)))?;
@@ -212,10 +212,21 @@ impl Rest {
         if self.read_only_root {
             change(root, libc::MOUNT_ATTR_RDONLY, 0).map_err(Failure::io("root.readonly"))?;
         }
-        if let Some(propagation) = self.propagation {
-            propagate(root, propagation).map_err(Failure::io("set linux.rootfsPropagation"))?;
-        }
         Ok(())
+    }
+
+    /// Sets what the container's root passes on and gets. This comes last: what is unbindable can't be
+    /// bound any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn propagate_root(&self, root: BorrowedFd<'_>) -> Result<(), Failure> {
+        match self.propagation {
+            Some(propagation) => {
+                propagate(root, propagation).map_err(Failure::io("set linux.rootfsPropagation"))
+            }
+            None => Ok(()),
+        }
     }
 }
 
