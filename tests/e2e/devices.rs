@@ -23,11 +23,9 @@ macro_rules! disk {
 
 /// A bundle whose process is a shell script with these capabilities.
 fn powerful(script: &str, capabilities: &[&str]) -> Bundle {
-    let list = json!(capabilities);
-    let sets = json!({ "bounding": list, "permitted": list, "effective": list });
     Bundle::new()
         .shell(script)
-        .set("/process/capabilities", sets)
+        .capabilities(capabilities)
         .set("/linux/devices", json!([]))
 }
 
@@ -75,11 +73,7 @@ fn a_disk_that_rules_let_be_read_is_not_written() {
     );
     let disk = disk!(&bundle, "image");
     disk.write(0, "kept");
-    let container = Container::new(
-        bundle
-            .push("/linux/devices", disk.device("/dev/disk"))
-            .push(RULES, disk.rule("r")),
-    );
+    let container = Container::new(disk.attach(bundle, "/dev/disk", "r"));
 
     let done = container.run().ok();
 
@@ -92,11 +86,7 @@ fn read_only_holds_whatever_the_guests_kernel_thinks() {
     only_hull!("with runc, the host's kernel is the one that thinks");
     let bundle = bundle("cat /sys/block/vda/ro");
     let disk = disk!(&bundle, "image");
-    let container = Container::new(
-        bundle
-            .push("/linux/devices", disk.device("/dev/disk"))
-            .push(RULES, disk.rule("r")),
-    );
+    let container = Container::new(disk.attach(bundle, "/dev/disk", "r"));
     let done = container.run().ok();
     assert_eq!(done.out(), "1", "the device itself is read-only");
 }
@@ -122,11 +112,7 @@ fn a_file_system_on_a_disk_is_mounted_inside_and_whole_afterwards() {
     tool("mkfs.ext4", &["-q"]);
     let write = format!("write {} from-host", host_file.display());
     tool("debugfs", &["-w", "-R", &write]);
-    let container = Container::new(
-        bundle
-            .push("/linux/devices", disk.device("/dev/disk"))
-            .push(RULES, disk.rule("rwm")),
-    );
+    let container = Container::new(disk.attach(bundle, "/dev/disk", "rwm"));
 
     // It is still mounted when the process ends.
     let done = container.run().ok();
@@ -207,10 +193,8 @@ fn what_no_rule_allows_is_not_opened() {
 #[test]
 fn a_disk_is_had_in_a_user_namespace() {
     let map = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
-    let bundle = bundle("stat -c %F /dev/disk /dev/pipe; head -c 4 /dev/disk")
-        .push("/linux/namespaces", json!({ "type": "user" }))
-        .set("/linux/uidMappings", map.clone())
-        .set("/linux/gidMappings", map);
+    let bundle =
+        bundle("stat -c %F /dev/disk /dev/pipe; head -c 4 /dev/disk").in_user_namespace(map);
     only_hull!("runc binds the node that the host has at that path");
     let disk = disk!(&bundle, "image");
     disk.write(0, "user");
@@ -334,9 +318,7 @@ fn a_node_is_the_same_in_a_user_namespace() {
             "/mounts/5",
             json!({ "destination": "/sys", "type": "tmpfs", "source": "tmpfs" }),
         )
-        .push("/linux/namespaces", json!({ "type": "user" }))
-        .set("/linux/uidMappings", map.clone())
-        .set("/linux/gidMappings", map);
+        .in_user_namespace(map);
     assert_eq!(placed(bundle), SEEN);
 }
 
@@ -421,11 +403,7 @@ fn what_cannot_be_passed_is_refused_by_name() {
 fn a_killed_container_lets_go_of_its_disk() {
     let bundle = bundle("echo ready; exec sleep 3600");
     let disk = disk!(&bundle, "image");
-    let container = Container::new(
-        bundle
-            .push("/linux/devices", disk.device("/dev/disk"))
-            .push(RULES, disk.rule("rw")),
-    );
+    let container = Container::new(disk.attach(bundle, "/dev/disk", "rw"));
     let _running = container.run_until_ready();
     let pid = container.state().pid;
     rustix::process::kill_process(

@@ -331,10 +331,7 @@ fn a_further_process_is_in_the_user_namespace_too() {
         { "containerID": 0, "hostID": 100_000, "size": 10 },
         { "containerID": 10, "hostID": 300_000, "size": 10 },
     ]);
-    let bundle = waiting()
-        .push("/linux/namespaces", json!({ "type": "user" }))
-        .set("/linux/uidMappings", maps.clone())
-        .set("/linux/gidMappings", maps);
+    let bundle = waiting().in_user_namespace(maps);
     give_root(&bundle, "100000:100000");
     let container = Container::new(bundle);
     let _running = container.run_until_ready();

@@ -19,18 +19,7 @@ fn operations_of_every_kind() {
              done; true",
         )
         // the link from /proc/self/fd that gives a temporary file its name asks for it
-        .push(
-            "/process/capabilities/effective",
-            json!("CAP_DAC_READ_SEARCH"),
-        )
-        .push(
-            "/process/capabilities/permitted",
-            json!("CAP_DAC_READ_SEARCH"),
-        )
-        .push(
-            "/process/capabilities/bounding",
-            json!("CAP_DAC_READ_SEARCH"),
-        );
+        .add_capability("CAP_DAC_READ_SEARCH");
     let shared = bundle.folder("shared");
     let on_host = Command::new(bundle::probe_on_host())
         .arg("files")
@@ -57,17 +46,10 @@ fn operations_of_every_kind() {
 
 #[test]
 fn a_capability_over_modes_holds_on_the_hosts_files() {
-    let some = json!(["CAP_DAC_OVERRIDE"]);
     let bundle = Bundle::new()
         .shell("mkdir /closed/folder && echo text >/closed/folder/file && ln -s file /closed/link")
         .set("/process/user", json!({ "uid": 1000, "gid": 1000 }))
-        .set(
-            "/process/capabilities",
-            json!({
-                "bounding": some, "permitted": some, "effective": some,
-                "inheritable": some, "ambient": some,
-            }),
-        );
+        .ambient_capabilities(&["CAP_DAC_OVERRIDE"]);
     let closed = bundle.rootfs().join("closed");
     fs::create_dir(&closed).unwrap();
     fs::set_permissions(&closed, Permissions::from_mode(0o500)).unwrap();

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
+use hull_tests::mount::HostMount;
 use hull_tests::{Bundle, Container, only_hull};
 use serde_json::json;
 
@@ -13,34 +13,6 @@ const LINE: &str = r#"line() { awk -v at="$1" '$5 == at' /proc/self/mountinfo | 
 
 fn tmpfs(destination: &str, options: &[&str]) -> serde_json::Value {
     json!({"destination": destination, "type": "tmpfs", "source": "tmpfs", "options": options})
-}
-
-/// A tmpfs that the host has mounted; dropped, it is gone.
-struct HostMount(PathBuf);
-
-impl HostMount {
-    fn new(at: &Path, options: &str) -> Self {
-        Self::call(&["mount", "-t", "tmpfs", "-o", options, "tmpfs"], at);
-        Self(at.to_owned())
-    }
-
-    /// A folder of its own peer group.
-    fn shared(at: &Path) -> Self {
-        Self::call(&["mount", "-t", "tmpfs", "tmpfs"], at);
-        Self::call(&["mount", "--make-shared"], at);
-        Self(at.to_owned())
-    }
-
-    fn call(words: &[&str], at: &Path) {
-        let status = Command::new(words[0]).args(&words[1..]).arg(at).status();
-        assert!(status.unwrap().success(), "{words:?} {}", at.display());
-    }
-}
-
-impl Drop for HostMount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[test]
@@ -113,7 +85,8 @@ fn what_the_host_mounts_later_appears_in_a_slave() {
     }
     let _running = container.run_until_ready();
 
-    let later = [&follows, &stays].map(|folder| HostMount::new(&folder.join("below"), "size=64k"));
+    let later =
+        [&follows, &stays].map(|folder| HostMount::tmpfs(&folder.join("below"), "size=64k"));
     for folder in [&follows, &stays] {
         fs::write(folder.join("below/later"), "later").unwrap();
     }
@@ -137,7 +110,7 @@ fn read_only_with_and_without_the_mounts_below() {
         .bind(&folder, "/rro", &["rro"])
         .bind(&folder, "/rrw", &["rrw", "ro"]);
     let container = Container::new(bundle);
-    let _mount = HostMount::new(&folder.join("below"), "size=64k");
+    let _mount = HostMount::tmpfs(&folder.join("below"), "size=64k");
     let done = container.run().ok();
     assert_eq!(done.out(), "/ro/below\n/rrw\n/rrw/below");
 }
@@ -154,7 +127,7 @@ fn a_bind_mount_has_the_flags_of_its_source_or_those_it_names() {
         .bind(&folder, "/source", &[])
         .bind(&folder, "/named", &["nodev"]);
     let container = Container::new(bundle);
-    let _mount = HostMount::new(&folder, "noexec,nosuid,size=8m");
+    let _mount = HostMount::tmpfs(&folder, "noexec,nosuid,size=8m");
     fs::copy(busybox, folder.join("true")).unwrap();
     let done = container.run().ok();
     assert_eq!(done.out(), "126\n0\n1\n0");

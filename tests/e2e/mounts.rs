@@ -76,18 +76,12 @@ fn one_file_is_shared_and_nothing_beside_it() {
 #[test]
 fn read_only_holds_against_root_in_the_guest() {
     only_hull!("with runc, CAP_SYS_ADMIN in the container undoes a read-only bind mount");
-    let powers = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_SYS_CHROOT"]);
     let bundle = Bundle::new()
         .shell(
             "mount -o remount,rw,bind /mnt; touch /mnt/new; echo x >/mnt/kept;
              mount -o remount,rw,bind /etc/kept; echo x >/etc/kept; echo tried",
         )
-        .set(
-            "/process/capabilities",
-            json!({
-                "bounding": powers, "permitted": powers, "effective": powers,
-            }),
-        );
+        .capabilities(&["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_SYS_CHROOT"]);
     let shared = bundle.folder("shared");
     fs::write(shared.join("kept"), "kept").unwrap();
     let bundle =
@@ -217,11 +211,9 @@ fn a_read_only_root_has_its_mount_points_made_first() {
     let bundle = Bundle::new()
         .shell("touch /new; echo $?; cat /made/for/it; mount -o remount,rw /; touch /new; echo $?")
         .set("/root/readonly", json!(true));
-    let powers = json!(["CAP_SYS_ADMIN"]);
     let bundle = if is_hull() {
         // root in the guest can't undo it, as root in a container of runc's could
-        let sets = json!({"bounding": powers, "permitted": powers, "effective": powers});
-        bundle.set("/process/capabilities", sets)
+        bundle.capabilities(&["CAP_SYS_ADMIN"])
     } else {
         bundle
     };

@@ -2,24 +2,18 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use hull_tests::mount::HostMount;
 use hull_tests::{Bundle, Container, guest, only_hull, runtime, skip};
 use serde_json::json;
-
-/// Runs the runtime after a shell command that changes what it sees, in a mount namespace.
-fn after(container: Container, change: &str) -> Container {
-    let script = format!("set -e; {change}; exec \"$@\"");
-    container.wrapped(&["unshare", "--mount", "sh", "-c", &script, "sh"])
-}
 
 #[test]
 fn without_dev_kvm() {
     only_hull!("runc needs no KVM");
     let change =
         "mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9";
-    let container = after(Container::new(Bundle::new()), change);
+    let container = Container::new(Bundle::new()).after(change);
     let done = container.run().exits(1).fails_saying("/dev/kvm");
     assert_eq!(done.err().lines().count(), 1, "{}", done.err());
 }
@@ -27,10 +21,7 @@ fn without_dev_kvm() {
 #[test]
 fn with_a_dev_kvm_that_is_something_else() {
     only_hull!("runc needs no KVM");
-    let container = after(
-        Container::new(Bundle::new()),
-        "mount --bind /dev/null /dev/kvm",
-    );
+    let container = Container::new(Bundle::new()).after("mount --bind /dev/null /dev/kvm");
     let done = container.run().exits(1).fails_saying("/dev/kvm");
     assert_eq!(done.err().lines().count(), 1, "{}", done.err());
 }
@@ -48,11 +39,7 @@ fn without_memory() {
 fn with_a_full_disk_for_its_state() {
     let bundle = Bundle::new();
     let disk = bundle.folder("disk");
-    let mount = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=64k", "none"])
-        .arg(&disk)
-        .status();
-    assert!(mount.unwrap().success());
+    let mount = HostMount::tmpfs(&disk, "size=64k");
     let mut filler = File::create(disk.join("filler")).unwrap();
     while filler.write(&[1; 4096]).is_ok() {}
     drop(filler);
@@ -60,11 +47,7 @@ fn with_a_full_disk_for_its_state() {
 
     let done = container.run();
 
-    let umount = Command::new("umount").arg(&disk).status();
-    assert!(
-        umount.unwrap().success(),
-        "somebody still uses the full disk"
-    );
+    mount.unmount();
     let why = if runtime::is_hull() {
         "space left on device"
     } else {

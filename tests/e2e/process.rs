@@ -85,17 +85,10 @@ fn has_no_more_than_config_json_gives() {
 
 #[test]
 fn ambient_capabilities_reach_a_user_that_is_not_root() {
-    let some = json!(["CAP_NET_BIND_SERVICE"]);
     let found = identity(
         Bundle::new()
             .set("/process/user", json!({ "uid": 1000, "gid": 1000 }))
-            .set(
-                "/process/capabilities",
-                json!({
-                    "bounding": some, "permitted": some, "effective": some,
-                    "inheritable": some, "ambient": some,
-                }),
-            ),
+            .ambient_capabilities(&["CAP_NET_BIND_SERVICE"]),
     );
     assert_eq!(found["capabilities"]["effective"], "0000000000000400");
     assert_eq!(found["capabilities"]["ambient"], "0000000000000400");
@@ -240,9 +233,7 @@ fn in_a_user_namespace_the_network_is_that_namespaces() {
     let map = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
     let bundle = Bundle::new()
         .shell("ls /sys/class/net; cat /proc/sys/net/ipv4/ip_unprivileged_port_start")
-        .push("/linux/namespaces", json!({ "type": "user" }))
-        .set("/linux/uidMappings", map.clone())
-        .set("/linux/gidMappings", map)
+        .in_user_namespace(map)
         .set(
             "/linux/sysctl",
             json!({ "net.ipv4.ip_unprivileged_port_start": "99" }),

@@ -43,9 +43,7 @@ fn mapped(bundle: Bundle, map: Value) -> Bundle {
                       "options": ["rbind", "nosuid", "noexec", "nodev", "ro"] });
     bundle
         .unset("/linux", "cgroupsPath")
-        .set("/linux/uidMappings", map.clone())
-        .set("/linux/gidMappings", map)
-        .push("/linux/namespaces", json!({ "type": "user" }))
+        .in_user_namespace(map)
         .set(
             "/mounts/2/options",
             json!([
@@ -57,15 +55,6 @@ fn mapped(bundle: Bundle, map: Value) -> Bundle {
             ]),
         )
         .set("/mounts/5", sys)
-}
-
-/// With the capability to give files away.
-fn with_chown(mut bundle: Bundle) -> Bundle {
-    for set in ["bounding", "effective", "permitted"] {
-        let set = format!("/process/capabilities/{set}");
-        bundle = bundle.push(&set, json!("CAP_CHOWN"));
-    }
-    bundle
 }
 
 /// A container of that user's: bundle and state are the user's own.
@@ -91,7 +80,7 @@ fn owner(path: &Path) -> (u32, u32) {
 #[test]
 fn root_in_the_container_is_the_user_outside() {
     let script = "id -u; id -g; echo made >/made; mkdir /folder; chown 5 /made 2>/dev/null || echo no; exit 3";
-    let bundle = with_chown(rootless(Bundle::new().shell(script)));
+    let bundle = rootless(Bundle::new().shell(script)).add_capability("CAP_CHOWN");
     let rootfs = bundle.rootfs();
     let container = of_user(bundle);
 
@@ -109,7 +98,7 @@ fn others_in_the_container_are_the_users_subordinates() {
         { "containerID": 0, "hostID": USER, "size": 1 },
         { "containerID": 1, "hostID": 100_000, "size": 10 },
     ]);
-    let bundle = with_chown(mapped(Bundle::new().shell(script), map));
+    let bundle = mapped(Bundle::new().shell(script), map).add_capability("CAP_CHOWN");
     let rootfs = bundle.rootfs();
     let container = of_user(bundle);
 

@@ -5,22 +5,7 @@ use hull_tests::{Bundle, Container};
 use serde_json::{Value, json};
 
 /// A system call with one argument, and what is to come of it under the profile.
-type Call = (u32, u64, &'static str);
-
-/// Numbers of system calls that nothing else in the container makes (x86-64).
-const UMASK: u32 = 95;
-const ALARM: u32 = 37;
-const GETPGID: u32 = 121;
-const GETSID: u32 = 124;
-const SCHED_GETSCHEDULER: u32 = 145;
-const SCHED_GET_PRIORITY_MAX: u32 = 146;
-const SCHED_GET_PRIORITY_MIN: u32 = 147;
-const VHANGUP: u32 = 153;
-const SYNC: u32 = 162;
-const ACCT: u32 = 163;
-const SWAPOFF: u32 = 168;
-const QUOTACTL: u32 = 179;
-const NFSSERVCTL: u32 = 180;
+type Call = (libc::c_long, u64, &'static str);
 
 /// What a shell says of a command that SIGSYS has ended.
 const KILLED: &str = "ended 159";
@@ -67,17 +52,17 @@ fn every_action_acts() {
         ],
     });
     let calls = [
-        (UMASK, 0, "errno 77"),
-        (NFSSERVCTL, 0, "0"),
-        (SWAPOFF, 0, "errno 1"),
+        (libc::SYS_umask, 0, "errno 77"),
+        (libc::SYS_nfsservctl, 0, "0"),
+        (libc::SYS_swapoff, 0, "errno 1"),
         // there is nobody who traces
-        (ACCT, 0, "errno 38"),
-        (VHANGUP, 0, KILLED),
-        (SYNC, 0, KILLED),
-        (QUOTACTL, 0, KILLED),
-        (GETSID, 0, KILLED),
-        (ALARM, 0, "0"),
-        (GETPGID, 1, "1"),
+        (libc::SYS_acct, 0, "errno 38"),
+        (libc::SYS_vhangup, 0, KILLED),
+        (libc::SYS_sync, 0, KILLED),
+        (libc::SYS_quotactl, 0, KILLED),
+        (libc::SYS_getsid, 0, KILLED),
+        (libc::SYS_alarm, 0, "0"),
+        (libc::SYS_getpgid, 1, "1"),
     ];
     come_of(profile, "syscall", &calls);
 }
@@ -103,27 +88,27 @@ fn every_comparison_compares_all_64_bits() {
     });
     let high = 1 << 32;
     let calls = [
-        (UMASK, 18, "errno 77"),
-        (UMASK, 18 | high, "18"),
-        (ALARM, 1, "errno 77"),
-        (ALARM, 0, "0"),
-        (GETPGID, 0, "errno 77"),
-        (GETPGID, 1, "1"),
-        (GETSID, 1, "errno 77"),
-        (GETSID, 1 | high, "1"),
-        (SCHED_GET_PRIORITY_MAX, 2, "errno 77"),
-        (SCHED_GET_PRIORITY_MAX, 1, "99"),
-        (SCHED_GET_PRIORITY_MIN, 3, "errno 77"),
-        (SCHED_GET_PRIORITY_MIN, 2, "1"),
-        (SCHED_GETSCHEDULER, 0x1f, "errno 77"),
-        (SCHED_GETSCHEDULER, 0, "0"),
+        (libc::SYS_umask, 18, "errno 77"),
+        (libc::SYS_umask, 18 | high, "18"),
+        (libc::SYS_alarm, 1, "errno 77"),
+        (libc::SYS_alarm, 0, "0"),
+        (libc::SYS_getpgid, 0, "errno 77"),
+        (libc::SYS_getpgid, 1, "1"),
+        (libc::SYS_getsid, 1, "errno 77"),
+        (libc::SYS_getsid, 1 | high, "1"),
+        (libc::SYS_sched_get_priority_max, 2, "errno 77"),
+        (libc::SYS_sched_get_priority_max, 1, "99"),
+        (libc::SYS_sched_get_priority_min, 3, "errno 77"),
+        (libc::SYS_sched_get_priority_min, 2, "1"),
+        (libc::SYS_sched_getscheduler, 0x1f, "errno 77"),
+        (libc::SYS_sched_getscheduler, 0, "0"),
     ];
     come_of(profile, "syscall", &calls);
 }
 
 #[test]
 fn calls_of_32_bits_are_filtered_if_the_profile_has_them_and_kill_if_not() {
-    const UMASK_OF_32_BITS: u32 = 60;
+    const UMASK_OF_32_BITS: libc::c_long = 60;
     let profile = |architectures: Value| {
         json!({
             "defaultAction": "SCMP_ACT_ALLOW",
@@ -139,8 +124,6 @@ fn calls_of_32_bits_are_filtered_if_the_profile_has_them_and_kill_if_not() {
 
 #[test]
 fn a_call_newer_than_the_profile_is_missing_and_an_older_one_refused() {
-    const OPENAT2: u32 = 437;
-    const PROCESS_MADVISE: u32 = 440;
     // by the programs, and by runc once it has loaded the filter
     let needed = "access arch_prctl brk capget capset chdir clone clone3 close dup2 epoll_create1 epoll_ctl \
         epoll_pwait eventfd2 execve exit exit_group faccessat2 fchown fcntl fstat fstatfs futex getcwd \
@@ -155,9 +138,9 @@ fn a_call_newer_than_the_profile_is_missing_and_an_older_one_refused() {
         "syscalls": [{ "names": allowed, "action": "SCMP_ACT_ALLOW" }],
     });
     let calls = [
-        (UMASK, 0, "errno 1"),
-        (OPENAT2, 0, "errno 22"),
-        (PROCESS_MADVISE, 0, "errno 38"),
+        (libc::SYS_umask, 0, "errno 1"),
+        (libc::SYS_openat2, 0, "errno 22"),
+        (libc::SYS_process_madvise, 0, "errno 38"),
     ];
     come_of(profile, "syscall", &calls);
 }

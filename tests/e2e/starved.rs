@@ -3,8 +3,8 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::process::Command;
 
+use hull_tests::mount::HostMount;
 use hull_tests::{Bundle, Container, Running, only_hull};
 use serde_json::json;
 
@@ -72,11 +72,7 @@ fn out_of_processor_time() {
 fn out_of_disk() {
     let bundle = starving("dd if=/dev/zero of=/full/filler bs=4096 2>/dev/null || true");
     let disk = bundle.folder("disk");
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=256k", "none"])
-        .arg(&disk)
-        .status();
-    assert!(mounted.unwrap().success());
+    let mount = HostMount::tmpfs(&disk, "size=256k");
     let bundle = bundle.bind(&disk, "/full", &[]);
     let container = Container::new(bundle);
 
@@ -85,6 +81,5 @@ fn out_of_disk() {
     let mut more = File::create(disk.join("more")).unwrap();
     assert!(more.write_all(&[1; 8192]).is_err(), "the disk wasn't full");
     drop(more);
-    let unmounted = Command::new("umount").arg(&disk).status();
-    assert!(unmounted.unwrap().success(), "somebody still uses the disk");
+    mount.unmount();
 }

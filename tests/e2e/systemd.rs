@@ -107,10 +107,9 @@ impl Systemd {
         let path = format!("hulltest.slice:hull:{}", bundle.token());
         let words = self.inside();
         let words: Vec<_> = words.iter().map(String::as_str).collect();
-        let limit = (limit().as_secs() / 2).to_string();
         Container::new(bundle.set("/linux/cgroupsPath", json!(path)))
             .wrapped(&words)
-            .with_global(&["--boot-timeout", &limit, "--systemd-cgroup"])
+            .with_further_global(&["--systemd-cgroup"])
     }
 
     fn scope(&self, container: &Container) -> PathBuf {

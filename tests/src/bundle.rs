@@ -7,11 +7,14 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 /// Where the probe lies in a bundle's root file system.
 pub const PROBE: &str = "/bin/probe";
+
+/// The sets that make a capability root's; another user's must be ambient.
+const ROOTS_SETS: [&str; 3] = ["bounding", "effective", "permitted"];
 
 /// A bundle, and a folder beside it for whatever else a test needs. Dropped, it is removed.
 #[derive(Debug)]
@@ -148,6 +151,37 @@ impl Bundle {
             "options": options,
         });
         self.push("/mounts", mount)
+    }
+
+    /// The process's capabilities, for root: these and no others.
+    #[must_use]
+    pub fn capabilities(self, names: &[&str]) -> Self {
+        let sets = ROOTS_SETS.map(|set| (set.to_owned(), json!(names)));
+        self.set("/process/capabilities", Map::from_iter(sets).into())
+    }
+
+    /// The process's capabilities, for whoever it is: these in all five sets, and no others.
+    #[must_use]
+    pub fn ambient_capabilities(self, names: &[&str]) -> Self {
+        self.capabilities(names)
+            .set("/process/capabilities/inheritable", json!(names))
+            .set("/process/capabilities/ambient", json!(names))
+    }
+
+    /// A further capability of the process, for root.
+    #[must_use]
+    pub fn add_capability(self, name: &str) -> Self {
+        ROOTS_SETS.iter().fold(self, |bundle, set| {
+            bundle.push(&format!("/process/capabilities/{set}"), json!(name))
+        })
+    }
+
+    /// A user namespace of its own; the users and the groups are mapped alike.
+    #[must_use]
+    pub fn in_user_namespace(self, mappings: Value) -> Self {
+        self.push("/linux/namespaces", json!({ "type": "user" }))
+            .set("/linux/uidMappings", mappings.clone())
+            .set("/linux/gidMappings", mappings)
     }
 
     /// The config.json that will be written.

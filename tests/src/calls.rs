@@ -167,7 +167,7 @@ pub fn all() -> Vec<Call> {
         .collect()
 }
 
-/// The names of the calls, each once, as a seccomp profile has them.
+/// The names of the calls, as a seccomp profile has them.
 pub fn names() -> Vec<&'static str> {
     let mut names: Vec<_> = all()
         .iter()

@@ -50,6 +50,14 @@ impl HostDisk {
         json!({ "allow": true, "type": "b", "major": major, "minor": minor, "access": access })
     }
 
+    /// The bundle with this disk at a path, and with this access to it.
+    #[must_use]
+    pub fn attach(&self, bundle: Bundle, path: &str, access: &str) -> Bundle {
+        bundle
+            .push("/linux/devices", self.device(path))
+            .push("/linux/resources/devices", self.rule(access))
+    }
+
     /// Writes to it on the host.
     pub fn write(&self, offset: u64, text: &str) {
         let device = File::options().write(true).open(&self.path);

@@ -9,6 +9,7 @@ pub mod calls;
 pub mod disk;
 pub mod guest;
 pub mod leaks;
+pub mod mount;
 pub mod pattern;
 pub mod process;
 pub mod random;

@@ -107,10 +107,17 @@ impl Container {
         }
     }
 
-    /// Has the runtime called with these global options.
+    /// Has the runtime called with these global options, instead of the limit to the guest's start.
     #[must_use]
     pub fn with_global(mut self, options: &[&str]) -> Self {
-        self.global = options.iter().map(|&o| o.to_owned()).collect();
+        self.global.clear();
+        self.with_further_global(options)
+    }
+
+    /// Has the runtime called with these global options too.
+    #[must_use]
+    pub fn with_further_global(mut self, options: &[&str]) -> Self {
+        self.global.extend(options.iter().map(|&o| o.to_owned()));
         self
     }
 
@@ -127,6 +134,13 @@ impl Container {
     pub fn wrapped(mut self, words: &[&str]) -> Self {
         self.wrapper = words.iter().map(|&w| w.to_owned()).collect();
         self
+    }
+
+    /// Has the runtime run after a shell command that changes what it sees, in a mount namespace.
+    #[must_use]
+    pub fn after(self, change: &str) -> Self {
+        let script = format!("set -e; {change}; exec \"$@\"");
+        self.wrapped(&["unshare", "--mount", "sh", "-c", &script, "sh"])
     }
 
     /// The state folder.

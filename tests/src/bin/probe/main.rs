@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         ["adopt", pid_file, ..] => adopt::run(Path::new(pid_file), &words[2..]),
         ["try-lock", kind, file] => locks::try_lock(kind, Path::new(file)),
         ["syscall", call, argument] => {
-            syscall::native(number(call), number(argument));
+            syscall::native(number(call).cast_signed(), number(argument));
             Ok(())
         }
         ["syscall32", call, argument] => {

@@ -2,24 +2,18 @@
 #![allow(unsafe_code)] // bare system calls, which tests choose to be harmless
 
 use std::arch::asm;
+use std::io::Error;
 
 /// Makes the system call of this number with one argument, and prints its result, or `errno N`.
-pub fn native(number: u64, argument: u64) {
-    let result: i64;
-    // SAFETY: as harmless as the caller's choice; the registers are those of the x86-64 ABI.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") number => result,
-            in("rdi") argument,
-            in("rsi") 0_u64,
-            in("rdx") 0_u64,
-            in("r10") 0_u64,
-            lateout("rcx") _,
-            lateout("r11") _,
-        );
+pub fn native(number: libc::c_long, argument: u64) {
+    // SAFETY: as harmless as the caller's choice.
+    match unsafe { libc::syscall(number, argument, 0, 0, 0) } {
+        -1 => println!(
+            "errno {}",
+            Error::last_os_error().raw_os_error().unwrap_or(0)
+        ),
+        result => println!("{result}"),
     }
-    report(result);
 }
 
 /// The same by the 32-bit entry of the kernel, with its numbers.
@@ -41,12 +35,8 @@ pub fn of_32_bits(number: u64, argument: u64) {
             lateout("r11") _,
         );
     }
-    report(i64::from(result as i32));
-}
-
-fn report(result: i64) {
-    match result {
-        -4095..0 => println!("errno {}", -result),
-        _ => println!("{result}"),
+    match result as i32 {
+        error @ -4095..0 => println!("errno {}", -error),
+        result => println!("{result}"),
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{OFlags, major, minor};
 use serde_json::{Map, Value, json};
 
-use super::why;
+use super::{why, works};
 
 /// Folders below /dev are entered so far.
 const DEPTH: u32 = 2;
@@ -73,8 +73,5 @@ fn open(path: &Path, read: bool, write: bool) -> Value {
         .write(write)
         .custom_flags(flags.bits().cast_signed())
         .open(path);
-    match opened {
-        Ok(_) => "works".into(),
-        Err(error) => why(error),
-    }
+    works(opened)
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{Access, OFlags, access};
 use serde_json::{Value, json};
 
-use super::{content, why};
+use super::{content, why, works};
 
 /// Below these, a file is a value of the kernel's, and its text is part of the report.
 const VALUES: &[&str] = &["/proc/sys/", "/sys/fs/cgroup/"];
@@ -66,24 +66,18 @@ fn open_to_write(path: &str) -> Value {
     let options = options
         .write(true)
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
-    options.open(path).map_or_else(why, |_| "works".into())
+    works(options.open(path))
 }
 
 /// Whether a file can be made in a folder.
 fn make_in(path: &str) -> Value {
     let new = Path::new(path).join(".probe-was-here");
-    match File::create_new(&new).and_then(|_| fs::remove_file(&new)) {
-        Ok(()) => "works".into(),
-        Err(error) => why(error),
-    }
+    works(File::create_new(&new).and_then(|_| fs::remove_file(&new)))
 }
 
 fn execute(path: &str) -> Value {
     let Ok(path) = CString::new(path) else {
         return why("a NUL");
     };
-    match access(path, Access::EXEC_OK) {
-        Ok(()) => "works".into(),
-        Err(error) => why(error),
-    }
+    works(access(path, Access::EXEC_OK))
 }

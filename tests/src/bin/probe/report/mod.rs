@@ -38,10 +38,8 @@ pub fn print(paths: &[&str]) -> io::Result<()> {
 
 /// The network interfaces by name, with their flags.
 fn interfaces() -> Value {
-    match fs::read_to_string("/proc/self/net/dev") {
-        Err(error) => why(error),
-        Ok(text) => text
-            .lines()
+    of_text("/proc/self/net/dev", |text| {
+        text.lines()
             .filter_map(|line| line.split_once(':'))
             .map(|(name, _)| {
                 let name = name.trim().to_owned();
@@ -49,16 +47,23 @@ fn interfaces() -> Value {
                 (name, flags)
             })
             .collect::<Map<_, _>>()
-            .into(),
-    }
+            .into()
+    })
 }
 
 /// A small file's text.
 fn content(path: &str) -> Value {
-    match fs::read_to_string(path) {
-        Ok(text) => text.trim_end().into(),
-        Err(error) => why(error),
-    }
+    of_text(path, |text| text.trim_end().into())
+}
+
+/// What a small file's text says.
+fn of_text(path: &str, says: impl FnOnce(&str) -> Value) -> Value {
+    fs::read_to_string(path).map_or_else(why, |text| says(&text))
+}
+
+/// Whether something can be done.
+fn works<T>(tried: Result<T, impl Display>) -> Value {
+    tried.map_or_else(why, |_| "works".into())
 }
 
 /// The reason why there is no answer, in place of the answer.

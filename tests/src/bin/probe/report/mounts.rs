@@ -1,18 +1,16 @@
 //! The mounts, by where they are. Left out is what differs from one run to the next: numbers of mounts,
 //! devices and peer groups, and the part of a file system that is mounted.
 
-use std::fs;
-
 use serde_json::{Map, Value, json};
 
-use super::why;
+use super::of_text;
 
 /// Of several mounts at one place, all but the first have a number.
 pub fn report() -> Value {
-    let text = match fs::read_to_string("/proc/self/mountinfo") {
-        Ok(text) => text,
-        Err(error) => return why(error),
-    };
+    of_text("/proc/self/mountinfo", by_place)
+}
+
+fn by_place(text: &str) -> Value {
     let mut mounts = Map::new();
     for (place, mount) in text.lines().filter_map(parse) {
         let nth = |n: u32| {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{content, why};
+use super::{content, of_text, why};
 
 /// The lines of /proc/self/status that say what a runtime has set (proc_pid_status(5)).
 const STATUS: &[&str] = &[
@@ -99,36 +99,32 @@ pub fn report() -> Value {
 }
 
 fn status() -> Value {
-    let text = match fs::read_to_string("/proc/self/status") {
-        Ok(text) => text,
-        Err(error) => return why(error),
-    };
-    text.lines()
-        .filter_map(|line| line.split_once(':'))
-        .filter(|(name, _)| STATUS.contains(name))
-        .map(|(name, value)| {
-            let words: Vec<_> = value.split_whitespace().collect();
-            (name.to_owned(), words.join(" ").into())
-        })
-        .collect::<Map<_, _>>()
-        .into()
+    of_text("/proc/self/status", |text| {
+        text.lines()
+            .filter_map(|line| line.split_once(':'))
+            .filter(|(name, _)| STATUS.contains(name))
+            .map(|(name, value)| {
+                let words: Vec<_> = value.split_whitespace().collect();
+                (name.to_owned(), words.join(" ").into())
+            })
+            .collect::<Map<_, _>>()
+            .into()
+    })
 }
 
 /// Each limit with its soft and hard value.
 fn limits() -> Value {
-    let text = match fs::read_to_string("/proc/self/limits") {
-        Ok(text) => text,
-        Err(error) => return why(error),
-    };
-    text.lines()
-        .skip(1)
-        .filter_map(|line| line.split_at_checked(25))
-        .map(|(name, values)| {
-            let values: Vec<_> = values.split_whitespace().take(2).collect();
-            (name.trim().to_owned(), values.join(" ").into())
-        })
-        .collect::<Map<_, _>>()
-        .into()
+    of_text("/proc/self/limits", |text| {
+        text.lines()
+            .skip(1)
+            .filter_map(|line| line.split_at_checked(25))
+            .map(|(name, values)| {
+                let values: Vec<_> = values.split_whitespace().take(2).collect();
+                (name.trim().to_owned(), values.join(" ").into())
+            })
+            .collect::<Map<_, _>>()
+            .into()
+    })
 }
 
 /// As the kernel handed it over, in its order.
