@@ -6,6 +6,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
 use crate::cli::Global;
@@ -40,51 +41,6 @@ const HOOKS: &[&str] = &[
 /// The kinds of namespaces.
 const NAMESPACES: &[&str] = &[
     "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
-];
-
-/// The capabilities of the guest's kernel (include/uapi/linux/capability.h), by number.
-const CAPABILITIES: &[&str] = &[
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
 ];
 
 /// Seccomp's actions.
@@ -150,7 +106,7 @@ fn features() -> Value {
         "mountOptions": mount_options,
         "linux": {
             "namespaces": supported("linux.namespaces[].type", NAMESPACES),
-            "capabilities": CAPABILITIES,
+            "capabilities": capabilities().collect::<Vec<_>>(),
             // The guest's, but for systemd, which would be the host's.
             "cgroup": {
                 "v1": false,
@@ -184,6 +140,12 @@ fn features() -> Value {
     })
 }
 
+/// The capabilities of Linux (include/uapi/linux/capability.h), by number.
+fn capabilities() -> impl Iterator<Item = String> {
+    let all = CapabilitySet::all();
+    all.iter_names().map(|(name, _)| format!("CAP_{name}"))
+}
+
 /// The names that a field takes; a path that ends with `[]` is a list of such names.
 fn supported(path: &str, names: &[&'static str]) -> Vec<&'static str> {
     let takes = |name: &str| match path.strip_suffix("[]") {
@@ -196,6 +158,14 @@ fn supported(path: &str, names: &[&'static str]) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn capabilities_are_named_by_number_to_the_last() {
+        let names: Vec<_> = capabilities().collect();
+        assert_eq!(names.len(), 41);
+        assert_eq!((&*names[0], &*names[25]), ("CAP_CHOWN", "CAP_SYS_TIME"));
+        assert_eq!(names[40], "CAP_CHECKPOINT_RESTORE");
+    }
 
     #[test]
     fn what_the_table_refuses_is_no_feature() {

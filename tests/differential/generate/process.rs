@@ -1,6 +1,7 @@
 //! `process`: user, capabilities, limits, environment, folder; and the names of the machine.
 
 use proptest::prelude::*;
+use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
 use super::{Topic, change, one_of, some_of};
@@ -43,66 +44,28 @@ fn user() -> Topic {
 }
 
 /// capabilities(7), in the order of their numbers.
-const CAPABILITIES: &[&str] = &[
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-];
+fn names_of_capabilities() -> Vec<String> {
+    let all = CapabilitySet::all();
+    all.iter_names()
+        .map(|(name, _)| format!("CAP_{name}"))
+        .collect()
+}
 
 /// The five sets: mostly such that the kernel takes them, sometimes any.
 fn capabilities() -> BoxedStrategy<Value> {
-    let sets = prop::collection::vec(any::<[bool; 5]>(), CAPABILITIES.len());
+    let names = names_of_capabilities();
+    let sets = prop::collection::vec(any::<[bool; 5]>(), names.len());
     let all = prop_oneof![9 => Just(true), 1 => Just(false)];
     prop_oneof![
         1 => Just(json!({})),
-        9 => (sets, all).prop_map(|(sets, sane)| five_sets(&sets, sane)),
+        9 => (sets, all).prop_map(move |(sets, sane)| five_sets(&names, &sets, sane)),
     ]
     .boxed()
 }
 
-fn five_sets(drawn: &[[bool; 5]], sane: bool) -> Value {
+fn five_sets(names: &[String], drawn: &[[bool; 5]], sane: bool) -> Value {
     let mut sets = [const { Vec::new() }; 5];
-    for (name, &[bounding, permitted, effective, inheritable, ambient]) in
-        CAPABILITIES.iter().zip(drawn)
-    {
+    for (name, &[bounding, permitted, effective, inheritable, ambient]) in names.iter().zip(drawn) {
         let wanted = if sane {
             let permitted = permitted && bounding;
             let inheritable = inheritable && permitted;
@@ -118,7 +81,7 @@ fn five_sets(drawn: &[[bool; 5]], sane: bool) -> Value {
         };
         for (set, wanted) in sets.iter_mut().zip(wanted) {
             if wanted {
-                set.push(*name);
+                set.push(name.as_str());
             }
         }
     }
