@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use hull_cgroup::{children, remove_tree};
+use hull_cgroup::remove_tree;
 
 use crate::error::{Error, Fatal};
 use crate::sys;
@@ -214,10 +214,8 @@ impl Cgroup {
     /// # Errors
     /// When it can't be read.
     pub fn processes(&self) -> Result<Vec<i32>, Error> {
-        let mut pids = Vec::new();
-        collect(&self.directory, &mut pids)
-            .map_err(Error::io(format!("list the processes of {}", self.path)))?;
-        Ok(pids)
+        hull_cgroup::processes(&self.directory)
+            .map_err(Error::io(format!("list the processes of {}", self.path)))
     }
 }
 
@@ -230,15 +228,6 @@ pub fn enter(directory: &Path, pid: i32) -> io::Result<()> {
         .write(true)
         .open(directory.join("cgroup.procs"))?;
     file.write_all(pid.to_string().as_bytes())
-}
-
-fn collect(directory: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
-    let list = fs::read_to_string(directory.join("cgroup.procs"))?;
-    pids.extend(list.lines().filter_map(|line| line.parse::<i32>().ok()));
-    for child in children(directory)? {
-        collect(&child, pids)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -9,10 +9,18 @@ use ttrpc::{Code, get_status};
 /// Why a request was not carried out. The guest is then as it was before.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// config.json, or the `process` of a further process, asks for what makes no sense or can't be had.
+    #[error("config.json: {field}: {problem}")]
+    Config {
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it, and what is expected.
+        problem: String,
+    },
     /// The request itself makes no sense.
     #[error("{field}: {problem}")]
     Invalid {
-        /// The field of the request, or of config.json.
+        /// The field of the request.
         field: &'static str,
         /// What is wrong with it, and what is expected.
         problem: String,
@@ -51,7 +59,7 @@ pub enum Error {
     #[error("{0}: that is the most there can be")]
     Full(String),
     /// A limit makes no sense, or the kernel refuses it.
-    #[error("{}", chain(.0))]
+    #[error("config.json: {}: {}", .0.field(), why(.0))]
     Limit(#[from] LimitError),
     /// A process couldn't be made, for a reason that the helper found.
     #[error(transparent)]
@@ -85,9 +93,10 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::Invalid { .. } | Self::Json { .. } | Self::Limit(LimitError::Invalid { .. }) => {
-                Code::INVALID_ARGUMENT
-            }
+            Self::Config { .. }
+            | Self::Invalid { .. }
+            | Self::Json { .. }
+            | Self::Limit(LimitError::Invalid { .. }) => Code::INVALID_ARGUMENT,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::Missing(_) | Self::Ended(_) => Code::NOT_FOUND,
             Self::State { .. } | Self::Stopped => Code::FAILED_PRECONDITION,
@@ -97,6 +106,14 @@ impl Error {
             Self::Timeout { .. } => Code::ABORTED,
             Self::Io { .. } | Self::Limit(LimitError::Write { .. }) => Code::INTERNAL,
         }
+    }
+}
+
+/// A limit's error in the words for a user, without its field.
+fn why(error: &LimitError) -> String {
+    match error {
+        LimitError::Write { source, .. } => format!("{error}: {}", Message(source)),
+        LimitError::Invalid { .. } => error.to_string(),
     }
 }
 
@@ -151,12 +168,18 @@ impl Failure {
         }
     }
 
-    /// What config.json asks for can't be had.
-    pub fn config(message: impl Into<String>) -> Self {
+    /// What config.json asks for can't be had. The message begins with the field.
+    pub fn config(message: impl std::fmt::Display) -> Self {
         Self {
             kind: FailureKind::Config,
-            message: message.into(),
+            message: format!("config.json: {message}"),
         }
+    }
+
+    /// The kernel refuses what a field of config.json asks for: the field, and the error.
+    pub fn field<E: Into<io::Error>>(field: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let field = field.into();
+        move |source| Self::config(format!("{field}: {}", Message(&source.into())))
     }
 
     /// libcontainer failed.

@@ -53,12 +53,12 @@ pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
     let init = sys::inherited(task.init).map_err(Failure::io("use the container's pidfd"))?;
     if let Some(score) = process.oom_score_adj() {
         fs::write("/proc/self/oom_score_adj", score.to_string())
-            .map_err(Failure::io("set process.oomScoreAdj"))?;
+            .map_err(Failure::field("process.oomScoreAdj"))?;
     }
     for limit in process.rlimits().iter().flatten() {
         let resource = resource(limit.typ());
         sys::set_rlimit(resource, limit.soft(), limit.hard())
-            .map_err(Failure::io(format!("set process.rlimits: {}", limit.typ())))?;
+            .map_err(Failure::field(format!("process.rlimits: {}", limit.typ())))?;
     }
     let nested = match task.only_there {
         true => None,
@@ -152,7 +152,7 @@ fn become_user(process: &Process) -> Result<(), Failure> {
         .map(|gid| Gid::from_raw(*gid))
         .collect();
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
-    set_thread_groups(&groups).map_err(Failure::io("set process.user.additionalGids"))?;
+    set_thread_groups(&groups).map_err(Failure::field("process.user.additionalGids"))?;
     capabilities::keep_as(uid, gid)
 }
 

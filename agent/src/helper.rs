@@ -103,7 +103,7 @@ impl Reporter {
     }
 
     /// Sends what libcontainer has logged.
-    fn trouble(&self, text: &str) {
+    pub fn trouble(&self, text: &str) {
         let end = text.floor_char_boundary(LONGEST_TROUBLE);
         let text = text.get(..end).unwrap_or_default().to_owned();
         let _ = self.send(&Report::Trouble(text), None);
@@ -256,9 +256,6 @@ pub fn run(arguments: &[String]) -> ExitCode {
     };
     let level = arguments.get(2).and_then(|level| level.parse().ok());
     console::start(level.unwrap_or(LevelFilter::Off));
-    if let Ok(reporter) = reporter.duplicate() {
-        console::listen(move |text| reporter.trouble(text));
-    }
     sys::look_users_up_in_files();
     let result = serde_json::from_reader(File::from(task))
         .map_err(|e| Failure::other(format!("read the task: {e}")))

@@ -1,5 +1,7 @@
-//! Changing a container's limits while it runs. At its creation libcontainer sets them, but for one that
-//! its library forgets.
+//! A container's limits: set before its first process is made, and changed while it runs.
+//!
+//! Not by libcontainer: its library writes no swap of zero, and its errors don't tell which field was
+//! refused.
 
 use std::path::Path;
 
@@ -25,14 +27,17 @@ pub fn update(directory: &Path, json: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Sets a new container's limit of swap: libcgroups writes no 0, which means that it may have none.
+/// Sets the limits of a container that has no process yet, and takes them out of `resources`; what is left
+/// there, its devices, needs more than a file.
 ///
 /// # Errors
-/// When the value makes no sense, or the kernel refuses it.
-pub fn set_swap(directory: &Path, resources: &LinuxResources) -> Result<(), Error> {
-    let mut values = limits::values(directory, resources)?;
-    values.retain(|(file, _)| file == "memory.swap.max");
+/// When a value makes no sense, or the kernel refuses it.
+pub fn set(directory: &Path, resources: &mut LinuxResources) -> Result<(), Error> {
+    let values = limits::values(directory, resources)?;
     limits::apply(directory, &values)?;
+    let mut rest = LinuxResources::default();
+    rest.set_devices(resources.devices().clone());
+    *resources = rest;
     Ok(())
 }
 
@@ -46,7 +51,7 @@ fn check_before_update(directory: &Path, memory: &LinuxMemory) -> Result<(), Err
     let usage = std::fs::read_to_string(directory.join("memory.current")).ok();
     let usage = usage.and_then(|text| text.trim_end().parse::<i64>().ok());
     match usage {
-        Some(usage) if usage > limit => Err(Error::Invalid {
+        Some(usage) if usage > limit => Err(Error::Config {
             field: "linux.resources.memory.limit",
             problem: format!("{limit} is less than the current usage, {usage}"),
         }),
@@ -61,16 +66,37 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_container_that_may_not_swap_does_not() {
+    fn all_limits_are_set_but_the_devices_rules() {
         let directory = tempfile::tempdir().expect("a directory");
-        let file = directory.path().join("memory.swap.max");
-        fs::write(&file, "5").expect("write");
-        let resources = json!({"memory": {"limit": 4096, "swap": 4096}, "cpu": {"shares": 2}});
-        let resources = serde_json::from_value(resources).expect("resources");
+        let file = |name: &str| directory.path().join(name);
+        for name in ["memory.max", "memory.swap.max"] {
+            fs::write(file(name), "5").expect("write");
+        }
+        let resources = json!({
+            "memory": {"limit": 4096, "swap": 4096}, "devices": [{"allow": false, "access": "rwm"}],
+        });
+        let mut resources = serde_json::from_value(resources).expect("resources");
 
-        set_swap(directory.path(), &resources).expect("set");
+        set(directory.path(), &mut resources).expect("set");
 
-        assert_eq!(fs::read_to_string(file).expect("read"), "0");
+        // A swap of 0 is a limit, too.
+        assert_eq!(
+            fs::read_to_string(file("memory.swap.max")).expect("read"),
+            "0"
+        );
+        assert!(resources.memory().is_none() && resources.devices().is_some());
+    }
+
+    #[test]
+    fn a_limit_that_the_kernel_refuses_is_named_by_its_field() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let json = json!({"unified": {"no.such": "1"}}).to_string();
+        let error = update(directory.path(), json.as_bytes()).expect_err("refused");
+        assert_eq!(
+            error.to_string(),
+            "config.json: linux.resources.unified[\"no.such\"]: cannot set no.such to \"1\": no such \
+             file or directory"
+        );
     }
 
     #[test]

@@ -139,6 +139,9 @@ impl Sandbox {
         let disks = Disks::find(&request.block_devices)?;
         if let Some(linux) = prepared.spec.linux_mut() {
             devices::prepare(linux, &disks)?;
+            if let Some(resources) = linux.resources_mut() {
+                limits::set(cgroup.directory(), resources)?;
+            }
         }
         let bundle = Bundle::create(id)?;
         let (theirs, ours) = self.open_stdio(request.stdio.get_or_default()).await?;
@@ -151,10 +154,6 @@ impl Sandbox {
         });
         let size = prepared.launch.process.console_size();
         let init = self.make(&task, theirs, ours, size, &[]).await?;
-        let linux = prepared.spec.linux().as_ref();
-        if let Some(resources) = linux.and_then(|linux| linux.resources().as_ref()) {
-            limits::set_swap(cgroup.directory(), resources)?;
-        }
         Ok(Container::created(
             id.clone(),
             bundle,
@@ -196,7 +195,7 @@ impl Sandbox {
         if let Some((terminal, size)) = terminal.as_ref().zip(size) {
             let side = |length: u64| u16::try_from(length).unwrap_or(u16::MAX);
             stdio::resize(terminal.as_fd(), side(size.height()), side(size.width()))
-                .map_err(Error::io("set process.consoleSize"))?;
+                .map_err(Error::io("config.json: process.consoleSize"))?;
         }
         let finished = ours.start(self.reaper.watch(pid), terminal)?;
         Ok(Process { pid, finished })

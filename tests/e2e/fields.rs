@@ -454,12 +454,42 @@ fn a_sysctl_that_the_guests_kernel_refuses_is_named() {
 }
 
 #[test]
-fn a_mount_that_the_guests_kernel_refuses_is_named() {
+fn what_the_guests_kernel_refuses_is_named_by_its_field() {
     only_hull!("runc names it in its own words");
-    let mount = json!({ "destination": "/dev/shm", "type": "tmpfs", "options": ["size=much"] });
-    let _ = Container::new(Bundle::new().push("/mounts", mount))
-        .run()
-        .exits(1)
-        .fails_saying("\"/dev/shm\"")
-        .fails_saying("\"size=much\"");
+    let mount = |destination: &str, options: Value| json!({ "destination": destination, "type": "tmpfs", "source": "x", "options": options });
+    let cases = [
+        (
+            "/mounts/1",
+            mount("/dev", json!(["nosuid", "nr_inodes=much"])),
+            "mounts[1]: /dev: cannot mount tmpfs: option \"nr_inodes=much\": invalid argument",
+        ),
+        (
+            "/mounts/4",
+            mount("/a/b", json!(["noexec", "size=much"])),
+            "mounts[4]: /a/b: cannot mount tmpfs: option \"size=much\": invalid argument",
+        ),
+        (
+            "/linux/resources/unified",
+            json!({ "memory.high": "much" }),
+            "linux.resources.unified[\"memory.high\"]: cannot set memory.high to \"much\": \
+             invalid argument",
+        ),
+    ];
+    for (pointer, value, expected) in cases {
+        let container = Container::new(Bundle::new().set(pointer, value));
+        let done = container.run().exits(1);
+        let done = done.fails_saying(&format!("config.json: {expected}"));
+        assert_eq!(done.err().lines().count(), 1, "{}", done.err());
+    }
+}
+
+#[test]
+fn a_bind_mount_that_finds_no_place_is_named_by_its_field() {
+    only_hull!("runc names it in its own words");
+    let bundle = Bundle::new();
+    let shared = bundle.folder("shared");
+    let bundle = bundle.bind(&shared, "/etc/passwd/below", &[]);
+    let done = Container::new(bundle).run().exits(1);
+    let done = done.fails_saying("mounts[7]: /etc/passwd/below: cannot bind it there: ");
+    assert_eq!(done.err().lines().count(), 1, "{}", done.err());
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxThrottleDevice};
 
-use crate::limits::{Value, read, set};
+use crate::limits::{Value, read};
 
 const MAX: &str = "io.max";
 const WEIGHT: &str = "io.weight";
@@ -21,30 +21,61 @@ pub fn values(directory: &Path, io: &LinuxBlockIo, values: &mut Vec<Value>) {
     };
     if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
         let (file, weight) = weighed(weight);
-        set(values, file, weight);
+        values.push(Value::new(field("weight"), file, weight));
     }
-    for device in io.weight_device().iter().flatten() {
+    for (index, device) in io.weight_device().iter().flatten().enumerate() {
         if let Some(weight) = device.weight().filter(|weight| *weight != 0) {
             let (file, weight) = weighed(weight);
             let value = format!("{}:{} {weight}", device.major(), device.minor());
-            set(values, file, value);
+            let field = field(&format!("weightDevice[{index}]"));
+            values.push(Value::new(field, file, value));
         }
     }
-    throttle("rbps", io.throttle_read_bps_device(), values);
-    throttle("wbps", io.throttle_write_bps_device(), values);
-    throttle("riops", io.throttle_read_iops_device(), values);
-    throttle("wiops", io.throttle_write_iops_device(), values);
+    let throttles = [
+        (
+            "throttleReadBpsDevice",
+            "rbps",
+            io.throttle_read_bps_device(),
+        ),
+        (
+            "throttleWriteBpsDevice",
+            "wbps",
+            io.throttle_write_bps_device(),
+        ),
+        (
+            "throttleReadIOPSDevice",
+            "riops",
+            io.throttle_read_iops_device(),
+        ),
+        (
+            "throttleWriteIOPSDevice",
+            "wiops",
+            io.throttle_write_iops_device(),
+        ),
+    ];
+    for (name, what, devices) in throttles {
+        throttle(&field(name), what, devices, values);
+    }
+}
+
+fn field(name: &str) -> String {
+    format!("linux.resources.blockIO.{name}")
 }
 
 /// cgroup v1 knows no limit by zero.
-fn throttle(what: &str, devices: &Option<Vec<LinuxThrottleDevice>>, values: &mut Vec<Value>) {
-    for device in devices.iter().flatten() {
+fn throttle(
+    field: &str,
+    what: &str,
+    devices: &Option<Vec<LinuxThrottleDevice>>,
+    values: &mut Vec<Value>,
+) {
+    for (index, device) in devices.iter().flatten().enumerate() {
         let rate = match device.rate() {
             0 => "max".to_owned(),
             rate => rate.to_string(),
         };
         let value = format!("{}:{} {what}={rate}", device.major(), device.minor());
-        set(values, MAX, value);
+        values.push(Value::new(format!("{field}[{index}]"), MAX, value));
     }
 }
 
@@ -87,19 +118,19 @@ mod tests {
         let io = serde_json::from_value(io).expect("blockIO");
         let mut found = Vec::new();
         values(directory.path(), &io, &mut found);
-        let found: Vec<_> = found.iter().map(|(f, v)| (&**f, &**v)).collect();
         let expected = [
-            (WEIGHT, "10000"),
-            (WEIGHT, "8:16 1"),
-            (MAX, "8:0 rbps=1000"),
-            (MAX, "8:0 wiops=max"),
+            ("weight", WEIGHT, "10000"),
+            ("weightDevice[0]", WEIGHT, "8:16 1"),
+            ("throttleReadBpsDevice[0]", MAX, "8:0 rbps=1000"),
+            ("throttleWriteIOPSDevice[0]", MAX, "8:0 wiops=max"),
         ];
+        let expected = expected.map(|(name, file, value)| Value::new(field(name), file, value));
         assert_eq!(found, expected);
 
         fs::write(directory.path().join(BFQ_WEIGHT), "default 100\n").expect("write");
         let mut found = Vec::new();
         values(directory.path(), &io, &mut found);
-        assert_eq!(found[0], (BFQ_WEIGHT.to_owned(), "1000".to_owned()));
+        assert_eq!(found[0], Value::new(field("weight"), BFQ_WEIGHT, 1000));
     }
 
     #[test]

@@ -26,6 +26,26 @@ pub fn remove_tree(directory: &Path) -> io::Result<()> {
     fs::remove_dir(directory)
 }
 
+/// The pids of all in a cgroup and below it, as this process's pid namespace has them: 0 for each that is
+/// outside of that.
+///
+/// # Errors
+/// When it can't be read.
+pub fn processes(directory: &Path) -> io::Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    collect(directory, &mut pids)?;
+    Ok(pids)
+}
+
+fn collect(directory: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
+    let list = fs::read_to_string(directory.join("cgroup.procs"))?;
+    pids.extend(list.lines().filter_map(|line| line.parse::<i32>().ok()));
+    for child in children(directory)? {
+        collect(&child, pids)?;
+    }
+    Ok(())
+}
+
 /// The directories of the cgroups right below one.
 ///
 /// # Errors

@@ -4,18 +4,41 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
 use crate::block_io;
 
-/// A file of a cgroup, and what to write to it.
-pub type Value = (String, String);
+/// What to write to a file of a cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// The field of config.json that asks for it.
+    pub field: String,
+    /// The cgroup's file.
+    pub file: String,
+    /// What to write to it.
+    pub value: String,
+}
+
+impl Value {
+    /// A value for a file, as a field asks for it.
+    pub fn new(
+        field: impl Into<String>,
+        file: impl Into<String>,
+        value: impl std::fmt::Display,
+    ) -> Self {
+        Self {
+            field: field.into(),
+            file: file.into(),
+            value: value.to_string(),
+        }
+    }
+}
 
 /// A limit that can't be set.
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {
     /// It makes no sense.
-    #[error("{field}: {problem}")]
+    #[error("{problem}")]
     Invalid {
         /// The field of config.json.
         field: &'static str,
@@ -23,27 +46,42 @@ pub enum LimitError {
         problem: String,
     },
     /// The kernel refuses it, or doesn't have it.
-    #[error("set {file} to {value:?}")]
+    #[error("cannot set {} to {:?}", .limit.file, .limit.value)]
     Write {
-        /// The cgroup's file.
-        file: String,
-        /// What was to be written to it.
-        value: String,
+        /// What was to be written.
+        limit: Value,
         /// Why it couldn't be.
         #[source]
         source: io::Error,
     },
 }
 
+impl LimitError {
+    /// The field of config.json that asks for the limit. The error's own words don't name it.
+    #[must_use]
+    pub fn field(&self) -> &str {
+        match self {
+            Self::Invalid { field, .. } => field,
+            Self::Write { limit, .. } => &limit.field,
+        }
+    }
+}
+
 /// What [`apply`] has changed.
 #[derive(Debug)]
 pub struct Applied {
     directory: PathBuf,
-    /// What there was, in the order in which it was changed.
-    previous: Vec<Value>,
+    /// The files with what was in them, in the order in which they were changed.
+    previous: Vec<(String, String)>,
 }
 
 impl Applied {
+    /// The files with what was in them before, in the order in which they were changed.
+    #[must_use]
+    pub fn previous(&self) -> &[(String, String)] {
+        &self.previous
+    }
+
     /// Takes it back.
     pub fn undo(self) {
         for (file, value) in self.previous.iter().rev() {
@@ -63,19 +101,16 @@ pub fn apply(directory: &Path, values: &[Value]) -> Result<Applied, LimitError> 
         directory: directory.to_owned(),
         previous: Vec::new(),
     };
-    for (file, value) in values {
+    for limit in values {
+        let Value { file, value, .. } = limit;
         let old = match file.starts_with("io.") {
             true => block_io::previous(directory, file, value),
             false => read(directory, file),
         };
         if let Err(source) = write(directory, file, value) {
             applied.undo();
-            let (file, value) = (file.clone(), value.clone());
-            return Err(LimitError::Write {
-                file,
-                value,
-                source,
-            });
+            let limit = limit.clone();
+            return Err(LimitError::Write { limit, source });
         }
         applied.previous.extend(old.map(|old| (file.clone(), old)));
     }
@@ -94,8 +129,8 @@ fn write(directory: &Path, file: &str, value: &str) -> io::Result<()> {
     io::Write::write_all(&mut file, value.as_bytes())
 }
 
-/// What to write for a `linux.resources` object, for the cgroup with this directory. Devices and huge
-/// pages are not among it.
+/// What to write for a `linux.resources` object, for the cgroup with this directory. Devices are not among
+/// it.
 ///
 /// # Errors
 /// When a limit makes no sense.
@@ -109,25 +144,31 @@ pub fn values(directory: &Path, resources: &LinuxResources) -> Result<Vec<Value>
     }
     // To runc, a limit of no processes is none.
     if let Some(pids) = resources.pids().as_ref().filter(|pids| pids.limit() != 0) {
-        set(&mut values, "pids.max", or_max(pids.limit()));
+        let field = "linux.resources.pids.limit";
+        values.push(Value::new(field, "pids.max", or_max(pids.limit())));
     }
     if let Some(io) = resources.block_io() {
         block_io::values(directory, io, &mut values);
     }
+    for (index, pages) in resources.hugepage_limits().iter().flatten().enumerate() {
+        hugetlb_values(directory, index, pages, &mut values)?;
+    }
     for (file, value) in resources.unified().iter().flatten() {
-        if file.contains('/') || file.starts_with('.') {
+        if !is_name(file) {
             return Err(LimitError::Invalid {
                 field: "linux.resources.unified",
                 problem: format!("{file:?} is not a file of a cgroup"),
             });
         }
-        set(&mut values, file, value.clone());
+        let field = format!("linux.resources.unified[{file:?}]");
+        values.push(Value::new(field, file, value));
     }
     Ok(values)
 }
 
-pub(crate) fn set(values: &mut Vec<Value>, file: &str, value: impl ToString) {
-    values.push((file.to_owned(), value.to_string()));
+/// Whether there can be a file of this name in a cgroup's directory.
+fn is_name(file: &str) -> bool {
+    !file.contains('/') && !file.starts_with('.')
 }
 
 /// The spec's -1 is the kernel's `max`.
@@ -141,9 +182,10 @@ fn or_max(value: i64) -> String {
 
 /// In the spec, swap is memory and swap together; cgroup2 has a limit for each.
 fn memory_values(memory: &LinuxMemory, values: &mut Vec<Value>) -> Result<(), LimitError> {
+    const SWAP: &str = "linux.resources.memory.swap";
     let limit = memory.limit().filter(|limit| *limit != 0);
     let invalid = |problem: &str| LimitError::Invalid {
-        field: "linux.resources.memory.swap",
+        field: SWAP,
         problem: problem.to_owned(),
     };
     let swap = match (memory.swap().filter(|swap| *swap != 0), limit) {
@@ -156,45 +198,77 @@ fn memory_values(memory: &LinuxMemory, values: &mut Vec<Value>) -> Result<(), Li
         (Some(swap), Some(limit)) => Some(swap - limit),
     };
     if let Some(swap) = swap {
-        set(values, "memory.swap.max", or_max(swap));
+        values.push(Value::new(SWAP, "memory.swap.max", or_max(swap)));
     }
     if let Some(limit) = limit {
-        set(values, "memory.max", or_max(limit));
+        let field = "linux.resources.memory.limit";
+        values.push(Value::new(field, "memory.max", or_max(limit)));
     }
     if let Some(reservation) = memory.reservation().filter(|value| *value != 0) {
-        set(values, "memory.low", or_max(reservation));
+        let field = "linux.resources.memory.reservation";
+        values.push(Value::new(field, "memory.low", or_max(reservation)));
     }
     Ok(())
 }
 
 fn cpu_values(directory: &Path, cpu: &LinuxCpu, values: &mut Vec<Value>) {
+    let mut set = |field: &str, file: &str, value: String| {
+        values.push(Value::new(
+            format!("linux.resources.cpu.{field}"),
+            file,
+            value,
+        ));
+    };
     if let Some(idle) = cpu.idle() {
-        set(values, "cpu.idle", idle);
+        set("idle", "cpu.idle", idle.to_string());
     }
     // The kernel takes no weight for what runs only when nobody else wants to.
     let shares = cpu.shares().filter(|shares| *shares != 0);
     if let (Some(shares), None | Some(0)) = (shares, cpu.idle()) {
-        set(values, "cpu.weight", weight(shares));
+        set("shares", "cpu.weight", weight(shares).to_string());
     }
     let quota = cpu.quota().filter(|quota| *quota != 0);
     let period = cpu.period().filter(|period| *period != 0);
     match (quota.map(or_max), period) {
-        (Some(quota), Some(period)) => set(values, "cpu.max", format!("{quota} {period}")),
-        (Some(quota), None) => set(values, "cpu.max", quota),
+        (Some(quota), Some(period)) => set("quota", "cpu.max", format!("{quota} {period}")),
+        (Some(quota), None) => set("quota", "cpu.max", quota),
         (None, Some(period)) => {
             let now = read(directory, "cpu.max").unwrap_or_default();
             let quota = now.split(' ').next().filter(|quota| !quota.is_empty());
-            set(
-                values,
-                "cpu.max",
-                format!("{} {period}", quota.unwrap_or("max")),
-            );
+            let quota = quota.unwrap_or("max");
+            set("period", "cpu.max", format!("{quota} {period}"));
         }
         (None, None) => {}
     }
     if let Some(burst) = cpu.burst() {
-        set(values, "cpu.max.burst", burst);
+        set("burst", "cpu.max.burst", burst.to_string());
     }
+}
+
+/// As runc, where the kernel can it also limits what is only reserved.
+fn hugetlb_values(
+    directory: &Path,
+    index: usize,
+    pages: &LinuxHugepageLimit,
+    values: &mut Vec<Value>,
+) -> Result<(), LimitError> {
+    let size = pages.page_size();
+    if !is_name(size) {
+        return Err(LimitError::Invalid {
+            field: "linux.resources.hugepageLimits",
+            problem: format!("{size:?} is not a size of pages, like 2MB"),
+        });
+    }
+    let field = format!("linux.resources.hugepageLimits[{index}]");
+    let reserved = format!("hugetlb.{size}.rsvd.max");
+    let has_reserved = directory.join(&reserved).exists();
+    for file in [
+        Some(format!("hugetlb.{size}.max")),
+        has_reserved.then_some(reserved),
+    ] {
+        values.extend(file.map(|file| Value::new(&field, file, pages.limit())));
+    }
+    Ok(())
 }
 
 /// The weight of cgroup2 (1 to 10000, usually 100) for the shares of cgroup v1 (2 to 262144, usually
@@ -225,7 +299,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(directory.path().join("cpu.max"), "50000 100000\n").expect("write");
         let resources = serde_json::from_value(resources).expect("resources");
-        values(directory.path(), &resources).expect("valid")
+        let values = values(directory.path(), &resources).expect("valid");
+        values.into_iter().map(|v| (v.file, v.value)).collect()
     }
 
     fn is(found: &[(String, String)], expected: &[(&str, &str)]) {
@@ -289,16 +364,48 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let low = directory.path().join("pids.max");
         fs::write(&low, "5\n").expect("write");
-        let value = |file: &str| (file.to_owned(), "9".to_owned());
+        let value = |file: &str| Value::new(format!("field of {file}"), file, 9);
         let failed = apply(directory.path(), &[value("pids.max"), value("no.such")]);
-        assert!(matches!(failed, Err(LimitError::Write { file, .. }) if file == "no.such"));
+        let error = failed.expect_err("no.such isn't there");
+        assert_eq!(error.field(), "field of no.such");
+        assert_eq!(error.to_string(), "cannot set no.such to \"9\"");
         assert_eq!(fs::read_to_string(low).expect("read"), "5\n");
     }
 
     #[test]
     fn no_file_outside_of_the_cgroup_is_written() {
-        let resources = serde_json::from_value(json!({"unified": {"../pids.max": "1"}}));
-        let resources = resources.expect("resources");
-        assert!(values(Path::new("/nonexistent"), &resources).is_err());
+        let refused = |resources| {
+            let resources = serde_json::from_value(resources).expect("resources");
+            values(Path::new("/nonexistent"), &resources).is_err()
+        };
+        assert!(refused(json!({"unified": {"../pids.max": "1"}})));
+        let pages = json!([{"pageSize": "/../pids", "limit": 1}]);
+        assert!(refused(json!({ "hugepageLimits": pages })));
+    }
+
+    #[test]
+    fn each_value_knows_the_field_that_asks_for_it() {
+        let resources = json!({
+            "memory": {"limit": 1000, "swap": 1000}, "cpu": {"shares": 2, "period": 9},
+            "pids": {"limit": 5}, "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+            "unified": {"memory.high": "1"},
+        });
+        let resources = serde_json::from_value(resources).expect("resources");
+        let values = values(Path::new("/nonexistent"), &resources).expect("valid");
+        let found: Vec<_> = values.iter().map(|v| (&*v.file, &*v.field)).collect();
+        let expected = [
+            ("memory.swap.max", "memory.swap"),
+            ("memory.max", "memory.limit"),
+            ("cpu.weight", "cpu.shares"),
+            ("cpu.max", "cpu.period"),
+            ("pids.max", "pids.limit"),
+            ("hugetlb.2MB.max", "hugepageLimits[0]"),
+            ("memory.high", "unified[\"memory.high\"]"),
+        ];
+        let expected = expected.map(|(file, field)| (file, format!("linux.resources.{field}")));
+        assert_eq!(found.len(), expected.len());
+        for (found, (file, field)) in found.iter().zip(&expected) {
+            assert_eq!(*found, (*file, &**field));
+        }
     }
 }

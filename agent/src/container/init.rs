@@ -27,6 +27,7 @@ use super::inside::Inside;
 use super::paths::Paths;
 use super::sysctl::Sysctls;
 use super::{SECCOMP_FILE, STATE, mounts};
+use crate::console;
 use crate::error::{Failure, chain};
 use crate::helper::{Report, Reporter};
 use crate::process::{Launch, Ready, cwd, keyring, seccomp};
@@ -82,6 +83,7 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
         ),
         ready: Rc::default(),
     };
+    listen(reporter, mounts.take_theirs());
     let container = ContainerBuilder::new(task.id, SyscallType::default())
         .with_executor(last_step)
         .with_console_socket(console.as_ref().map(|c| c.path.as_path()))
@@ -114,6 +116,20 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
     reporter
         .send(&Report::Made(pid.as_raw()), None)
         .map_err(Failure::io("report the container's process"))
+}
+
+/// Has libcontainer's log explain its errors. Of a mount that it can't make, what it makes of that comes
+/// too late.
+fn listen(reporter: &Reporter, theirs: Vec<mounts::Theirs>) {
+    let Ok(reporter) = reporter.duplicate() else {
+        return;
+    };
+    console::listen(
+        move |text| match theirs.iter().find_map(|mount| mount.failure(text)) {
+            Some(failure) => reporter.fail(failure),
+            None => reporter.trouble(text),
+        },
+    );
 }
 
 /// The limit of locked memory that a container's process starts with, if config.json sets none: the

@@ -46,10 +46,10 @@ impl Paths {
     pub fn apply(&self, root: BorrowedFd<'_>) -> Result<(), Failure> {
         for path in &self.read_only {
             forbid_writing(root, path)
-                .map_err(Failure::io(format!("linux.readonlyPaths: {path}")))?;
+                .map_err(Failure::field(format!("linux.readonlyPaths: {path}")))?;
         }
         for path in &self.masked {
-            mask(root, path).map_err(Failure::io(format!("linux.maskedPaths: {path}")))?;
+            mask(root, path).map_err(Failure::field(format!("linux.maskedPaths: {path}")))?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! config.json, divided: what libcontainer does, and what is left for the last step.
 //!
 //! libcontainer gets namespaces, root and mounts, rlimits, the cgroup, user and groups, umask; what it doesn't
-//! do as runc does is done around it (mounts, devices, sysctls, masks, the working folder). Left for
+//! do as runc does is done around it (limits, mounts, devices, sysctls, masks, the working folder). Left for
 //! [`crate::process`] are scheduler and I/O priority, personality, capabilities, seccomp, environment, the
 //! search for the program and its execution, with the hooks just before it: there libcontainer's order or
 //! outcome is not runc's, or a further process needs the same.
@@ -123,14 +123,14 @@ pub fn keyring(id: &str) -> String {
 }
 
 fn missing(field: &'static str) -> Error {
-    Error::Invalid {
+    Error::Config {
         field,
         problem: "it is required and isn't there".to_owned(),
     }
 }
 
 fn unsupported(field: &'static str, why: &str) -> Error {
-    Error::Invalid {
+    Error::Config {
         field,
         problem: why.to_owned(),
     }
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn what_is_missing_or_impossible_is_named() {
         let field = |from, to| match with(from, to).expect_err("refused") {
-            Error::Invalid { field, .. } => field,
+            Error::Config { field, .. } => field,
             other => panic!("{other}"),
         };
         assert_eq!(field(r#""args": ["sh"]"#, r#""args": []"#), "process.args");

@@ -23,18 +23,18 @@ const PER_LINUX32: u64 = 8;
 pub fn apply(process: &Process, personality: Option<&LinuxPersonality>) -> Result<(), Failure> {
     if let Some(scheduler) = process.scheduler() {
         sys::set_scheduler(&scheduler_attributes(scheduler))
-            .map_err(Failure::io("set process.scheduler"))?;
+            .map_err(Failure::field("process.scheduler"))?;
     }
     if let Some(priority) = process.io_priority() {
         sys::set_io_priority(io_priority(priority))
-            .map_err(Failure::io("set process.ioPriority"))?;
+            .map_err(Failure::field("process.ioPriority"))?;
     }
     if let Some(personality) = personality {
         let persona = match personality.domain() {
             LinuxPersonalityDomain::PerLinux => 0,
             LinuxPersonalityDomain::PerLinux32 => PER_LINUX32,
         };
-        sys::set_personality(persona).map_err(Failure::io("set linux.personality"))?;
+        sys::set_personality(persona).map_err(Failure::field("linux.personality"))?;
     }
     Ok(())
 }
@@ -49,7 +49,7 @@ pub fn bind_to_cpus(field: &str, list: Option<&str>) -> Result<(), Failure> {
     };
     let set = cpu_set(list)
         .ok_or_else(|| Failure::config(format!("{field}: {list:?} is not a list of CPUs")))?;
-    sched_setaffinity(None, &set).map_err(Failure::io(format!("set {field} to {list:?}")))
+    sched_setaffinity(None, &set).map_err(Failure::field(format!("{field}: {list:?}")))
 }
 
 fn cpu_set(list: &str) -> Option<CpuSet> {

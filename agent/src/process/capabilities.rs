@@ -25,8 +25,8 @@ pub struct Sets {
 /// Makes the caller another user and group, with all of its capabilities.
 pub fn keep_as(uid: Uid, gid: Gid) -> Result<(), Failure> {
     set_keep_capabilities(true).map_err(Failure::io("keep the capabilities"))?;
-    set_thread_res_gid(gid, gid, gid).map_err(Failure::io("set process.user.gid"))?;
-    set_thread_res_uid(uid, uid, uid).map_err(Failure::io("set process.user.uid"))?;
+    set_thread_res_gid(gid, gid, gid).map_err(Failure::field("process.user.gid"))?;
+    set_thread_res_uid(uid, uid, uid).map_err(Failure::field("process.user.uid"))?;
     set_keep_capabilities(false).map_err(Failure::io("keep the capabilities"))?;
     raise()
 }
@@ -81,7 +81,7 @@ impl Sets {
             match remove_capability_from_bounding_set(capability) {
                 // The kernel knows no capability of this number, nor any higher one.
                 Err(io::Errno::INVAL) => break,
-                result => result.map_err(Failure::io("drop process.capabilities.bounding"))?,
+                result => result.map_err(Failure::field("process.capabilities.bounding"))?,
             }
         }
         Ok(())
@@ -97,12 +97,12 @@ impl Sets {
             permitted,
             inheritable: self.inheritable & (self.bounding | now.inheritable),
         };
-        set_capabilities(None, sets).map_err(Failure::io("set process.capabilities"))?;
+        set_capabilities(None, sets).map_err(Failure::field("process.capabilities"))?;
         clear_ambient_capability_set().map_err(Failure::io("clear the ambient capabilities"))?;
         let ambient = self.ambient & sets.permitted & sets.inheritable;
         for capability in every_one().filter(|c| ambient.contains(*c)) {
             configure_capability_in_ambient_set(capability, true)
-                .map_err(Failure::io("raise process.capabilities.ambient"))?;
+                .map_err(Failure::field("process.capabilities.ambient"))?;
         }
         Ok(())
     }

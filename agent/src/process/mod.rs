@@ -159,7 +159,7 @@ impl Ready {
 
     fn load_seccomp(&self) -> Result<(), Failure> {
         match &self.seccomp {
-            Some(program) => program.load().map_err(Failure::io("load linux.seccomp")),
+            Some(program) => program.load().map_err(Failure::field("linux.seccomp")),
             None => Ok(()),
         }
     }
@@ -184,7 +184,7 @@ fn give_stdio_to(uid: u32) -> Result<(), Failure> {
             // What can't be given away can still be used.
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM) => {}
             Err(rustix::io::Errno::ROFS) => {}
-            Err(e) => return Err(Failure::io("give the stdio to process.user")(e)),
+            Err(e) => return Err(Failure::field("process.user: give it the stdio")(e)),
         }
     }
     Ok(())

@@ -55,14 +55,8 @@ pub enum CgroupError {
         source: io::Error,
     },
     /// A limit that the host doesn't set.
-    #[error("config.json: {field}: this host does not take it")]
-    Limit {
-        /// What it is in config.json.
-        field: &'static str,
-        /// What was to be written, and why it couldn't be.
-        #[source]
-        source: LimitError,
-    },
+    #[error("config.json: {}: this host does not take it", .0.field())]
+    Limit(#[from] LimitError),
     /// Processes that aren't the VM's stay in it.
     #[error("waited {seconds} s for the last process to leave cgroup {path}")]
     Busy {
@@ -74,32 +68,4 @@ pub enum CgroupError {
     /// systemd.
     #[error(transparent)]
     Systemd(#[from] SystemdError),
-}
-
-impl From<LimitError> for CgroupError {
-    fn from(source: LimitError) -> Self {
-        let field = match &source {
-            LimitError::Invalid { field, .. } => field,
-            LimitError::Write { file, .. } => field_of(file),
-        };
-        Self::Limit { field, source }
-    }
-}
-
-/// The field of config.json that a cgroup's file is written for.
-fn field_of(file: &str) -> &'static str {
-    match file {
-        "memory.max" => "linux.resources.memory.limit",
-        "memory.low" => "linux.resources.memory.reservation",
-        "memory.swap.max" => "linux.resources.memory.swap",
-        "cpu.weight" => "linux.resources.cpu.shares",
-        "cpu.max" => "linux.resources.cpu.quota",
-        "cpu.max.burst" => "linux.resources.cpu.burst",
-        "cpu.idle" => "linux.resources.cpu.idle",
-        "cpuset.cpus" => "linux.resources.cpu.cpus",
-        "cpuset.mems" => "linux.resources.cpu.mems",
-        "pids.max" => "linux.resources.pids.limit",
-        "io.weight" | "io.bfq.weight" | "io.max" => "linux.resources.blockIO",
-        _ => "linux.resources.unified",
-    }
 }

@@ -56,12 +56,13 @@ pub fn values(directory: &Path, limits: &Limits<'_>) -> Result<Vec<Value>, Cgrou
     let mut values = Vec::new();
     let cpu = limits.resources.cpu().as_ref();
     let lists = [
-        ("cpuset.cpus", cpu.and_then(|cpu| cpu.cpus().as_deref())),
-        ("cpuset.mems", cpu.and_then(|cpu| cpu.mems().as_deref())),
+        ("cpus", cpu.and_then(|cpu| cpu.cpus().as_deref())),
+        ("mems", cpu.and_then(|cpu| cpu.mems().as_deref())),
     ];
-    for (file, list) in lists {
+    for (name, list) in lists {
         if let Some(list) = list.filter(|list| !list.is_empty()) {
-            values.push((file.to_owned(), list.to_owned()));
+            let field = format!("linux.resources.cpu.{name}");
+            values.push(Value::new(field, format!("cpuset.{name}"), list));
         }
     }
     let whole = of_the_vm(limits);
@@ -77,6 +78,7 @@ pub fn is_from_the_start(file: &str) -> bool {
 /// The container's limits, made the VM's.
 fn of_the_vm(limits: &Limits<'_>) -> LinuxResources {
     let mut resources = limits.resources.clone();
+    resources.set_hugepage_limits(None);
     resources.set_memory(resources.memory().as_ref().map(|memory| {
         let whole = i64::try_from(whole_vm(limits)).unwrap_or(i64::MAX);
         memory_of_the_vm(memory, whole)
@@ -143,7 +145,8 @@ mod tests {
             sizing: Sizing::SMALLEST,
             config: &Config::default(),
         };
-        let mut values = values(Path::new("/nonexistent"), &limits).expect("valid");
+        let values = values(Path::new("/nonexistent"), &limits).expect("valid");
+        let mut values: Vec<_> = values.into_iter().map(|v| (v.file, v.value)).collect();
         values.sort();
         values
     }
@@ -201,7 +204,7 @@ mod tests {
     fn of_unified_the_host_has_what_is_its_own() {
         let unified = json!({"unified": {
             "memory.high": "1", "pids.max": "2", "cpu.weight": "3", "io.weight": "4",
-        }});
+        }, "hugepageLimits": [{"pageSize": "2MB", "limit": 0}]});
         is(
             &written(unified),
             &[("cpu.weight", "3"), ("io.weight", "4")],

@@ -204,7 +204,7 @@ impl HostCgroup {
         which: impl Fn(&str) -> bool,
     ) -> Result<Vec<limits::Value>, CgroupError> {
         let mut values = limits::values(&self.directory(), limits)?;
-        values.retain(|(file, _)| which(file));
+        values.retain(|limit| which(&limit.file));
         Ok(values)
     }
 

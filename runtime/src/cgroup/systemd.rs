@@ -331,8 +331,9 @@ fn within_time(
 
 /// The properties for a value of a cgroup's file (systemd.resource-control(5)); none where systemd leaves
 /// the file alone.
-fn property((file, value): &Value) -> Vec<(&'static str, Variant<'static>)> {
-    let number = || match &**value {
+fn property(Value { file, value, .. }: &Value) -> Vec<(&'static str, Variant<'static>)> {
+    // What is read of a weight names whom it is for.
+    let number = || match value.strip_prefix("default ").unwrap_or(value) {
         "max" => Some(u64::MAX),
         text => text.parse().ok(),
     };
@@ -428,7 +429,7 @@ mod tests {
     }
 
     fn properties(file: &str, value: &str) -> Vec<(&'static str, Variant<'static>)> {
-        property(&(file.to_owned(), value.to_owned()))
+        property(&Value::new("field", file, value))
     }
 
     #[test]
@@ -450,6 +451,10 @@ mod tests {
                 ("CPUQuotaPerSecUSec", Variant::from(130_000_u64)),
                 ("CPUQuotaPeriodUSec", Variant::from(100_000_u64)),
             ]
+        );
+        assert_eq!(
+            properties("io.weight", "default 10"),
+            [("IOWeight", Variant::from(10_u64))]
         );
         assert!(properties("io.max", "8:0 rbps=1").is_empty());
         assert!(properties("io.weight", "8:0 10").is_empty());

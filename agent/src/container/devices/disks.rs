@@ -235,7 +235,9 @@ mod tests {
             serde_json::from_value(json!({"devices": [device]})).expect("a linux object");
         let error = disks().translate(&mut linux).expect_err("refused");
         assert!(
-            error.message.starts_with("linux.devices[0]: /dev/x: "),
+            error
+                .message
+                .starts_with("config.json: linux.devices[0]: /dev/x: "),
             "{error}"
         );
     }

@@ -120,7 +120,7 @@ impl Nodes {
         let mut nodes = self.nodes.iter();
         nodes.try_for_each(|node| {
             let what = format!("{}: make {}", node.field, node.path.display());
-            node.make(root, self.root).map_err(Failure::io(what))
+            node.make(root, self.root).map_err(Failure::field(what))
         })
     }
 }
@@ -154,7 +154,7 @@ fn guests_own(mounts: &[usize]) -> Result<Vec<Node>, Failure> {
     for index in mounts {
         let field = format!("mounts[{index}]");
         add_below(Path::new(DEV), &field, &mut nodes)
-            .map_err(Failure::io(format!("{field}: list {DEV}")))?;
+            .map_err(Failure::field(format!("{field}: list {DEV}")))?;
     }
     Ok(nodes)
 }
@@ -208,7 +208,7 @@ impl Node {
         let tree = self
             .mknod(CWD, path.as_os_str())
             .and_then(|()| open_tree(CWD, path, flags))
-            .map_err(Failure::io(format!("{}: make its node", self.field)))?;
+            .map_err(Failure::field(format!("{}: make its node", self.field)))?;
         self.tree = Some(tree);
         Ok(())
     }
@@ -379,7 +379,10 @@ mod tests {
         make(root.path(), &json!([fifo("/pipe")])).expect("kept");
         fs::write(root.path().join("file"), "").expect("a file");
         let error = make(root.path(), &json!([fifo("/pipe"), fifo("/file")])).expect_err("other");
-        assert_eq!(error.message, "linux.devices[1]: make /file: file exists");
+        assert_eq!(
+            error.message,
+            "config.json: linux.devices[1]: make /file: file exists"
+        );
     }
 
     #[test]

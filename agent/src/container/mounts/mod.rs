@@ -13,6 +13,7 @@
 
 mod copy;
 mod dev;
+mod failure;
 mod options;
 mod place;
 
@@ -29,6 +30,7 @@ use rustix::mount::{
 use super::inside::Inside;
 use crate::error::Failure;
 use crate::sys::{self, MountChange};
+pub use failure::Theirs;
 use options::{Options, Propagation};
 use place::Places;
 
@@ -36,6 +38,8 @@ use place::Places;
 #[derive(Debug, Default)]
 pub struct Rest {
     steps: Vec<Step>,
+    /// What is libcontainer's.
+    theirs: Vec<Theirs>,
     /// Of the container's root.
     propagation: Option<Propagation>,
     /// Whether the container's root is to be read-only.
@@ -95,7 +99,7 @@ pub fn prepare(spec: &mut Spec) -> Result<Rest, Failure> {
         linux.set_rootfs_propagation(None);
         spec.set_linux(Some(linux));
     }
-    let mut places = Places::open(&root).map_err(Failure::io("open root.path"))?;
+    let mut places = Places::open(&root).map_err(Failure::field("root.path"))?;
     let mut kept = Vec::new();
     for (index, mut mount) in spec.mounts().clone().into_iter().flatten().enumerate() {
         let destination = places
@@ -115,6 +119,7 @@ pub fn prepare(spec: &mut Spec) -> Result<Rest, Failure> {
                 rest.push(index, &destination, work);
             }
             for mount in std::iter::once(mount).chain(below.into_iter().flatten()) {
+                rest.theirs.push(Theirs::new(index, &mount));
                 places.cover(&mount);
                 kept.push(mount);
             }
@@ -190,6 +195,11 @@ impl Rest {
         });
     }
 
+    /// Takes the mounts that are libcontainer's, to tell by its log which of them it can't make.
+    pub fn take_theirs(&mut self) -> Vec<Theirs> {
+        std::mem::take(&mut self.theirs)
+    }
+
     /// The places in `mounts` of those that bind the guest's /dev: new file systems without its devices.
     pub fn of_dev(&self) -> &[usize] {
         &self.of_dev
@@ -205,12 +215,11 @@ impl Rest {
         }
         let root = container.root();
         for step in self.steps.drain(..) {
-            let field = format!("mounts[{}]", step.index);
-            step.apply(root)
-                .map_err(|e| Failure::io(field)(std::io::Error::from(e)))?;
+            let field = format!("mounts[{}]: {}", step.index, step.destination.display());
+            step.apply(root).map_err(Failure::field(field))?;
         }
         if self.read_only_root {
-            change(root, libc::MOUNT_ATTR_RDONLY, 0).map_err(Failure::io("root.readonly"))?;
+            change(root, libc::MOUNT_ATTR_RDONLY, 0).map_err(Failure::field("root.readonly"))?;
         }
         Ok(())
     }
@@ -223,7 +232,7 @@ impl Rest {
     pub fn propagate_root(&self, root: BorrowedFd<'_>) -> Result<(), Failure> {
         match self.propagation {
             Some(propagation) => {
-                propagate(root, propagation).map_err(Failure::io("set linux.rootfsPropagation"))
+                propagate(root, propagation).map_err(Failure::field("linux.rootfsPropagation"))
             }
             None => Ok(()),
         }
