@@ -262,6 +262,25 @@ fn one_that_somebody_uses_is_shared_with_a_warning_and_left_to_them() {
 }
 
 #[test]
+fn one_that_two_containers_share_goes_with_the_last() {
+    let mut first = Container::new(waiting());
+    let path = json!(format!("/{}", first.bundle.token()));
+    let mut second = Container::new(waiting().set("/linux/cgroupsPath", path));
+    first.create();
+    second.create();
+
+    let deleted = first.delete_force();
+    if runtime::is_hull() {
+        let _ = deleted.ok();
+    }
+    assert_eq!(second.state().status, "created");
+    assert!(directory(&first).exists());
+
+    let _ = second.delete_force().ok();
+    assert!(!directory(&first).exists());
+}
+
+#[test]
 fn one_that_is_frozen_is_refused() {
     let container = Container::new(waiting());
     fs::create_dir(directory(&container)).unwrap();

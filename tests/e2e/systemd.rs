@@ -200,6 +200,35 @@ fn the_vm_is_a_scope_with_its_limits_until_it_is_deleted() {
 }
 
 #[test]
+fn an_update_that_the_guest_refuses_changes_nothing_of_the_scope() {
+    only_hull!("runc has no guest");
+    let systemd = Systemd::start();
+    let container = systemd.container(limited());
+    let _running = container.run_until_ready();
+    let now = || {
+        let properties = ["CPUWeight", "CPUQuotaPerSecUSec", "TasksMax"];
+        let files = ["cpu.weight", "cpu.max", "pids.max"];
+        let scope = systemd.scope(&container);
+        let properties = properties.map(|name| systemd.property(&container, name));
+        let files = files.map(|name| fs::read_to_string(scope.join(name)).unwrap());
+        (properties, files)
+    };
+    let before = now();
+    let changes = json!({
+        "cpu": { "shares": 9999, "quota": 50000 },
+        "pids": { "limit": -1 },
+        "unified": { "memory.high": "much" },
+    });
+    let changes = container.bundle.file("changes", &changes.to_string());
+
+    let changes = changes.display().to_string();
+    let done = container.call(&["update", "-r", &changes, &container.id]);
+    let _ = done.exits(1).fails_saying("memory.high");
+
+    assert_eq!(now(), before);
+}
+
+#[test]
 fn a_create_that_fails_leaves_no_scope() {
     let systemd = Systemd::start();
     let failing = json!([{ "path": "/bin/false" }]);

@@ -31,12 +31,6 @@ pub enum CgroupError {
         /// What needs it.
         field: &'static str,
     },
-    /// Somebody has made it meanwhile.
-    #[error("cgroup {path} was taken by somebody else while it was made: try again")]
-    Taken {
-        /// The cgroup.
-        path: PathBuf,
-    },
     /// A process in it would stand still, in runc's words.
     #[error("container's cgroup unexpectedly frozen: {path}")]
     Frozen {
@@ -57,7 +51,7 @@ pub enum CgroupError {
     /// A limit that the host doesn't set.
     #[error("config.json: {}: this host does not take it", .0.field())]
     Limit(#[from] LimitError),
-    /// Processes that aren't the VM's stay in it.
+    /// A process that was killed stays in it.
     #[error("waited {seconds} s for the last process to leave cgroup {path}")]
     Busy {
         /// The cgroup.

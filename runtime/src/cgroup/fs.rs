@@ -51,19 +51,12 @@ fn parse_own(file: &str) -> Result<PathBuf, CgroupError> {
 }
 
 /// Makes the cgroup with this directory, and those above it, with all controllers on. One that is there
-/// is taken, if nobody uses it, or if it is to be `shared`.
+/// is taken.
 ///
 /// # Errors
-/// When somebody uses it, or it can't be made.
-pub fn make(directory: &Path, path: &Path, shared: bool) -> Result<(), CgroupError> {
-    let made = make_below(Path::new(MOUNT), directory);
-    match made.map_err(|source| failed("make", path, source))? {
-        // Somebody may have come since it was looked at.
-        Made::Was if !shared && count_processes(directory, path)? > 0 => Err(CgroupError::Taken {
-            path: path.to_owned(),
-        }),
-        Made::Was | Made::New => Ok(()),
-    }
+/// When it can't be made.
+pub fn make(directory: &Path, path: &Path) -> Result<(), CgroupError> {
+    make_below(Path::new(MOUNT), directory).map_err(|source| failed("make", path, source))
 }
 
 /// Whether this user may make the cgroup with this directory.
@@ -72,26 +65,19 @@ pub fn may_make(directory: &Path) -> bool {
     there.is_some_and(|above| rustix::fs::access(above, Access::WRITE_OK).is_ok())
 }
 
-enum Made {
-    New,
-    Was,
-}
-
 /// Makes `directory`, level by level from `root`, which is above it.
-fn make_below(root: &Path, directory: &Path) -> io::Result<Made> {
+fn make_below(root: &Path, directory: &Path) -> io::Result<()> {
     let levels = directory.strip_prefix(root).map_err(io::Error::other)?;
     let mut level = root.to_owned();
-    let mut made = Made::Was;
     for name in levels {
         enable_controllers(&level);
         level.push(name);
-        made = match fs::create_dir(&level) {
-            Ok(()) => Made::New,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Made::Was,
-            Err(e) => return Err(e),
-        };
+        match fs::create_dir(&level) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
     }
-    Ok(made)
+    Ok(())
 }
 
 /// Gives the controllers that this cgroup has to those below it. Where it can't, a limit that needs one
@@ -142,23 +128,40 @@ pub fn open(directory: &Path) -> Result<File, CgroupError> {
 /// Removes the cgroup with this directory once its last process has left, which the kernel tells by
 /// `cgroup.events`. It is no error if it is gone already.
 ///
+/// Others' processes may be in it: it is left to them then, for the last of them to remove. If
+/// `own_ended` says that the VM's process is known to be gone, that is seen at once.
+///
 /// # Errors
-/// When a process stays.
-pub fn remove(directory: &Path, path: &Path) -> Result<(), CgroupError> {
-    let gone = |e: &io::Error| {
-        e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(Errno::NODEV.raw_os_error())
-    };
-    let result = wait_until_left(directory, path).and_then(|()| {
+/// When the dead don't leave.
+pub fn remove(directory: &Path, path: &Path, own_ended: bool) -> Result<(), CgroupError> {
+    let result = wait_until_left(directory, path, own_ended).and_then(|()| {
         hull_cgroup::remove_tree(directory).map_err(|source| failed("remove", path, source))
     });
     match result {
-        Err(CgroupError::Io { source, .. }) if gone(&source) => Ok(()),
+        Err(CgroupError::Io { source, .. }) if is_gone(&source) => Ok(()),
+        Err(CgroupError::Io { source, .. }) if is_busy(&source) => {
+            let path = path.display();
+            log::warn!("cgroup {path} is left to the others' processes in it");
+            Ok(())
+        }
         other => other,
     }
 }
 
-fn wait_until_left(directory: &Path, path: &Path) -> Result<(), CgroupError> {
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
+}
+
+fn is_busy(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::BUSY.raw_os_error())
+}
+
+/// # Errors
+/// `EBUSY` when others stay in it.
+fn wait_until_left(directory: &Path, path: &Path, own_ended: bool) -> Result<(), CgroupError> {
     let failed = |source: io::Error| failed("watch", path, source);
+    let others = || hull_cgroup::processes(directory).map(|pids| !pids.is_empty());
     let mut events = File::open(directory.join("cgroup.events")).map_err(failed)?;
     let deadline = Instant::now() + LEAVE_TIMEOUT;
     loop {
@@ -171,15 +174,18 @@ fn wait_until_left(directory: &Path, path: &Path) -> Result<(), CgroupError> {
             return Ok(());
         }
         let left = deadline.saturating_duration_since(Instant::now());
+        if (own_ended || left.is_zero()) && others().map_err(failed)? {
+            return Err(failed(Errno::BUSY.into()));
+        }
+        if left.is_zero() {
+            return Err(CgroupError::Busy {
+                path: path.to_owned(),
+                seconds: LEAVE_TIMEOUT.as_secs(),
+            });
+        }
         let left =
             rustix::time::Timespec::try_from(left).map_err(|e| failed(io::Error::other(e)))?;
         match poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&left)) {
-            Ok(0) => {
-                return Err(CgroupError::Busy {
-                    path: path.to_owned(),
-                    seconds: LEAVE_TIMEOUT.as_secs(),
-                });
-            }
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(failed(e.into())),
         }
@@ -206,12 +212,12 @@ mod tests {
         fs::write(file("cgroup.subtree_control"), "cpu\n").expect("write");
         let directory = root.path().join("a/b");
 
-        assert!(matches!(make_below(root.path(), &directory), Ok(Made::New)));
+        make_below(root.path(), &directory).expect("made");
 
         assert!(directory.is_dir());
         let given = fs::read_to_string(file("cgroup.subtree_control")).expect("read");
         assert_eq!(given, "+io");
-        assert!(matches!(make_below(root.path(), &directory), Ok(Made::Was)));
+        make_below(root.path(), &directory).expect("there");
     }
 
     #[test]
@@ -228,6 +234,19 @@ mod tests {
 
     #[test]
     fn one_that_is_gone_is_removed() {
-        remove(Path::new("/nonexistent/cgroup"), Path::new("/c")).expect("nothing to do");
+        remove(Path::new("/nonexistent/cgroup"), Path::new("/c"), true).expect("nothing to do");
+    }
+
+    #[test]
+    fn one_with_others_in_it_is_left_to_them() {
+        let cgroup = tempfile::tempdir().expect("a directory");
+        let file = |name: &str, text: &str| {
+            fs::write(cgroup.path().join(name), text).expect("write");
+        };
+        file("cgroup.events", "populated 1\nfrozen 0\n");
+        file("cgroup.procs", "7\n");
+        let begun = Instant::now();
+        remove(cgroup.path(), Path::new("/c"), true).expect("left");
+        assert!(cgroup.path().is_dir() && begun.elapsed() < LEAVE_TIMEOUT);
     }
 }

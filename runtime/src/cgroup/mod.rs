@@ -27,6 +27,7 @@ pub use fs::{MOUNT, is_cgroup2};
 
 use crate::config::Config;
 use crate::container::ContainerId;
+use crate::error::chain;
 use crate::spec::Sizing;
 use limits::is_from_the_start;
 use systemd::Scope;
@@ -38,8 +39,6 @@ pub struct HostCgroup {
     path: PathBuf,
     /// With the systemd driver, the unit that the cgroup is of.
     scope: Option<Scope>,
-    /// Whether somebody else's processes were in it before, so that it isn't this container's to remove.
-    shared: bool,
 }
 
 impl HostCgroup {
@@ -72,7 +71,11 @@ impl HostCgroup {
         };
         match cgroup {
             // Before any state names it.
-            Some(cgroup) => cgroup.look_who_is_there().map(Some),
+            Some(cgroup) => {
+                // As runc 1.1 does, one that is in use is taken.
+                fs::count_processes(&cgroup.directory(), &cgroup.path)?;
+                Ok(Some(cgroup))
+            }
             None => {
                 let resources = linux.and_then(|linux| linux.resources().as_ref());
                 resources.map_or(Ok(()), without).map(|()| None)
@@ -81,11 +84,7 @@ impl HostCgroup {
     }
 
     fn at(path: PathBuf) -> Self {
-        Self {
-            path,
-            scope: None,
-            shared: false,
-        }
+        Self { path, scope: None }
     }
 
     fn of_scope(scope: Scope) -> Self {
@@ -95,20 +94,14 @@ impl HostCgroup {
         }
     }
 
-    /// As runc 1.1 does, a cgroup that is in use is taken.
-    fn look_who_is_there(mut self) -> Result<Self, CgroupError> {
-        self.shared = fs::count_processes(&self.directory(), &self.path)? > 0;
-        Ok(self)
-    }
-
-    /// Warns of those who were there before.
+    /// Warns of those who are there before the VM's process.
     pub fn warn_if_shared(&self) {
-        if self.shared {
-            let count = fs::count_processes(&self.directory(), &self.path).unwrap_or_default();
+        let count = fs::count_processes(&self.directory(), &self.path).unwrap_or_default();
+        if count > 0 {
             let path = self.path.display();
             log::warn!(
                 "container's cgroup is not empty: {count} process(es) found in {path}; the limits are \
-                 for all of them, and the cgroup stays when the container is deleted"
+                 for all of them, and the cgroup stays as long as one of them is there"
             );
         }
     }
@@ -128,18 +121,19 @@ impl HostCgroup {
     /// be born there; there is none for a scope.
     ///
     /// # Errors
-    /// When it can't be made, is somebody's already, or a limit is refused. What was made is gone then.
+    /// When it can't be made, or a limit is refused. What was made is gone then.
     pub fn make(&self, limits: &Limits<'_>) -> Result<Option<File>, CgroupError> {
         if self.scope.is_some() {
             return Ok(None);
         }
         let directory = self.directory();
-        fs::make(&directory, &self.path, self.shared)?;
+        fs::make(&directory, &self.path)?;
         let opened = fs::open(&directory).and_then(|file| {
             self.apply(&self.values(limits, is_from_the_start)?)?;
             Ok(file)
         });
-        if opened.is_err() && !self.shared {
+        if opened.is_err() {
+            // Where others are in it, the kernel refuses.
             let _ = std::fs::remove_dir(&directory);
         }
         opened.map(Some)
@@ -174,13 +168,16 @@ impl HostCgroup {
     ///
     /// # Errors
     /// When one is refused; then all are as they were.
-    pub fn limit(&self, limits: &Limits<'_>) -> Result<Applied, CgroupError> {
+    pub fn limit(&self, limits: &Limits<'_>) -> Result<Limited<'_>, CgroupError> {
         let values = self.values(limits, |_| true)?;
-        let applied = self.apply(&values)?;
+        let limited = Limited {
+            cgroup: self,
+            applied: self.apply(&values)?,
+        };
         match self.announce(&values) {
-            Ok(()) => Ok(applied),
+            Ok(()) => Ok(limited),
             Err(e) => {
-                applied.undo();
+                limited.applied.undo();
                 Err(e)
             }
         }
@@ -208,15 +205,36 @@ impl HostCgroup {
         Ok(values)
     }
 
-    /// Removes it, once the VM's process in it has ended, unless it was somebody else's before.
+    /// Removes it once the VM's process in it has ended: `own_ended`, if that is known. If others are in
+    /// it, it is left to them.
     ///
     /// # Errors
-    /// When somebody else's processes stay in it, or systemd doesn't stop it.
-    pub fn remove(&self) -> Result<(), CgroupError> {
+    /// When the dead don't leave it, or systemd doesn't stop it.
+    pub fn remove(&self, own_ended: bool) -> Result<(), CgroupError> {
         match &self.scope {
             Some(scope) => Ok(systemd::stop(scope)?),
-            None if self.shared => Ok(()),
-            None => fs::remove(&self.directory(), &self.path),
+            None => fs::remove(&self.directory(), &self.path, own_ended),
+        }
+    }
+}
+
+/// Limits that were set, and can be taken back.
+#[derive(Debug)]
+pub struct Limited<'a> {
+    cgroup: &'a HostCgroup,
+    applied: Applied,
+}
+
+impl Limited<'_> {
+    /// Has the cgroup, and systemd, know the limits that were there before.
+    pub fn undo(self) {
+        let previous = self.applied.previous().iter();
+        let previous: Vec<_> = previous
+            .map(|(file, value)| limits::Value::new("", file, value))
+            .collect();
+        self.applied.undo();
+        if let Err(e) = self.cgroup.announce(&previous) {
+            log::warn!("systemd is not told the limits of before: {}", chain(&e));
         }
     }
 }

@@ -284,7 +284,11 @@ fn open_console(console: Console<'_>) -> Result<(Option<HostTerminal>, Option<Re
 
 /// Removes what there is before the VMM process: nobody has been told of it, so no hook runs.
 fn discard(dir: ContainerDir, state: &State) {
-    let removed = state.cgroup.as_ref().map(HostCgroup::remove).transpose();
+    let removed = state
+        .cgroup
+        .as_ref()
+        .map(|cgroup| cgroup.remove(true))
+        .transpose();
     if let Err(e) = removed {
         log::warn!("{}", chain(&e));
     }

@@ -77,11 +77,11 @@ fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
 /// runs the `poststop` hooks, which may find nothing of it.
 ///
 /// # Errors
-/// When somebody else's processes are in its cgroup: its folder stays then, so that the cgroup isn't
-/// forgotten.
+/// When its cgroup can't be removed: its folder stays then, so that the cgroup isn't forgotten.
 pub fn destroy(dir: ContainerDir, state: &State) -> Result<(), Error> {
     if let Some(cgroup) = &state.cgroup {
-        cgroup.remove()?;
+        // A process that the state doesn't name yet ends by itself, soon.
+        cgroup.remove(state.vmm.is_some())?;
     }
     let hooks = match dir.load_config() {
         Ok(config) => Hooks::of(&config),
