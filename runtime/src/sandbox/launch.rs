@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::num::NonZeroU8;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -177,7 +177,16 @@ impl Launch<'_> {
 }
 
 impl Sandbox {
-    /// Its connections are closed, so the process has ended or is about to.
+    /// Whether the process ends in time: a guest can end its greeting by itself.
+    fn has_ended_by(&self, deadline: Instant) -> bool {
+        let process = self.child.open();
+        // One that can't be opened is gone.
+        process.map_or(true, |process| {
+            wait_readable(&process, deadline).unwrap_or(false)
+        })
+    }
+
+    /// The process has ended, or has closed its connections as it is about to.
     fn died(&mut self, dir: &ContainerDir) -> SandboxError {
         let status = self
             .child
@@ -228,25 +237,18 @@ impl Sandbox {
         dir: &ContainerDir,
         timeout: Duration,
     ) -> Result<Agent, SandboxError> {
-        let mut greeting = [0; hello::LENGTH];
-        let left = timeout.saturating_sub(self.started.elapsed());
-        let readable =
-            wait_readable(&self.ready, left).map_err(SandboxError::host("wait for the guest"))?;
-        if !readable {
-            return Err(SandboxError::BootTimeout {
-                seconds: timeout.as_secs(),
-                tail: dir.console_tail(TAIL),
-            });
+        let deadline = self.started + timeout;
+        let greeting = read_greeting(&self.ready, deadline);
+        match greeting.map_err(SandboxError::host("wait for the guest"))? {
+            Greeting::Whole(greeting) => hello::check(greeting)?,
+            Greeting::Ended if self.has_ended_by(deadline) => return Err(self.died(dir)),
+            Greeting::Ended | Greeting::Late => {
+                return Err(SandboxError::BootTimeout {
+                    seconds: timeout.as_secs(),
+                    tail: dir.console_tail(TAIL),
+                });
+            }
         }
-        let mut ready = File::from(
-            self.ready
-                .try_clone()
-                .map_err(SandboxError::host("duplicate a file descriptor"))?,
-        );
-        if ready.read_exact(&mut greeting).is_err() {
-            return Err(self.died(dir));
-        }
-        hello::check(greeting)?;
         log::debug!(
             "guest ready in {:.1} ms",
             self.started.elapsed().as_secs_f64() * 1e3
@@ -307,8 +309,34 @@ impl HostTerminal {
     }
 }
 
-fn wait_readable(fd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
-    let deadline = Instant::now() + timeout;
+/// What a guest says first.
+#[derive(Debug, PartialEq, Eq)]
+enum Greeting {
+    Whole([u8; hello::LENGTH]),
+    /// Its end comes first.
+    Ended,
+    /// Not all of it has come in time.
+    Late,
+}
+
+fn read_greeting(ready: &OwnedFd, deadline: Instant) -> io::Result<Greeting> {
+    let mut greeting = [0; hello::LENGTH];
+    let mut read = 0;
+    while read < greeting.len() {
+        if !wait_readable(ready, deadline)? {
+            return Ok(Greeting::Late);
+        }
+        match rustix::io::read(ready, &mut greeting[read..]) {
+            Ok(0) => return Ok(Greeting::Ended),
+            Ok(count) => read += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(Greeting::Whole(greeting))
+}
+
+fn wait_readable(fd: &OwnedFd, deadline: Instant) -> io::Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = rustix::time::Timespec::try_from(left).map_err(io::Error::other)?;
@@ -328,4 +356,25 @@ fn write_config(config: &VmmConfig) -> io::Result<File> {
     file.write_all(&serde_json::to_vec(config)?)?;
     file.rewind()?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(sent: &[u8], open: bool) -> Greeting {
+        let (reader, writer) = rustix::pipe::pipe().expect("pipe");
+        rustix::io::write(&writer, sent).expect("write");
+        let _writer = open.then_some(writer);
+        let deadline = Instant::now() + Duration::from_millis(20);
+        read_greeting(&reader, deadline).expect("read")
+    }
+
+    #[test]
+    fn a_greeting_is_not_waited_for_longer_than_for_the_guest() {
+        let whole = [7; hello::LENGTH];
+        assert_eq!(read(&whole, true), Greeting::Whole(whole));
+        assert_eq!(read(&whole[1..], true), Greeting::Late);
+        assert_eq!(read(&whole[1..], false), Greeting::Ended);
+    }
 }
