@@ -1,6 +1,6 @@
 //! A process's standard streams: handed to the VMM, which joins each to a vsock port.
 
-use std::io::{self, BufRead, BufReader, IoSlice, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -20,6 +20,9 @@ pub const DIRECTIONS: [Direction; 3] = [
     Direction::FromGuest,
     Direction::FromGuest,
 ];
+
+/// The longest line that a VMM answers with, in bytes.
+const LONGEST_ANSWER: u64 = 64;
 
 /// How long the VMM may take to accept the streams.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -91,8 +94,7 @@ impl AttachedStdio {
         };
         send(&mut vmm, request, &own).map_err(failed("hand over the standard streams"))?;
         let mut vmm = BufReader::new(vmm);
-        let mut line = String::new();
-        vmm.read_line(&mut line).map_err(failed("wait for ports"))?;
+        let line = answer(&mut vmm).map_err(failed("wait for ports"))?;
         let ports = parse(&line).ok_or(AgentError::NotServing)?;
         let ports = Ports::of(terminal, ports);
         Ok(Self { vmm, ports })
@@ -109,9 +111,15 @@ impl AttachedStdio {
     /// death ends the wait.
     pub fn wait_flushed(mut self) {
         let _ = self.vmm.get_ref().set_read_timeout(None);
-        let mut line = String::new();
-        let _ = self.vmm.read_line(&mut line);
+        let _ = answer(&mut self.vmm); // or its end
     }
+}
+
+/// Waits for a line of the VMM's, and cuts it off where it has no end.
+fn answer(vmm: &mut impl BufRead) -> io::Result<String> {
+    let mut line = String::new();
+    vmm.take(LONGEST_ANSWER).read_line(&mut line)?;
+    Ok(line)
 }
 
 fn parse(line: &str) -> Option<[u32; 3]> {
@@ -190,5 +198,12 @@ mod tests {
     fn ports_are_read_from_the_answer() {
         assert_eq!(parse("OK 65536 65537 65538\n"), Some([65536, 65537, 65538]));
         assert_eq!(parse("NO\n"), None);
+    }
+
+    #[test]
+    fn an_endless_answer_is_cut_off() {
+        let mut endless = BufReader::new(io::repeat(b'1'));
+        let line = answer(&mut endless).expect("a line");
+        assert_eq!(line.len() as u64, LONGEST_ANSWER);
     }
 }
