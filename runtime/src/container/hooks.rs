@@ -191,7 +191,9 @@ fn run(hook: &Hook, stage: Stage, call: Call<'_>) -> Result<(), HookFailure> {
     let (child, mut outputs) = spawn(hook, stage, call).map_err(failed)?;
     let mut group = Group(Some(child));
     let timeout = hook.timeout().and_then(|t| u64::try_from(t).ok());
-    let deadline = timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    // One beyond the clock's end never comes.
+    let deadline =
+        timeout.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
     let waited = group.wait(&mut outputs, call.sandbox, deadline);
     let status = match waited.map_err(failed)? {
         Event::Ended(status) if status.success() => return Ok(()),
@@ -458,6 +460,13 @@ mod tests {
             let mut fds = [PollFd::new(&child, PollFlags::IN)];
             assert_eq!(poll(&mut fds, Some(&limit)), Ok(1), "the child ends");
         }
+    }
+
+    #[test]
+    fn no_timeout_is_too_long() {
+        let mut hook = shell("exit 0");
+        hook["timeout"] = json!(i64::MAX);
+        assert_eq!(run_one(hook), Ok(()));
     }
 
     #[test]
