@@ -178,6 +178,19 @@ fn detached_it_leaves_a_pid_that_lives_as_long() {
 }
 
 #[test]
+fn one_whose_pid_file_cannot_be_written_is_ended() {
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+    for detach in [&[][..], &["--detach"]] {
+        let options = [detach, &["--pid-file", "/nonexistent/pid"]].concat();
+        let mut exec = container.exec_command(&options, &["sleep", "3600"]);
+        // Its output ends, for which it has to.
+        let exec = Running::spawn(&mut exec).finish();
+        let _ = exec.exits(255).fails_saying("/nonexistent/");
+    }
+}
+
+#[test]
 fn ends_with_its_container() {
     let container = Container::new(Bundle::new().shell("echo ready; read word"));
     let mut command = container.run_command();

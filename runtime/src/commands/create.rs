@@ -1,7 +1,7 @@
 //! `hull create`: from a bundle to a container that waits to be started.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -174,7 +174,6 @@ pub fn create(
         Ok(agent) => agent,
         Err(e) => {
             sandbox.abort();
-            remove_pid_file(options);
             undo(dir, &state);
             return Err(e);
         }
@@ -188,6 +187,7 @@ pub fn create(
             relay,
         }),
         Err(e) => {
+            remove_pid_file(options);
             undo(dir, &state);
             Err(e.into())
         }
@@ -233,6 +233,7 @@ fn bring_up(
     }
     state.phase = Phase::Created;
     dir.save(state)?;
+    // Last, so that what fails leaves no pid file, and somebody's of that name is left alone.
     if let Some(path) = &options.pid_file {
         write_pid_file(path, sandbox.pid())?;
     }
@@ -344,7 +345,10 @@ pub fn write_pid_file(path: &Path, pid: i32) -> Result<(), Error> {
         .file_name()
         .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
-    fs::write(&temporary, pid.to_string())
+    // What a command that was killed has left. Or somebody's link, which is not to be followed.
+    let _ = fs::remove_file(&temporary);
+    let mut file = File::create_new(&temporary).map_err(failed)?;
+    file.write_all(pid.to_string().as_bytes())
         .and_then(|()| fs::rename(&temporary, path))
         .map_err(|source| {
             let _ = fs::remove_file(&temporary);
@@ -355,5 +359,24 @@ pub fn write_pid_file(path: &Path, pid: i32) -> Result<(), Error> {
 fn remove_pid_file(options: &Options) {
     if let Some(path) = &options.pid_file {
         let _ = fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_file_goes_through_nobodys_link() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, others) = (folder.path().join("pid"), folder.path().join("others"));
+        fs::write(&others, "kept").expect("write");
+        std::os::unix::fs::symlink(&others, folder.path().join(".pid")).expect("a link");
+
+        write_pid_file(&path, 42).expect("written");
+
+        assert_eq!(fs::read_to_string(&path).expect("read"), "42");
+        assert_eq!(fs::read_to_string(&others).expect("read"), "kept");
+        assert_eq!(fs::read_dir(folder.path()).expect("read").count(), 2);
     }
 }

@@ -99,7 +99,7 @@ pub fn run(global: &Global, args: &Exec) -> Result<ExitCode, Error> {
     if args.detach {
         detached(args, &dir, &process, console)
     } else {
-        foreground(args, &dir, &process, console)
+        start(args, &dir, &process, console)?.wait(&dir)
     }
 }
 
@@ -107,19 +107,6 @@ pub fn run(global: &Global, args: &Exec) -> Result<ExitCode, Error> {
 fn own_process(dir: &ContainerDir) -> Result<Process, Error> {
     let process = dir.load_config()?.process().clone();
     Ok(process.ok_or(spec::SpecError::Missing("process"))?)
-}
-
-fn foreground(
-    args: &Exec,
-    dir: &ContainerDir,
-    process: &Process,
-    console: Console<'_>,
-) -> Result<ExitCode, Error> {
-    let started = start(args, dir, process, console)?;
-    if let Some(path) = &args.pid_file {
-        write_pid_file(path, std::process::id().cast_signed())?;
-    }
-    started.wait(dir)
 }
 
 /// A process that has been started in the guest.
@@ -173,6 +160,7 @@ fn attach(dir: &ContainerDir, console: Console<'_>) -> Result<(AttachedStdio, Sc
     }
 }
 
+/// Starts the process, with this one as its stand-in.
 fn start(
     args: &Exec,
     dir: &ContainerDir,
@@ -192,15 +180,30 @@ fn start(
             stdio.ports(),
         )
         .map_err(Error::exec_process)?;
-    Ok(Started {
+    let started = Started {
         agent,
         exec_id,
         stdio,
         screen,
-    })
+    };
+    if let Some(path) = &args.pid_file {
+        write_pid_file(path, std::process::id().cast_signed())
+            .inspect_err(|_| started.kill(dir))?;
+    }
+    Ok(started)
 }
 
 impl Started {
+    /// Ends a process that nobody will wait for.
+    fn kill(&self, dir: &ContainerDir) {
+        let signal = self
+            .agent
+            .signal_process(dir.id(), &self.exec_id, libc::SIGKILL, false);
+        if let Err(e) = self.agent.block_on(signal) {
+            log::warn!("the process goes on: {}", chain(&e));
+        }
+    }
+
     fn wait(self, dir: &ContainerDir) -> Result<ExitCode, Error> {
         let Self {
             agent,
@@ -258,19 +261,14 @@ fn detached(
             drop(reader);
             Ok(stand_in(args, dir, process, console, File::from(writer)))
         }
-        Some(child) => {
+        Some(_) => {
             drop(writer);
             let mut said = String::new();
             File::from(reader)
                 .read_to_string(&mut said)
                 .map_err(SandboxError::host("wait for the stand-in"))?;
             match said.strip_prefix(STARTED) {
-                Some(_) => {
-                    if let Some(path) = &args.pid_file {
-                        write_pid_file(path, child)?;
-                    }
-                    Ok(ExitCode::SUCCESS)
-                }
+                Some(_) => Ok(ExitCode::SUCCESS),
                 None if said.is_empty() => Err(Error::Usage(
                     "the exec's stand-in died before it could start".to_owned(),
                 )),
