@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use crate::cli::Global;
 use crate::container::{ContainerDir, ContainerError, State, Status, Store};
 use crate::error::Error;
-use crate::sandbox::{Agent, SandboxError};
+use crate::sandbox::{Agent, AgentError, SandboxError};
 
 /// `hull pause`.
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,12 @@ pub fn pause(global: &Global, args: &Pause) -> Result<ExitCode, Error> {
     state.paused = true;
     dir.save(&state)?;
     let paused = Agent::connect(&dir).and_then(|agent| agent.pause(dir.id()));
-    if paused.is_err() {
+    // Without an answer they may stand still: then the state says so, for `resume`.
+    let unknown = matches!(
+        paused,
+        Err(AgentError::Timeout { .. } | AgentError::Lost(_))
+    );
+    if paused.is_err() && !unknown {
         state.paused = false;
         dir.save(&state)?;
     }
