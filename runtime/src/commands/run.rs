@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use super::terminal::{Relay, RunningRelay};
 use super::{create, delete, foreground, start};
 use crate::cli::Global;
-use crate::error::Error;
+use crate::container::ContainerError;
+use crate::error::{Error, chain};
 
 /// `hull run`.
 #[derive(Debug, clap::Args)]
@@ -61,8 +62,13 @@ pub fn run(global: &Global, args: &Run) -> Result<ExitCode, Error> {
     if let Some(relay) = relay {
         relay.finish();
     }
-    if !args.keep && dir.lock().is_ok() {
-        delete::undo(dir, &state);
+    if !args.keep {
+        match dir.lock() {
+            Ok(()) => delete::undo(dir, &state),
+            // Somebody else was faster.
+            Err(ContainerError::Missing(_)) => {}
+            Err(e) => log::warn!("{}", chain(&e)),
+        }
     }
     Ok(code)
 }
