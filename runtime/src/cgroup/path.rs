@@ -1,9 +1,10 @@
 //! Which cgroup `cgroupsPath` means with the cgroupfs driver: runc's rules.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::CgroupError;
 use crate::container::ContainerId;
+use crate::spec::within_root;
 
 /// The cgroup, from the mount's root, for what config.json asks for. `own` is the one of this process:
 /// a relative path is relative to the cgroup around it, for it may have processes itself, and such a
@@ -27,21 +28,6 @@ pub fn resolve(asked: Option<&Path>, id: &ContainerId, own: &Path) -> Result<Pat
             "{asked:?} is the root of all cgroups, which a container cannot have"
         ))),
     }
-}
-
-/// An absolute path without `..`, of which those above the root mean the root.
-fn within_root(path: &Path) -> PathBuf {
-    let mut clean = PathBuf::from("/");
-    for part in path.components() {
-        match part {
-            Component::Normal(name) => clean.push(name),
-            Component::ParentDir => {
-                clean.pop();
-            }
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    clean
 }
 
 #[cfg(test)]

@@ -188,7 +188,7 @@ impl<'a> Judged<'a> {
     /// guest.
     fn destination(&self) -> Option<Refusal> {
         let named = Path::new(self.node.value["destination"].as_str()?);
-        let destination = clean(named);
+        let destination = within_root(named);
         let source = self.node.value["source"].as_str().map(Path::new);
         let own = self.bind && source == Some(Path::new("/proc"));
         if destination != Path::new("/proc") || own || self.kind == Some("proc") && !self.bind {
@@ -199,8 +199,8 @@ impl<'a> Judged<'a> {
     }
 }
 
-/// A path as it stands, from the root, without `.` and `..`.
-fn clean(path: &Path) -> PathBuf {
+/// A path as it stands, from the root, without `.` and `..`: those above the root mean the root.
+pub fn within_root(path: &Path) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for component in path.components() {
         match component {
