@@ -63,8 +63,6 @@ enum VmmError {
     Tree(#[from] tree::Error),
     #[error("virtio-fs")]
     Fs(#[from] fs::Error),
-    #[error("virtio-fs")]
-    FsThread(#[from] fs::SpawnError),
     #[error("virtio-blk")]
     Disk(#[from] DiskError),
     #[error(transparent)]
@@ -303,7 +301,8 @@ fn assemble(
     if let Some(watch) = size_watch {
         events.add(Arc::new(Mutex::new(watch)));
     }
-    fs::spawn(fs, || jail::confine(Role::Filesystem))?;
+    fs::spawn(fs, || jail::confine(Role::Filesystem))
+        .map_err(io_error("start the virtio-fs thread"))?;
     for (disk, name) in disks {
         let confine = || jail::confine(Role::Block).map_err(io::Error::other);
         disk.spawn(&name, confine)

@@ -21,7 +21,7 @@ mod jailed;
 mod tests;
 
 pub use options::{CACHE_TIMEOUT, Options, RESERVED_FDS, fd_limit};
-pub use thread::{FsThread, SpawnError, spawn};
+pub use thread::{FsThread, spawn};
 
 use std::sync::Arc;
 
