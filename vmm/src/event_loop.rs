@@ -70,13 +70,7 @@ impl EventLoop {
     /// Waiting for events failed, for a reason other than a signal.
     pub fn run(mut self) -> io::Result<()> {
         loop {
-            match self.manager.run() {
-                Ok(_) => {}
-                Err(error) => match to_io(error) {
-                    error if error.kind() == io::ErrorKind::Interrupted => {}
-                    error => return Err(error),
-                },
-            }
+            self.manager.run().map_err(to_io)?; // a signal is no error to it
             let listener = self.stopped.lock();
             if listener.is_ok_and(|listener| listener.stopped) {
                 return Ok(());

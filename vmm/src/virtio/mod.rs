@@ -12,5 +12,6 @@ pub mod rng;
 pub(crate) mod testing;
 pub mod transport;
 pub mod vsock;
+mod watch;
 
 pub use device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};

@@ -1,17 +1,17 @@
 //! The entropy device (virtio 1.3, 5.4): fills the driver's buffers with random bytes of the host.
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
+use super::watch::Watch;
 
 /// Linux asks for one buffer at a time; a few more for those who don't.
 const QUEUE_SIZES: [u16; 1] = [16];
@@ -27,11 +27,8 @@ const CHUNK: usize = 1024;
 /// The device.
 #[derive(Debug)]
 pub struct Rng {
-    /// Tells the loop that `active` has changed.
-    changed: EventFd,
+    watch: Watch,
     active: Option<Active>,
-    /// The eventfd that the loop watches, kept open until it watches it no longer.
-    watched: Option<Arc<EventFd>>,
 }
 
 #[derive(Debug)]
@@ -49,9 +46,8 @@ impl Rng {
     /// No eventfd is to be had: the process has too many files open.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self {
-            changed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            watch: Watch::new("virtio-rng")?,
             active: None,
-            watched: None,
         })
     }
 
@@ -68,20 +64,6 @@ impl Rng {
             }
             // The driver broke the queue; it stays so until a reset.
             Err(_) => self.active = None,
-        }
-    }
-
-    /// Watches the kicks of the queue that there is now.
-    fn rewatch(&mut self, ops: &mut EventOps<'_>) {
-        let kick = self.active.as_ref().map(|active| Arc::clone(&active.kick));
-        if let Some(old) = self.watched.take() {
-            let _ = ops.remove(Events::new(&*old, EventSet::IN));
-        }
-        if let Some(kick) = kick {
-            match ops.add(Events::new(&*kick, EventSet::IN)) {
-                Ok(()) => self.watched = Some(kick),
-                Err(error) => log::error!("virtio-rng: cannot watch its queue: {error:?}"),
-            }
         }
     }
 }
@@ -174,32 +156,25 @@ impl VirtioDevice for Rng {
             kick,
             interrupt: activation.interrupt,
         });
-        self.changed.write(1)?;
+        self.watch.driver_came()?;
         Ok(())
     }
 
     fn reset(&mut self) {
         self.active = None;
-        let _ = self.changed.write(1); // if full, the loop is told already
+        self.watch.driver_went();
     }
 }
 
 impl MutEventSubscriber for Rng {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new(&self.changed, EventSet::IN)) {
-            log::error!("virtio-rng: cannot watch for its driver: {error:?}");
-        }
+        self.watch.init(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        if events.fd() == self.changed.as_raw_fd() {
-            let _ = self.changed.read();
-            self.rewatch(ops);
-            self.serve(); // a kick before the queue was watched
-        } else if let Some(kick) = &self.watched {
-            let _ = kick.read();
-            self.serve();
-        }
+        let kick = self.active.as_ref().map(|active| &active.kick);
+        self.watch.on_event(&events, kick, ops);
+        self.serve();
     }
 }
 
@@ -210,6 +185,7 @@ mod tests {
     use virtio_queue::desc::{RawDescriptor, split::Descriptor};
     use virtio_queue::mock::MockSplitQueue;
     use vm_memory::GuestAddress;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     const WRITE: u16 = 2;
 

@@ -15,10 +15,9 @@ mod tests;
 pub use disk::{Disk, DiskError, SECTOR, SERIAL_SIZE};
 
 use std::mem::offset_of;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES, virtio_blk_config,
@@ -27,10 +26,11 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
 use super::memory::View;
+use super::watch::Watch;
 
 /// Descriptors in the queue: requests in flight, or with indirect descriptors, the longest of one.
 const QUEUE_SIZE: u16 = 128;
@@ -46,11 +46,8 @@ const CONFIG_SIZE: usize = offset_of!(virtio_blk_config, max_secure_erase_sector
 pub struct Block {
     disk: Disk,
     config: [u8; CONFIG_SIZE],
-    /// Tells the loop that `active` has changed.
-    changed: EventFd,
+    watch: Watch,
     active: Option<Active>,
-    /// The eventfd that the loop watches, kept open until it watches it no longer.
-    watched: Option<Arc<EventFd>>,
 }
 
 /// What there is between activation and reset.
@@ -72,9 +69,8 @@ impl Block {
         Ok(Self {
             config: config(&disk),
             disk,
-            changed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            watch: Watch::new("virtio-blk")?,
             active: None,
-            watched: None,
         })
     }
 
@@ -93,20 +89,6 @@ impl Block {
                 let serial = self.disk.serial();
                 log::warn!("virtio-blk: {serial} is out of order until a reset: {error}");
                 self.active = None;
-            }
-        }
-    }
-
-    /// Watches the kicks of the queue that there is now.
-    fn rewatch(&mut self, ops: &mut EventOps<'_>) {
-        let kick = self.active.as_ref().map(|active| Arc::clone(&active.kick));
-        if let Some(old) = self.watched.take() {
-            let _ = ops.remove(Events::new(&*old, EventSet::IN));
-        }
-        if let Some(kick) = kick {
-            match ops.add(Events::new(&*kick, EventSet::IN)) {
-                Ok(()) => self.watched = Some(kick),
-                Err(error) => log::error!("virtio-blk: cannot watch its queue: {error:?}"),
             }
         }
     }
@@ -234,30 +216,24 @@ impl VirtioDevice for Block {
             interrupt: activation.interrupt,
             write_through,
         });
-        self.changed.write(1)?;
+        self.watch.driver_came()?;
         Ok(())
     }
 
     fn reset(&mut self) {
         self.active = None;
-        let _ = self.changed.write(1); // if full, the loop is told already
+        self.watch.driver_went();
     }
 }
 
 impl MutEventSubscriber for Block {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new(&self.changed, EventSet::IN)) {
-            log::error!("virtio-blk: cannot watch for its driver: {error:?}");
-        }
+        self.watch.init(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        if events.fd() == self.changed.as_raw_fd() {
-            let _ = self.changed.read();
-            self.rewatch(ops);
-        } else if let Some(kick) = &self.watched {
-            let _ = kick.read();
-        }
-        self.serve(); // after a change, too: a kick before the queue was watched
+        let kick = self.active.as_ref().map(|active| &active.kick);
+        self.watch.on_event(&events, kick, ops);
+        self.serve();
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU32;
 
 use event_manager::{EventManager, SubscriberOps};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
 use crate::jail::child::{self, End, is_root};
