@@ -4,6 +4,9 @@
 /// source of its n-th bind mount is `<SHARE>/<id>/mounts/<n>`.
 pub const SHARE: &str = "/run/hull/share";
 
+/// The longest id of a container or a process, in bytes: it becomes a file's name, with something added.
+pub const LONGEST_ID: usize = 200;
+
 /// Begins a mount option for the agent alone: a path below a bind mount's source where the host has a
 /// further mount. By custom, options that begin with `x-` are comments to a file system.
 pub const BELOW: &str = "x-hull.below=";

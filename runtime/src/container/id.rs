@@ -3,12 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use hull_protocol::paths::LONGEST_ID;
 use serde::{Deserialize, Serialize};
 
 use super::ContainerError;
-
-/// The longest id, as in runc.
-const MAX_LENGTH: usize = 1024;
 
 /// A container's id: one path component, made of the characters that runc allows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,7 +26,7 @@ impl FromStr for ContainerId {
     fn from_str(text: &str) -> Result<Self, ContainerError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
         // A leading dot is also kept for the store's own folders.
-        let named = !text.is_empty() && text.len() <= MAX_LENGTH && !text.starts_with('.');
+        let named = !text.is_empty() && text.len() <= LONGEST_ID && !text.starts_with('.');
         if named && text.chars().all(allowed) {
             Ok(Self(text.to_owned()))
         } else {
@@ -70,8 +68,11 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_leave_the_store_are_refused() {
-        for id in ["", ".", "..", "a/b", "/", ".hidden", "a b", "ä", "a\0"] {
+    fn ids_that_leave_the_store_or_no_file_can_have_are_refused() {
+        let long = "a".repeat(LONGEST_ID + 1);
+        for id in [
+            "", ".", "..", "a/b", "/", ".hidden", "a b", "ä", "a\0", &long,
+        ] {
             assert!(id.parse::<ContainerId>().is_err(), "{id:?}");
         }
     }

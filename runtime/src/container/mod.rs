@@ -18,11 +18,15 @@ pub use store::{ContainerDir, Store};
 use std::io;
 use std::path::PathBuf;
 
+use hull_protocol::paths::LONGEST_ID;
+
 /// What is wrong with a container's id, state or folder.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
     /// The id can't name a folder.
-    #[error("invalid container ID format: {0:?} (letters, digits and \"_+-.\" only, at most 1024)")]
+    #[error(
+        "invalid container ID format: {0:?} (letters, digits and \"_+-.\" only, at most {LONGEST_ID})"
+    )]
     InvalidId(String),
     /// `create` with an id that is taken.
     #[error("container with given ID already exists: {0}")]
