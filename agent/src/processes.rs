@@ -16,9 +16,10 @@ const PTS_MAJOR: u32 = 136;
 pub fn describe(pid: i32) -> Option<ProcessInfo> {
     let folder = format!("/proc/{pid}");
     let uid = fs::metadata(&folder).ok()?.st_uid();
-    let stat = fs::read_to_string(format!("{folder}/stat")).ok()?;
+    // A process's name is its own choice, and need not be text.
+    let stat = fs::read(format!("{folder}/stat")).ok()?;
     let command = fs::read(format!("{folder}/cmdline")).unwrap_or_default();
-    let mut info = parse_stat(&stat)?;
+    let mut info = parse_stat(&String::from_utf8_lossy(&stat))?;
     if let Some(command) = command_line(&command) {
         info.command = command;
     }
@@ -89,6 +90,15 @@ mod tests {
         assert_eq!(info.uid, rustix::process::getuid().as_raw());
         assert!(info.command.contains("hull_agent"), "{}", info.command);
         assert!(info.age_ms < 3_600_000, "{}", info.age_ms);
+    }
+
+    #[test]
+    fn no_name_hides_a_process() {
+        let thread = std::thread::spawn(|| {
+            rustix::thread::set_name(c"\xff").expect("set a name");
+            describe(rustix::thread::gettid().as_raw_nonzero().get())
+        });
+        assert!(thread.join().expect("no panic").is_some());
     }
 
     #[test]
