@@ -126,10 +126,7 @@ fn update_changes_the_hosts_limits_too() {
     only_hull!("runc has no VM");
     let container = Container::new(limited());
     let _running = container.run_until_ready();
-    let update = |words: &[&str]| {
-        let words = [&["update"], words, &[&*container.id]].concat();
-        container.call(&words)
-    };
+    let update = |words: &[&str]| container.update(words);
 
     let _ = update(&["--cpu-quota", "50000", "--blkio-weight", "1000"]).ok();
     assert_eq!(file(&container, "cpu.max"), "50000 100000");
@@ -155,13 +152,8 @@ fn an_update_that_the_guest_refuses_changes_nothing_on_the_host() {
     let changes = json!({ "cpu": { "shares": 9999 }, "unified": { "memory.high": "much" } });
     let changes = container.bundle.file("changes", &changes.to_string());
 
-    let words = [
-        "update",
-        "-r",
-        &changes.display().to_string(),
-        &container.id,
-    ];
-    let _ = container.call(&words).exits(1).fails_saying("memory.high");
+    let update = container.update(&["-r", &changes.display().to_string()]);
+    let _ = update.exits(1).fails_saying("memory.high");
 
     assert_eq!(file(&container, "cpu.weight"), before);
 }

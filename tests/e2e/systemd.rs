@@ -184,8 +184,7 @@ fn the_vm_is_a_scope_with_its_limits_until_it_is_deleted() {
     assert_eq!(show("TasksMax"), file("pids.max"));
 
     // systemd writes what it knows again when it is reloaded.
-    let update = ["update", "--cpu-quota", "50000", &container.id];
-    let _ = container.call(&update).ok();
+    let _ = container.update(&["--cpu-quota", "50000"]).ok();
     assert_eq!(show("CPUQuotaPerSecUSec"), "500ms");
     assert_eq!(file("cpu.max"), "50000 100000");
 

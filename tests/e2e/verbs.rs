@@ -179,15 +179,7 @@ fn update_changes_limits_for_good() {
         );
     let container = Container::new(bundle);
     let _running = container.run_until_ready();
-    let update = |words: &[&str]| {
-        let words: Vec<_> = ["update"]
-            .iter()
-            .chain(words)
-            .chain(&[&*container.id])
-            .copied()
-            .collect();
-        container.call(&words)
-    };
+    let update = |words: &[&str]| container.update(words);
 
     let _ = update(&[
         "--memory",
@@ -229,9 +221,7 @@ fn update_reads_a_file_or_standard_input() {
         .file("limits", r#"{"pids": {"limit": 55}}"#);
 
     let file = file.display().to_string();
-    let _ = container
-        .call(&["update", "--resources", &file, &container.id])
-        .ok();
+    let _ = container.update(&["--resources", &file]).ok();
     assert_eq!(cgroup_file(&container, "pids.max"), "55");
 
     let mut command = container.command(&["update", "-r", "-", &container.id]);
@@ -260,13 +250,7 @@ fn what_update_cannot_change_is_refused_by_name() {
         (&["--l3-cache-schema", "x"], "--l3-cache-schema"),
     ];
     for (words, expected) in cases {
-        let words: Vec<_> = ["update"]
-            .iter()
-            .chain(words)
-            .chain(&[&*container.id])
-            .copied()
-            .collect();
-        let _ = container.call(&words).fails_saying(expected);
+        let _ = container.update(words).fails_saying(expected);
     }
     assert_eq!(cgroup_file(&container, "pids.max"), "max");
 }

@@ -236,6 +236,11 @@ impl Container {
         self.call(&["delete", "--force", &self.id])
     }
 
+    /// `update` with these options.
+    pub fn update(&self, options: &[&str]) -> Finished {
+        self.call(&[&["update"], options, &[&*self.id]].concat())
+    }
+
     /// `exec` with these options and words, ready to be given other stdio.
     pub fn exec_command(&self, options: &[&str], words: &[&str]) -> Command {
         let args: Vec<_> = ["exec"]

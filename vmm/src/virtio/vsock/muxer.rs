@@ -50,6 +50,13 @@ impl Default for Timeouts {
     }
 }
 
+fn take_over(fd: OwnedFd) -> Result<Endpoint, VsockError> {
+    Endpoint::new(fd).map_err(|source| VsockError::Io {
+        action: "examine a stream's descriptor",
+        source,
+    })
+}
+
 /// A descriptor that waits for the guest to dial its port.
 #[derive(Debug)]
 struct Offer {
@@ -145,10 +152,7 @@ impl Muxer {
         let group = self.next_number()?;
         let mut offers = Vec::with_capacity(streams.len());
         for (direction, fd) in streams {
-            let endpoint = Endpoint::new(fd).map_err(|source| VsockError::Io {
-                action: "examine a stream's descriptor",
-                source,
-            })?;
+            let endpoint = take_over(fd)?;
             let offer = Offer {
                 direction,
                 endpoint,
@@ -180,10 +184,7 @@ impl Muxer {
             return Err(VsockError::PortTaken(port));
         }
         self.check_room(1)?;
-        let endpoint = Endpoint::new(fd).map_err(|source| VsockError::Io {
-            action: "examine a stream's descriptor",
-            source,
-        })?;
+        let endpoint = take_over(fd)?;
         let offer = Offer {
             direction,
             endpoint,
