@@ -29,5 +29,6 @@ mod starved;
 mod states;
 mod stdio;
 mod systemd;
+mod systemd_user;
 mod terminal;
 mod verbs;

@@ -10,7 +10,7 @@ use hull_tests::{Bundle, Container};
 use serde_json::{Value, json};
 
 /// Anybody but root.
-const USER: u32 = 1000;
+pub const USER: u32 = 1000;
 
 /// Has its words run by an ordinary user who may open /dev/kvm and execute the runtime: both are bound
 /// to where that user can reach them, in a mount namespace, where the user also has subordinate ids.
@@ -30,7 +30,7 @@ export XDG_RUNTIME_DIR="$0"
 exec setpriv --reuid 1000 --regid 1000 --clear-groups -- "$0/runtime" "$@""#;
 
 /// As `spec --rootless` writes it: one user, no group of terminals, the host's sysfs.
-fn rootless(bundle: Bundle) -> Bundle {
+pub fn rootless(bundle: Bundle) -> Bundle {
     mapped(
         bundle,
         json!([{ "containerID": 0, "hostID": USER, "size": 1 }]),
@@ -58,7 +58,7 @@ fn mapped(bundle: Bundle, map: Value) -> Bundle {
 }
 
 /// A container of that user's: bundle and state are the user's own.
-fn of_user(bundle: Bundle) -> Container {
+pub fn of_user(bundle: Bundle) -> Container {
     let home = bundle.folder("home");
     let root = bundle.folder("state");
     let folder = bundle.path();

@@ -132,7 +132,8 @@ impl Container {
     /// Has the runtime run by another command, of which these are the words.
     #[must_use]
     pub fn wrapped(mut self, words: &[&str]) -> Self {
-        self.wrapper = words.iter().map(|&w| w.to_owned()).collect();
+        let words = words.iter().map(|&w| w.to_owned());
+        self.wrapper.splice(0..0, words);
         self
     }
 

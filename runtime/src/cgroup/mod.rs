@@ -63,7 +63,7 @@ impl HostCgroup {
         let cgroup = if !is_cgroup2() {
             None
         } else if systemd {
-            Some(Self::of_scope(Scope::of(asked, id, is_root)?))
+            Some(Self::of_scope(Scope::of(asked, id)?))
         } else {
             let cgroup = Self::at(path::resolve(asked, id, &fs::own_path()?)?);
             let may = asked.is_some() || is_root || fs::may_make(&cgroup.directory());

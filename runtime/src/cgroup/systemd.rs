@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use hull_cgroup::limits::Value;
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
-use zbus::{Connection, OwnedObjectPath, Variant};
+use zbus::connection::Builder;
+use zbus::{OwnedObjectPath, Variant};
 
 use super::CgroupError;
 use crate::container::ContainerId;
@@ -34,6 +36,19 @@ pub enum SystemdError {
     /// It isn't there.
     #[error("--systemd-cgroup: cannot reach systemd over D-Bus")]
     Unreachable(#[source] zbus::Error),
+    /// An ordinary user's isn't there.
+    #[error(
+        "--systemd-cgroup: cannot reach the systemd of user {uid} over the bus that DBUS_SESSION_BUS_ADDRESS \
+         or XDG_RUNTIME_DIR names; log in as that user, have the user's systemd run without that (loginctl \
+         enable-linger), or leave --systemd-cgroup out"
+    )]
+    UsersUnreachable {
+        /// Whose.
+        uid: u32,
+        /// What there is instead.
+        #[source]
+        source: zbus::Error,
+    },
     /// It said no.
     #[error("systemd refuses to {what} {unit}")]
     Refused {
@@ -84,7 +99,19 @@ impl Scope {
     ///
     /// # Errors
     /// When that isn't of the form, or the slice's name is none.
-    pub fn of(asked: Option<&Path>, id: &ContainerId, is_root: bool) -> Result<Self, CgroupError> {
+    pub fn of(asked: Option<&Path>, id: &ContainerId) -> Result<Self, CgroupError> {
+        let default_slice = match ordinary_user() {
+            None => DEFAULT_SLICE,
+            Some(_) => USERS_SLICE,
+        };
+        Self::named(asked, id, default_slice)
+    }
+
+    fn named(
+        asked: Option<&Path>,
+        id: &ContainerId,
+        default_slice: &str,
+    ) -> Result<Self, CgroupError> {
         let default = format!(":hull:{id}");
         let asked = asked.map_or(default.into(), Path::to_string_lossy);
         let parts: Vec<_> = asked.split(':').collect();
@@ -92,10 +119,9 @@ impl Scope {
             let why = format!("{asked:?} is not of the form slice:prefix:name (--systemd-cgroup)");
             return Err(CgroupError::Path(why));
         };
-        let slice = match (slice, is_root) {
-            ("", true) => DEFAULT_SLICE,
-            ("", false) => USERS_SLICE,
-            (slice, _) => slice,
+        let slice = match slice {
+            "" => default_slice,
+            slice => slice,
         };
         if directories(slice).is_none() {
             let why = format!("{slice:?} is not the name of a systemd slice");
@@ -293,13 +319,36 @@ pub fn set(scope: &Scope, limits: &[Value]) -> Result<(), SystemdError> {
 
 /// To the host's systemd, or for an ordinary user to the user's own.
 async fn connect() -> Result<ManagerProxy<'static>, SystemdError> {
-    let connection = match rustix::process::geteuid().is_root() {
-        true => Connection::system().await,
-        false => Connection::session().await,
+    let user = ordinary_user();
+    let builder = match user {
+        None => Builder::system(),
+        Some(uid) => Builder::session().user_id(uid),
     };
-    let connection = connection.map_err(SystemdError::Unreachable)?;
-    let manager = ManagerProxy::new(&connection).await;
-    manager.map_err(SystemdError::Unreachable)
+    let manager = async { ManagerProxy::new(&builder.build().await?).await };
+    manager.await.map_err(|source| match user {
+        None => SystemdError::Unreachable(source),
+        Some(uid) => SystemdError::UsersUnreachable { uid, source },
+    })
+}
+
+/// The ordinary user who runs this, by the id that the user has outside of a user namespace: podman runs
+/// its runtime as the root of one. Nobody for the host's root.
+fn ordinary_user() -> Option<u32> {
+    let own = geteuid().as_raw();
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    Some(outside(&map, own).unwrap_or(own)).filter(|uid| *uid != 0)
+}
+
+/// What an id is outside of a user namespace with this map (user_namespaces(7)).
+fn outside(map: &str, id: u32) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let numbers: Vec<u32> = line.split_whitespace().flat_map(str::parse).collect();
+        let [inside, outside, count] = numbers[..] else {
+            return None;
+        };
+        let offset = id.checked_sub(inside).filter(|offset| *offset < count)?;
+        outside.checked_add(offset)
+    })
 }
 
 fn refused(what: &'static str, scope: &Scope, source: zbus::Error) -> SystemdError {
@@ -386,7 +435,7 @@ mod tests {
 
     fn scope(asked: &str) -> Result<Scope, CgroupError> {
         let asked = Some(Path::new(asked)).filter(|path| !path.as_os_str().is_empty());
-        Scope::of(asked, &"web".parse().expect("id"), true)
+        Scope::named(asked, &"web".parse().expect("id"), DEFAULT_SLICE)
     }
 
     #[test]
@@ -426,6 +475,14 @@ mod tests {
                 "{refused}"
             );
         }
+    }
+
+    #[test]
+    fn the_root_of_a_user_namespace_is_somebody_outside() {
+        let map = "         0       1000          1\n         1     100000      65536\n";
+        let found = [0, 1, 65536, 65537].map(|id| outside(map, id));
+        assert_eq!(found, [Some(1000), Some(100_000), Some(165_535), None]);
+        assert_eq!(outside("0 0 4294967295\n", 7), Some(7));
     }
 
     fn properties(file: &str, value: &str) -> Vec<(&'static str, Variant<'static>)> {
