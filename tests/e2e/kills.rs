@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 use hull_tests::random::{self, Random};
 use hull_tests::{Bundle, Container, Running, leaks, runtime};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 
-/// A third of all kills.
+use crate::systemd::Systemd;
+
+/// A fifth of all kills.
 fn kills() -> u64 {
     let all = std::env::var("HULL_E2E_KILLS").ok();
     let all: u64 = all.and_then(|count| count.parse().ok()).unwrap_or(100);
-    all.div_ceil(3)
+    all.div_ceil(5)
 }
 
 /// One container that comes and goes under the same id, while somebody kills.
@@ -26,11 +29,14 @@ struct Storm {
 
 impl Storm {
     fn new() -> Self {
+        Self::over(Container::new(bundle()))
+    }
+
+    fn over(container: Container) -> Self {
         let seed = random::seed();
         eprintln!("HULL_E2E_SEED={seed}");
-        let bundle = Bundle::new().shell("echo ready; exec sleep 3600");
         Self {
-            container: Container::new(bundle),
+            container,
             random: Random::new(seed),
             seed,
             hits: 0,
@@ -100,6 +106,10 @@ impl Storm {
     }
 }
 
+fn bundle() -> Bundle {
+    Bundle::new().shell("echo ready; exec sleep 3600")
+}
+
 fn create(container: &Container) -> Running {
     Running::spawn(&mut container.create_command())
 }
@@ -143,6 +153,59 @@ fn during_start() {
     }
 
     storm.is_over();
+}
+
+/// The verbs of a container that runs, while somebody kills.
+fn during_other_verbs(storm: &mut Storm) {
+    let begun = Instant::now();
+    storm.container.create();
+    let _ = storm.container.start().ok();
+    let usual = begun.elapsed() / 2;
+    storm.clear("no kill");
+
+    let id = storm.container.id.clone();
+    let verbs: [&[&str]; 3] = [
+        &["delete", "--force", &id],
+        &["update", "--pids-limit", "50", "--cpu-share", "512", &id],
+        &["exec", &id, "true"],
+    ];
+    for round in 0..kills() {
+        storm.container.create();
+        let _ = storm.container.start().ok();
+        let delay = storm.random.moment(usual);
+        let verb = verbs[round as usize % verbs.len()];
+        let mut running = Running::spawn(&mut storm.container.command(verb));
+        let victim = storm.kill_after(delay);
+        let _ = running.exit();
+        drop(running);
+        let name = verb[0];
+        storm.clear(&format!(
+            "round {round}: {name}: after {delay:?} killed {victim}"
+        ));
+    }
+    storm.lives_on();
+}
+
+#[test]
+fn in_a_cgroup_that_another_container_shares() {
+    let mut other = Container::new(bundle());
+    other.create();
+    let path = format!("/{}", other.bundle.token());
+    let sharing = bundle().set("/linux/cgroupsPath", json!(path));
+    let mut storm = Storm::over(Container::new(sharing));
+
+    during_other_verbs(&mut storm);
+
+    assert_eq!(other.state().status, "created");
+    let _ = other.delete_force().ok();
+    assert_eq!(other.leaks(), [""; 0]);
+}
+
+#[test]
+fn in_a_scope_of_systemds() {
+    let systemd = Systemd::start();
+    let mut storm = Storm::over(systemd.container(bundle()));
+    during_other_verbs(&mut storm);
 }
 
 #[test]

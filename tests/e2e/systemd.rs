@@ -51,7 +51,7 @@ export container=hull-test SYSTEMD_UNIT_PATH=/run/units
 exec /lib/systemd/systemd --log-target=null"#;
 
 /// A systemd that is up.
-struct Systemd {
+pub struct Systemd {
     /// `unshare`, which takes it along.
     process: Running,
     /// The cgroup that it manages.
@@ -61,7 +61,7 @@ struct Systemd {
 }
 
 impl Systemd {
-    fn start() -> Self {
+    pub fn start() -> Self {
         // Nothing of it has a container's token: it isn't what a container has left.
         let folder = tempfile::Builder::new().prefix("systemd-").tempdir();
         let folder = folder.unwrap();
@@ -103,7 +103,7 @@ impl Systemd {
     }
 
     /// A container of the systemd driver, whose scope is `hull-TOKEN.scope` in `hulltest.slice`.
-    fn container(&self, bundle: Bundle) -> Container {
+    pub fn container(&self, bundle: Bundle) -> Container {
         let path = format!("hulltest.slice:hull:{}", bundle.token());
         let words = self.inside();
         let words: Vec<_> = words.iter().map(String::as_str).collect();
