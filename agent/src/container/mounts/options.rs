@@ -85,6 +85,10 @@ impl Options {
         for word in mount.options().iter().flatten() {
             read.add(word);
         }
+        // As in mount(2), wherever they stand.
+        if read.set & libc::MOUNT_ATTR_STRICTATIME != 0 {
+            read.set &= !libc::MOUNT_ATTR_NOATIME;
+        }
         read
     }
 
@@ -121,6 +125,9 @@ impl Options {
         let mut words = self.others.clone();
         if self.set & libc::MOUNT_ATTR_RDONLY == 0 {
             words.retain(|word| word != "ro" && word != "rw");
+        }
+        if self.set & libc::MOUNT_ATTR_NOATIME == 0 {
+            words.retain(|word| word != "noatime");
         }
         if !bind {
             words.extend(self.synchronous.iter().map(|word| format!("{word}=")));
@@ -177,9 +184,9 @@ mod tests {
     use super::*;
 
     fn read(words: &[&str]) -> Options {
-        let mut read = Options::default();
-        words.iter().for_each(|word| read.add(word));
-        read
+        let mut mount = Mount::default();
+        mount.set_options(Some(words.iter().map(|word| (*word).to_owned()).collect()));
+        Options::read(&mount)
     }
 
     #[test]
@@ -188,6 +195,17 @@ mod tests {
         let set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOSYMFOLLOW;
         assert_eq!(options.set, set);
         assert_eq!(options.libcontainers(false), ["nosuid"]);
+    }
+
+    #[test]
+    fn every_access_prevails_over_none() {
+        for words in [["noatime", "strictatime"], ["strictatime", "noatime"]] {
+            let options = read(&words);
+            assert_eq!(options.set, libc::MOUNT_ATTR_STRICTATIME);
+            assert_eq!(options.libcontainers(true), ["strictatime"]);
+        }
+        let options = read(&["strictatime", "noatime", "nostrictatime"]);
+        assert_eq!(options.set, libc::MOUNT_ATTR_NOATIME);
     }
 
     #[test]
