@@ -204,6 +204,16 @@ fn a_tmpfs_has_the_mode_of_what_it_covers() {
 }
 
 #[test]
+fn what_covers_a_read_only_tmpfs_has_its_own_options() {
+    let bundle = Bundle::new()
+        .shell("touch /mnt/new; echo $?; grep ' /mnt ' /proc/mounts | tail -n 1 | grep -c nosuid")
+        .push("/mounts", tmpfs("/mnt", &["ro"]))
+        .push("/mounts", tmpfs("/mnt", &["nosuid"]));
+    let done = Container::new(bundle).run().ok();
+    assert_eq!(done.out(), "0\n1");
+}
+
+#[test]
 fn a_read_only_dev_has_its_devices_and_mounts() {
     let dev = ["nosuid", "strictatime", "mode=755", "size=65536k", "ro"];
     let bundle = Bundle::new()

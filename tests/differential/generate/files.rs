@@ -1,5 +1,7 @@
 //! Root and mounts, and the paths that are masked or made read-only.
 
+use std::path::Path;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -109,6 +111,29 @@ fn kernels_own(place: &'static str) -> impl Strategy<Value = Value> {
     (kinds, some_of(FLAGS, 3)).prop_map(move |(kind, flags)| {
         json!({ "destination": place, "type": kind, "source": kind, "options": flags })
     })
+}
+
+/// Takes away the mounts over a read-only tmpfs. runc makes a tmpfs read-only last, by its path: that is the
+/// upper mount then, which loses its own options (or there is no such path any more, and runc fails).
+pub fn leave_read_only_tmpfs_uncovered(changes: &mut Vec<Change>) {
+    let mut read_only = Vec::new();
+    changes.retain(|Change(pointer, mount)| {
+        let Some(place) = mount["destination"]
+            .as_str()
+            .filter(|_| pointer == "/mounts/-")
+        else {
+            return true;
+        };
+        let covers = |below: &String| Path::new(below).starts_with(place);
+        if read_only.iter().any(covers) {
+            return false;
+        }
+        let options = mount["options"].as_array();
+        if mount["type"] == "tmpfs" && options.is_some_and(|all| all.contains(&json!("ro"))) {
+            read_only.push(place.to_owned());
+        }
+        true
+    });
 }
 
 /// Other options for those of the ordinary bundle, by their index in it.

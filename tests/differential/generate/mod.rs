@@ -28,7 +28,9 @@ pub fn case(seed: u64) -> Case {
     let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(Config::default(), random);
     let drawn = topics().new_tree(&mut runner).unwrap().current();
-    Case(drawn.into_iter().flatten().flatten().collect())
+    let mut changes = drawn.into_iter().flatten().flatten().collect();
+    files::leave_read_only_tmpfs_uncovered(&mut changes);
+    Case(changes)
 }
 
 fn topics() -> impl Strategy<Value = Vec<Option<Vec<Change>>>> {

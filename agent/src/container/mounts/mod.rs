@@ -115,6 +115,7 @@ pub fn prepare(spec: &mut Spec) -> Result<Rest, Failure> {
             rest.push(index, &destination, work);
         } else {
             let work = divide(&mut mount, options, &places);
+            rest.forget_below(&destination);
             for work in work {
                 rest.push(index, &destination, work);
             }
@@ -193,6 +194,13 @@ impl Rest {
             destination: destination.to_owned(),
             work,
         });
+    }
+
+    /// Leaves out what is about mounts that a further one covers: by their names, only that one could be
+    /// reached any more.
+    fn forget_below(&mut self, destination: &Path) {
+        self.steps
+            .retain(|step| !step.destination.starts_with(destination));
     }
 
     /// Takes the mounts that are libcontainer's, to tell by its log which of them it can't make.
@@ -354,6 +362,21 @@ mod tests {
         });
         let theirs = ["rbind", "ro", "rnosuid", "noatime"].map(str::to_owned);
         assert_eq!(divided(bind), (Some(theirs.to_vec()), String::new()));
+    }
+
+    #[test]
+    fn what_a_further_mount_covers_is_left_alone() {
+        let root = tempfile::tempdir().expect("a directory");
+        let tmpfs =
+            |destination| json!({"destination": destination, "type": "tmpfs", "options": ["ro"]});
+        let mut spec: Spec = serde_json::from_value(json!({
+            "ociVersion": "1.2.0", "root": {"path": root.path()},
+            "mounts": [tmpfs("/a/b"), tmpfs("/ab"), tmpfs("/a"), tmpfs("/a/c")],
+        }))
+        .expect("a config.json");
+        let rest = prepare(&mut spec).expect("divided");
+        let left: Vec<_> = rest.steps.iter().map(|step| step.index).collect();
+        assert_eq!(left, [1, 2, 3]);
     }
 
     #[test]
