@@ -87,20 +87,20 @@ impl Sets {
         Ok(())
     }
 
-    /// Sets the other four. A capability that the process doesn't have can't be had: runc leaves it
-    /// out with a warning, and so does this.
+    /// Sets the other four.
+    ///
+    /// # Errors
+    /// When the kernel grants one of them less. The host has seen to that config.json asks for no such
+    /// sets (capset(2), prctl(2) `PR_CAP_AMBIENT`).
     pub fn apply(&self) -> Result<(), Failure> {
-        let now = capabilities(None).map_err(Failure::io("read the capabilities"))?;
-        let permitted = self.permitted & now.permitted;
         let sets = CapabilitySets {
-            effective: self.effective & permitted,
-            permitted,
-            inheritable: self.inheritable & (self.bounding | now.inheritable),
+            effective: self.effective,
+            permitted: self.permitted,
+            inheritable: self.inheritable,
         };
         set_capabilities(None, sets).map_err(Failure::field("process.capabilities"))?;
         clear_ambient_capability_set().map_err(Failure::io("clear the ambient capabilities"))?;
-        let ambient = self.ambient & sets.permitted & sets.inheritable;
-        for capability in every_one().filter(|c| ambient.contains(*c)) {
+        for capability in every_one().filter(|c| self.ambient.contains(*c)) {
             configure_capability_in_ambient_set(capability, true)
                 .map_err(Failure::field("process.capabilities.ambient"))?;
         }

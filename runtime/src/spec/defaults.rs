@@ -34,6 +34,34 @@ pub fn forget_unknown_capabilities(config: &mut Value) {
     }
 }
 
+/// Takes out ambient capabilities that can't be raised, with a warning: the kernel wants each to be
+/// permitted and inheritable, and with runc the process goes without.
+pub fn forget_lone_ambient_capabilities(config: &mut Value) {
+    let Some(Value::Object(sets)) = config.pointer_mut("/process/capabilities") else {
+        return;
+    };
+    let known = |name: &Value| serde_json::from_value::<Capability>(name.clone()).ok();
+    let [permitted, inheritable] = ["permitted", "inheritable"].map(|set| -> Vec<_> {
+        let names = sets.get(set).and_then(Value::as_array);
+        names.into_iter().flatten().filter_map(known).collect()
+    });
+    let Some(Value::Array(ambient)) = sets.get_mut("ambient") else {
+        return;
+    };
+    let raised = |name: &Value| {
+        known(name).is_none_or(|c| permitted.contains(&c) && inheritable.contains(&c))
+    };
+    let (kept, lone): (Vec<_>, Vec<_>) = ambient.drain(..).partition(raised);
+    *ambient = kept;
+    if !lone.is_empty() {
+        let lone = lone.iter().filter_map(Value::as_str).collect::<Vec<_>>();
+        log::warn!(
+            "config.json: process.capabilities.ambient: {}: not both permitted and inheritable, ignored",
+            lone.join(", ")
+        );
+    }
+}
+
 /// Maps every id to itself in a new user namespace for which config.json maps none.
 pub fn map_identity(config: &mut Value) {
     let is_new = |n: &Value| n["type"] == "user" && n["path"].as_str().is_none_or(str::is_empty);
@@ -75,6 +103,17 @@ mod tests {
         forget_unknown_capabilities(&mut config);
         let expected = json!({"bounding": ["CAP_KILL"], "ambient": [1]});
         assert_eq!(config["process"]["capabilities"], expected);
+    }
+
+    #[test]
+    fn what_is_ambient_is_permitted_and_inheritable() {
+        let mut config = json!({"process": {"capabilities": {
+            "permitted": ["CAP_KILL", "CAP_CHOWN"], "inheritable": ["kill", "CAP_SETUID"],
+            "ambient": ["CAP_KILL", "CAP_CHOWN", "CAP_SETUID", 1],
+        }}});
+        forget_lone_ambient_capabilities(&mut config);
+        let sets = &config["process"]["capabilities"];
+        assert_eq!(sets["ambient"], json!(["CAP_KILL", 1]));
     }
 
     #[test]

@@ -15,7 +15,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::audit::{Finding, Verdict, audit};
-use super::defaults::{forget_pids_limit_of_zero, forget_unknown_capabilities, map_identity};
+use super::defaults::{
+    forget_lone_ambient_capabilities, forget_pids_limit_of_zero, forget_unknown_capabilities,
+    map_identity,
+};
 use super::validate::{validate, validate_process};
 use super::{Bundle, SpecError};
 
@@ -93,6 +96,7 @@ pub fn load_process(path: &Path) -> Result<Process, SpecError> {
 
 fn fill_in(config: &mut Value) {
     forget_unknown_capabilities(config);
+    forget_lone_ambient_capabilities(config);
     forget_pids_limit_of_zero(config);
     map_identity(config);
 }

@@ -131,6 +131,16 @@ fn what_is_wrong_is_said_in_one_line_with_its_place() {
             "process.args[0]: it has a NUL byte",
         ),
         (
+            "/process/capabilities",
+            json!({"permitted": ["CAP_KILL"], "effective": ["CAP_KILL", "CAP_SYS_ADMIN"]}),
+            "process.capabilities.effective: CAP_SYS_ADMIN is not in process.capabilities.permitted",
+        ),
+        (
+            "/process/capabilities",
+            json!({"permitted": ["CAP_KILL"], "inheritable": ["CAP_KILL"]}),
+            "process.capabilities.inheritable: CAP_KILL is not in process.capabilities.bounding",
+        ),
+        (
             "/process/ioPriority",
             json!({"class": "IOPRIO_CLASS_BE", "priority": 9}),
             "process.ioPriority.priority: 9",

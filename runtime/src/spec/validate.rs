@@ -2,7 +2,8 @@
 //! (its `specconv` and `configs/validate`).
 
 use oci_spec::runtime::{
-    Linux, LinuxIdMapping, LinuxMemory, LinuxNamespaceType, LinuxSchedulerPolicy, Process, Spec,
+    Capabilities, Linux, LinuxIdMapping, LinuxMemory, LinuxNamespaceType, LinuxSchedulerPolicy,
+    Process, Spec,
 };
 
 use super::SpecError;
@@ -66,6 +67,7 @@ pub fn validate_process(process: &Process) -> Result<(), SpecError> {
         Some(_) => {}
     }
     bounds::check_process(process)?;
+    capabilities(process)?;
     scheduler(process)?;
     if let Some(priority) = process.io_priority()
         && !(0..=7).contains(&priority.priority())
@@ -346,6 +348,37 @@ fn swap(memory: &LinuxMemory) -> Result<(), SpecError> {
             "it includes memory.limit, and so cannot be less",
         )),
         _ => Ok(()),
+    }
+}
+
+/// The rules of capset(2). What is wrong with `ambient` alone [`fill_in`](super::read) takes out.
+fn capabilities(process: &Process) -> Result<(), SpecError> {
+    let Some(sets) = process.capabilities() else {
+        return Ok(());
+    };
+    within(
+        ("effective", sets.effective()),
+        ("permitted", sets.permitted()),
+    )?;
+    within(
+        ("inheritable", sets.inheritable()),
+        ("bounding", sets.bounding()),
+    )
+}
+
+/// One of the sets of capabilities has nothing that another lacks.
+fn within(
+    (inner, set): (&str, &Option<Capabilities>),
+    (outer, bound): (&str, &Option<Capabilities>),
+) -> Result<(), SpecError> {
+    let has = |capability| bound.as_ref().is_some_and(|set| set.contains(capability));
+    let lone = set.iter().flatten().filter(|capability| !has(capability));
+    match lone.map(ToString::to_string).min() {
+        None => Ok(()),
+        Some(lone) => Err(SpecError::invalid(
+            format!("process.capabilities.{inner}"),
+            format!("CAP_{lone} is not in process.capabilities.{outer}"),
+        )),
     }
 }
 
