@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use hull_tests::Bundle;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::runtimes::Outcome;
@@ -13,7 +13,7 @@ use crate::runtimes::Outcome;
 pub type Place = Vec<String>;
 
 /// One difference of two reports. What a report doesn't have is null.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
     /// Where.
     pub at: Place,
@@ -93,13 +93,20 @@ struct Unknown {
 struct Explanation {
     /// Where: `*` is any one key, and whatever is below is meant too.
     at: Place,
-    /// The only value that hull may have there.
+    /// The only value that hull may have there: null, if there must be none.
+    #[serde(default, deserialize_with = "given")]
     hull: Option<Value>,
     /// The only value that the control may have there.
+    #[serde(default, deserialize_with = "given")]
     control: Option<Value>,
     /// Why it may be.
     #[allow(dead_code)] // for the reader of the file
     why: String,
+}
+
+/// Tells null from what is missing.
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(value).map(Some)
 }
 
 impl Explanations {
@@ -171,7 +178,11 @@ pub fn compare(
                 said,
             },
             _,
-        ) if said.contains("config.json: ") => {
+        ) if said
+            .lines()
+            .last()
+            .is_some_and(|line| line.contains("config.json: ")) =>
+        {
             return Verdict::Refused(said);
         }
         (hull, control) => {
@@ -236,5 +247,30 @@ fn collect(at: &mut Place, hull: &Value, control: &Value, differences: &mut Vec<
             hull: hull.clone(),
             control: control.clone(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_explanation_excuses_no_other_value_and_null_is_one() {
+        let explained: Explanations = serde_json::from_value(json!({
+            "unknown_to_control": [],
+            "differences": [{ "at": ["a", "*"], "hull": null, "why": "" }],
+        }))
+        .unwrap();
+        let excused = |at: [&str; 2], hull| {
+            explained.explain(&Difference {
+                at: at.map(str::to_owned).to_vec(),
+                hull,
+                control: json!(1),
+            })
+        };
+        assert!(excused(["a", "b"], Value::Null));
+        assert!(!excused(["a", "b"], json!(2)));
+        assert!(!excused(["b", "b"], Value::Null));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hull_tests::Container;
+use hull_tests::{Bundle, Container};
 use serde_json::Value;
 
 use crate::case::Case;
@@ -42,20 +42,17 @@ impl Runtimes {
         Some(Self { control })
     }
 
-    /// Runs the bundle with both, in a fresh copy each: a runtime makes folders in a root file system.
+    /// Runs the bundle with both, in a copy each: a runtime makes folders in a root file system.
     pub fn judge(&self, case: &Case, explained: &Explanations) -> Verdict {
-        let config = case.bundle().config().clone();
-        let hull = outcome(case, None, explained);
-        let control = outcome(case, Some(&self.control), explained);
+        let (bundle, copy) = (case.bundle(), case.bundle());
+        let config = bundle.config().clone();
+        let hull = outcome(bundle, None);
+        let control = outcome(explained.without_the_unknown(copy), Some(&self.control));
         compare(&config, hull, control, explained)
     }
 }
 
-fn outcome(case: &Case, control: Option<&Path>, explained: &Explanations) -> Outcome {
-    let mut bundle = case.bundle();
-    if control.is_some() {
-        bundle = explained.without_the_unknown(bundle);
-    }
+fn outcome(bundle: Bundle, control: Option<&Path>) -> Outcome {
     let token = bundle.token().to_owned();
     let mut container = Container::new(bundle);
     if let Some(control) = control {
