@@ -49,13 +49,7 @@ fn sysctls() -> BoxedStrategy<Value> {
         ],
         5,
     )
-    .prop_map(|sysctls| {
-        sysctls
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.into()))
-            .collect::<serde_json::Map<_, _>>()
-            .into()
-    })
+    .prop_map(|sysctls| sysctls.into_iter().collect())
     .boxed()
 }
 
@@ -178,12 +172,6 @@ fn unified() -> BoxedStrategy<Value> {
         ],
         2,
     )
-    .prop_map(|files| {
-        files
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.into()))
-            .collect::<serde_json::Map<_, _>>()
-            .into()
-    })
+    .prop_map(|files| files.into_iter().collect())
     .boxed()
 }

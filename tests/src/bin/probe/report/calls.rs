@@ -7,7 +7,7 @@ use std::io::{Error, stdout};
 
 use hull_tests::calls::{self, Call};
 use rustix::process::{Pid, WaitOptions, waitpid};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::why;
 
@@ -17,9 +17,8 @@ pub fn report() -> Value {
     let _ = stdout().flush();
     calls::all()
         .into_iter()
-        .map(|call| (call.name.to_owned(), outcome(&call)))
-        .collect::<Map<_, _>>()
-        .into()
+        .map(|call| (call.name, outcome(&call)))
+        .collect()
 }
 
 fn outcome(call: &Call) -> Value {

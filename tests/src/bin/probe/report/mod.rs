@@ -15,7 +15,7 @@ use std::fs;
 use std::io;
 
 use rustix::system::uname;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// Prints the report. `paths` are the files and folders whose state is to be in it.
 pub fn print(paths: &[&str]) -> io::Result<()> {
@@ -29,7 +29,7 @@ pub fn print(paths: &[&str]) -> io::Result<()> {
         "interfaces": interfaces(),
         "mounts": mounts::report(),
         "devices": devices::report(),
-        "files": paths.iter().map(|path| ((*path).to_owned(), files::report(path))).collect::<Map<_, _>>(),
+        "files": paths.iter().map(|path| (*path, files::report(path))).collect::<Value>(),
         "calls": calls::report(),
     });
     println!("{report}");
@@ -46,8 +46,7 @@ fn interfaces() -> Value {
                 let flags = content(&format!("/sys/class/net/{name}/flags"));
                 (name, flags)
             })
-            .collect::<Map<_, _>>()
-            .into()
+            .collect()
     })
 }
 

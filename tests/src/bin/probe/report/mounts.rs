@@ -48,10 +48,6 @@ fn parse(line: &str) -> Option<(String, Value)> {
 fn words(options: &str) -> Value {
     options
         .split(',')
-        .map(|word| {
-            let (name, value) = word.split_once('=').unwrap_or((word, "set"));
-            (name.to_owned(), value.into())
-        })
-        .collect::<Map<_, _>>()
-        .into()
+        .map(|word| word.split_once('=').unwrap_or((word, "set")))
+        .collect()
 }

@@ -86,10 +86,10 @@ pub fn report() -> Value {
     json!({
         "status": status(),
         "limits": limits(),
-        "self": FILES.iter().map(|name| ((*name).to_owned(), content(&format!("/proc/self/{name}"))))
-            .collect::<Map<_, _>>(),
-        "attributes": QUESTIONS.iter().map(|&(name, call, args)| (name.to_owned(), ask(call, args)))
-            .collect::<Map<_, _>>(),
+        "self": FILES.iter().map(|name| (*name, content(&format!("/proc/self/{name}"))))
+            .collect::<Value>(),
+        "attributes": QUESTIONS.iter().map(|&(name, call, args)| (name, ask(call, args)))
+            .collect::<Value>(),
         "program": args.first().map(|arg| arg.to_string_lossy()),
         "environment": environment(),
         "cwd": std::env::current_dir().map_or_else(why, |cwd| cwd.to_string_lossy().into()),
@@ -105,10 +105,9 @@ fn status() -> Value {
             .filter(|(name, _)| STATUS.contains(name))
             .map(|(name, value)| {
                 let words: Vec<_> = value.split_whitespace().collect();
-                (name.to_owned(), words.join(" ").into())
+                (name, words.join(" "))
             })
-            .collect::<Map<_, _>>()
-            .into()
+            .collect()
     })
 }
 
@@ -120,10 +119,9 @@ fn limits() -> Value {
             .filter_map(|line| line.split_at_checked(25))
             .map(|(name, values)| {
                 let values: Vec<_> = values.split_whitespace().take(2).collect();
-                (name.trim().to_owned(), values.join(" ").into())
+                (name.trim(), values.join(" "))
             })
-            .collect::<Map<_, _>>()
-            .into()
+            .collect()
     })
 }
 
