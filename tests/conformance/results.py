@@ -16,6 +16,9 @@ SUITES = {
     "crun": ["crun", "runc", "hull"],
     "pjdfstest": ["runc", "hull"],
 }
+# What tests/differential/run found, a row of results.json a line. It runs with its control by itself.
+DIFFERENTIAL = FOLDER / "differential.jsonl"
+COMPARED = {**SUITES, "differential": ["runc", "hull"]}
 VERDICTS = ["passed", "failed", "skipped"]
 
 
@@ -31,16 +34,27 @@ def forget():
     shutil.rmtree(FOLDER / "batches", ignore_errors=True)
 
 
-def read(batch):
-    """The results of one batch. A line that was cut off in writing is none."""
-    found = []
-    path = batch / "results.jsonl"
+def read_lines(path):
+    """The objects of a file, one a line. A line that was cut off in writing is none."""
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            found.append({**json.loads(line), "batch": batch.name})
+            yield json.loads(line)
         except json.JSONDecodeError:
             pass
-    return found
+
+
+def read(batch):
+    """The results of one batch."""
+    logs = batch / "logs"
+    for result in read_lines(batch / "results.jsonl"):
+        yield {**result, "log": logs / (result["test"].replace("/", ".") + ".log")}
+
+
+def read_differential():
+    """The results of the differential check, those of its control among them."""
+    for row in read_lines(DIFFERENTIAL):
+        for runtime in COMPARED["differential"]:
+            yield {"suite": row["suite"], "test": row["test"], "runtime": runtime, "result": row[runtime], "log": DIFFERENTIAL}
 
 
 def append(batch, suite, test, runtime, result, reason):
@@ -52,8 +66,9 @@ def append(batch, suite, test, runtime, result, reason):
 def read_all():
     """The newest result of each (suite, test, runtime)."""
     known = {}
-    for batch in sorted((FOLDER / "batches").glob("*")):
-        for result in read(batch):
+    batches = sorted((FOLDER / "batches").glob("*"))
+    for results in [*map(read, batches), read_differential()]:
+        for result in results:
             known[result["suite"], result["test"], result["runtime"]] = result
     return known
 
@@ -88,14 +103,13 @@ class Difference:
 
 def compare(known):
     differences = []
-    for suite, runtimes in SUITES.items():
+    for suite, runtimes in COMPARED.items():
         reasons = listed(suite)
         for test in dict.fromkeys([test for s, test, _ in known if s == suite]):
             hull = known.get((suite, test, "hull"))
             passing = [r for r in runtimes if r != "hull" and known.get((suite, test, r), {}).get("result") == "passed"]
             if hull and (test in reasons or (passing and hull["result"] != "passed")):
-                log = FOLDER / "batches" / hull["batch"] / "logs" / (test.replace("/", ".") + ".log")
-                differences.append(Difference(suite, test, hull["result"], passing, reasons.get(test), log))
+                differences.append(Difference(suite, test, hull["result"], passing, reasons.get(test), hull["log"]))
     return differences
 
 
@@ -119,7 +133,7 @@ def table(known):
     """The figures, as rows of a Markdown table."""
     yield "| suite | runtime | passed | failed | skipped |"
     yield "| --- | --- | ---: | ---: | ---: |"
-    for suite, runtimes in SUITES.items():
+    for suite, runtimes in COMPARED.items():
         for runtime in runtimes:
             got = [result["result"] for (s, _, r), result in known.items() if (s, r) == (suite, runtime)]
             yield f"| {suite} | {runtime} | " + " | ".join(str(got.count(verdict)) for verdict in VERDICTS) + " |"
@@ -138,6 +152,7 @@ def write_json(cases, known):
 
 def report(cases):
     """Prints the comparison and writes results.json. Returns the exit status."""
+    cases = [*cases, *((r["suite"], r["test"], r["runtime"]) for r in read_differential())]
     known = {case: result for case, result in read_all().items() if case in set(cases)}
     write_json(cases, known)
     differences = compare(known)
@@ -157,7 +172,7 @@ def report(cases):
         print(f"\n{len(errors)} errors of the lists:")
         for error in errors:
             print(f"  {error}")
-    builds = {result.get("build") for (_, _, runtime), result in known.items() if runtime == "hull"}
+    builds = {result["build"] for (_, _, runtime), result in known.items() if runtime == "hull" and "build" in result}
     if len(builds) > 1:
         print(f"\nhull's results are of {len(builds)} builds of it; FRESH=1 runs all with this one")
     if missing:
