@@ -39,6 +39,9 @@ pub const SUBCOMMAND: &str = "helper";
 /// The longest packet, in bytes.
 const LONGEST: usize = 16 << 10;
 
+/// The longest reason for a failure, in bytes, of which JSON may make six times as many.
+const LONGEST_REASON: usize = 2 << 10;
+
 /// The longest text of libcontainer's that is passed on, in bytes.
 const LONGEST_TROUBLE: usize = 1 << 10;
 
@@ -97,8 +100,9 @@ impl Reporter {
     }
 
     /// Sends why there is no process. If the agent has hung up, nobody wants to know.
-    pub fn fail(&self, failure: Failure) {
+    pub fn fail(&self, mut failure: Failure) {
         log::debug!("{failure}");
+        failure.message = shortened(failure.message);
         let _ = self.send(&Report::Failed(failure), None);
     }
 
@@ -116,6 +120,17 @@ impl Reporter {
     pub fn duplicate(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
     }
+}
+
+/// A text that is not too long a reason: what failed is at its beginning, and why at its end.
+fn shortened(text: String) -> String {
+    if text.len() <= LONGEST_REASON {
+        return text;
+    }
+    let half = LONGEST_REASON / 2;
+    let (start, _) = text.split_at(text.floor_char_boundary(half));
+    let (_, end) = text.split_at(text.ceil_char_boundary(text.len() - half));
+    format!("{start}…{end}")
 }
 
 /// The agent's end of the socket.
@@ -269,5 +284,24 @@ pub fn run(arguments: &[String]) -> ExitCode {
             reporter.fail(failure);
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_heard_however_long_its_reason_is() {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .expect("a socket pair");
+        let name = "\u{1}ü".repeat(50_000);
+        Reporter(theirs).fail(Failure::other(format!("exec: {name}: not found")));
+        let heard = match receive(ours.as_fd()).expect("a packet") {
+            Some((Report::Failed(failure), None)) => failure.message,
+            other => panic!("{other:?}"),
+        };
+        assert!(heard.starts_with("exec: ") && heard.ends_with(": not found"));
     }
 }

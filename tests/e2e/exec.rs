@@ -24,6 +24,10 @@ fn exit_codes() {
         .exec(&["nonsense"])
         .exits(255)
         .fails_saying("exec: \"nonsense\": executable file not found in $PATH");
+    let _ = container
+        .exec(&[&"n".repeat(20_000)])
+        .exits(255)
+        .fails_saying("executable file not found in $PATH");
     // To the kernel it means "as it is", which is root.
     let mut nobody = container.exec_command(&["--user", "4294967295"], &["/bin/true"]);
     let _ = Running::spawn(&mut nobody).finish().exits(255);
