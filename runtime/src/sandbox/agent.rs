@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use hull_protocol::agent::{
-    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, SignalProcessRequest,
-    StartContainerRequest, Stdio, WaitProcessRequest,
+    CreateContainerRequest, ExecProcessRequest, SignalProcessRequest, StartContainerRequest, Stdio,
+    WaitProcessRequest,
 };
 use hull_protocol::agent_ttrpc::AgentClient;
 use hull_protocol::ports;
@@ -222,25 +222,6 @@ impl Agent {
         let answer = answer.map_err(|e| classify(e, "report the process's end", CALL_TIMEOUT))?;
         // Masked as exit(2) masks it, whatever the guest says.
         Ok((answer.exit_status & 0xff) as u8)
-    }
-
-    /// Removes the container in the guest.
-    ///
-    /// # Errors
-    /// When the agent refuses.
-    #[allow(dead_code)] // the sandbox's own container goes with its VM; pods will need it
-    pub fn delete(&self, id: &ContainerId, force: bool) -> Result<(), AgentError> {
-        let request = DeleteContainerRequest {
-            container_id: id.to_string(),
-            force,
-            ..Default::default()
-        };
-        self.call(
-            "delete the container",
-            CALL_TIMEOUT,
-            |context, client| async move { client.delete_container(context, &request).await },
-        )
-        .map(drop)
     }
 
     /// Runs `future`, which may call the async methods, to its end.

@@ -11,8 +11,6 @@ use crate::spec::{MemoryPolicy, Share};
 /// Everything a VMM process needs to know. The descriptors are named by their number in that process.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VmmConfig {
-    /// The sandbox's id, for log lines.
-    pub id: String,
     /// Whether it waits to be let begin; see `lifeline`.
     pub held: bool,
     /// How many vCPUs the guest has.

@@ -110,7 +110,6 @@ impl Launch<'_> {
             })
             .collect();
         let config = VmmConfig {
-            id: self.dir.id().to_string(),
             held: self.held,
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
