@@ -9,23 +9,19 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use event_manager::{EventManager, SubscriberOps};
+use hull_vmm::virtio::VirtioDevice;
 use hull_vmm::virtio::fs::{CACHE_TIMEOUT, Fs, Options};
-use hull_vmm::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use hull_vmm_fuzz::{Descriptor, Driver, Input, activation, come_to_rest, memory, put};
 use libfuzzer_sys::fuzz_target;
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vm_memory::GuestMemoryMmap;
 
 const MEMORY: usize = 1 << 20;
 /// Where the rings of the two queues lie: descriptors, then the rings.
 const QUEUES: [u64; 2] = [0, 0x1_0000];
-const AVAIL: u64 = 0x4000;
-const USED: u64 = 0x8000;
 /// Where requests are put together, and where replies go.
 const REQUEST: u64 = 0x2_0000;
 const REPLY: u64 = 0x4_0000;
@@ -37,34 +33,12 @@ const FILE_SIZE: u64 = 1 << 20;
 /// Opcodes: FUSE's own end at 52, and one for all that are none.
 const OPCODES: u8 = 54;
 
-/// The input, taken piece by piece; zeroes when it is used up.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn bytes(&mut self, count: usize) -> &[u8] {
-        let (bytes, rest) = self.0.split_at(count.min(self.0.len()));
-        self.0 = rest;
-        bytes
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.bytes(1).first().copied().unwrap_or(0)
-    }
-
-    fn u64(&mut self) -> u64 {
-        let mut bytes = [0; 8];
-        let taken = self.bytes(8);
-        bytes[..taken.len()].copy_from_slice(taken);
-        u64::from_le_bytes(bytes)
-    }
-
-    /// A small number mostly, sometimes one of an unnamed file, any number rarely.
-    fn number(&mut self) -> u64 {
-        match self.byte() {
-            small @ 0..200 => small.into(),
-            marked @ 200..240 => u64::from(marked - 200) | 1 << 63,
-            _ => self.u64(),
-        }
+/// A small number mostly, sometimes one of an unnamed file, any number rarely.
+fn number(input: &mut Input) -> u64 {
+    match input.byte() {
+        small @ 0..200 => small.into(),
+        marked @ 200..240 => u64::from(marked - 200) | 1 << 63,
+        _ => input.u64(),
     }
 }
 
@@ -73,8 +47,7 @@ struct World {
     memory: Arc<GuestMemoryMmap>,
     device: Arc<Mutex<Fs>>,
     events: EventManager<Arc<Mutex<Fs>>>,
-    available: [u16; 2],
-    kicks: [Arc<EventFd>; 2],
+    drivers: [Driver; 2],
 }
 
 impl World {
@@ -89,14 +62,11 @@ impl World {
         let device = Arc::new(Mutex::new(Fs::new(options).expect("a device")));
         let mut events = EventManager::new().expect("epoll");
         events.add_subscriber(Arc::clone(&device));
-        let kick = || Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
-        let ranges = [(GuestAddress(0), MEMORY)];
         let mut world = Self {
-            memory: Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory")),
+            memory: memory(MEMORY),
             device,
             events,
-            available: [0; 2],
-            kicks: [kick(), kick()],
+            drivers: QUEUES.map(Driver::new),
         };
         world.start();
         world
@@ -104,27 +74,11 @@ impl World {
 
     /// Activates the device and initialises FUSE.
     fn start(&mut self) {
-        self.available = [0; 2];
         self.put(0, &[0; 0x2_0000]);
         let mut device = self.device.lock().expect("the device");
-        let sizes = device.queue_sizes().to_vec();
-        let queues = (0..2).map(|index| {
-            let mut queue = Queue::new(sizes[index]).expect("a power of two");
-            let base = QUEUES[index] as u32;
-            queue.set_desc_table_address(Some(base), None);
-            queue.set_avail_ring_address(Some(base + AVAIL as u32), None);
-            queue.set_used_ring_address(Some(base + USED as u32), None);
-            queue.set_ready(true);
-            let kick = Arc::clone(&self.kicks[index]);
-            ActiveQueue { queue, kick }
-        });
-        let irq = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
-        let activation = Activation {
-            memory: Arc::clone(&self.memory),
-            features: device.features(),
-            queues: queues.collect(),
-            interrupt: Interrupt::new(Arc::new(AtomicU32::new(0)), irq),
-        };
+        let drivers = self.drivers.iter_mut().zip(device.queue_sizes());
+        let queues = drivers.map(|(driver, size)| driver.start(*size)).collect();
+        let activation = activation(&self.memory, device.features(), queues);
         device.activate(activation).expect("activation");
         drop(device);
         let mut init = [7_u32, 38, 0x1000, 0x7fff_ffff, 0xffff_ffff]
@@ -136,28 +90,11 @@ impl World {
     }
 
     fn put(&self, address: u64, bytes: &[u8]) {
-        let _ = self
-            .memory
-            .write(bytes, GuestAddress(address % MEMORY as u64));
+        put(&self.memory, address, bytes);
     }
 
-    /// Makes the chain at descriptor 0 of `queue` available.
-    fn offer(&mut self, queue: usize, chain: &[(u64, u32, u16, u16)]) {
-        for (index, (address, length, flags, next)) in (0..).zip(chain) {
-            let at = QUEUES[queue] + 16 * index;
-            self.put(at, &address.to_le_bytes());
-            self.put(at + 8, &length.to_le_bytes());
-            self.put(at + 12, &flags.to_le_bytes());
-            self.put(at + 14, &next.to_le_bytes());
-        }
-        // Slot by slot of a ring that is all zeroes: descriptor 0 is the head of each.
-        self.available[queue] = self.available[queue].wrapping_add(1);
-        self.kick(queue, self.available[queue]);
-    }
-
-    fn kick(&self, queue: usize, available: u16) {
-        self.put(QUEUES[queue] + AVAIL + 2, &available.to_le_bytes());
-        let _ = self.kicks[queue].write(1);
+    fn offer(&mut self, queue: usize, chain: &[Descriptor]) {
+        self.drivers[queue].offer(&self.memory, chain);
     }
 
     fn request(&mut self, queue: usize, opcode: u32, node: u64, body: &[u8]) {
@@ -178,7 +115,7 @@ impl World {
         match kind & 0x7f {
             0..96 => {
                 let opcode = u32::from(input.byte() % OPCODES);
-                let node = input.number();
+                let node = number(input);
                 let length = usize::from(input.byte());
                 let body = input.bytes(length).to_vec();
                 self.request(1 - queue, opcode, node, &body);
@@ -187,7 +124,7 @@ impl World {
                 let count = input.byte() % 5;
                 let descriptor = |_| {
                     let address = input.u64();
-                    let length = input.number() as u32;
+                    let length = number(input) as u32;
                     let flags = u16::from(input.byte() % 8);
                     (
                         address % (2 * MEMORY as u64),
@@ -205,7 +142,7 @@ impl World {
                 let bytes = input.bytes(length).to_vec();
                 self.put(address, &bytes);
             }
-            120..124 => self.kick(queue, input.u64() as u16),
+            120..124 => self.drivers[queue].kick(&self.memory, input.u64() as u16),
             _ => {
                 self.device.lock().expect("the device").reset();
                 self.start();
@@ -215,12 +152,7 @@ impl World {
     }
 
     fn rest(&mut self) {
-        for _ in 0..TURNS {
-            if self.events.run_with_timeout(0).expect("events") == 0 {
-                return;
-            }
-        }
-        panic!("the event loop does not come to rest");
+        come_to_rest(&mut self.events, TURNS);
     }
 }
 
@@ -252,7 +184,7 @@ fn serve(tree: PathBuf, inputs: Receiver<Vec<u8>>, done: SyncSender<()>) {
         plant(Path::new("/"));
         let mut world = World::new(&proc_self_fd);
         let mut input = Input(&input);
-        while !input.0.is_empty() {
+        while !input.is_empty() {
             world.step(&mut input);
         }
         if done.send(()).is_err() {

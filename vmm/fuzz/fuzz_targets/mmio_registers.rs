@@ -12,9 +12,10 @@ use event_manager::{EventManager, SubscriberOps};
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::virtio::transport::MmioTransport;
 use hull_vmm::virtio::{ActivateError, Activation, VirtioDevice};
+use hull_vmm_fuzz::{Input, memory};
 use libfuzzer_sys::fuzz_target;
 use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY: usize = 64 << 10;
 const OFFERED: u64 = 1 << 32 | 1 << 29 | 1;
@@ -89,27 +90,14 @@ impl VirtioDevice for Checker {
     }
 }
 
-/// The input, taken piece by piece; zeroes when it is used up.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        let mut bytes = [0; N];
-        let count = N.min(self.0.len());
-        bytes[..count].copy_from_slice(&self.0[..count]);
-        self.0 = &self.0[count..];
-        bytes
-    }
-
-    /// A small number, a page's address, or anything.
-    fn value(&mut self) -> u64 {
-        let [kind, small] = self.take();
-        match kind % 4 {
-            0 => small.into(),
-            1 => u64::from(small) << 8,
-            2 => u32::from_le_bytes(self.take()).into(),
-            _ => u64::from_le_bytes(self.take()),
-        }
+/// A small number, a page's address, or anything.
+fn value(input: &mut Input<'_>) -> u64 {
+    let [kind, small] = input.take();
+    match kind % 4 {
+        0 => small.into(),
+        1 => u64::from(small) << 8,
+        2 => input.u32().into(),
+        _ => input.u64(),
     }
 }
 
@@ -143,8 +131,7 @@ fn set_up(transport: &MmioTransport, queues: u32, page: u8) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let ranges = [(GuestAddress(0), MEMORY)];
-    let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&ranges).expect("memory"));
+    let memory = memory(MEMORY);
     let rng = Arc::new(Mutex::new(Rng::new().expect("a device")));
     let checker = Arc::new(Mutex::new(Checker::default()));
     let transports = [
@@ -155,24 +142,24 @@ fuzz_target!(|data: &[u8]| {
     events.add_subscriber(rng);
 
     let mut input = Input(data);
-    while !input.0.is_empty() {
+    while !input.is_empty() {
         let [operation, offset] = input.take();
         let transport = &transports[usize::from(operation & 1)];
         // Registers at their places mostly, anything near them else.
         let register = u64::from(offset) * 4 % 0x110;
         match operation >> 1 & 7 {
             0..=2 => {
-                let value = input.value();
+                let value = value(&mut input);
                 transport.write(register, &(value as u32).to_le_bytes());
             }
             3 => {
-                let mut data = input.value().to_le_bytes();
+                let mut data = value(&mut input).to_le_bytes();
                 let size = usize::from(operation >> 4) % 9;
                 transport.write(register + u64::from(offset & 3), &data[..size]);
                 transport.read(register + u64::from(offset & 3), &mut data[..size]);
             }
             4 => {
-                let address = GuestAddress(input.value());
+                let address = GuestAddress(value(&mut input));
                 let _ = memory.write_slice(&input.take::<16>(), address);
             }
             5 => {

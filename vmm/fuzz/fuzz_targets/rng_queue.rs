@@ -4,23 +4,20 @@
 
 #![no_main]
 
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, SubscriberOps};
 use hull_vmm::virtio::rng::Rng;
-use hull_vmm::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use hull_vmm::virtio::{ActiveQueue, VirtioDevice};
+use hull_vmm_fuzz::{activation, eventfd, memory};
 use libfuzzer_sys::fuzz_target;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY: usize = 64 << 10;
 
 fuzz_target!(|data: &[u8]| {
-    let ranges = [(GuestAddress(0), MEMORY)];
-    let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&ranges).expect("memory"));
-    let eventfd = || Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
+    let memory = memory(MEMORY);
     let kick = eventfd();
 
     let mut queue = Queue::new(16).expect("a power of two");
@@ -32,15 +29,11 @@ fuzz_target!(|data: &[u8]| {
     let rng = Arc::new(Mutex::new(Rng::new().expect("a device")));
     let mut events = EventManager::<Arc<Mutex<Rng>>>::new().expect("epoll");
     events.add_subscriber(Arc::clone(&rng));
-    let activation = Activation {
-        memory: Arc::clone(&memory),
-        features: 1 << 32,
-        queues: vec![ActiveQueue {
-            queue,
-            kick: Arc::clone(&kick),
-        }],
-        interrupt: Interrupt::new(Arc::new(AtomicU32::new(0)), eventfd()),
+    let kicked = ActiveQueue {
+        queue,
+        kick: Arc::clone(&kick),
     };
+    let activation = activation(&memory, 1 << 32, vec![kicked]);
     rng.lock()
         .expect("no panic")
         .activate(activation)

@@ -9,16 +9,17 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, SubscriberOps};
 use hull_vmm::virtio::vsock::{Direction, Vsock};
-use hull_vmm::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use hull_vmm::virtio::{ActiveQueue, VirtioDevice};
+use hull_vmm_fuzz::{Input, activation, come_to_rest, eventfd, memory, put};
 use libfuzzer_sys::fuzz_target;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 const MEMORY: usize = 1 << 20;
 const QUEUE_SIZE: u16 = 16;
@@ -26,33 +27,12 @@ const FIRST_PORT: u32 = 0x1_0000;
 /// Turns of the loop within which it must come to rest after one step.
 const TURNS: usize = 2000;
 
-/// The input, taken piece by piece; zeroes when it is used up.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        let mut bytes = [0; N];
-        let count = N.min(self.0.len());
-        bytes[..count].copy_from_slice(&self.0[..count]);
-        self.0 = &self.0[count..];
-        bytes
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.take::<1>()[0]
-    }
-
-    fn u16(&mut self) -> u16 {
-        u16::from_le_bytes(self.take())
-    }
-
-    /// A small number mostly, any number sometimes.
-    fn number(&mut self) -> u32 {
-        match self.byte() {
-            small @ 0..200 => small.into(),
-            200..240 => self.u16().into(),
-            _ => u32::from_le_bytes(self.take()),
-        }
+/// A small number mostly, any number sometimes.
+fn number(input: &mut Input<'_>) -> u32 {
+    match input.byte() {
+        small @ 0..200 => small.into(),
+        200..240 => input.u16().into(),
+        _ => input.u32(),
     }
 }
 
@@ -70,7 +50,7 @@ impl DriverQueue {
             base,
             avail: 0,
             chain: 0,
-            kick: Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd")),
+            kick: eventfd(),
         }
     }
 
@@ -104,10 +84,6 @@ impl DriverQueue {
     }
 }
 
-fn put(memory: &GuestMemoryMmap, address: u64, bytes: &[u8]) {
-    let _ = memory.write(bytes, GuestAddress(address % MEMORY as u64));
-}
-
 /// The guest, and the host around it.
 struct World {
     memory: Arc<GuestMemoryMmap>,
@@ -131,9 +107,8 @@ impl World {
         let device = Arc::new(Mutex::new(device));
         let mut events = EventManager::new().expect("epoll");
         events.add_subscriber(Arc::clone(&device));
-        let ranges = [(GuestAddress(0), MEMORY)];
         let mut world = Self {
-            memory: Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory")),
+            memory: memory(MEMORY),
             device,
             events,
             address,
@@ -160,17 +135,12 @@ impl World {
     }
 
     fn activate(&mut self, features: u64) {
-        let irqfd = Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd"));
-        let activation = Activation {
-            memory: Arc::clone(&self.memory),
-            features,
-            queues: vec![
-                self.rx.device_side(),
-                self.tx.device_side(),
-                DriverQueue::new(0x3000).device_side(),
-            ],
-            interrupt: Interrupt::new(Arc::new(AtomicU32::new(0)), irqfd),
-        };
+        let queues = vec![
+            self.rx.device_side(),
+            self.tx.device_side(),
+            DriverQueue::new(0x3000).device_side(),
+        ];
+        let activation = activation(&self.memory, features, queues);
         let _ = self.device.lock().expect("no panic").activate(activation);
     }
 
@@ -189,25 +159,25 @@ impl World {
     fn packet(&mut self, input: &mut Input<'_>) {
         let mut header = [0; 44];
         let src_cid = if input.byte() == 255 {
-            input.number()
+            number(input)
         } else {
             3
         };
         header[0] = src_cid as u8;
         header[8] = 2;
-        header[16..20].copy_from_slice(&input.number().to_le_bytes());
+        header[16..20].copy_from_slice(&number(input).to_le_bytes());
         let host_port = match input.byte() {
             near @ 0..240 => FIRST_PORT + u32::from(near) % 16,
-            _ => input.number(),
+            _ => number(input),
         };
         header[20..24].copy_from_slice(&host_port.to_le_bytes());
-        let len = input.number();
+        let len = number(input);
         header[24..28].copy_from_slice(&len.to_le_bytes());
         header[28] = if input.byte() == 255 { input.byte() } else { 1 };
         header[30] = input.byte() % 9;
         header[32] = input.byte() % 4;
-        header[36..40].copy_from_slice(&input.number().to_le_bytes());
-        header[40..44].copy_from_slice(&input.number().to_le_bytes());
+        header[36..40].copy_from_slice(&number(input).to_le_bytes());
+        header[40..44].copy_from_slice(&number(input).to_le_bytes());
         put(&self.memory, 0x2_0000, &header);
         let memory = Arc::clone(&self.memory);
         self.tx
@@ -220,14 +190,14 @@ impl World {
             3 => {
                 let memory = Arc::clone(&self.memory);
                 let address = 0x5_0000 + u64::from(input.byte()) * 0x400;
-                let len = 44 + input.number() % 70_000;
+                let len = 44 + number(input) % 70_000;
                 self.rx.offer(&memory, &[(address, len, 2, 0)]);
             }
             4 => {
                 let memory = Arc::clone(&self.memory);
                 let mut descriptor = || {
-                    let address = u64::from(input.number()) << (input.byte() % 33);
-                    (address, input.number(), input.u16() % 8, input.u16() % 4)
+                    let address = u64::from(number(input)) << (input.byte() % 33);
+                    (address, number(input), input.u16() % 8, input.u16() % 4)
                 };
                 let chain = [descriptor(), descriptor()];
                 let queue = if input.byte() % 2 == 0 {
@@ -275,15 +245,6 @@ impl World {
             }
         }
     }
-
-    fn come_to_rest(&mut self) {
-        for _ in 0..TURNS {
-            if self.events.run_with_timeout(0).expect("epoll") == 0 {
-                return;
-            }
-        }
-        panic!("the event loop spins");
-    }
 }
 
 fuzz_target!(|data: &[u8]| {
@@ -291,10 +252,10 @@ fuzz_target!(|data: &[u8]| {
     world.activate(1 << 32);
     let mut input = Input(data);
     for _ in 0..64 {
-        if input.0.is_empty() {
+        if input.is_empty() {
             break;
         }
         world.step(&mut input);
-        world.come_to_rest();
+        come_to_rest(&mut world.events, TURNS);
     }
 });
