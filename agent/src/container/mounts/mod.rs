@@ -4,7 +4,8 @@
 //! old root. So what it can't is done around it:
 //! - before, by [`prepare`]: what is asked of the root file system as it is, and options in words that
 //!   libcontainer passes on. A destination is followed through symbolic links, a tmpfs gets the mode of
-//!   the directory that it covers, what lies there is opened to be copied.
+//!   the directory that it covers, what lies there is opened to be copied. The source of a bind mount is
+//!   made ready to be copied to the container's mount namespace.
 //! - after, by [`Rest::apply`], in the container's mount namespace: propagation, `nosymfollow`,
 //!   `remount`, `tmpcopyup`, and `ro` where further mount points had to be made below first. Nobody can
 //!   tell: until the container is started, none of its programs runs.
@@ -16,12 +17,13 @@ mod dev;
 mod failure;
 mod options;
 mod place;
+mod source;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
     FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fspick,
@@ -114,6 +116,8 @@ pub fn prepare(spec: &mut Spec) -> Result<Rest, Failure> {
         if let Some(work) = remount(&mount, &options) {
             rest.push(index, &destination, work);
         } else {
+            prepare_source(&mount, &options, rest.user_namespace)
+                .map_err(Failure::io(format!("mounts[{index}].source")))?;
             let work = divide(&mut mount, options, &places);
             rest.forget_below(&destination);
             for work in work {
@@ -139,14 +143,24 @@ fn remount(mount: &Mount, options: &Options) -> Option<Work> {
     })
 }
 
+/// Does with the source of a bind mount what has to be done before the container has a copy of it.
+fn prepare_source(mount: &Mount, options: &Options, user_namespace: bool) -> Result<(), Errno> {
+    for below in &options.below {
+        source::cross(mount, below);
+    }
+    match (mount.source(), options.times()) {
+        (Some(source), Some(times)) if user_namespace && is_bind(mount) => {
+            source::keep_times(source, times)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Leaves libcontainer its part of a mount, and returns the rest, in the order in which it is due.
 fn divide(mount: &mut Mount, options: Options, places: &Places) -> Vec<Work> {
     let mut work = Vec::new();
     let tmpfs = mount.typ().as_deref() == Some("tmpfs") && !is_bind(mount);
     let mut theirs = options.libcontainers(is_bind(mount));
-    for below in &options.below {
-        cross(mount, below);
-    }
     if tmpfs && let Some(covered) = places.covered(mount.destination()) {
         if let Some(mode) = covered.mode.filter(|_| !options.names_mode()) {
             theirs.insert(0, format!("mode={mode:o}"));
@@ -167,18 +181,6 @@ fn divide(mount: &mut Mount, options: Options, places: &Places) -> Vec<Work> {
     work.extend(options.propagation.into_iter().map(Work::Propagate));
     mount.set_options((!theirs.is_empty()).then_some(theirs));
     work
-}
-
-/// Crosses a mount of the host's below a share. The guest's kernel makes a mount of it then, with the
-/// attributes that the mount above has at that time: none yet, as these are the container's.
-fn cross(mount: &Mount, below: &str) {
-    let path = mount.source().iter().map(|source| source.join(below));
-    for path in path {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        if let Err(e) = openat(CWD, &path, flags, Mode::empty()) {
-            log::debug!("{}: {e}", path.display());
-        }
-    }
 }
 
 fn is_bind(mount: &Mount) -> bool {

@@ -57,6 +57,16 @@ fn attribute(word: &str) -> Option<(u64, bool)> {
     Some(found)
 }
 
+/// How a mount keeps access times: attributes to set, and to clear before.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    pub set: u64,
+    pub clear: u64,
+}
+
+/// The attributes that are about access times. Their kinds are one field, to which relatime is 0.
+const TIMES: u64 = libc::MOUNT_ATTR__ATIME | libc::MOUNT_ATTR_NODIRATIME;
+
 /// The options of a mount.
 #[derive(Debug, Default)]
 pub struct Options {
@@ -158,10 +168,18 @@ impl Options {
             | libc::MOUNT_ATTR_NOEXEC
             | libc::MOUNT_ATTR_NOSYMFOLLOW;
         if self.times {
-            all |= libc::MOUNT_ATTR__ATIME | libc::MOUNT_ATTR_NODIRATIME;
+            all |= TIMES;
         }
-        // The kinds of access times are one field, which is cleared before it is set.
+        // That field is cleared before it is set.
         all & (!self.set | libc::MOUNT_ATTR__ATIME)
+    }
+
+    /// How it keeps access times, if an option is about them.
+    pub fn times(&self) -> Option<Times> {
+        self.times.then_some(Times {
+            set: self.set & TIMES,
+            clear: TIMES,
+        })
     }
 
     /// Whether it says which mode the root of a tmpfs has.
