@@ -180,7 +180,8 @@ fn or_max(value: i64) -> String {
     }
 }
 
-/// In the spec, swap is memory and swap together; cgroup2 has a limit for each.
+/// In the spec, swap is memory and swap together; cgroup2 has a limit for each. 0 is less than any memory:
+/// no swap is meant.
 fn memory_values(memory: &LinuxMemory, values: &mut Vec<Value>) -> Result<(), LimitError> {
     const SWAP: &str = "linux.resources.memory.swap";
     let limit = memory.limit().filter(|limit| *limit != 0);
@@ -188,9 +189,10 @@ fn memory_values(memory: &LinuxMemory, values: &mut Vec<Value>) -> Result<(), Li
         field: SWAP,
         problem: problem.to_owned(),
     };
-    let swap = match (memory.swap().filter(|swap| *swap != 0), limit) {
+    let swap = match (memory.swap(), limit) {
         (None, Some(-1)) | (Some(-1), _) => Some(-1),
         (None, _) => None,
+        (Some(0), _) => Some(0),
         (Some(_), None | Some(-1)) => return Err(invalid("it needs memory.limit")),
         (Some(swap), Some(limit)) if swap < limit => {
             return Err(invalid("it is less than memory.limit"));
@@ -324,8 +326,17 @@ mod tests {
         );
         let same = written(json!({"memory": {"limit": 1000, "swap": 1000}}));
         is(&same, &[("memory.swap.max", "0"), ("memory.max", "1000")]);
-        let none = written(json!({"memory": {"limit": -1}}));
-        is(&none, &[("memory.swap.max", "max"), ("memory.max", "max")]);
+        for none in [json!({"swap": 0}), json!({"swap": 0, "limit": 0})] {
+            is(
+                &written(json!({"memory": none})),
+                &[("memory.swap.max", "0")],
+            );
+        }
+        let unlimited = written(json!({"memory": {"limit": -1}}));
+        is(
+            &unlimited,
+            &[("memory.swap.max", "max"), ("memory.max", "max")],
+        );
     }
 
     #[test]

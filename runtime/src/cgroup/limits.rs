@@ -118,8 +118,8 @@ fn memory_of_the_vm(memory: &LinuxMemory, whole: i64) -> LinuxMemory {
                 .map(|swap| if swap > 0 { beyond(swap) } else { swap }),
         );
     } else if memory.limit().is_none_or(|limit| limit == 0) {
-        // Without a limit, swap can only be unlimited, which it is.
-        own.set_swap(None);
+        // Without a limit, swap can only be none or unlimited, which it is.
+        own.set_swap(memory.swap().filter(|swap| *swap == 0));
     }
     own
 }
@@ -171,6 +171,8 @@ mod tests {
             &[("memory.max", "max"), ("memory.swap.max", "max")],
         );
         is(&written(json!({"memory": {"limit": 0, "swap": 5}})), &[]);
+        let none = written(json!({"memory": {"swap": 0}}));
+        is(&none, &[("memory.swap.max", "0")]);
     }
 
     #[test]

@@ -189,7 +189,7 @@ pub const FIELDS: &[Field] = &[
         .noted("also the VM's size; on the host, what the whole VM may take"),
     row("linux.resources.memory.reservation", Both),
     row("linux.resources.memory.swap", Both)
-        .noted("a guest has no swap space to limit, the host may have"),
+        .noted("a guest has no swap space to limit, the host may have; 0 is none"),
     refused("linux.resources.memory.kernel", V1, REMOVE),
     refused("linux.resources.memory.kernelTCP", V1, REMOVE),
     refused("linux.resources.memory.swappiness", V1, REMOVE),

@@ -454,12 +454,13 @@ pub(super) fn guest_resources(mut resources: LinuxResources) -> LinuxResources {
     resources
 }
 
-/// In config.json 0 means unset, and swap without a limit can only be unlimited, which it is anyway.
+/// In config.json 0 means unset, but for swap: none. Any other swap without a limit can only be unlimited,
+/// which it is anyway.
 fn guest_memory(mut memory: LinuxMemory) -> LinuxMemory {
     let set = |value: Option<i64>| value.filter(|value| *value != 0);
     let limit = set(memory.limit());
     let reservation = set(memory.reservation());
-    let swap = set(memory.swap()).filter(|_| limit.is_some());
+    let swap = memory.swap().filter(|swap| *swap == 0 || limit.is_some());
     memory
         .set_limit(limit)
         .set_reservation(reservation)
