@@ -20,8 +20,8 @@ use crate::container::{
     Call, ContainerDir, ContainerId, Hooks, Phase, ProcessId, Stage, State, Status, Store,
 };
 use crate::error::{Error, chain};
-use crate::sandbox::{Agent, HostTerminal, Launch, Sandbox, VmmProcess};
-use crate::spec::{self, Bundle, GuestSpec, Sizing};
+use crate::sandbox::{Agent, BootFiles, HostTerminal, Launch, Sandbox, VmmProcess};
+use crate::spec::{self, Bundle, GuestSpec, Plan, Sizing};
 
 /// The options of `create`, which `run` has too.
 #[derive(Debug, clap::Args)]
@@ -89,51 +89,39 @@ pub fn create(
     id: &str,
     detached: bool,
 ) -> Result<Created, Error> {
-    let id: ContainerId = id.parse()?;
-    refuse_options(options)?;
-    let bundle = spec::load(&options.bundle)?;
-    let process = bundle.spec().process().as_ref();
-    let terminal = process.and_then(Process::terminal).unwrap_or(false);
-    let console = Console::of(terminal, detached, options.console_socket.as_deref())?;
-    let config = global.container_config(&bundle.annotations())?;
-    let boot = config.boot().open()?;
-    let plan = spec::plan(&bundle, id.as_str(), &config, is_root())?;
-    let cgroup = HostCgroup::of(bundle.spec(), &id, global.systemd_cgroup, is_root())?;
+    let Planned {
+        id,
+        bundle,
+        console,
+        config,
+        boot,
+        plan,
+        cgroup,
+    } = plan(global, options, id, detached)?;
     // A cgroup binds the VM to its CPUs by itself.
     let pinned = match cgroup {
         Some(_) => None,
         None => plan.pin()?,
     };
-
     let store = Store::open(&global.root)?;
-    let mut state = first_state(&id, &bundle, plan.sizing, cgroup);
-    let dir = store.create(&state)?;
-    if let Some(cgroup) = &state.cgroup {
-        cgroup.warn_if_shared();
-    }
-    if let Err(e) = dir.save_config(bundle.spec()) {
-        dir.remove();
-        return Err(e.into());
-    }
-    let (terminal, relay) = match open_console(console) {
-        Ok(opened) => opened,
-        Err(e) => {
-            dir.remove();
-            return Err(e);
-        }
-    };
     let sizing = plan.sizing;
+    let mut state = first_state(&id, &bundle, sizing, cgroup);
+    let dir = store.create(&state)?;
     let limits = Limits {
         resources: &plan.resources,
         sizing,
         config: &config,
     };
-    let made = state.cgroup.as_ref().map(|cgroup| cgroup.make(&limits));
-    let cgroup = match made.transpose() {
-        Ok(cgroup) => cgroup.flatten(),
+    let prepared = prepare(&dir, &state, &bundle, console, &limits);
+    let Prepared {
+        cgroup,
+        terminal,
+        relay,
+    } = match prepared {
+        Ok(prepared) => prepared,
         Err(e) => {
             dir.remove();
-            return Err(e.into());
+            return Err(e);
         }
     };
     let launch = Launch {
@@ -192,6 +180,76 @@ pub fn create(
             Err(e.into())
         }
     }
+}
+
+/// What is known before anything is made.
+struct Planned<'a> {
+    id: ContainerId,
+    bundle: Bundle,
+    console: Console<'a>,
+    config: Config,
+    boot: BootFiles,
+    plan: Plan,
+    cgroup: Option<HostCgroup>,
+}
+
+/// Looks at all that may be refused.
+fn plan<'a>(
+    global: &Global,
+    options: &'a Options,
+    id: &str,
+    detached: bool,
+) -> Result<Planned<'a>, Error> {
+    let id: ContainerId = id.parse()?;
+    refuse_options(options)?;
+    let bundle = spec::load(&options.bundle)?;
+    let process = bundle.spec().process().as_ref();
+    let terminal = process.and_then(Process::terminal).unwrap_or(false);
+    let console = Console::of(terminal, detached, options.console_socket.as_deref())?;
+    let config = global.container_config(&bundle.annotations())?;
+    let boot = config.boot().open()?;
+    let plan = spec::plan(&bundle, id.as_str(), &config, is_root())?;
+    let cgroup = HostCgroup::of(bundle.spec(), &id, global.systemd_cgroup, is_root())?;
+    Ok(Planned {
+        id,
+        bundle,
+        console,
+        config,
+        boot,
+        plan,
+        cgroup,
+    })
+}
+
+/// What the VMM process is started with, besides its plan.
+struct Prepared {
+    /// The directory of its cgroup, unless systemd makes that.
+    cgroup: Option<File>,
+    terminal: Option<HostTerminal>,
+    /// What of the terminal stays here.
+    relay: Option<Relay>,
+}
+
+/// Makes what the VMM process needs. Of what was made before a failure, only the container's folder is
+/// left.
+fn prepare(
+    dir: &ContainerDir,
+    state: &State,
+    bundle: &Bundle,
+    console: Console<'_>,
+    limits: &Limits<'_>,
+) -> Result<Prepared, Error> {
+    if let Some(cgroup) = &state.cgroup {
+        cgroup.warn_if_shared();
+    }
+    dir.save_config(bundle.spec())?;
+    let (terminal, relay) = open_console(console)?;
+    let made = state.cgroup.as_ref().map(|cgroup| cgroup.make(limits));
+    Ok(Prepared {
+        cgroup: made.transpose()?.flatten(),
+        terminal,
+        relay,
+    })
 }
 
 /// What the guest's kernel is told beyond what it always is.

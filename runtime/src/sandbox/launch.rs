@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::num::NonZeroU8;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -63,6 +63,20 @@ pub struct Launch<'a> {
     pub terminal: Option<HostTerminal>,
 }
 
+/// The VMM process's ends of what connects it to others.
+#[derive(Debug)]
+struct Ends {
+    /// The control socket.
+    listener: UnixListener,
+    lifeline: UnixStream,
+    /// Where the guest's greeting is passed on.
+    ready: OwnedFd,
+    /// What the guest's kernel says.
+    console: File,
+    /// What the process is to be root in.
+    user_namespace: Option<OwnedFd>,
+}
+
 /// A launched sandbox. Dropped before [`Sandbox::commit`], it takes the VM with it.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -82,6 +96,29 @@ impl Launch<'_> {
     /// When a descriptor can't be made or the process not be started.
     pub fn spawn(self) -> Result<Sandbox, SandboxError> {
         let started = Instant::now();
+        let (lifeline, ready, ends) = self.connect()?;
+        let config = self.config(&ends)?;
+        let config = write_config(&config)
+            .map_err(SandboxError::host("write the VMM process's configuration"))?;
+        for fd in self.inherited(&ends).into_iter().chain([config.as_fd()]) {
+            // This process has one thread and starts no other child meanwhile, so nothing else inherits them.
+            rustix::io::fcntl_setfd(fd, FdFlags::empty())
+                .map_err(|e| SandboxError::host("pass on a file descriptor")(e.into()))?;
+        }
+        Ok(Sandbox {
+            child: self
+                .execute(config.as_raw_fd())
+                .map_err(SandboxError::host("execute the VMM process"))?,
+            in_user_namespace: ends.user_namespace.is_some(),
+            lifeline,
+            ready,
+            started,
+        })
+    }
+
+    /// Makes the connections to the VMM process. Returns this side's ends of the lifeline and of the pipe
+    /// on which the guest greets, and what the process gets.
+    fn connect(&self) -> Result<(UnixStream, OwnedFd, Ends), SandboxError> {
         let (ours, theirs) =
             UnixStream::pair().map_err(SandboxError::host("make a socket pair"))?;
         let (ready, ready_writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
@@ -91,87 +128,75 @@ impl Launch<'_> {
         let console = self.dir.create_console_log().map_err(|e| {
             SandboxError::host("make the console log")(io::Error::other(crate::error::chain(&e)))
         })?;
-
         let user_namespace = self.user_namespace.as_ref().map(|ids| {
             userns::make(&id_maps(&ids.uids), &id_maps(&ids.gids))
                 .map_err(SandboxError::UserNamespace)
         });
-        let user_namespace = user_namespace.transpose()?;
+        let ends = Ends {
+            listener,
+            lifeline: theirs,
+            ready: ready_writer,
+            console,
+            user_namespace: user_namespace.transpose()?,
+        };
+        Ok((ours, ready, ends))
+    }
+
+    /// What the process is told, with the numbers of what it inherits.
+    fn config(&self, ends: &Ends) -> Result<VmmConfig, SandboxError> {
         let number = |path: &OwnedFd| Ok::<_, SandboxError>(path.as_raw_fd());
         let shares = self.shares.iter().map(|share| share.with(number));
-        let shares = shares.collect::<Result<_, _>>()?;
-        let disks = self
-            .disks
-            .iter()
-            .map(|disk| VmmDisk {
-                device: disk.device.as_raw_fd(),
-                serial: disk.about.serial.clone(),
-                read_only: disk.read_only,
-            })
-            .collect();
-        let config = VmmConfig {
+        let disk = |disk: &Disk| VmmDisk {
+            device: disk.device.as_raw_fd(),
+            serial: disk.about.serial.clone(),
+            read_only: disk.read_only,
+        };
+        Ok(VmmConfig {
             held: self.held,
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
-            cmdline: self.cmdline,
+            cmdline: self.cmdline.clone(),
             console_log_size: self.console_log_size,
-            shares,
-            user_namespace: user_namespace.as_ref().map(AsRawFd::as_raw_fd),
-            disks,
+            shares: shares.collect::<Result<_, _>>()?,
+            user_namespace: ends.user_namespace.as_ref().map(AsRawFd::as_raw_fd),
+            disks: self.disks.iter().map(disk).collect(),
             network: self.network.as_ref().map(AsRawFd::as_raw_fd),
-            memory_policy: self.memory_policy,
+            memory_policy: self.memory_policy.clone(),
             kernel: self.boot.kernel.as_ref().map(AsRawFd::as_raw_fd),
             initramfs: self.boot.initramfs.as_ref().map(AsRawFd::as_raw_fd),
-            listener: listener.as_raw_fd(),
-            lifeline: theirs.as_raw_fd(),
-            ready: ready_writer.as_raw_fd(),
-            console: console.as_raw_fd(),
+            listener: ends.listener.as_raw_fd(),
+            lifeline: ends.lifeline.as_raw_fd(),
+            ready: ends.ready.as_raw_fd(),
+            console: ends.console.as_raw_fd(),
             terminal: self.terminal.as_ref().map(HostTerminal::numbers),
-        };
-        let config_file = write_config(&config)
-            .map_err(SandboxError::host("write the VMM process's configuration"))?;
+        })
+    }
 
+    /// All that [`Launch::config`] has the number of.
+    fn inherited<'a>(&'a self, ends: &'a Ends) -> Vec<BorrowedFd<'a>> {
         let mut inherited = vec![
-            config_file.as_fd(),
-            listener.as_fd(),
-            theirs.as_fd(),
-            ready_writer.as_fd(),
-            console.as_fd(),
+            ends.listener.as_fd(),
+            ends.lifeline.as_fd(),
+            ends.ready.as_fd(),
+            ends.console.as_fd(),
         ];
+        inherited.extend(ends.user_namespace.iter().map(AsFd::as_fd));
         inherited.extend(self.shares.iter().filter_map(Share::fd));
-        inherited.extend(user_namespace.iter().map(AsFd::as_fd));
         inherited.extend(self.disks.iter().map(|disk| disk.device.as_fd()));
         inherited.extend(self.network.as_ref().map(AsFd::as_fd));
-        inherited.extend(
-            self.boot
-                .kernel
-                .iter()
-                .chain(&self.boot.initramfs)
-                .map(AsFd::as_fd),
-        );
+        let boot = self.boot.kernel.iter().chain(&self.boot.initramfs);
+        inherited.extend(boot.map(AsFd::as_fd));
         inherited.extend(self.terminal.iter().flat_map(HostTerminal::fds));
-        for fd in inherited {
-            // This process has one thread and starts no other child meanwhile, so nothing else inherits them.
-            rustix::io::fcntl_setfd(fd, FdFlags::empty())
-                .map_err(|e| SandboxError::host("pass on a file descriptor")(e.into()))?;
-        }
-        let config_fd = config_file.as_raw_fd().to_string();
+        inherited
+    }
+
+    fn execute(&self, config: RawFd) -> io::Result<VmmProcess> {
+        let config = config.to_string();
         let id = self.dir.id().as_str();
-        let arguments = ["hull", "vmm", "--id", id, "--config-fd", &config_fd];
+        let arguments = ["hull", "vmm", "--id", id, "--config-fd", &config];
         let arguments = arguments.map(CString::new).into_iter();
-        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
-        let child = arguments
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(io::Error::other)
-            .and_then(|arguments| VmmProcess::spawn(&arguments, cgroup))
-            .map_err(SandboxError::host("execute the VMM process"))?;
-        Ok(Sandbox {
-            child,
-            in_user_namespace: user_namespace.is_some(),
-            lifeline: ours,
-            ready,
-            started,
-        })
+        let arguments: Vec<_> = arguments.collect::<Result<_, _>>()?;
+        VmmProcess::spawn(&arguments, self.cgroup.as_ref().map(AsFd::as_fd))
     }
 }
 

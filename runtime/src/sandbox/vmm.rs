@@ -239,14 +239,7 @@ fn assemble(
     report_to: &UnixStream,
 ) -> Result<Vm, VmmError> {
     // Before any thread, and any memory of the guest's.
-    if let Some(network) = inherited.network.take() {
-        let kind = Some(LinkNameSpaceType::Network);
-        move_into_link_name_space(network.as_fd(), kind)
-            .map_err(|e| VmmError::Network(e.into()))?;
-    }
-    if let Some(policy) = &config.memory_policy {
-        policy.apply().map_err(VmmError::MemoryPolicy)?;
-    }
+    join(config, inherited.network.take())?;
     let mut keep = inherited.keep();
     keep.push(report_to.as_fd());
     jail::close_other_fds(&keep)?;
@@ -257,29 +250,11 @@ fn assemble(
     let terminal = inherited.terminal.take().map(TakenTerminal::of).transpose();
     let terminal = terminal.map_err(io_error("take over the terminal"))?;
     let is_terminal = terminal.is_some();
-    let (streams, size_watch) = match terminal {
-        Some(TakenTerminal { streams, watch }) => (streams, watch),
-        None => (stdio, None),
-    };
+    let (streams, size_watch) = terminal.map_or((stdio, None), |t| (t.streams, t.watch));
 
     let mut machine = load_machine(config, &inherited)?;
-    if let Some(namespace) = inherited.user_namespace.take() {
-        userns::enter(namespace.as_fd())?;
-        inherited
-            .shares
-            .iter_mut()
-            .try_for_each(tree::Share::reopen)?;
-    }
-    let tree = tree::enter(inherited.shares)?;
-
-    let memory_bytes = u64::from(config.memory_mib) << 20;
-    let fs = Fs::new(fs::Options {
-        tag: ports::SHARE_TAG.to_owned(),
-        root: "/".into(),
-        proc_self_fd: Some(tree.proc_self_fd),
-        fd_limit: fs::fd_limit(memory_bytes, limits.nofile),
-        cache_timeout: fs::CACHE_TIMEOUT,
-    })?;
+    let (namespace, shares) = (inherited.user_namespace, inherited.shares);
+    let fs = share(config, namespace, shares, limits.nofile)?;
     let fs = Arc::new(Mutex::new(fs));
     let rng = Arc::new(Mutex::new(Rng::new().map_err(io_error("make virtio-rng"))?));
     let mut vsock = Vsock::new(GUEST_CID, ports::FIRST_STREAM, inherited.listener)?;
@@ -317,20 +292,16 @@ fn assemble(
         jail::confine(Role::Vcpu).map_err(io::Error::other)
     })?;
 
-    let stopped_vsock = Arc::clone(&vsock);
-    let guest_stopped = move || {
-        if let Ok(mut vsock) = stopped_vsock.lock() {
-            vsock.guest_stopped();
-        }
-    };
+    let stopped = machine.stopped().try_clone_to_owned();
     let supervisor = Supervisor::new(Watched {
         exit_status,
-        guest_stopped: Box::new(guest_stopped),
+        guest_stopped: Box::new(move || {
+            if let Ok(mut vsock) = vsock.lock() {
+                vsock.guest_stopped();
+            }
+        }),
         output_done: done,
-        stopped: machine
-            .stopped()
-            .try_clone_to_owned()
-            .map_err(io_error("duplicate an eventfd"))?,
+        stopped: stopped.map_err(io_error("duplicate an eventfd"))?,
         lifeline: inherited.lifeline,
         main_loop: events.stop_handle(),
     });
@@ -343,6 +314,42 @@ fn assemble(
         supervisor,
         stdio: Ports::of(is_terminal, stdio),
     })
+}
+
+/// Joins the network namespace that config.json names, and takes its memory policy.
+fn join(config: &VmmConfig, network: Option<OwnedFd>) -> Result<(), VmmError> {
+    if let Some(network) = network {
+        let kind = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(network.as_fd(), kind)
+            .map_err(|e| VmmError::Network(e.into()))?;
+    }
+    match &config.memory_policy {
+        Some(policy) => policy.apply().map_err(VmmError::MemoryPolicy),
+        None => Ok(()),
+    }
+}
+
+/// Enters the tree of the shares, for an ordinary user in a user namespace, and makes the device that
+/// serves it.
+fn share(
+    config: &VmmConfig,
+    user_namespace: Option<OwnedFd>,
+    mut shares: Vec<tree::Share>,
+    nofile: u64,
+) -> Result<Fs, VmmError> {
+    if let Some(namespace) = user_namespace {
+        userns::enter(namespace.as_fd())?;
+        shares.iter_mut().try_for_each(tree::Share::reopen)?;
+    }
+    let tree = tree::enter(shares)?;
+    let memory_bytes = u64::from(config.memory_mib) << 20;
+    Ok(Fs::new(fs::Options {
+        tag: ports::SHARE_TAG.to_owned(),
+        root: "/".into(),
+        proc_self_fd: Some(tree.proc_self_fd),
+        fd_limit: fs::fd_limit(memory_bytes, nofile),
+        cache_timeout: fs::CACHE_TIMEOUT,
+    })?)
 }
 
 /// Gives the machine its disks. Returns the loops that are to serve them, each with a name: a disk that

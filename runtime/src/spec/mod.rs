@@ -46,7 +46,7 @@ pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
 pub use share::{Owners, ReadOnly, Share, Source};
 pub use sizing::Sizing;
-pub use split::{GuestSpec, plan};
+pub use split::{GuestSpec, Plan, plan};
 pub use update::{read_changes, update};
 pub use user_namespace::UserNamespace;
 pub use validate::validate_process;

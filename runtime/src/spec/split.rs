@@ -9,6 +9,7 @@
 //! - cpuset and limits of block devices, in `unified` too: the guest's CPUs and devices aren't the host's.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -284,54 +285,35 @@ fn split_bind(
     index: usize,
     mount: &mut Mount,
 ) -> Result<Option<Share>, SpecError> {
-    let field = || format!("mounts[{index}].source");
-    let mut options = guest_options(mount);
-    if !options
-        .iter()
-        .any(|option| matches!(option.as_str(), "bind" | "rbind"))
-    {
-        options.insert(0, "bind".to_owned());
-    }
+    let field = format!("mounts[{index}].source");
     let receives = receives(mount, &bundle.spec);
     let owners = owners(mount, index, &bundle.spec);
-    let recursive = options.iter().any(|option| option == "rbind");
+    let mut options = bind_options(mount);
     mount.set_options(Some(options.clone()));
     mount.set_typ(Some("bind".to_owned()));
 
-    let named = mount
-        .source()
-        .clone()
-        .filter(|source| !source.as_os_str().is_empty());
-    let source = named.ok_or_else(|| SpecError::invalid(field(), "a bind mount needs one"))?;
+    let named = mount.source().clone();
+    let named = named.filter(|source| !source.as_os_str().is_empty());
+    let source = named.ok_or_else(|| SpecError::invalid(&*field, "a bind mount needs one"))?;
     if is_guests_own(&source, mount.destination()) {
         return Ok(None);
     }
-    let failed = |e: rustix::io::Errno| SpecError::Source {
-        field: field(),
+    let failed = |error: io::Error| SpecError::Source {
+        field: field.clone(),
         path: bundle.path.join(&source),
-        source: e.into(),
+        source: error,
     };
-    let fd = openat(
-        &bundle.dir,
-        &source,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(failed)?;
-    let stat = rustix::fs::fstat(&fd).map_err(failed)?;
-    match shareable(&stat) {
-        Ok(Shareable::File) => {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let fd = openat(&bundle.dir, &source, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+    let stat = rustix::fs::fstat(&fd).map_err(|e| failed(e.into()))?;
+    let shareable = shareable(&stat)
+        .map_err(|why| SpecError::invalid(&*field, format!("{}: {why}", source.display())))?;
+    match shareable {
+        Shareable::File => {
             let target = format!("{id}/mounts/{index}");
             let read_only = read_only(&options);
-            options.extend(inherited(&options, &fd).map_err(failed)?);
-            if recursive {
-                let failed = |source| SpecError::Source {
-                    field: field(),
-                    path: bundle.path.clone(),
-                    source,
-                };
-                options.extend(below(&fd).map_err(failed)?);
-            }
+            let recursive = options.iter().any(|option| option == "rbind");
+            options.extend(hosts_options(&options, &fd, recursive).map_err(failed)?);
             mount.set_options(Some(options));
             bind_share(mount, &target);
             Ok(Some(Share {
@@ -346,23 +328,39 @@ fn split_bind(
                 }),
             }))
         }
-        Ok(Shareable::GuestDevice(device)) => {
+        Shareable::GuestDevice(device) => {
             mount.set_source(Some(Path::new("/dev").join(device)));
             Ok(None)
         }
-        Ok(Shareable::Disk) => {
+        Shareable::Disk => {
             let place = Place {
-                field: &field(),
+                field: &field,
                 path: &source,
             };
             mount.set_source(Some(disks.add_node(fd.as_fd(), place)?));
             Ok(None)
         }
-        Err(why) => Err(SpecError::invalid(
-            field(),
-            format!("{}: {why}", source.display()),
-        )),
     }
+}
+
+/// The guest's options of a bind mount, which say that it is one.
+fn bind_options(mount: &Mount) -> Vec<String> {
+    let mut options = guest_options(mount);
+    let binds = |option: &String| matches!(option.as_str(), "bind" | "rbind");
+    if !options.iter().any(binds) {
+        options.insert(0, "bind".to_owned());
+    }
+    options
+}
+
+/// What the guest has to be told of a bind mount's source on the host: the attributes of its mount, and
+/// which mounts are below.
+fn hosts_options(options: &[String], source: &OwnedFd, recursive: bool) -> io::Result<Vec<String>> {
+    let mut hosts = inherited(options, source)?;
+    if recursive {
+        hosts.extend(below(source)?);
+    }
+    Ok(hosts)
 }
 
 /// Binding the kernel's own trees to where they are anyway is how engines ask for "the same as outside"
