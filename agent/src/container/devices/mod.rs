@@ -3,7 +3,7 @@
 //! - [`Disks`]: the host's block devices, which the guest has under other numbers.
 //! - [`Nodes`]: the nodes of the devices that config.json lists. libcontainer makes some, below /dev
 //!   alone, and only the six that every container has are left to it.
-//! - [`rules`]: the rules of who may use which device, as the kernel is to take them.
+//! - `rules`: the rules of who may use which device, as the kernel is to take them.
 
 mod disks;
 mod nodes;
