@@ -86,6 +86,7 @@ impl Field {
 const REMOVE: &str = "remove it";
 const PLATFORM: &str = "it is for another platform than Linux containers";
 const GUEST_CPUS: &str = "the guest's CPUs, as the process sees them, numbered from 0";
+const NO_LISTENER: &str = "nobody listens without `SCMP_ACT_NOTIFY`, which is refused";
 const NOTIFY: &str = "refused is `SCMP_ACT_NOTIFY`: a seccomp listener cannot leave the guest";
 const V1: &str = "cgroup v2 has no such limit, and guests have cgroup v2";
 
@@ -268,16 +269,8 @@ pub const FIELDS: &[Field] = &[
         "`SECCOMP_FILTER_FLAG_TSYNC` changes nothing where there is one thread, and \
          `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV` nothing where there is no listener",
     ),
-    refused(
-        "linux.seccomp.listenerPath",
-        "a seccomp listener cannot leave the guest",
-        REMOVE,
-    ),
-    refused(
-        "linux.seccomp.listenerMetadata",
-        "a seccomp listener cannot leave the guest",
-        REMOVE,
-    ),
+    row("linux.seccomp.listenerPath", Guest).noted(NO_LISTENER),
+    row("linux.seccomp.listenerMetadata", Guest).noted(NO_LISTENER),
     row("linux.seccomp.syscalls[].names", Guest),
     row("linux.seccomp.syscalls[].action", Guest).unless(refuse::seccomp_action, NOTIFY),
     row("linux.seccomp.syscalls[].errnoRet", Guest),
