@@ -9,17 +9,22 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::ExitCode;
 
+use oci_spec::runtime::Linux;
+
 /// The folder with the two names, which is a helper's `PATH`.
 pub const FOLDER: &str = "/run/hull/bin";
 
 /// The names, and the file of a process's folder in /proc that each writes: user_namespaces(7).
 const MAPPERS: [(&str, &str); 2] = [("newuidmap", "uid_map"), ("newgidmap", "gid_map")];
 
-/// Makes the two names.
+/// Makes the two names, if libcontainer is going to ask for them.
 ///
 /// # Errors
 /// When a link can't be made.
-pub fn provide() -> io::Result<()> {
+pub fn provide(linux: &Linux) -> io::Result<()> {
+    if !is_asked_for(linux) {
+        return Ok(());
+    }
     fs::create_dir_all(FOLDER)?;
     for (name, _) in MAPPERS {
         match symlink("/init", Path::new(FOLDER).join(name)) {
@@ -28,6 +33,14 @@ pub fn provide() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether there is more than one range: a single one is written without help.
+fn is_asked_for(linux: &Linux) -> bool {
+    [linux.uid_mappings(), linux.gid_mappings()]
+        .into_iter()
+        .flatten()
+        .any(|ranges| ranges.len() > 1)
 }
 
 /// The file that a program of this name (or path) writes.
@@ -69,6 +82,18 @@ mod tests {
         assert_eq!(file_of("/run/hull/bin/newgidmap"), Some("gid_map"));
         assert_eq!(file_of("newuidmap"), Some("uid_map"));
         assert_eq!(file_of("/init"), None);
+    }
+
+    #[test]
+    fn a_single_range_needs_no_program() {
+        let with = |ranges: usize| {
+            let range = serde_json::json!({"containerID": 0, "hostID": 0, "size": 1});
+            let maps =
+                serde_json::json!({"uidMappings": [range], "gidMappings": vec![range; ranges]});
+            serde_json::from_value(maps).expect("linux")
+        };
+        assert!(!is_asked_for(&Linux::default()) && !is_asked_for(&with(1)));
+        assert!(is_asked_for(&with(2)));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use super::{SECCOMP_FILE, STATE, mounts};
 use crate::console;
 use crate::error::{Failure, chain};
 use crate::helper::{Report, Reporter};
+use crate::idmap;
 use crate::process::{Launch, Ready, cwd, keyring, seccomp};
 
 /// runc's exit status when a container's program turns out not to be one after it was started.
@@ -62,6 +63,9 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
         fs::write(task.bundle.join(SECCOMP_FILE), json)
             .map_err(Failure::io("keep the seccomp filter"))?;
         task.launch.seccomp = Some(program);
+    }
+    if let Some(linux) = task.spec.linux() {
+        idmap::provide(linux).map_err(Failure::io("make newuidmap and newgidmap"))?;
     }
     let mut mounts = mounts::prepare(&mut task.spec)?;
     let nodes = Nodes::prepare(&mut task.spec, mounts.of_dev(), &task.bundle)?;

@@ -19,7 +19,6 @@ use oci_spec::runtime::{LinuxPersonality, Process as ProcessSpec};
 
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Failure, chain};
-use crate::idmap;
 use crate::process::seccomp;
 use crate::stdio::Finished;
 use crate::sys;
@@ -296,7 +295,6 @@ impl Bundle {
         let failed = || Error::io(format!("make {}", path.display()));
         fs::create_dir_all(BUNDLES).map_err(failed())?;
         fs::create_dir_all(STATE).map_err(failed())?;
-        idmap::provide().map_err(failed())?;
         fs::create_dir(&path).map_err(failed())?;
         let state = Path::new(STATE).join(id);
         Ok(Self { path, state })
