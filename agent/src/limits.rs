@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use hull_cgroup::limits;
+use hull_cgroup::limits::{self, Value};
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 
 use crate::error::Error;
@@ -28,16 +28,26 @@ pub fn update(directory: &Path, json: &[u8]) -> Result<(), Error> {
 }
 
 /// Sets the limits of a container that has no process yet, and takes them out of `resources`; what is left
-/// there, its devices, needs more than a file.
+/// there, its devices, needs more than a file. Returned is what [`limit_processes`] is to set.
 ///
 /// # Errors
 /// When a value makes no sense, or the kernel refuses it.
-pub fn set(directory: &Path, resources: &mut LinuxResources) -> Result<(), Error> {
+pub fn set(directory: &Path, resources: &mut LinuxResources) -> Result<Vec<Value>, Error> {
     let values = limits::values(directory, resources)?;
-    limits::apply(directory, &values)?;
+    let (later, now): (Vec<_>, Vec<_>) = values.into_iter().partition(|v| v.file == "pids.max");
+    limits::apply(directory, &now)?;
     let mut rest = LinuxResources::default();
     rest.set_devices(resources.devices().clone());
     *resources = rest;
+    Ok(later)
+}
+
+/// Limits the processes of a container that has been made: to make the first takes more than one.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn limit_processes(directory: &Path, values: &[Value]) -> Result<(), Error> {
+    limits::apply(directory, values)?;
     Ok(())
 }
 
@@ -69,15 +79,16 @@ mod tests {
     fn all_limits_are_set_but_the_devices_rules() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = |name: &str| directory.path().join(name);
-        for name in ["memory.max", "memory.swap.max"] {
+        for name in ["memory.max", "memory.swap.max", "pids.max"] {
             fs::write(file(name), "5").expect("write");
         }
         let resources = json!({
-            "memory": {"limit": 4096, "swap": 4096}, "devices": [{"allow": false, "access": "rwm"}],
+            "memory": {"limit": 4096, "swap": 4096}, "pids": {"limit": 1},
+            "devices": [{"allow": false, "access": "rwm"}],
         });
         let mut resources = serde_json::from_value(resources).expect("resources");
 
-        set(directory.path(), &mut resources).expect("set");
+        let later = set(directory.path(), &mut resources).expect("set");
 
         // A swap of 0 is a limit, too.
         assert_eq!(
@@ -85,6 +96,10 @@ mod tests {
             "0"
         );
         assert!(resources.memory().is_none() && resources.devices().is_some());
+        let processes = || fs::read_to_string(file("pids.max")).expect("read");
+        assert_eq!(processes(), "5");
+        limit_processes(directory.path(), &later).expect("set");
+        assert_eq!(processes(), "1");
     }
 
     #[test]

@@ -137,10 +137,11 @@ impl Sandbox {
         let id = &request.container_id;
         let mut prepared = spec::prepare(&request.spec_json, id, &request.bundle, cgroup.path())?;
         let disks = Disks::find(&request.block_devices)?;
+        let mut later = Vec::new();
         if let Some(linux) = prepared.spec.linux_mut() {
             devices::prepare(linux, &disks)?;
             if let Some(resources) = linux.resources_mut() {
-                limits::set(cgroup.directory(), resources)?;
+                later = limits::set(cgroup.directory(), resources)?;
             }
         }
         let bundle = Bundle::create(id)?;
@@ -154,6 +155,7 @@ impl Sandbox {
         });
         let size = prepared.launch.process.console_size();
         let init = self.make(&task, theirs, ours, size, &[]).await?;
+        limits::limit_processes(cgroup.directory(), &later)?;
         Ok(Container::created(
             id.clone(),
             bundle,

@@ -454,6 +454,15 @@ fn a_sysctl_that_the_guests_kernel_refuses_is_named() {
 }
 
 #[test]
+fn one_process_is_enough_to_run() {
+    let user = json!({ "uid": 0, "gid": 0, "umask": 0o1022 });
+    let bundle = Bundle::new().args(&["echo", "runs"]);
+    let bundle = bundle.set("/linux/resources/pids", json!({ "limit": 1 }));
+    let container = Container::new(bundle.set("/process/user", user));
+    assert_eq!(container.run().ok().out(), "runs");
+}
+
+#[test]
 fn what_the_guests_kernel_refuses_is_named_by_its_field() {
     only_hull!("runc names it in its own words");
     let mount = |destination: &str, options: Value| json!({ "destination": destination, "type": "tmpfs", "source": "x", "options": options });
@@ -467,6 +476,11 @@ fn what_the_guests_kernel_refuses_is_named_by_its_field() {
             "/mounts/4",
             mount("/a/b", json!(["noexec", "size=much"])),
             "mounts[4]: /a/b: cannot mount tmpfs: option \"size=much\": invalid argument",
+        ),
+        (
+            "/mounts/4",
+            mount("/etc/passwd/below", json!([])),
+            "mounts[4]: /etc/passwd/below: cannot mount tmpfs: not a directory",
         ),
         (
             "/linux/resources/unified",
@@ -490,6 +504,7 @@ fn a_bind_mount_that_finds_no_place_is_named_by_its_field() {
     let shared = bundle.folder("shared");
     let bundle = bundle.bind(&shared, "/etc/passwd/below", &[]);
     let done = Container::new(bundle).run().exits(1);
-    let done = done.fails_saying("mounts[7]: /etc/passwd/below: cannot bind it there: ");
+    let done =
+        done.fails_saying("mounts[7]: /etc/passwd/below: cannot bind it there: not a directory");
     assert_eq!(done.err().lines().count(), 1, "{}", done.err());
 }

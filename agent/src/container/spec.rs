@@ -66,10 +66,10 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
         .set_exec_cpu_affinity(None);
     // With HOME set, libcontainer doesn't search for it by the container's nsswitch.conf.
     theirs.set_env(Some(vec!["HOME=/".to_owned()]));
-    // runc's default; libcontainer would keep the agent's.
+    // runc's default; libcontainer would keep the agent's. It refuses bits that umask(2) passes over.
     theirs
         .user_mut()
-        .set_umask(Some(process.user().umask().unwrap_or(0o022)));
+        .set_umask(Some(process.user().umask().unwrap_or(0o022) & 0o777));
     spec.set_process(Some(theirs));
     let hooks = StartHooks::of(&spec, id, bundle);
     spec.set_hooks(None);

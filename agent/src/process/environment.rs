@@ -35,7 +35,7 @@ pub fn get<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
 fn last_of_each(given: &[String]) -> Vec<String> {
     let name = |entry: &str| entry.split_once('=').map(|(name, _)| name.to_owned());
     let mut env: Vec<String> = Vec::with_capacity(given.len());
-    // An entry without "=" is no variable: runc drops it too.
+    // The host has refused what has no "=".
     for (name, entry) in given.iter().filter_map(|e| Some((name(e)?, e))) {
         let earlier = env
             .iter_mut()

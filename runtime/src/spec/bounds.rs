@@ -10,6 +10,9 @@ use super::SpecError;
 /// The longest host name and domain name, `__NEW_UTS_LEN` of <linux/utsname.h>, in bytes.
 const LONGEST_NAME: usize = 64;
 
+/// NGROUPS_MAX of linux/limits.h.
+const MOST_GROUPS: usize = 65536;
+
 /// The most lines in a uid_map, user_namespaces(7).
 const MOST_MAPPINGS: usize = 340;
 
@@ -60,10 +63,24 @@ pub fn check_process(process: &Process) -> Result<(), SpecError> {
         let why = format!("{score} is not between -1000 and 1000");
         return Err(SpecError::invalid("process.oomScoreAdj", why));
     }
+    for (index, entry) in process.env().iter().flatten().enumerate() {
+        if entry.find('=').is_none_or(|end| end == 0) {
+            let field = format!("process.env[{index}]");
+            return Err(SpecError::invalid(
+                field,
+                format!("{entry:?} is not NAME=VALUE"),
+            ));
+        }
+    }
     let user = process.user();
     somebody("process.user.uid", user.uid())?;
     somebody("process.user.gid", user.gid())?;
-    for (index, gid) in user.additional_gids().iter().flatten().enumerate() {
+    let groups = user.additional_gids().as_deref().unwrap_or_default();
+    if groups.len() > MOST_GROUPS {
+        let why = format!("{} groups are more than {MOST_GROUPS}", groups.len());
+        return Err(SpecError::invalid("process.user.additionalGids", why));
+    }
+    for (index, gid) in groups.iter().enumerate() {
         somebody(&format!("process.user.additionalGids[{index}]"), *gid)?;
     }
     for (index, limit) in process.rlimits().iter().flatten().enumerate() {

@@ -141,6 +141,21 @@ fn what_is_wrong_is_said_in_one_line_with_its_place() {
             "process.capabilities.inheritable: CAP_KILL is not in process.capabilities.bounding",
         ),
         (
+            "/process/env",
+            json!(["A=", "B"]),
+            r#"process.env[1]: "B" is not NAME=VALUE"#,
+        ),
+        (
+            "/process/env",
+            json!(["=B"]),
+            r#"process.env[0]: "=B" is not NAME=VALUE"#,
+        ),
+        (
+            "/process/user/additionalGids",
+            json!(vec![7; 65537]),
+            "process.user.additionalGids: 65537 groups are more than 65536",
+        ),
+        (
             "/process/ioPriority",
             json!({"class": "IOPRIO_CLASS_BE", "priority": 9}),
             "process.ioPriority.priority: 9",

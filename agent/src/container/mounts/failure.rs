@@ -1,13 +1,15 @@
 //! Which mount it is that libcontainer can't make, and why.
 //!
 //! Its errors say neither. Its log has the mount, as `Debug` prints it, but of a system call only that it
-//! failed. So the mount is known by that print; and what the kernel may not like about a new file system,
-//! its type and its options, the kernel is asked once more, by the process that was refused.
+//! failed. So the mount is known by that print; and what the kernel may not like, the place, the type
+//! of a new file system and its options, the kernel is asked once more, by the process that was refused.
 
 use std::fmt;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsopen};
 
@@ -23,6 +25,8 @@ pub struct Theirs {
     index: usize,
     /// As libcontainer gets it.
     mount: Mount,
+    /// The container's root.
+    root: PathBuf,
 }
 
 /// What the kernel refuses of a file system.
@@ -35,17 +39,20 @@ enum Refused {
 
 impl Theirs {
     /// The mount at this place in `mounts`.
-    pub fn new(index: usize, mount: &Mount) -> Self {
-        let mount = mount.clone();
-        Self { index, mount }
+    pub fn new(index: usize, mount: &Mount, root: &Path) -> Self {
+        Self {
+            index,
+            mount: mount.clone(),
+            root: root.to_owned(),
+        }
     }
 
     /// What the user is to be told if `logged` is of this mount's failure.
     pub fn failure(&self, logged: &str) -> Option<Failure> {
         let (_, cause) = logged.split_once(&self.printed())?;
-        let why = match self.refused() {
-            Some(refused) => refused.to_string(),
-            None => cause.trim_start_matches(": ").to_owned(),
+        let why = match self.place().and_then(|()| self.try_again()) {
+            Err(refused) => refused.to_string(),
+            Ok(()) => cause.trim_start_matches(": ").to_owned(),
         };
         let destination = self.mount.destination().display();
         let what = match self.mount.typ().as_deref() {
@@ -66,15 +73,38 @@ impl Theirs {
         }
     }
 
-    fn refused(&self) -> Option<Refused> {
-        if is_bind(&self.mount) {
-            return None;
+    /// Looks whether it can be where it is to be: what isn't there yet, libcontainer makes.
+    fn place(&self) -> Result<(), Refused> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let open = |folder: BorrowedFd<'_>, path: &Path| {
+            openat2(folder, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+        };
+        let is_folder =
+            |file: OwnedFd| fstat(file).map(|stat| FileType::from_raw_mode(stat.st_mode).is_dir());
+        let found = openat(CWD, &self.root, flags, Mode::empty())
+            .and_then(|root| open(root.as_fd(), self.mount.destination()))
+            .and_then(is_folder);
+        let folder = match found {
+            Err(Errno::NOENT) => return Ok(()),
+            found => found.map_err(Refused::Whole)?,
+        };
+        let source = self.mount.source().as_ref();
+        let wanted = match source.filter(|_| is_bind(&self.mount)) {
+            Some(source) => openat(CWD, source, flags, Mode::empty()).and_then(is_folder),
+            None => Ok(true),
+        };
+        match wanted.map_err(Refused::Whole)? {
+            true if !folder => Err(Refused::Whole(Errno::NOTDIR)),
+            false if folder => Err(Refused::Whole(Errno::ISDIR)),
+            _ => Ok(()),
         }
-        self.try_again().err()
     }
 
     /// Makes the file system without mounting it.
     fn try_again(&self) -> Result<(), Refused> {
+        if is_bind(&self.mount) {
+            return Ok(());
+        }
         let kind = self.mount.typ().as_deref().unwrap_or_default();
         let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(Refused::Type)?;
         if let Some(source) = self.mount.source() {
@@ -110,8 +140,10 @@ mod tests {
     use serde_json::json;
 
     fn told(mount: serde_json::Value, logged: impl Fn(&Mount) -> String) -> Option<String> {
+        let root = tempfile::tempdir().expect("a directory");
+        std::fs::write(root.path().join("file"), "").expect("write");
         let mount: Mount = serde_json::from_value(mount).expect("a mount");
-        let failure = Theirs::new(3, &mount).failure(&logged(&mount));
+        let failure = Theirs::new(3, &mount, root.path()).failure(&logged(&mount));
         failure.map(|failure| failure.message)
     }
 
@@ -125,6 +157,21 @@ mod tests {
         let others =
             |_: &Mount| "failed to mount Mount { destination: \"/b\" }: syscall".to_owned();
         assert_eq!(told(bind, others), None);
+    }
+
+    #[test]
+    fn a_place_that_is_none_is_told() {
+        let told_of = |destination: &str| {
+            let bind = json!({"destination": destination, "source": "/proc", "options": ["bind"]});
+            told(bind, |mount| format!("failed to mount {mount:?}: syscall"))
+        };
+        let expected = |place| {
+            format!("config.json: mounts[3]: {place}: cannot bind it there: not a directory")
+        };
+        for place in ["/file", "/file/below"] {
+            assert_eq!(told_of(place), Some(expected(place)));
+        }
+        assert!(told_of("/new").is_some_and(|said| said.ends_with(": syscall")));
     }
 
     #[test]

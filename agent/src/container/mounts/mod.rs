@@ -124,7 +124,7 @@ pub fn prepare(spec: &mut Spec) -> Result<Rest, Failure> {
                 rest.push(index, &destination, work);
             }
             for mount in std::iter::once(mount).chain(below.into_iter().flatten()) {
-                rest.theirs.push(Theirs::new(index, &mount));
+                rest.theirs.push(Theirs::new(index, &mount, &root));
                 places.cover(&mount);
                 kept.push(mount);
             }
