@@ -136,15 +136,12 @@ fn a_bind_mount_has_the_flags_of_its_source_or_those_it_names() {
 #[test]
 fn access_times_in_a_user_namespace() {
     only_hull!("to runc, the flags of the host's own mount are locked there");
-    let map = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
     let look = "for place in /none /every /default; do
                     line $place | grep -o -w -E 'noatime|relatime' || echo every
                 done";
     let bundle = Bundle::new()
         .shell(&format!("{LINE} {look}"))
-        .push("/linux/namespaces", json!({ "type": "user" }))
-        .set("/linux/uidMappings", map.clone())
-        .set("/linux/gidMappings", map);
+        .in_user_namespace(json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]));
     let folder = bundle.folder("shared");
     let file = folder.join("file");
     fs::write(&file, "file").unwrap();
