@@ -24,7 +24,7 @@ use crate::error::{Error, Failure, Fatal};
 use crate::exec;
 use crate::helper::{self, Made, Task};
 use crate::limits;
-use crate::process::Launch;
+use crate::process::{Launch, seccomp};
 use crate::processes;
 use crate::reaper::{ExitStatus, Reaper};
 use crate::stdio::{self, AgentEnds, ProcessEnds};
@@ -136,6 +136,7 @@ impl Sandbox {
     ) -> Result<Container, Error> {
         let id = &request.container_id;
         let mut prepared = spec::prepare(&request.spec_json, id, &request.bundle, cgroup.path())?;
+        prepared.launch.seccomp = request.seccomp.as_ref().map(seccomp::Program::from);
         let disks = Disks::find(&request.block_devices)?;
         let mut later = Vec::new();
         if let Some(linux) = prepared.spec.linux_mut() {
@@ -151,7 +152,6 @@ impl Sandbox {
             bundle: bundle.path().to_owned(),
             spec: Box::new(prepared.spec.clone()),
             launch: prepared.launch.clone(),
-            seccomp: prepared.seccomp.clone(),
         });
         let size = prepared.launch.process.console_size();
         let init = self.make(&task, theirs, ours, size, &[]).await?;
@@ -240,7 +240,7 @@ impl Sandbox {
                 keyring: spec::keyring(&container.id),
                 new_network: false,
                 personality: container.personality.clone(),
-                seccomp: container.seccomp()?,
+                seccomp: container.seccomp.clone(),
                 hooks: None,
             },
         });

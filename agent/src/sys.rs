@@ -35,13 +35,16 @@ pub fn fork_sibling() -> io::Result<Option<i32>> {
     Ok(i32::try_from(pid).ok().filter(|pid| *pid != 0))
 }
 
-/// Loads a compiled seccomp program, with the `SECCOMP_FILTER_FLAG_*` in `flags`.
-pub fn load_seccomp(program: &[u8], flags: u64) -> io::Result<()> {
-    let instruction = size_of::<libc::sock_filter>();
+/// Loads a compiled seccomp program, with the `SECCOMP_FILTER_FLAG_*` in `flags`. Each instruction is as
+/// `struct sock_filter` lies in memory.
+pub fn load_seccomp(program: &[u64], flags: u64) -> io::Result<()> {
     let filters: Vec<libc::sock_filter> = program
-        .chunks_exact(instruction)
-        // SAFETY: sock_filter is plain old data, and the chunk is exactly as long as one.
-        .map(|chunk| unsafe { ptr::read_unaligned(chunk.as_ptr().cast()) })
+        .iter()
+        .map(|instruction| {
+            let [a, b, jt, jf, k @ ..] = instruction.to_ne_bytes();
+            let (code, k) = (u16::from_ne_bytes([a, b]), u32::from_ne_bytes(k));
+            libc::sock_filter { code, jt, jf, k }
+        })
         .collect();
     let len = u16::try_from(filters.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog {

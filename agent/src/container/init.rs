@@ -15,7 +15,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
-use oci_spec::runtime::{LinuxSeccomp, PosixRlimit, PosixRlimitType, Process, Spec};
+use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process, Spec};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::stdio::stderr;
@@ -26,12 +26,12 @@ use super::devices::Nodes;
 use super::inside::Inside;
 use super::paths::Paths;
 use super::sysctl::Sysctls;
-use super::{SECCOMP_FILE, STATE, mounts};
+use super::{STATE, mounts};
 use crate::console;
 use crate::error::{Failure, chain};
 use crate::helper::{Report, Reporter};
 use crate::idmap;
-use crate::process::{Launch, Ready, cwd, keyring, seccomp};
+use crate::process::{Launch, Ready, cwd, keyring};
 
 /// runc's exit status when a container's program turns out not to be one after it was started.
 const NOT_A_PROGRAM: i32 = 255;
@@ -47,8 +47,6 @@ pub struct Task {
     pub spec: Box<Spec>,
     /// The last step.
     pub launch: Launch,
-    /// The seccomp profile.
-    pub seccomp: Option<LinuxSeccomp>,
 }
 
 /// Makes the container and reports its first process.
@@ -56,14 +54,6 @@ pub struct Task {
 /// # Errors
 /// When there is none now.
 pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
-    if let Some(profile) = &task.seccomp {
-        let program = seccomp::Program::compile(profile).map_err(|e| Failure::config(chain(&e)))?;
-        // Further processes of the container load the same.
-        let json = serde_json::to_vec(&program).map_err(|e| Failure::other(e.to_string()))?;
-        fs::write(task.bundle.join(SECCOMP_FILE), json)
-            .map_err(Failure::io("keep the seccomp filter"))?;
-        task.launch.seccomp = Some(program);
-    }
     if let Some(linux) = task.spec.linux() {
         idmap::provide(linux).map_err(Failure::io("make newuidmap and newgidmap"))?;
     }

@@ -29,9 +29,6 @@ pub const BUNDLES: &str = "/run/hull/containers";
 /// libcontainer's own state.
 pub const STATE: &str = "/run/hull/libcontainer";
 
-/// The compiled seccomp filter, in a container's bundle.
-pub const SECCOMP_FILE: &str = "seccomp.json";
-
 /// Of so many further processes of a container the exit status is kept.
 const MOST_PROCESSES: usize = 1024;
 
@@ -79,6 +76,8 @@ pub struct Container {
     pub namespaces: u32,
     /// The personality of all its processes.
     pub personality: Option<LinuxPersonality>,
+    /// The seccomp filter of all its processes.
+    pub seccomp: Option<seccomp::Program>,
     state: Mutex<State>,
 }
 
@@ -129,6 +128,7 @@ impl Container {
             defaults: prepared.launch.process.clone(),
             namespaces: prepared.namespaces,
             personality: prepared.launch.personality.clone(),
+            seccomp: prepared.launch.seccomp.clone(),
             state: Mutex::default(),
         }
     }
@@ -223,14 +223,6 @@ impl Container {
         }
     }
 
-    /// The compiled seccomp filter.
-    ///
-    /// # Errors
-    /// When it was lost.
-    pub fn seccomp(&self) -> Result<Option<seccomp::Program>, Error> {
-        self.bundle.seccomp()
-    }
-
     fn name_of(&self, exec_id: &str) -> String {
         format!("process {exec_id} of container {}", self.id)
     }
@@ -315,20 +307,6 @@ impl Bundle {
                 }
                 _ => {}
             }
-        }
-    }
-
-    fn seccomp(&self) -> Result<Option<seccomp::Program>, Error> {
-        let path = self.path.join(SECCOMP_FILE);
-        match fs::read(&path) {
-            Ok(json) => serde_json::from_slice(&json)
-                .map(Some)
-                .map_err(|source| Error::Json {
-                    document: SECCOMP_FILE,
-                    source,
-                }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io(format!("read {}", path.display()))(e)),
         }
     }
 }

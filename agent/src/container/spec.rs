@@ -18,8 +18,6 @@ pub struct Prepared {
     pub spec: Spec,
     /// The last step's part.
     pub launch: Launch,
-    /// The seccomp profile, to be compiled.
-    pub seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
     /// The namespaces that a further process enters, `CLONE_NEW*`.
     pub namespaces: u32,
 }
@@ -44,7 +42,9 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
         return Err(missing("linux"));
     };
 
-    let seccomp = linux.seccomp().clone();
+    if linux.seccomp().is_some() {
+        return Err(unsupported("linux.seccomp", "it must come compiled"));
+    }
     let personality = linux.personality().clone();
     let mut namespaces = 0;
     let mut new_network = false;
@@ -52,7 +52,6 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
         namespaces |= clone_flag(namespace.typ());
         new_network |= namespace.typ() == LinuxNamespaceType::Network && namespace.path().is_none();
     }
-    linux.set_seccomp(None);
     linux.set_personality(None);
     linux.set_cgroups_path(Some(cgroup.into()));
     spec.set_linux(Some(linux));
@@ -84,7 +83,6 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
             seccomp: None,
             hooks,
         },
-        seccomp,
         namespaces,
     })
 }
@@ -162,8 +160,7 @@ mod tests {
         "root": {"path": "/run/hull/share/c/rootfs"},
         "linux": {"cgroupsPath": "/of/the/host",
                   "namespaces": [{"type": "pid"}, {"type": "network"}],
-                  "personality": {"domain": "LINUX32"},
-                  "seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}}"#;
+                  "personality": {"domain": "LINUX32"}}}"#;
 
     fn with(from: &str, to: &str) -> Result<Prepared, Error> {
         let json = CONFIG.replace(from, to);
@@ -176,7 +173,6 @@ mod tests {
         let prepared = with("", "").expect("valid");
         let linux = prepared.spec.linux().clone().expect("linux");
         assert_eq!(linux.cgroups_path().as_deref(), Some("/hull/c".as_ref()));
-        assert!(linux.seccomp().is_none() && prepared.seccomp.is_some());
         assert!(linux.personality().is_none() && prepared.launch.personality.is_some());
         let theirs = prepared.spec.process().clone().expect("process");
         assert!(theirs.capabilities().is_none() && theirs.scheduler().is_none());
@@ -205,5 +201,7 @@ mod tests {
         assert_eq!(field(r#""cwd": "/""#, r#""cwd": "tmp""#), "process.cwd");
         let label = r#""args": ["sh"], "selinuxLabel": "x""#;
         assert_eq!(field(r#""args": ["sh"]"#, label), "process.selinuxLabel");
+        let profile = r#""seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}, "personality""#;
+        assert_eq!(field(r#""personality""#, profile), "linux.seccomp");
     }
 }

@@ -13,7 +13,6 @@ mod environment;
 mod hooks;
 pub mod keyring;
 mod lookup;
-mod newer_calls;
 pub mod seccomp;
 
 use std::ffi::CString;

@@ -13,8 +13,8 @@ use hull_agent::sandbox::Sandbox;
 use hull_agent::transport::{self, Dial, Stream};
 use hull_agent::{cgroup, server};
 use hull_protocol::agent::{
-    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, SignalProcessRequest,
-    StartContainerRequest, Stdio, WaitProcessRequest,
+    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, SeccompFilter,
+    SignalProcessRequest, StartContainerRequest, Stdio, WaitProcessRequest,
 };
 use hull_protocol::agent_ttrpc::AgentClient;
 use hull_protocol::{hello, ports};
@@ -76,6 +76,8 @@ pub struct Guest {
     next_port: AtomicU32,
     exit_status: UnixListener,
     pub sandbox_owner: bool,
+    /// The seccomp filter of the containers to come.
+    pub seccomp: Option<SeccompFilter>,
 }
 
 impl Drop for Guest {
@@ -141,6 +143,7 @@ impl Guest {
             next_port: AtomicU32::new(ports::FIRST_STREAM),
             exit_status,
             sandbox_owner: false,
+            seccomp: None,
         })
     }
 
@@ -157,6 +160,7 @@ impl Guest {
             spec_json: spec.to_string().into_bytes(),
             stdio: Some(stdio).into(),
             sandbox_owner: self.sandbox_owner,
+            seccomp: self.seccomp.clone().into(),
             ..Default::default()
         };
         let made = self

@@ -117,6 +117,7 @@ impl Agent {
             container_id: id.to_string(),
             spec_json: spec.json,
             block_devices: spec.block_devices,
+            seccomp: spec.seccomp.into(),
             bundle: bundle.to_string_lossy().into_owned(),
             stdio: Some(to_message(stdio)).into(),
             sandbox_owner: true,

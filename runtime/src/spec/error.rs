@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::audit::{Finding, Verdict};
+use super::seccomp::SeccompProfileError;
 
 /// A bundle, or its config.json, that hull does not take.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +80,9 @@ pub enum SpecError {
         #[source]
         source: io::Error,
     },
+    /// A seccomp profile that can't be compiled.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompProfileError),
     /// A file or folder that config.json names can't be opened.
     #[error("config.json: {field}: {}", path.display())]
     Source {

@@ -19,6 +19,7 @@ mod network;
 mod read;
 mod reference;
 mod refuse;
+mod seccomp;
 mod share;
 mod sizing;
 mod split;

@@ -5,6 +5,7 @@
 //! there under the host's numbers; the agent knows the guest's. What the host enforces is taken out:
 //! - cgroupsPath and the hooks, but for startContainer, are the host's;
 //! - the path of a network namespace: the host's has no part in the guest's kernel, which makes one;
+//! - the seccomp profile, which goes to the agent compiled;
 //! - the memory policy: the VM's memory is the host's;
 //! - cpuset and limits of block devices, in `unified` too: the guest's CPUs and devices aren't the host's.
 
@@ -13,7 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use hull_protocol::agent::BlockDevice;
+use hull_protocol::agent::{BlockDevice, SeccompFilter};
 use hull_protocol::paths::SHARE;
 use oci_spec::runtime::{Hooks, Linux, LinuxMemory, LinuxResources, Mount, Root, Spec};
 use rustix::fs::{FileType, Mode, OFlags, Stat, openat};
@@ -26,7 +27,7 @@ use super::refuse::GUEST_DEVICES;
 use super::share::{Mounted, ReadOnly, Share, Source};
 use super::sizing::Host;
 use super::user_namespace::{self, UserNamespace};
-use super::{Bundle, MemoryPolicy, Sizing, SpecError, network};
+use super::{Bundle, MemoryPolicy, Sizing, SpecError, network, seccomp};
 use crate::config::Config;
 
 /// What is done about a bundle.
@@ -75,6 +76,8 @@ pub struct GuestSpec {
     pub json: Vec<u8>,
     /// The host's block devices in it.
     pub block_devices: Vec<BlockDevice>,
+    /// Its seccomp profile, compiled.
+    pub seccomp: Option<SeccompFilter>,
 }
 
 /// Splits a bundle for a container with this id, which must be one path component. `is_root` says whether
@@ -145,11 +148,9 @@ pub fn plan(bundle: &Bundle, id: &str, config: &Config, is_root: bool) -> Result
     })?;
     let disks = disks.into_vec();
     let block_devices = disks.iter().map(|disk| disk.about.clone()).collect();
-    let policy = bundle
-        .spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.memory_policy().as_ref());
+    let linux = bundle.spec.linux().as_ref();
+    let policy = linux.and_then(|linux| linux.memory_policy().as_ref());
+    let profile = linux.and_then(|linux| linux.seccomp().as_ref());
     Ok(Plan {
         sizing,
         resources: resources.cloned().unwrap_or_default(),
@@ -159,6 +160,7 @@ pub fn plan(bundle: &Bundle, id: &str, config: &Config, is_root: bool) -> Result
         guest_spec: GuestSpec {
             json,
             block_devices,
+            seccomp: profile.map(seccomp::compile).transpose()?,
         },
         network: network::named(&bundle.spec)?,
         memory_policy: policy.map(MemoryPolicy::of).transpose()?,
@@ -409,7 +411,10 @@ fn shareable(stat: &Stat) -> Result<Shareable, &'static str> {
 fn guest_linux(linux: Option<Linux>) -> Linux {
     // Not the type's own default, which is a set of choices.
     let mut linux = linux.unwrap_or_else(bare_linux);
-    linux.set_cgroups_path(None).set_memory_policy(None);
+    linux
+        .set_cgroups_path(None)
+        .set_memory_policy(None)
+        .set_seccomp(None);
     for namespace in linux.namespaces_mut().iter_mut().flatten() {
         namespace.set_path(None);
     }

@@ -8,23 +8,12 @@
 use libseccomp::{ScmpArch, ScmpSyscall};
 use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction};
 
-/// An instruction of classic BPF, as `struct sock_filter` lies in memory.
-type Instruction = [u8; 8];
+use super::bpf::{
+    ARCHITECTURE, Instruction, JUMP_AT_LEAST, JUMP_EQUAL, JUMP_GREATER, LOAD, NUMBER, RETURN, X86,
+    X86_64, step,
+};
+use super::is_for;
 
-// <linux/bpf_common.h>
-const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-const JUMP_GREATER: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
-const JUMP_AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
-const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-
-// `struct seccomp_data`: offsets of its members
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-
-// <linux/audit.h>
-const X86_64: u32 = 0xc000_003e;
-const X86: u32 = 0x4000_0003;
 /// What tells the calls of x32 from those of x86-64, whose architecture they share.
 const X32_BIT: u32 = 0x4000_0000;
 
@@ -36,27 +25,28 @@ const NO_SUCH_CALL: u32 = 0x0005_0000 | libc::ENOSYS.unsigned_abs();
 struct Highest {
     x86_64: Option<u32>,
     x86: Option<u32>,
-    x32: Option<u32>,
 }
 
-/// The instructions to put before a profile's own; none where what it doesn't list is allowed.
-pub fn prelude(profile: &LinuxSeccomp) -> Vec<u8> {
+/// The instructions to put before a profile's own.
+pub fn prelude(profile: &LinuxSeccomp) -> Vec<Instruction> {
     let allows = matches!(
         profile.default_action(),
         LinuxSeccompAction::ScmpActAllow
             | LinuxSeccompAction::ScmpActLog
             | LinuxSeccompAction::ScmpActTrace
     );
-    let instructions = if allows {
-        Vec::new()
-    } else {
-        instructions(&highest(profile))
-    };
-    instructions.concat()
+    let mut all = Vec::new();
+    if is_for(profile, Arch::ScmpArchX32) {
+        all.extend(no_x32());
+    }
+    // Where what isn't listed is allowed, the kernel says itself what it doesn't know.
+    if !allows {
+        all.extend(nothing_above(&highest(profile)));
+    }
+    all
 }
 
 fn highest(profile: &LinuxSeccomp) -> Highest {
-    let wants = |arch| profile.architectures().iter().flatten().any(|a| *a == arch);
     let of = |arch| {
         let rules = profile.syscalls().iter().flatten();
         rules
@@ -66,37 +56,33 @@ fn highest(profile: &LinuxSeccomp) -> Highest {
             .filter_map(|call| u32::try_from(i32::from(call)).ok())
             .max()
     };
+    let native = is_for(profile, Arch::ScmpArchX86_64) || is_for(profile, Arch::ScmpArchNative);
+    let x86 = is_for(profile, Arch::ScmpArchX86);
     Highest {
-        x86_64: (wants(Arch::ScmpArchX86_64) || wants(Arch::ScmpArchNative))
-            .then(|| of(ScmpArch::X8664))
-            .flatten(),
-        x86: wants(Arch::ScmpArchX86)
-            .then(|| of(ScmpArch::X86))
-            .flatten(),
-        x32: wants(Arch::ScmpArchX32)
-            .then(|| of(ScmpArch::X32))
-            .flatten(),
+        x86_64: native.then(|| of(ScmpArch::X8664)).flatten(),
+        x86: x86.then(|| of(ScmpArch::X86)).flatten(),
     }
+}
+
+/// A profile may be for x32 besides; the guest's kernel isn't, and has ENOSYS for all of its calls.
+fn no_x32() -> [Instruction; 5] {
+    [
+        step(LOAD, 0, 0, ARCHITECTURE),
+        step(JUMP_EQUAL, 0, 3, X86_64),
+        step(LOAD, 0, 0, NUMBER),
+        step(JUMP_AT_LEAST, 0, 1, X32_BIT),
+        step(RETURN, 0, 0, NO_SUCH_CALL),
+    ]
 }
 
 /// The test of each architecture either returns or falls through to the next, and the last one to the
 /// profile.
-fn instructions(highest: &Highest) -> Vec<Instruction> {
+fn nothing_above(highest: &Highest) -> Vec<Instruction> {
     let mut all = Vec::new();
     if let Some(last) = highest.x86 {
         all.extend([
             step(LOAD, 0, 0, ARCHITECTURE),
             step(JUMP_EQUAL, 0, 3, X86),
-            step(LOAD, 0, 0, NUMBER),
-            step(JUMP_GREATER, 0, 1, last),
-            step(RETURN, 0, 0, NO_SUCH_CALL),
-        ]);
-    }
-    if let Some(last) = highest.x32 {
-        let last = last | X32_BIT;
-        all.extend([
-            step(LOAD, 0, 0, ARCHITECTURE),
-            step(JUMP_EQUAL, 0, 3, X86_64),
             step(LOAD, 0, 0, NUMBER),
             step(JUMP_GREATER, 0, 1, last),
             step(RETURN, 0, 0, NO_SUCH_CALL),
@@ -116,13 +102,6 @@ fn instructions(highest: &Highest) -> Vec<Instruction> {
     all
 }
 
-/// One instruction; the jumps are over so many of those that follow, if it holds and if not.
-fn step(code: u16, holds: u8, not: u8, value: u32) -> Instruction {
-    let [a, b] = code.to_ne_bytes();
-    let [k, l, m, n] = value.to_ne_bytes();
-    [a, b, holds, not, k, l, m, n]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,26 +116,20 @@ mod tests {
 
     #[test]
     fn the_highest_call_of_each_architecture_is_found() {
-        let all = profile(
-            "SCMP_ACT_ERRNO",
-            r#""SCMP_ARCH_X86_64","SCMP_ARCH_X86","SCMP_ARCH_X32""#,
-        );
-        let found = highest(&all);
+        let both = profile("SCMP_ACT_ERRNO", r#""SCMP_ARCH_X86_64","SCMP_ARCH_X86""#);
+        let found = highest(&both);
         assert_eq!((found.x86_64, found.x86), (Some(437), Some(437)));
-        assert_eq!(found.x32.map(|last| last & !X32_BIT), Some(437));
         let native = highest(&profile("SCMP_ACT_ERRNO", r#""SCMP_ARCH_NATIVE""#));
-        assert_eq!(
-            (native.x86_64, native.x86, native.x32),
-            (Some(437), None, None)
-        );
+        assert_eq!((native.x86_64, native.x86), (Some(437), None));
         let none = highest(&profile("SCMP_ACT_ERRNO", ""));
         assert_eq!(none, Highest::default());
     }
 
     #[test]
     fn a_profile_that_allows_the_rest_has_no_prelude() {
-        let of = |default| prelude(&profile(default, r#""SCMP_ARCH_X86_64""#));
-        assert!(of("SCMP_ACT_ALLOW").is_empty());
-        assert_eq!(of("SCMP_ACT_ERRNO").len(), 6 * 8);
+        let of = |default, arch| prelude(&profile(default, arch)).len();
+        assert_eq!(of("SCMP_ACT_ALLOW", r#""SCMP_ARCH_X86_64""#), 0);
+        assert_eq!(of("SCMP_ACT_ERRNO", r#""SCMP_ARCH_X86_64""#), 6);
+        assert_eq!(of("SCMP_ACT_LOG", r#""SCMP_ARCH_X32""#), 5);
     }
 }
