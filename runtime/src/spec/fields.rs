@@ -264,7 +264,9 @@ pub const FIELDS: &[Field] = &[
     ),
     row("linux.seccomp.defaultAction", Guest).unless(refuse::seccomp_action, NOTIFY),
     row("linux.seccomp.defaultErrnoRet", Guest),
-    row("linux.seccomp.architectures", Guest),
+    row("linux.seccomp.architectures", Guest).noted(
+        "the guest's kernel runs programs of x86-64 and x86; calls of x32 get ENOSYS where it is listed",
+    ),
     row("linux.seccomp.flags", Guest).noted(
         "`SECCOMP_FILTER_FLAG_TSYNC` changes nothing where there is one thread, and \
          `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV` nothing where there is no listener",
