@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::cgroup::Cgroup;
 use crate::container::devices::{self, Disks};
+use crate::container::notify::NotifySocket;
 use crate::container::{self, Bundle, Container, Process, init, spec};
 use crate::error::{Error, Failure, Fatal};
 use crate::exec;
@@ -146,6 +147,11 @@ impl Sandbox {
             }
         }
         let bundle = Bundle::create(id)?;
+        let notify = request.notify.then(|| NotifySocket::make(bundle.path()));
+        let notify = notify.transpose()?;
+        if let Some(socket) = &notify {
+            socket.offer(&mut prepared)?;
+        }
         let (theirs, ours) = self.open_stdio(request.stdio.get_or_default()).await?;
         let task = Task::Create(init::Task {
             id: id.clone(),
@@ -161,6 +167,7 @@ impl Sandbox {
             bundle,
             cgroup.clone(),
             init,
+            notify,
             &prepared,
         ))
     }
@@ -368,6 +375,21 @@ impl Sandbox {
         let kills = || stats::oom_kills(cgroup.directory());
         cgroup.changed("memory.events", |_| kills() > known).await?;
         Ok(kills())
+    }
+
+    /// Waits until a container says that it is ready, or has ended. Returns whether it is ready.
+    ///
+    /// # Errors
+    /// When it was made without a socket to say it.
+    pub async fn wait_ready(&self, id: &str) -> Result<bool, Error> {
+        let container = self.find(id)?;
+        let Some(socket) = &container.notify else {
+            return Err(Error::Missing(format!("a notify socket of container {id}")));
+        };
+        tokio::select! {
+            ready = socket.ready() => ready.map(|()| true),
+            _ = container.init.finished.exit.ended() => Ok(false),
+        }
     }
 
     /// Ends the sandbox with its owner: all is written back, and the host told the exit status.

@@ -9,7 +9,7 @@ use hull_protocol::agent::{
     DeleteContainerRequest, Empty, ExecProcessRequest, ExecProcessResponse, ListProcessesRequest,
     ListProcessesResponse, PauseContainerRequest, ResumeContainerRequest, SignalProcessRequest,
     StartContainerRequest, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
-    WaitProcessRequest, WaitProcessResponse,
+    WaitProcessRequest, WaitProcessResponse, WaitReadyRequest, WaitReadyResponse,
 };
 use hull_protocol::agent_ttrpc;
 use ttrpc::asynchronous::transport::Listener;
@@ -164,6 +164,18 @@ impl agent_ttrpc::Agent for Service {
         let kills = self.0.wait_oom(&request.container_id, request.known).await;
         Ok(WaitOomResponse {
             kills: answer("WaitOom", kills)?,
+            ..Default::default()
+        })
+    }
+
+    async fn wait_ready(
+        &self,
+        _: &TtrpcContext,
+        request: WaitReadyRequest,
+    ) -> ttrpc::Result<WaitReadyResponse> {
+        let ready = self.0.wait_ready(&request.container_id).await;
+        Ok(WaitReadyResponse {
+            ready: answer("WaitReady", ready)?,
             ..Default::default()
         })
     }

@@ -21,6 +21,7 @@ mod many;
 mod mount_options;
 mod mounts;
 mod namespaces;
+mod notify;
 mod poor_hosts;
 mod process;
 mod rootless;

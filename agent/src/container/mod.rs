@@ -4,6 +4,7 @@ pub mod devices;
 pub mod init;
 mod inside;
 mod mounts;
+pub mod notify;
 mod paths;
 pub mod spec;
 mod sysctl;
@@ -78,6 +79,8 @@ pub struct Container {
     pub personality: Option<LinuxPersonality>,
     /// The seccomp filter of all its processes.
     pub seccomp: Option<seccomp::Program>,
+    /// Where its processes say that it is ready, if somebody wants to know.
+    pub notify: Option<notify::NotifySocket>,
     state: Mutex<State>,
 }
 
@@ -118,6 +121,7 @@ impl Container {
         bundle: Bundle,
         cgroup: Cgroup,
         init: Process,
+        notify: Option<notify::NotifySocket>,
         prepared: &spec::Prepared,
     ) -> Self {
         Self {
@@ -129,6 +133,7 @@ impl Container {
             namespaces: prepared.namespaces,
             personality: prepared.launch.personality.clone(),
             seccomp: prepared.launch.seccomp.clone(),
+            notify,
             state: Mutex::default(),
         }
     }

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::delete::undo;
+use super::notify;
 use super::state::for_hook;
 use super::terminal::{self, Console, Relay};
 use crate::cgroup::{HostCgroup, Limits};
@@ -281,7 +282,13 @@ fn bring_up(
     let boot_timeout = Duration::from_secs(limits.config.boot_timeout.into());
     let agent = sandbox.wait_ready(dir, boot_timeout)?;
     agent
-        .create(dir.id(), guest_spec, &state.bundle, stdio)
+        .create(
+            dir.id(),
+            guest_spec,
+            &state.bundle,
+            stdio,
+            notify::is_wanted(),
+        )
         .map_err(Error::container_process)?;
     if bundle.read_only_root() {
         sandbox.make_root_read_only(dir)?;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::notify;
 use crate::container::ContainerId;
 use crate::error::Error;
 use crate::sandbox::{Agent, SandboxError, Sizes, VmmProcess};
@@ -24,7 +25,8 @@ const FORWARDED: [i32; 7] = [
 ];
 
 /// Waits for the end of the VMM process, which is the container's, and exits as it did. Meanwhile the
-/// guest is told the sizes of the user's terminal, where that is the container's.
+/// guest is told the sizes of the user's terminal, where that is the container's, and a service manager
+/// that the container is ready.
 ///
 /// # Errors
 /// When the process can't be waited for.
@@ -45,8 +47,16 @@ pub fn wait_for_vmm(
             deaths.recv().await;
         }
     };
+    let until = async {
+        tokio::pin!(ended);
+        tokio::select! {
+            status = &mut ended => return status,
+            () = notify::relay(agent, id, std::process::id()) => {}
+        }
+        ended.await
+    };
     let status = agent
-        .block_on(forward_signals(agent, id, "", sizes, ended))
+        .block_on(forward_signals(agent, id, "", sizes, until))
         .map_err(waiting)?;
     Ok(exit_code(status))
 }

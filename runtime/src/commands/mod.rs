@@ -14,6 +14,7 @@ pub mod features;
 pub mod foreground;
 pub mod kill;
 pub mod list;
+pub mod notify;
 pub mod pause;
 pub mod process;
 pub mod ps;

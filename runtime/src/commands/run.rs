@@ -53,6 +53,7 @@ pub fn run(global: &Global, args: &Run) -> Result<ExitCode, Error> {
         }
     };
     if args.detach {
+        start::report_ready(dir, &state, &agent);
         return Ok(ExitCode::SUCCESS);
     }
     // Others may signal, exec and delete while this waits.

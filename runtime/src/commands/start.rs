@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{delete, state::for_hook};
+use super::{delete, notify, state::for_hook};
 use crate::cli::Global;
 use crate::container::{
     Call, ContainerDir, ContainerError, Hooks, Phase, Stage, State, Status, Store,
@@ -40,6 +40,7 @@ pub fn run(global: &Global, args: &Start) -> Result<ExitCode, Error> {
     }
     let agent = Agent::connect(&dir).map_err(crate::sandbox::SandboxError::from)?;
     start(&dir, &mut state, &agent)?;
+    report_ready(dir, &state, &agent);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -62,6 +63,13 @@ pub fn start(dir: &ContainerDir, state: &mut State, agent: &Agent) -> Result<(),
             log::warn!("{}", chain(&e));
         }
     })
+}
+
+/// Where a service manager wants to know, waits until the container says that it is ready, and says so.
+/// Meanwhile others may signal, exec and delete.
+pub fn report_ready(mut dir: ContainerDir, state: &State, agent: &Agent) {
+    dir.unlock();
+    agent.block_on(notify::relay(agent, dir.id(), state.pid().unsigned_abs()));
 }
 
 fn run_poststart_hooks(dir: &ContainerDir, state: &State) -> Result<(), Error> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use hull_protocol::agent::{
     CreateContainerRequest, ExecProcessRequest, SignalProcessRequest, StartContainerRequest, Stdio,
-    WaitProcessRequest,
+    WaitProcessRequest, WaitReadyRequest,
 };
 use hull_protocol::agent_ttrpc::AgentClient;
 use hull_protocol::ports;
@@ -102,7 +102,8 @@ impl Agent {
         Ok(Self { runtime, client })
     }
 
-    /// Makes the container; its process waits to be started. `bundle` is what its hooks are told.
+    /// Makes the container; its process waits to be started. `bundle` is what its hooks are told; with
+    /// `notify` it has a socket to say when it is ready.
     ///
     /// # Errors
     /// When the agent refuses, with its reason.
@@ -112,6 +113,7 @@ impl Agent {
         spec: GuestSpec,
         bundle: &Path,
         stdio: Ports,
+        notify: bool,
     ) -> Result<(), AgentError> {
         let request = CreateContainerRequest {
             container_id: id.to_string(),
@@ -121,6 +123,7 @@ impl Agent {
             bundle: bundle.to_string_lossy().into_owned(),
             stdio: Some(to_message(stdio)).into(),
             sandbox_owner: true,
+            notify,
             ..Default::default()
         };
         self.call(
@@ -223,6 +226,21 @@ impl Agent {
         let answer = answer.map_err(|e| classify(e, "report the process's end", CALL_TIMEOUT))?;
         // Masked as exit(2) masks it, whatever the guest says.
         Ok((answer.exit_status & 0xff) as u8)
+    }
+
+    /// Waits until a container made with `notify` says that it is ready, or has ended, however long that
+    /// takes. Returns whether it is ready. For use inside [`Agent::block_on`].
+    ///
+    /// # Errors
+    /// When the sandbox goes away first.
+    pub async fn wait_ready(&self, id: &ContainerId) -> Result<bool, AgentError> {
+        let request = WaitReadyRequest {
+            container_id: id.to_string(),
+            ..Default::default()
+        };
+        let answer = self.client.wait_ready(Context::default(), &request).await;
+        let answer = answer.map_err(|e| classify(e, "report that it is ready", CALL_TIMEOUT))?;
+        Ok(answer.ready)
     }
 
     /// Runs `future`, which may call the async methods, to its end.

@@ -10,6 +10,7 @@ mod syscall;
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -19,7 +20,7 @@ use hull_tests::pattern;
 const USAGE: &str =
     "probe identity | report PATH… | files DIR | big-file FILE BYTES | small-files DIR COUNT |
       pattern-out BYTES | pattern-in BYTES | adopt PID-FILE CMD… | try-lock flock|fcntl FILE |
-      syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT";
+      notify MESSAGE | syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         ["pattern-in", bytes] => pattern::check(&mut io::stdin(), number(bytes)),
         ["adopt", pid_file, ..] => adopt::run(Path::new(pid_file), &words[2..]),
         ["try-lock", kind, file] => locks::try_lock(kind, Path::new(file)),
+        ["notify", message] => notify(message),
         ["syscall", call, argument] => {
             syscall::native(number(call).cast_signed(), number(argument));
             Ok(())
@@ -58,6 +60,14 @@ fn main() -> ExitCode {
 
 fn number(word: &str) -> u64 {
     word.parse().expect("a number")
+}
+
+/// Says something to the service manager, sd_notify(3).
+fn notify(message: &str) -> io::Result<()> {
+    let path = std::env::var_os("NOTIFY_SOCKET");
+    let path = path.ok_or_else(|| io::Error::other("no NOTIFY_SOCKET"))?;
+    UnixDatagram::unbound()?.send_to(message.as_bytes(), path)?;
+    Ok(())
 }
 
 /// Writes a file, reads it back, and leaves it to be looked at from the host.

@@ -1,0 +1,127 @@
+//! sd_notify(3): what the service manager that the runtime runs under hears of a container.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+
+use hull_tests::bundle::PROBE;
+use hull_tests::process::limit;
+use hull_tests::{Bundle, Container};
+use serde_json::json;
+
+/// A service manager, and what it has been told.
+struct Manager {
+    path: PathBuf,
+    lines: Receiver<String>,
+}
+
+impl Manager {
+    fn beside(bundle: &Bundle) -> Self {
+        let path = bundle.beside("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            let mut message = [0; 4096];
+            while let Ok(length) = socket.recv(&mut message) {
+                let text = String::from_utf8_lossy(&message[..length]);
+                if text.lines().any(|l| sender.send(l.to_owned()).is_err()) {
+                    return;
+                }
+            }
+        });
+        Self { path, lines }
+    }
+
+    /// Has the runtime run as a service of this manager.
+    fn runs(&self, container: Container) -> Container {
+        let variable = format!("NOTIFY_SOCKET={}", self.path.display());
+        container.wrapped(&["env", &variable])
+    }
+
+    #[track_caller]
+    fn line(&self) -> String {
+        self.lines.recv_timeout(limit()).expect("a message in time")
+    }
+
+    fn has_heard_nothing(&self) -> bool {
+        self.lines.try_recv().is_err()
+    }
+}
+
+/// A container that becomes ready once there is a file `go` in its rootfs.
+fn slow_to_be_ready() -> Bundle {
+    Bundle::new().shell(&format!(
+        "{PROBE} notify STATUS=READY=1 &&
+         echo ready && until [ -e /go ]; do sleep 0.1; done &&
+         {PROBE} notify READY=1 && exec sleep 3600"
+    ))
+}
+
+#[test]
+fn start_ends_and_the_manager_hears_once_the_container_is_ready() {
+    let bundle = slow_to_be_ready();
+    let manager = Manager::beside(&bundle);
+    let mut container = manager.runs(Container::new(bundle));
+    container.create();
+    let mut start = hull_tests::Running::spawn(&mut container.command(&["start", &container.id]));
+    assert_eq!(container.stdout.as_mut().unwrap().line("stdout"), "ready");
+
+    let id = container.id.clone();
+    // It is not in others' way.
+    let _ = container.call(&["exec", &id, "true"]).ok();
+    assert!(manager.has_heard_nothing());
+    assert!(!start.exits_within(std::time::Duration::from_millis(200)));
+    fs::write(container.bundle.rootfs().join("go"), "").unwrap();
+
+    assert!(start.exit().success());
+    assert_eq!(manager.line(), "READY=1");
+    assert_eq!(manager.line(), format!("MAINPID={}", container.state().pid));
+}
+
+#[test]
+fn run_tells_the_manager_to_watch_itself() {
+    let bundle = slow_to_be_ready();
+    fs::write(bundle.rootfs().join("go"), "").unwrap();
+    let manager = Manager::beside(&bundle);
+    let container = manager.runs(Container::new(bundle));
+
+    let running = container.run_until_ready();
+
+    assert_eq!(manager.line(), "READY=1");
+    // `env` has become the runtime
+    assert_eq!(manager.line(), format!("MAINPID={}", running.pid()));
+}
+
+#[test]
+fn a_container_that_ends_without_a_word_ends_start() {
+    let bundle = Bundle::new().shell("echo $NOTIFY_SOCKET; exit 3");
+    let manager = Manager::beside(&bundle);
+    let mut container = manager.runs(Container::new(bundle));
+    container.create();
+
+    let _ = container.start().ok();
+
+    let socket = container.stdout.as_mut().unwrap().line("stdout");
+    assert_eq!(socket, "/run/notify/notify.sock");
+    assert!(manager.has_heard_nothing());
+}
+
+#[test]
+fn any_user_of_a_user_namespace_can_say_it() {
+    let bundle = Bundle::new()
+        .shell(&format!(
+            "{PROBE} notify READY=1 && echo said; exec sleep 3600"
+        ))
+        .set("/process/user", json!({ "uid": 7, "gid": 7 }))
+        .in_user_namespace(json!([{ "containerID": 0, "hostID": 100_000, "size": 1000 }]));
+    // Nobody in there may make it.
+    fs::create_dir_all(bundle.rootfs().join("run/notify")).unwrap();
+    let manager = Manager::beside(&bundle);
+    let container = manager.runs(Container::new(bundle));
+
+    let mut running = container.start_run();
+
+    assert_eq!(running.line(), "said");
+    assert_eq!(manager.line(), "READY=1");
+}
