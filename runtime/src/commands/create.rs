@@ -22,7 +22,7 @@ use crate::container::{
 };
 use crate::error::{Error, chain};
 use crate::sandbox::{Agent, BootFiles, HostTerminal, Launch, Sandbox, VmmProcess};
-use crate::spec::{self, Bundle, GuestSpec, Plan, Sizing};
+use crate::spec::{self, Bundle, FilterCache, GuestSpec, Plan, Sizing};
 
 /// The options of `create`, which `run` has too.
 #[derive(Debug, clap::Args)]
@@ -209,7 +209,8 @@ fn plan<'a>(
     let console = Console::of(terminal, detached, options.console_socket.as_deref())?;
     let config = global.container_config(&bundle.annotations())?;
     let boot = config.boot().open()?;
-    let plan = spec::plan(&bundle, id.as_str(), &config, is_root())?;
+    let filters = FilterCache::below(&global.root);
+    let plan = spec::plan(&bundle, id.as_str(), &config, &filters, is_root())?;
     let cgroup = HostCgroup::of(bundle.spec(), &id, global.systemd_cgroup, is_root())?;
     Ok(Planned {
         id,

@@ -1,5 +1,6 @@
 //! The folder under `--root`: one folder a container, with its state, the config.json that it was
-//! created from, its lock, its control socket and its console log.
+//! created from, its lock, its control socket and its console log. Beside them is `.seccomp`, which is
+//! `spec`'s.
 //!
 //! A container's folder appears whole and goes whole: it is made under a hidden name, with the lock
 //! held, and renamed; `delete` renames it back before it empties it. What a SIGKILL leaves under a
@@ -497,9 +498,15 @@ mod tests {
         fs::create_dir(store.path.join(".creating-dead-0")).expect("mkdir");
         fs::write(store.path.join(".creating-dead-0/lock"), "").expect("write");
         let alive = format!(".creating-alive-{}", std::process::id());
-        fs::create_dir(store.path.join(&alive)).expect("mkdir");
+        let filters = ".seccomp".to_owned();
+        for kept in [&alive, &filters] {
+            fs::create_dir(store.path.join(kept)).expect("mkdir");
+        }
         store.sweep();
-        assert_eq!(names(&store), [alive]);
+        let mut left = names(&store);
+        left.sort();
+        assert_eq!(left, [alive, filters]);
+        assert!(store.list().expect("list").is_empty());
     }
 
     #[test]

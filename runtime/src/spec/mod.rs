@@ -45,6 +45,7 @@ pub use mount_options::supported as supported_mount_options;
 pub use mounts::within_root;
 pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
+pub use seccomp::FilterCache;
 pub use share::{Owners, ReadOnly, Share, Source};
 pub use sizing::Sizing;
 pub use split::{GuestSpec, Plan, plan};

@@ -27,7 +27,7 @@ use super::refuse::GUEST_DEVICES;
 use super::share::{Mounted, ReadOnly, Share, Source};
 use super::sizing::Host;
 use super::user_namespace::{self, UserNamespace};
-use super::{Bundle, MemoryPolicy, Sizing, SpecError, network, seccomp};
+use super::{Bundle, FilterCache, MemoryPolicy, Sizing, SpecError, network};
 use crate::config::Config;
 
 /// What is done about a bundle.
@@ -81,12 +81,18 @@ pub struct GuestSpec {
 }
 
 /// Splits a bundle for a container with this id, which must be one path component. `is_root` says whether
-/// hull's user is root, of the host or of a user namespace.
+/// hull's user is root, of the host or of a user namespace; `filters` may have its seccomp profile compiled.
 ///
 /// # Errors
 /// When the source of a bind mount or a block device can't be opened, or is of a kind that can't be
 /// shared; and when a network namespace can't be joined.
-pub fn plan(bundle: &Bundle, id: &str, config: &Config, is_root: bool) -> Result<Plan, SpecError> {
+pub fn plan(
+    bundle: &Bundle,
+    id: &str,
+    config: &Config,
+    filters: &FilterCache,
+    is_root: bool,
+) -> Result<Plan, SpecError> {
     let mut guest = bundle.spec.clone();
     let user_namespace = match is_root {
         true => None,
@@ -160,7 +166,7 @@ pub fn plan(bundle: &Bundle, id: &str, config: &Config, is_root: bool) -> Result
         guest_spec: GuestSpec {
             json,
             block_devices,
-            seccomp: profile.map(seccomp::compile).transpose()?,
+            seccomp: profile.map(|profile| filters.filter(profile)).transpose()?,
         },
         network: network::named(&bundle.spec)?,
         memory_policy: policy.map(MemoryPolicy::of).transpose()?,

@@ -8,12 +8,13 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use super::split::Plan;
-use super::{Bundle, ReadOnly, Share, Source, SpecError, load};
+use super::{Bundle, FilterCache, ReadOnly, Share, Source, SpecError, load};
 use crate::config::Config;
 use crate::error::chain;
 
 fn plan(bundle: &Bundle, id: &str) -> Result<Plan, SpecError> {
-    super::plan(bundle, id, &Config::default(), true)
+    let filters = FilterCache::below(&bundle.path().join("hull"));
+    super::plan(bundle, id, &Config::default(), &filters, true)
 }
 
 /// The least that is a config.json.

@@ -4,6 +4,7 @@
 //! and so that a profile that can't be had is refused before a VM is started.
 
 mod bpf;
+mod cache;
 mod newer_calls;
 
 use std::io::{self, Read, Seek};
@@ -20,6 +21,7 @@ use oci_spec::runtime::{
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use bpf::Instruction;
+pub use cache::FilterCache;
 
 /// The longest program that the kernel takes, `BPF_MAXINSNS` of <linux/bpf_common.h>, in bytes.
 const LONGEST: u64 = 4096 * 8;
@@ -59,7 +61,7 @@ impl SeccompProfileError {
 ///
 /// # Errors
 /// When the profile asks for what can't be had.
-pub fn compile(profile: &LinuxSeccomp) -> Result<SeccompFilter, SeccompProfileError> {
+fn compile(profile: &LinuxSeccomp) -> Result<SeccompFilter, SeccompProfileError> {
     let mut instructions = newer_calls::prelude(profile);
     instructions.extend(profiles_own(profile)?);
     Ok(SeccompFilter {
