@@ -6,7 +6,7 @@
 //! executes its program, so that whatever fails first is heard first.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Seek, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -216,8 +216,11 @@ pub fn start(
     let failed = || Error::io("start a helper");
     let mut file =
         File::from(memfd_create("task", MemfdFlags::CLOEXEC).map_err(|e| failed()(e.into()))?);
-    serde_json::to_writer(&mut file, task).map_err(|e| failed()(e.into()))?;
-    file.flush()
+    // Both ways in one piece: a file doesn't buffer, and serde_json would call the kernel for each token
+    // that it writes, and for each byte that it reads.
+    serde_json::to_vec(task)
+        .map_err(io::Error::from)
+        .and_then(|text| file.write_all(&text))
         .and_then(|()| file.rewind())
         .map_err(failed())?;
     let (ours, theirs) = socketpair(
@@ -272,7 +275,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
     let level = arguments.get(2).and_then(|level| level.parse().ok());
     console::start(level.unwrap_or(LevelFilter::Off));
     sys::look_users_up_in_files();
-    let result = serde_json::from_reader(File::from(task))
+    let result = read(File::from(task))
         .map_err(|e| Failure::other(format!("read the task: {e}")))
         .and_then(|task| match task {
             Task::Create(task) => init::run(task, &reporter),
@@ -285,6 +288,12 @@ pub fn run(arguments: &[String]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn read(mut task: File) -> io::Result<Task> {
+    let mut text = Vec::new();
+    task.read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
 }
 
 #[cfg(test)]
