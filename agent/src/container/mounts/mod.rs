@@ -165,8 +165,8 @@ fn divide(mount: &mut Mount, options: Options, places: &Places) -> Vec<Work> {
         if let Some(mode) = covered.mode.filter(|_| !options.names_mode()) {
             theirs.insert(0, format!("mode={mode:o}"));
         }
-        if options.copy_up {
-            work.push(Work::Fill(covered.directory));
+        if let Some(directory) = covered.directory.filter(|_| options.copy_up) {
+            work.push(Work::Fill(directory));
         }
     }
     let mut set = options.set & libc::MOUNT_ATTR_NOSYMFOLLOW;

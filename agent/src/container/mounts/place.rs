@@ -36,15 +36,26 @@ const IN_PROC: &[&str] = &[
 #[derive(Debug)]
 pub struct Places {
     root: OwnedFd,
-    /// In their order: each mount's destination, and its source if that is a bind mount.
-    covered: Vec<(PathBuf, Option<PathBuf>)>,
+    /// In their order: each mount's destination, and what will be there.
+    covered: Vec<(PathBuf, Cover)>,
+}
+
+/// What a mount will have at its destination.
+#[derive(Debug)]
+enum Cover {
+    /// What is there already, at this path.
+    Bind(PathBuf),
+    /// An empty directory of this mode.
+    Tmpfs(u32),
+    /// What the kernel makes up.
+    Other,
 }
 
 /// A directory that a mount covers.
 #[derive(Debug)]
 pub struct Covered {
-    /// Opened with O_PATH.
-    pub directory: OwnedFd,
+    /// Opened with O_PATH; not if it is yet to be made, and so empty.
+    pub directory: Option<OwnedFd>,
     /// Its mode.
     pub mode: Option<u32>,
 }
@@ -97,34 +108,43 @@ impl Places {
         Ok(destination)
     }
 
-    /// Takes note of a mount.
+    /// Takes note of a mount, in libcontainer's words.
     pub fn cover(&mut self, mount: &Mount) {
-        let source = mount.source().clone().filter(|_| is_bind(mount));
-        self.covered.push((mount.destination().clone(), source));
+        let cover = match (is_bind(mount), mount.source(), mount.typ().as_deref()) {
+            (true, Some(source), _) => Cover::Bind(source.clone()),
+            (false, _, Some("tmpfs")) => Cover::Tmpfs(tmpfs_mode(mount)),
+            _ => Cover::Other,
+        };
+        self.covered.push((mount.destination().clone(), cover));
     }
 
     /// The directory that a mount at `destination` would cover, if there is one.
     ///
-    /// In a file system that the guest has yet to make, there is none.
+    /// Of a file system that the guest has yet to make, there is only the root.
     pub fn covered(&self, destination: &Path) -> Option<Covered> {
         let mut below = self.covered.iter().rev();
-        let over = below.find_map(|(path, source)| {
-            destination
-                .strip_prefix(path)
-                .ok()
-                .map(|rest| (source, rest))
-        });
+        let over =
+            below.find_map(|(path, cover)| Some((cover, destination.strip_prefix(path).ok()?)));
         let directory = match over {
             None => directory_in(&self.root, destination),
-            Some((Some(source), rest)) => {
+            Some((Cover::Bind(source), rest)) => {
                 let flags = OFlags::PATH | OFlags::CLOEXEC;
                 let source = openat(CWD, source, flags, Mode::empty()).ok()?;
                 directory_in(&source, rest)
             }
-            Some((None, _)) => None,
+            Some((Cover::Tmpfs(mode), rest)) if rest.as_os_str().is_empty() => {
+                return Some(Covered {
+                    directory: None,
+                    mode: Some(*mode),
+                });
+            }
+            Some((Cover::Tmpfs(_) | Cover::Other, _)) => None,
         }?;
         let mode = fstat(&directory).ok().map(|stat| stat.st_mode & 0o7777);
-        Some(Covered { directory, mode })
+        Some(Covered {
+            directory: Some(directory),
+            mode,
+        })
     }
 
     /// Follows the symbolic links of a path within the root, as far as there is something; the rest
@@ -167,6 +187,14 @@ fn names(path: &Path) -> impl Iterator<Item = OsString> {
         Component::ParentDir => Some("..".into()),
         Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
     })
+}
+
+/// The mode of a tmpfs's root: the last one that its options name, or else the kernel's.
+fn tmpfs_mode(mount: &Mount) -> u32 {
+    let options = mount.options().iter().flatten().rev();
+    let mut named = options.filter_map(|option| option.strip_prefix("mode="));
+    let mode = named.find_map(|digits| u32::from_str_radix(digits, 8).ok());
+    mode.unwrap_or(0o1777)
 }
 
 fn directory_in(root: &OwnedFd, path: &Path) -> Option<OwnedFd> {
@@ -242,5 +270,17 @@ mod tests {
         assert!(places.covered(Path::new("/var/inner")).is_some());
         assert!(places.covered(Path::new("/var/run")).is_none());
         assert!(places.covered(Path::new("/run/data")).is_none());
+    }
+
+    #[test]
+    fn a_tmpfs_covers_another_with_its_mode() {
+        let (_root, mut places) = root();
+        let mode_of = |places: &Places| places.covered(Path::new("/run")).and_then(|c| c.mode);
+        places.cover(&mount("/run"));
+        assert_eq!(mode_of(&places), Some(0o1777));
+        let options =
+            json!({"destination": "/run", "type": "tmpfs", "options": ["mode=750", "ro"]});
+        places.cover(&serde_json::from_value(options).expect("valid"));
+        assert_eq!(mode_of(&places), Some(0o750));
     }
 }
