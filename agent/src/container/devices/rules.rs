@@ -3,8 +3,8 @@
 //! libcgroups makes a program of the rules, and lets the last rule decide that names *all* that is asked
 //! for at once. By that, opening for reading and writing escapes a rule that denies writing, and fails
 //! where one rule allows reading and another one writing. [`settle`] writes the rules anew, so that both
-//! come to the same: for each set of devices one rule, with all that may be done, and one before it that
-//! denies the rest. libcgroups adds runc's own rules to them, and no filter where there are none at all.
+//! come to the same: for each set of devices one rule, with all that may be done, and, unless that is
+//! everything, one before it that denies the rest. libcgroups adds runc's own rules to them, and no filter where there are none at all.
 
 use std::collections::BTreeSet;
 
@@ -97,8 +97,10 @@ fn settled(rules: &[LinuxDeviceCgroup]) -> Vec<LinuxDeviceCgroup> {
             });
             about.map_or(allowed, LinuxDeviceCgroup::allow)
         };
-        settled.push(devices.rule(false, ALL.to_owned()));
         let access: String = ALL.chars().filter(may).collect();
+        if access != ALL {
+            settled.push(devices.rule(false, ALL.to_owned()));
+        }
         if !access.is_empty() {
             settled.push(devices.rule(true, access));
         }

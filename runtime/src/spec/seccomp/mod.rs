@@ -93,6 +93,11 @@ fn filter(profile: &LinuxSeccomp, arch: ScmpArch) -> Result<Vec<Instruction>, Se
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut filter =
         ScmpFilterContext::new(default).map_err(SeccompProfileError::at("defaultAction"))?;
+    // Sought by halves instead of one after the other: the kernel does it for every number there is when
+    // it loads the filter, and then for each call that isn't always allowed.
+    filter
+        .set_ctl_optimize(2)
+        .map_err(SeccompProfileError::at("syscalls"))?;
     if arch != ScmpArch::X8664 {
         filter
             .add_arch(arch)

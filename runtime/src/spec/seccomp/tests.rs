@@ -74,8 +74,15 @@ fn a_call_is_answered_as_the_profile_says() {
 
 #[test]
 fn two_filters_answer_as_one_for_both_architectures() {
-    let profile = profile(PROFILE);
-    let ours = profiles_own(&profile).expect("it compiles");
+    let docker: serde_json::Value =
+        serde_json::from_str(include_str!("../../../../tests/bench/src/docker.json"))
+            .expect("valid JSON");
+    answer_as_one(&profile(PROFILE));
+    answer_as_one(&profile(&docker["linux"]["seccomp"].to_string()));
+}
+
+fn answer_as_one(profile: &LinuxSeccomp) {
+    let ours = profiles_own(profile).expect("it compiles");
     let default = action(profile.default_action(), profile.default_errno_ret()).expect("an action");
     let mut one = ScmpFilterContext::new(default).expect("a filter");
     one.add_arch(ScmpArch::X86).expect("x86");
