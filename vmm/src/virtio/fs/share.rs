@@ -261,10 +261,12 @@ impl FileSystem for Share {
     }
 
     fn forget(&self, ctx: Context, node: Node, count: u64) {
-        if !is_unnamed(node) {
+        if is_unnamed(node) {
+            if let Some(named) = self.unnamed.forget(node, count) {
+                self.inner.forget(ctx, named, 1);
+            }
+        } else if !self.unnamed.has_alias(node) {
             self.inner.forget(ctx, node, count);
-        } else if let Some(named) = self.unnamed.forget(node, count) {
-            self.inner.forget(ctx, named, 1);
         }
     }
 

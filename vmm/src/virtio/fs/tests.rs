@@ -276,6 +276,29 @@ fn unnamed_files_without_end_meet_a_limit() {
 }
 
 #[test]
+fn what_an_alias_stands_for_is_forgotten_only_with_it() {
+    let tree = tree();
+    let mut guest = Guest::with_root(tree.path());
+    let mut body = create_in("/", 0o644);
+    body[..4].copy_from_slice(&((libc::O_RDWR | libc::O_TMPFILE) as u32).to_le_bytes());
+    let made = guest.request(Opcode::TmpFile as u32, ROOT, &body);
+    let node = word(&made.expect("an unnamed file"), 0);
+    let link = [node.to_le_bytes().as_slice(), &c_string("named")].concat();
+    guest
+        .request(Opcode::Link as u32, ROOT, &link)
+        .expect("link");
+    // The library counts its node ids up, so a guest can guess them.
+    for guessed in ROOT + 1..10 {
+        guest.forget(guessed, u64::MAX);
+    }
+    assert_eq!(guest.lookup(ROOT, "named"), Ok(node));
+    // The count of the link, of the lookup, and of the creation.
+    guest.forget(node, 3);
+    assert_ne!(guest.lookup(ROOT, "named"), Ok(node));
+    guest.stop();
+}
+
+#[test]
 fn a_ring_out_of_order_waits_for_a_reset() {
     let tree = tree();
     let mut guest = Guest::with_root(tree.path());

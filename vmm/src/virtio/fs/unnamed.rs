@@ -159,6 +159,12 @@ impl Unnamed {
         Some(node)
     }
 
+    /// Whether a node of the passthrough has an alias. The guest was never told of such a node, and if it
+    /// could forget it, aliases without end would need no more than one open file.
+    pub(super) fn has_alias(&self, named: u64) -> bool {
+        self.state().aliases.contains_key(&named)
+    }
+
     /// Forgets a node as often as `count`. If it was an alias and is gone, returns what it stood for.
     pub(super) fn forget(&self, node: u64, count: u64) -> Option<u64> {
         let mut state = self.state();
@@ -205,7 +211,7 @@ impl Unnamed {
 
 impl State {
     fn check_room(&self) -> io::Result<()> {
-        // An alias is bounded by the node that it stands for.
+        // An alias is bounded by the node that it stands for, which is not forgotten before it.
         let files = self.nodes.len() - self.aliases.len();
         if files + self.handles.len() >= LIMIT {
             return Err(io::Error::from_raw_os_error(libc::ENFILE));
