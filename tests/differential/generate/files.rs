@@ -136,6 +136,24 @@ pub fn leave_read_only_tmpfs_uncovered(changes: &mut Vec<Change>) {
     });
 }
 
+/// Takes a tmpfs over another one the mode that it names: runc 1.1 gives it the lower one's all the same,
+/// where later versions, and hull, do as it says.
+pub fn leave_the_mode_to_the_lower_tmpfs(changes: &mut [Change]) {
+    let mut places = Vec::new();
+    for Change(pointer, mount) in changes {
+        if pointer != "/mounts/-" || mount["type"] != "tmpfs" {
+            continue;
+        }
+        let place = mount["destination"].clone();
+        if places.contains(&place)
+            && let Some(options) = mount["options"].as_array_mut()
+        {
+            options.retain(|option| !option.as_str().is_some_and(|o| o.starts_with("mode=")));
+        }
+        places.push(place);
+    }
+}
+
 /// Other options for those of the ordinary bundle, by their index in it.
 fn ordinary_mounts() -> Topic {
     let proc = change(

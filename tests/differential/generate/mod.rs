@@ -30,6 +30,7 @@ pub fn case(seed: u64) -> Case {
     let drawn = topics().new_tree(&mut runner).unwrap().current();
     let mut changes = drawn.into_iter().flatten().flatten().collect();
     files::leave_read_only_tmpfs_uncovered(&mut changes);
+    files::leave_the_mode_to_the_lower_tmpfs(&mut changes);
     Case(changes)
 }
 
