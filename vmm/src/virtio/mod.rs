@@ -6,6 +6,7 @@ pub mod block;
 pub mod device;
 pub mod fs;
 mod memory;
+mod queue;
 mod registers;
 pub mod rng;
 #[cfg(test)]

@@ -25,11 +25,12 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
 use super::memory::View;
+use super::queue::{Done, serve};
 use super::watch::Watch;
 
 /// Descriptors in the queue: requests in flight, or with indirect descriptors, the longest of one.
@@ -137,40 +138,19 @@ fn config(disk: &Disk) -> [u8; CONFIG_SIZE] {
     config
 }
 
-/// How far a turn came.
-enum Done {
-    All,
-    Some,
-}
-
 impl Active {
     /// Serves up to [`BUDGET`] requests.
     fn serve(&mut self, disk: &Disk) -> Result<Done, virtio_queue::Error> {
         let memory = self.memory.memory();
-        let mut budget = BUDGET;
-        loop {
-            self.queue.disable_notification(memory)?;
-            while let Some(chain) = self.queue.iter(memory)?.next() {
-                let head = chain.head_index();
-                let written = request::serve(disk, self.write_through, memory, chain)
-                    .unwrap_or_else(|error| {
-                        log::debug!("virtio-blk: {}: {error}", disk.serial());
-                        0
-                    });
-                // At most 4 MiB, so it fits.
-                self.queue.add_used(memory, head, written as u32)?;
-                if self.queue.needs_notification(memory)? {
-                    self.interrupt.used_buffer();
-                }
-                budget -= 1;
-                if budget == 0 {
-                    return Ok(Done::Some);
-                }
-            }
-            if !self.queue.enable_notification(memory)? {
-                return Ok(Done::All);
-            }
-        }
+        let write_through = self.write_through;
+        serve(&mut self.queue, memory, &self.interrupt, BUDGET, |chain| {
+            let served = request::serve(disk, write_through, memory, chain);
+            let written = served.unwrap_or_else(|error| {
+                log::debug!("virtio-blk: {}: {error}", disk.serial());
+                0
+            });
+            written as u32 // at most 4 MiB, so it fits
+        })
     }
 }
 

@@ -29,11 +29,12 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::memory::View;
+use super::queue::{Done, serve};
 use super::{ActivateError, Activation, Interrupt, VirtioDevice};
 use request::Service;
 
@@ -172,8 +173,8 @@ impl Fs {
             return;
         };
         match served.run(&self.service, &active.memory, &active.interrupt) {
-            Ok(true) => {}
-            Ok(false) => self.wake(),
+            Ok(Done::All) => {}
+            Ok(Done::Some) => self.wake(),
             Err(error) => {
                 log::warn!("virtio-fs: queue {index} is out of order until a reset: {error}");
                 served.broken = true;
@@ -189,40 +190,24 @@ impl Active {
 }
 
 impl Served {
-    /// Serves up to [`BUDGET`] requests. Returns whether the queue is empty.
+    /// Serves up to [`BUDGET`] requests.
     fn run(
         &mut self,
         service: &Service,
         view: &View,
         interrupt: &Interrupt,
-    ) -> Result<bool, virtio_queue::Error> {
+    ) -> Result<Done, virtio_queue::Error> {
         if self.broken {
-            return Ok(true);
+            return Ok(Done::All);
         }
         let memory = view.memory();
-        let mut budget = BUDGET;
-        loop {
-            self.queue.disable_notification(memory)?;
-            while let Some(chain) = self.queue.iter(memory)?.next() {
-                let head = chain.head_index();
-                let written = service.serve(memory, chain).unwrap_or_else(|error| {
-                    log::debug!("virtio-fs: request refused: {error}");
-                    0
-                });
-                // At most MAX_BYTES, so it fits.
-                self.queue.add_used(memory, head, written as u32)?;
-                if self.queue.needs_notification(memory)? {
-                    interrupt.used_buffer();
-                }
-                budget -= 1;
-                if budget == 0 {
-                    return Ok(false);
-                }
-            }
-            if !self.queue.enable_notification(memory)? {
-                return Ok(true);
-            }
-        }
+        serve(&mut self.queue, memory, interrupt, BUDGET, |chain| {
+            let written = service.serve(memory, chain).unwrap_or_else(|error| {
+                log::debug!("virtio-fs: request refused: {error}");
+                0
+            });
+            written as u32 // at most MAX_BYTES, so it fits
+        })
     }
 }
 
