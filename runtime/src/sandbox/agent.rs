@@ -21,14 +21,9 @@ use ttrpc::context::{self, Context};
 
 use super::Ports;
 use super::control::printable;
+use super::socket::{self, CALL_TIMEOUT, CREATE_TIMEOUT};
 use crate::container::{ContainerDir, ContainerId};
 use crate::spec::GuestSpec;
-
-/// For what the agent answers at once, on a machine that is busy.
-pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// For making a container: mounts, cgroups and a process, all over a shared file system.
-const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How much longer ttrpc may wait than this side does. For the end of its own waiting it has no error
 /// but a text.
@@ -41,15 +36,32 @@ const LONGEST_REASON: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// The control socket.
-    #[error("cannot reach the sandbox's VMM ({what})")]
+    #[error("the sandbox's VMM does not {what}")]
     Connect {
-        /// The step.
+        /// What it was to do.
         what: &'static str,
         /// What the system said.
         #[source]
         source: io::Error,
     },
-    /// The guest doesn't answer on the agent's port.
+    /// This process's own part of a connection.
+    #[error("cannot set up a client of the sandbox's VMM")]
+    Client(#[source] io::Error),
+    /// The VMM did nothing on the control socket in time.
+    #[error("waited {seconds} s for the sandbox's VMM to {what}, in vain")]
+    VmmTimeout {
+        /// What it was to do.
+        what: &'static str,
+        /// How long.
+        seconds: u64,
+    },
+    /// The guest didn't answer on the agent's port in time.
+    #[error("waited {seconds} s for the guest's agent to take a connection, in vain")]
+    Unconnected {
+        /// How long.
+        seconds: u64,
+    },
+    /// The guest turns a connection to the agent's port down.
     #[error("the guest's agent does not answer")]
     NotServing,
     /// No answer in time.
@@ -83,19 +95,15 @@ impl Agent {
     /// # Errors
     /// When the VMM or the agent don't answer.
     pub fn connect(dir: &ContainerDir) -> Result<Self, AgentError> {
-        let stream = dial(dir)?;
-        let failed = |what| move |source| AgentError::Connect { what, source };
-        stream
-            .set_nonblocking(true)
-            .map_err(failed("socket options"))?;
+        let stream = dial(&dir.socket_path(), CALL_TIMEOUT)?;
+        stream.set_nonblocking(true).map_err(AgentError::Client)?;
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(failed("async runtime"))?;
+            .map_err(AgentError::Client)?;
         let client = {
             let _inside = runtime.enter();
-            let stream =
-                tokio::net::UnixStream::from_std(stream).map_err(failed("async socket"))?;
+            let stream = tokio::net::UnixStream::from_std(stream).map_err(AgentError::Client)?;
             let socket = ttrpc::r#async::transport::Socket::new(stream);
             AgentClient::new(ttrpc::r#async::Client::new(socket))
         };
@@ -316,26 +324,26 @@ fn reason(message: &str) -> String {
 }
 
 /// Opens a stream to the agent's port: the VMM's control socket speaks Firecracker's `CONNECT`.
-fn dial(dir: &ContainerDir) -> Result<UnixStream, AgentError> {
-    let failed = |what| move |source| AgentError::Connect { what, source };
-    let mut stream = UnixStream::connect(dir.socket_path()).map_err(failed("connect"))?;
-    stream
-        .set_read_timeout(Some(CALL_TIMEOUT))
-        .map_err(failed("timeout"))?;
+fn dial(path: &Path, timeout: Duration) -> Result<UnixStream, AgentError> {
+    let mut stream = socket::dial(path, timeout)?;
     stream
         .write_all(format!("CONNECT {}\n", ports::AGENT).as_bytes())
-        .map_err(failed("ask for the agent"))?;
+        .map_err(socket::failed("take the request for the agent", timeout))?;
     // Byte by byte: what follows the line belongs to the stream.
     let mut line = Vec::new();
     let mut byte = [0];
     while line.len() < 64 {
-        match stream
-            .read(&mut byte)
-            .map_err(failed("wait for the agent"))?
-        {
-            0 => return Err(AgentError::NotServing),
-            _ if byte == *b"\n" => break,
-            _ => line.extend(byte),
+        match stream.read(&mut byte) {
+            Ok(0) => return Err(AgentError::NotServing),
+            Ok(_) if byte == *b"\n" => break,
+            Ok(_) => line.extend(byte),
+            // The VMM passes on what the guest says.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                return Err(AgentError::Unconnected {
+                    seconds: timeout.as_secs(),
+                });
+            }
+            Err(e) => return Err(socket::failed("connect the agent", timeout)(e)),
         }
     }
     if line.starts_with(b"OK ") {
@@ -348,6 +356,7 @@ fn dial(dir: &ContainerDir) -> Result<UnixStream, AgentError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixListener;
 
     #[test]
     fn an_agent_that_does_not_answer_is_late_and_not_lost() {
@@ -356,5 +365,14 @@ mod tests {
         let late = within("answer", Duration::from_millis(1), never);
         let outcome = runtime.expect("a runtime").block_on(late);
         assert!(matches!(outcome, Err(AgentError::Timeout { .. })));
+    }
+
+    #[test]
+    fn a_guest_that_takes_no_connection_is_late() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("socket");
+        let _vmm = UnixListener::bind(&path).expect("a socket");
+        let late = dial(&path, Duration::from_millis(20)).expect_err("nobody answers");
+        assert!(matches!(late, AgentError::Unconnected { .. }));
     }
 }

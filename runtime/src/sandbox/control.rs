@@ -11,7 +11,8 @@ use hull_protocol::agent::{
 };
 use ttrpc::context::Context;
 
-use super::agent::{CALL_TIMEOUT, classify, limit, within};
+use super::agent::{classify, limit, within};
+use super::socket::CALL_TIMEOUT;
 use super::{Agent, AgentError};
 use crate::container::ContainerId;
 

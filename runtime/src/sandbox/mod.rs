@@ -10,6 +10,7 @@ mod control;
 mod launch;
 mod lifeline;
 mod process;
+mod socket;
 mod stdio;
 mod supervisor;
 mod terminal;

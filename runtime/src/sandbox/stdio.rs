@@ -4,13 +4,13 @@ use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use hull_vmm::virtio::vsock::Direction;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 
+use super::socket::{self, CALL_TIMEOUT};
 use super::{AgentError, TerminalStreams};
 use crate::container::ContainerDir;
 
@@ -23,9 +23,6 @@ pub const DIRECTIONS: [Direction; 3] = [
 
 /// The longest line that a VMM answers with, in bytes.
 const LONGEST_ANSWER: u64 = 64;
-
-/// How long the VMM may take to accept the streams.
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The host's vsock ports that a process's stdio is joined to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,23 +75,21 @@ impl AttachedStdio {
     /// # Errors
     /// When the VMM doesn't answer.
     pub fn attach(dir: &ContainerDir, stdio: Stdio<'_>) -> Result<Self, AgentError> {
-        let failed = |what| move |source| AgentError::Connect { what, source };
-        let mut vmm = UnixStream::connect(dir.socket_path()).map_err(failed("connect"))?;
-        vmm.set_read_timeout(Some(TIMEOUT))
-            .map_err(failed("timeout"))?;
+        let failed = |what| socket::failed(what, CALL_TIMEOUT);
+        let mut vmm = socket::dial(&dir.socket_path(), CALL_TIMEOUT)?;
         let terminal = matches!(stdio, Stdio::Terminal(_));
         let (request, own): (&[u8], Vec<OwnedFd>) = match stdio {
             Stdio::Streams(fds) => {
                 let own = fds.iter().map(|fd| private_description(*fd));
                 let own = own.collect::<io::Result<_>>();
-                let own = own.map_err(failed("duplicate the standard streams"))?;
+                let own = own.map_err(AgentError::Client)?;
                 (b"ATTACH rww\n", own)
             }
             Stdio::Terminal(streams) => (b"ATTACH dr-\n", vec![streams.text, streams.sizes]),
         };
-        send(&mut vmm, request, &own).map_err(failed("hand over the standard streams"))?;
+        send(&mut vmm, request, &own).map_err(failed("take the standard streams"))?;
         let mut vmm = BufReader::new(vmm);
-        let line = answer(&mut vmm).map_err(failed("wait for ports"))?;
+        let line = answer(&mut vmm).map_err(failed("give the standard streams ports"))?;
         let ports = parse(&line).ok_or(AgentError::NotServing)?;
         let ports = Ports::of(terminal, ports);
         Ok(Self { vmm, ports })

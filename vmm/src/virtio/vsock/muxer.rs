@@ -42,10 +42,13 @@ pub(super) struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            response: Duration::from_secs(2),
+            // A client that cannot wait so long leaves, and knows what it waited for. Who hears of this
+            // limit instead can't tell a guest that is slow from one that refuses.
+            response: Duration::from_secs(60),
+            // Nobody waits for it any more.
             shutdown: Duration::from_secs(2),
             unclaimed: Duration::from_secs(30),
-            line: Duration::from_secs(5),
+            line: Duration::from_secs(30),
         }
     }
 }
