@@ -34,9 +34,11 @@ pub fn forget_unknown_capabilities(config: &mut Value) {
     }
 }
 
-/// Takes out ambient capabilities that can't be raised, with a warning: the kernel wants each to be
-/// permitted and inheritable, and with runc the process goes without.
+/// Takes out ambient capabilities that can't be raised: the kernel wants each to be permitted and
+/// inheritable, and with runc the process goes without. There is a warning where the program would have
+/// had them: root's has all that is permitted in any case, so that `runc spec` lists some in vain.
 pub fn forget_lone_ambient_capabilities(config: &mut Value) {
+    let level = lone_ambient_level(config);
     let Some(Value::Object(sets)) = config.pointer_mut("/process/capabilities") else {
         return;
     };
@@ -55,10 +57,18 @@ pub fn forget_lone_ambient_capabilities(config: &mut Value) {
     *ambient = kept;
     if !lone.is_empty() {
         let lone = lone.iter().filter_map(Value::as_str).collect::<Vec<_>>();
-        log::warn!(
+        log::log!(
+            level,
             "config.json: process.capabilities.ambient: {}: not both permitted and inheritable, ignored",
             lone.join(", ")
         );
+    }
+}
+
+fn lone_ambient_level(config: &Value) -> log::Level {
+    match config["process"]["user"]["uid"].as_u64() {
+        Some(1..) => log::Level::Warn,
+        _ => log::Level::Debug,
     }
 }
 
@@ -114,6 +124,14 @@ mod tests {
         forget_lone_ambient_capabilities(&mut config);
         let sets = &config["process"]["capabilities"];
         assert_eq!(sets["ambient"], json!(["CAP_KILL", 1]));
+    }
+
+    #[test]
+    fn an_ambient_capability_is_missed_by_those_who_are_not_root() {
+        let level = |user| lone_ambient_level(&json!({"process": {"user": user}}));
+        assert_eq!(level(json!({"uid": 1000})), log::Level::Warn);
+        assert_eq!(level(json!({"uid": 0})), log::Level::Debug);
+        assert_eq!(level(Value::Null), log::Level::Debug);
     }
 
     #[test]
