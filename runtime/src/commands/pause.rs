@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use crate::cli::Global;
 use crate::container::{ContainerDir, ContainerError, State, Status, Store};
 use crate::error::Error;
-use crate::sandbox::{Agent, AgentError, SandboxError};
+use crate::sandbox::{Agent, SandboxError};
 
 /// `hull pause`.
 #[derive(Debug, clap::Args)]
@@ -37,11 +37,7 @@ pub fn pause(global: &Global, args: &Pause) -> Result<ExitCode, Error> {
     dir.save(&state)?;
     let paused = Agent::connect(&dir).and_then(|agent| agent.pause(dir.id()));
     // Without an answer they may stand still: then the state says so, for `resume`.
-    let unknown = matches!(
-        paused,
-        Err(AgentError::Timeout { .. } | AgentError::Lost(_))
-    );
-    if paused.is_err() && !unknown {
+    if paused.as_ref().is_err_and(|e| !e.is_unknown()) {
         state.paused = false;
         dir.save(&state)?;
     }

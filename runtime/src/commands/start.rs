@@ -47,13 +47,15 @@ pub fn run(global: &Global, args: &Start) -> Result<ExitCode, Error> {
 /// What `start` does to a container that is created and locked, for `run` as well.
 ///
 /// # Errors
-/// When the agent refuses, or a `poststart` hook fails; then the container is killed, as with runc.
+/// When the agent refuses: then the container is still created. When it doesn't answer: then it may run,
+/// and counts as running, so that it is not started again. When a `poststart` hook fails: then it is
+/// killed, as with runc.
 pub fn start(dir: &ContainerDir, state: &mut State, agent: &Agent) -> Result<(), Error> {
     // Before the process runs: if it ends at once, the state must not say `created` ever after.
     state.phase = Phase::Running;
     dir.save(state)?;
     let started = agent.start(dir.id());
-    if started.is_err() {
+    if started.as_ref().is_err_and(|e| !e.is_unknown()) {
         state.phase = Phase::Created;
         dir.save(state)?;
     }

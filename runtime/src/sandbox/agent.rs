@@ -83,6 +83,13 @@ pub enum AgentError {
     Lost(#[source] ttrpc::Error),
 }
 
+impl AgentError {
+    /// Whether the agent may have done what it was asked to do.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Timeout { .. } | Self::Lost(_))
+    }
+}
+
 /// A connection to a sandbox's agent.
 pub struct Agent {
     runtime: Runtime,
@@ -364,7 +371,9 @@ mod tests {
         let never = std::future::pending::<ttrpc::Result<()>>();
         let late = within("answer", Duration::from_millis(1), never);
         let outcome = runtime.expect("a runtime").block_on(late);
-        assert!(matches!(outcome, Err(AgentError::Timeout { .. })));
+        let late = outcome.expect_err("never an answer");
+        assert!(matches!(late, AgentError::Timeout { .. }));
+        assert!(late.is_unknown());
     }
 
     #[test]
@@ -374,5 +383,6 @@ mod tests {
         let _vmm = UnixListener::bind(&path).expect("a socket");
         let late = dial(&path, Duration::from_millis(20)).expect_err("nobody answers");
         assert!(matches!(late, AgentError::Unconnected { .. }));
+        assert!(!late.is_unknown(), "it was not asked");
     }
 }
