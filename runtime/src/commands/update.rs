@@ -130,8 +130,10 @@ pub fn run(global: &Global, args: &Update) -> Result<ExitCode, Error> {
         sizing: state.sizing,
         config: &config,
     };
-    // The host's first: it can be taken back without asking anybody. None of its limits is below what
-    // the guest's allow (see `cgroup`), so between the two no container has less than one of them.
+    // The guest comes last of all that may fail: the rest can be taken back without asking anybody.
+    let staged = dir.stage_config(&update.config)?;
+    // None of the host's limits is below what the guest's allow (see `cgroup`), so between the two no
+    // container has less than one of them.
     let on_host = match &state.cgroup {
         Some(cgroup) => Some(cgroup.limit(&limits)?),
         None => {
@@ -139,18 +141,24 @@ pub fn run(global: &Global, args: &Update) -> Result<ExitCode, Error> {
             None
         }
     };
+    let pinned = match (update.cpus, state.vmm, &state.cgroup) {
+        (Some(cpus), Some(vmm), None) => {
+            let pinned = cpus.pin_process(vmm.pid);
+            Some(pinned.map_err(|source| spec::SpecError::Cpus { source })?)
+        }
+        _ => None,
+    };
     let in_guest = Agent::connect(&dir).and_then(|agent| agent.update(dir.id(), update.guest));
     if let Err(e) = in_guest {
         if let Some(applied) = on_host {
             applied.undo();
         }
+        if let Some(pinned) = pinned {
+            pinned.undo();
+        }
         return Err(SandboxError::from(e).into());
     }
-    if let (Some(cpus), Some(vmm), None) = (update.cpus, state.vmm, state.cgroup) {
-        let pinned = cpus.pin_process(vmm.pid);
-        pinned.map_err(|source| spec::SpecError::Cpus { source })?;
-    }
-    dir.save_config(&update.config)?;
+    dir.keep_config(staged)?;
     Ok(ExitCode::SUCCESS)
 }
 

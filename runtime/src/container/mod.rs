@@ -6,6 +6,7 @@
 mod hooks;
 mod id;
 mod process;
+mod staged;
 mod state;
 mod store;
 

@@ -7,7 +7,7 @@
 //! hidden name is recognised by its free lock, and swept by the next command that creates or deletes.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -17,6 +17,7 @@ use oci_spec::runtime::Spec;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use super::staged::Staged;
 use super::{ContainerError, ContainerId, State};
 
 const STATE: &str = "state.json";
@@ -287,7 +288,11 @@ impl ContainerDir {
     /// # Errors
     /// When it can't be written; the old one then stays.
     pub fn save(&self, state: &State) -> Result<(), ContainerError> {
-        self.replace(STATE, STATE_NEW, serde_json::to_vec(state))
+        let save = || -> io::Result<()> {
+            let text = serde_json::to_vec(state)?;
+            Staged::write(self.dir.as_fd(), STATE, STATE_NEW, &text)?.keep()
+        };
+        save().map_err(|e| failed("write", &self.path.join(STATE), e))
     }
 
     /// Reads the config.json that the container was created from, with later updates. The bundle's own
@@ -308,7 +313,27 @@ impl ContainerDir {
     /// # Errors
     /// When it can't be written; an old one then stays.
     pub fn save_config(&self, config: &Spec) -> Result<(), ContainerError> {
-        self.replace(CONFIG, CONFIG_NEW, serde_json::to_vec(config))
+        self.keep_config(self.stage_config(config)?)
+    }
+
+    /// Writes a config.json down that is to be kept once all else is done: what may fail comes first.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn stage_config(&self, config: &Spec) -> Result<Staged<'_>, ContainerError> {
+        let stage = || -> io::Result<_> {
+            let text = serde_json::to_vec(config)?;
+            Staged::write(self.dir.as_fd(), CONFIG, CONFIG_NEW, &text)
+        };
+        stage().map_err(|e| failed("write", &self.path.join(CONFIG), e))
+    }
+
+    /// Keeps it.
+    ///
+    /// # Errors
+    /// When it can't be renamed; the old one then stays.
+    pub fn keep_config(&self, staged: Staged<'_>) -> Result<(), ContainerError> {
+        (staged.keep()).map_err(|e| failed("write", &self.path.join(CONFIG), e))
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>, ContainerError> {
@@ -323,27 +348,6 @@ impl ContainerDir {
             .read_to_end(&mut text)
             .map_err(|e| failed("read", &self.path.join(name), e))?;
         Ok(text)
-    }
-
-    fn replace(
-        &self,
-        name: &str,
-        temporary: &str,
-        text: serde_json::Result<Vec<u8>>,
-    ) -> Result<(), ContainerError> {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let write = || -> io::Result<()> {
-            let text = text?;
-            let fd = rustix::fs::openat(&self.dir, temporary, flags, Mode::RUSR | Mode::WUSR)?;
-            File::from(fd).write_all(&text)?;
-            rustix::fs::renameat(&self.dir, temporary, &self.dir, name)?;
-            Ok(())
-        };
-        write().map_err(|e| {
-            let _ = rustix::fs::unlinkat(&self.dir, temporary, AtFlags::empty());
-            failed("write", &self.path.join(name), e)
-        })
     }
 
     /// Makes the file that takes what the guest's kernel and agent say.
@@ -420,6 +424,8 @@ fn failed(what: &'static str, path: &Path, source: impl Into<io::Error>) -> Cont
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
+
     use crate::container::Phase;
 
     fn state(id: &str) -> State {

@@ -52,21 +52,39 @@ impl CpuList {
         Ok(Pinned(before))
     }
 
-    /// Binds all threads of a process, and what they start.
+    /// Binds all threads of a process, and what they start. Dropped, what is returned leaves them so; it can
+    /// take that back as well.
     ///
     /// # Errors
-    /// When the host has none of these CPUs (EINVAL), or there is no such process.
-    pub fn pin_process(&self, pid: i32) -> io::Result<()> {
+    /// When the host has none of these CPUs (EINVAL), or there is no such process; then none is bound.
+    pub fn pin_process(&self, pid: i32) -> io::Result<PinnedProcess> {
+        let mut pinned = PinnedProcess(Vec::new());
+        match self.pin_threads(pid, &mut pinned) {
+            Ok(()) => Ok(pinned),
+            Err(e) => {
+                pinned.undo();
+                Err(e)
+            }
+        }
+    }
+
+    fn pin_threads(&self, pid: i32, pinned: &mut PinnedProcess) -> io::Result<()> {
         let mask = self.mask();
+        let pin = |thread| -> Result<CpuSet, Errno> {
+            let before = rustix::thread::sched_getaffinity(Some(thread))?;
+            rustix::thread::sched_setaffinity(Some(thread), &mask)?;
+            Ok(before)
+        };
         for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
             let name = entry?.file_name();
             let thread = name.to_str().and_then(|name| name.parse().ok());
             let Some(thread) = thread.and_then(Pid::from_raw) else {
                 continue;
             };
-            match rustix::thread::sched_setaffinity(Some(thread), &mask) {
+            match pin(thread) {
+                Ok(before) => pinned.0.push((thread, before)),
                 // It has ended meanwhile.
-                Ok(()) | Err(Errno::SRCH) => {}
+                Err(Errno::SRCH) => {}
                 Err(e) => return Err(e.into()),
             }
         }
@@ -90,6 +108,20 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         // They may have gone meanwhile; then this thread stays where it is.
         let _ = rustix::thread::sched_setaffinity(None, &self.0);
+    }
+}
+
+/// The threads of a process are bound to some CPUs: those, and to which they were before.
+#[derive(Debug)]
+pub struct PinnedProcess(Vec<(Pid, CpuSet)>);
+
+impl PinnedProcess {
+    /// Binds them to the CPUs of before.
+    pub fn undo(self) {
+        for (thread, before) in self.0 {
+            // It may have ended meanwhile.
+            let _ = rustix::thread::sched_setaffinity(Some(thread), &before);
+        }
     }
 }
 
@@ -152,5 +184,24 @@ mod tests {
         for text in ["a", "3-1", "-1", "1-", "0-4294967295", "1--2"] {
             assert!(count(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_process_is_bound_and_let_go_again() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("a process");
+        let pid = Pid::from_child(&child);
+        let bound_to = || rustix::thread::sched_getaffinity(Some(pid)).expect("a mask");
+        let before = bound_to();
+        let first = (0..MAX_CPUS as usize).find(|cpu| before.is_set(*cpu));
+        let list: CpuList = first.expect("a CPU").to_string().parse().expect("a list");
+        let pinned = list.pin_process(pid.as_raw_nonzero().get()).expect("bound");
+        let meanwhile = bound_to();
+        pinned.undo();
+        let after = bound_to();
+        child.kill().and_then(|()| child.wait()).expect("killed");
+        assert_eq!((meanwhile.count(), after), (1, before));
     }
 }
