@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::exit;
 
-use oci_spec::runtime::{PosixRlimitType, Process};
+use oci_spec::runtime::Process;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, setsid, umask};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup;
 use crate::error::Failure;
 use crate::helper::{Report, Reporter};
-use crate::process::{Launch, attributes, capabilities, cwd, keyring};
+use crate::process::{Launch, attributes, capabilities, cwd, keyring, rlimits};
 use crate::sys;
 
 /// The file of a cgroup that a process is put into it by.
@@ -55,11 +55,7 @@ pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
         fs::write("/proc/self/oom_score_adj", score.to_string())
             .map_err(Failure::field("process.oomScoreAdj"))?;
     }
-    for limit in process.rlimits().iter().flatten() {
-        let resource = resource(limit.typ());
-        sys::set_rlimit(resource, limit.soft(), limit.hard())
-            .map_err(Failure::field(format!("process.rlimits: {}", limit.typ())))?;
-    }
+    rlimits::allow(process)?;
     let nested = match task.only_there {
         true => None,
         false => nested_cgroup(task.init_pid),
@@ -118,7 +114,9 @@ fn become_process(launch: &Launch, reporter: &Reporter) -> Failure {
         capabilities::keep_as(Uid::ROOT, Gid::ROOT)?;
         keyring::join(&launch.keyring)?;
         enter(&launch.process, reporter)?;
-        launch.prepare()
+        let ready = launch.prepare()?;
+        rlimits::apply(&launch.process)?;
+        Ok(ready)
     };
     match become_it() {
         Ok(ready) => ready.execute(),
@@ -195,27 +193,5 @@ fn enter_cgroup(own: &OwnedFd, nested: Option<&OwnedFd>, pid: i32) -> rustix::io
             rustix::io::write(nested, pid.as_bytes()).map(drop)
         }
         (result, _) => result.map(drop),
-    }
-}
-
-/// The kernel's number of a limit, getrlimit(2).
-fn resource(limit: PosixRlimitType) -> u32 {
-    match limit {
-        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
-        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
-        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
-        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
-        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
-        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
-        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
-        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
-        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
-        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
-        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
-        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
-        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
-        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
-        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
-        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
     }
 }

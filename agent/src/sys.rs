@@ -105,19 +105,6 @@ pub fn close_the_rest_on_exec() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) }).map(drop)
 }
 
-/// Sets one of the caller's resource limits (`RLIMIT_*`).
-pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
-    let limit = libc::rlimit {
-        rlim_cur: soft,
-        rlim_max: hard,
-    };
-    // SAFETY: the limit outlives the call.
-    check(libc::c_long::from(unsafe {
-        libc::setrlimit(resource, &raw const limit)
-    }))
-    .map(drop)
-}
-
 /// Sets the calling thread's scheduler, sched_setattr(2).
 pub fn set_scheduler(attributes: &libc::sched_attr) -> io::Result<()> {
     let attributes: *const libc::sched_attr = attributes;

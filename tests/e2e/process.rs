@@ -64,6 +64,17 @@ fn is_what_config_json_says() {
 }
 
 #[test]
+fn few_descriptors_are_no_fewer_than_a_program_needs() {
+    let limits = json!([{ "type": "RLIMIT_NOFILE", "soft": 8, "hard": 8 }]);
+    let bundle = Bundle::new().shell("echo ready; ulimit -n; exec sleep 3600");
+    let container = Container::new(bundle.set("/process/rlimits", limits));
+    let mut running = container.run_until_ready();
+    assert_eq!(running.line(), "8");
+    let done = container.exec_shell("ulimit -n; ulimit -Hn").ok();
+    assert_eq!(done.out(), "8\n8");
+}
+
+#[test]
 fn has_no_more_than_config_json_gives() {
     let found = identity(Bundle::new());
 
@@ -81,6 +92,14 @@ fn has_no_more_than_config_json_gives() {
         assert_eq!(found["capabilities"][set], "0000000020000420", "{set}");
     }
     assert_eq!(found["capabilities"]["ambient"], "0000000000000000");
+}
+
+#[test]
+fn ambient_capabilities_that_root_does_not_need_are_no_news() {
+    let bundle = Bundle::new()
+        .args(&["true"])
+        .set("/process/capabilities/ambient", json!(["CAP_KILL"]));
+    assert_eq!(Container::new(bundle).run().ok().err(), "");
 }
 
 #[test]

@@ -31,7 +31,7 @@ use crate::console;
 use crate::error::{Failure, chain};
 use crate::helper::{Report, Reporter};
 use crate::idmap;
-use crate::process::{Launch, Ready, cwd, keyring};
+use crate::process::{Launch, Ready, cwd, keyring, rlimits};
 
 /// runc's exit status when a container's program turns out not to be one after it was started.
 const NOT_A_PROGRAM: i32 = 255;
@@ -149,6 +149,7 @@ impl LastStep {
             setrlimit(Resource::Memlock, limit).map_err(Failure::io("limit locked memory"))?;
         }
         keyring::join(&self.launch.keyring)?;
+        rlimits::allow(&self.launch.process)?;
         cwd::enter(&self.launch.process, cwd::Missing::Make)?;
         self.launch.prepare()
     }
@@ -182,7 +183,10 @@ impl Executor for LastStep {
         let Some(ready) = self.ready.borrow_mut().take() else {
             return Err(ExecutorError::InvalidArg);
         };
-        let failure = match ready.look_again(&self.launch.process) {
+        let process = &self.launch.process;
+        let ready = ready.look_again(process);
+        let ready = ready.and_then(|ready| rlimits::apply(process).map(|()| ready));
+        let failure = match ready {
             Ok(ready) => ready.execute(),
             Err(failure) => failure,
         };

@@ -1,8 +1,8 @@
 //! config.json, divided: what libcontainer does, and what is left for the last step.
 //!
-//! libcontainer gets namespaces, root and mounts, rlimits, the cgroup, user and groups, umask; what it doesn't
+//! libcontainer gets namespaces, root and mounts, the cgroup, user and groups, umask; what it doesn't
 //! do as runc does is done around it (limits, mounts, devices, sysctls, masks, the working folder). Left for
-//! [`crate::process`] are scheduler and I/O priority, personality, capabilities, seccomp, environment, the
+//! [`crate::process`] are scheduler and I/O priority, personality, rlimits, capabilities, seccomp, environment, the
 //! search for the program and its execution, with the hooks just before it: there libcontainer's order or
 //! outcome is not runc's, or a further process needs the same.
 
@@ -59,6 +59,7 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
     let mut theirs = process.clone();
     theirs
         .set_capabilities(None)
+        .set_rlimits(None)
         .set_cwd("/".into())
         .set_scheduler(None)
         .set_io_priority(None)

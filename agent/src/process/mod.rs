@@ -13,6 +13,7 @@ mod environment;
 mod hooks;
 pub mod keyring;
 mod lookup;
+pub mod rlimits;
 pub mod seccomp;
 
 use std::ffi::CString;

@@ -1,0 +1,106 @@
+//! The resource limits of a process (getrlimit(2)).
+//!
+//! They are set in two steps, as the way to a program needs more than the program may: descriptors, for
+//! one. What only the privileged may do comes first, where an error is still heard.
+
+use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::error::Failure;
+
+/// Raises the hard limits that are below those of config.json, and changes nothing else.
+///
+/// # Errors
+/// Names the limit that can't be had.
+pub fn allow(process: &Process) -> Result<(), Failure> {
+    each(process, |resource, wanted| {
+        let now = getrlimit(resource);
+        if above(wanted.current, wanted.maximum) {
+            return Err(Errno::INVAL);
+        }
+        if above(wanted.maximum, now.maximum) {
+            let maximum = wanted.maximum;
+            return setrlimit(resource, Rlimit { maximum, ..now });
+        }
+        Ok(())
+    })
+}
+
+/// Sets the limits, the last thing before the program.
+///
+/// # Errors
+/// Names the limit that can't be had, which [`allow`] would have said.
+pub fn apply(process: &Process) -> Result<(), Failure> {
+    each(process, setrlimit)
+}
+
+fn each(
+    process: &Process,
+    set: impl Fn(Resource, Rlimit) -> Result<(), Errno>,
+) -> Result<(), Failure> {
+    for limit in process.rlimits().iter().flatten() {
+        set(resource(limit.typ()), wanted(limit))
+            .map_err(Failure::field(format!("process.rlimits: {}", limit.typ())))?;
+    }
+    Ok(())
+}
+
+/// Whether a limit allows more than another one; none at all allows most.
+fn above(limit: Option<u64>, other: Option<u64>) -> bool {
+    other.is_some_and(|other| limit.is_none_or(|limit| limit > other))
+}
+
+fn wanted(limit: &PosixRlimit) -> Rlimit {
+    let finite = |value: u64| (value != libc::RLIM_INFINITY).then_some(value);
+    Rlimit {
+        current: finite(limit.soft()),
+        maximum: finite(limit.hard()),
+    }
+}
+
+fn resource(limit: PosixRlimitType) -> Resource {
+    match limit {
+        PosixRlimitType::RlimitCpu => Resource::Cpu,
+        PosixRlimitType::RlimitFsize => Resource::Fsize,
+        PosixRlimitType::RlimitData => Resource::Data,
+        PosixRlimitType::RlimitStack => Resource::Stack,
+        PosixRlimitType::RlimitCore => Resource::Core,
+        PosixRlimitType::RlimitRss => Resource::Rss,
+        PosixRlimitType::RlimitNproc => Resource::Nproc,
+        PosixRlimitType::RlimitNofile => Resource::Nofile,
+        PosixRlimitType::RlimitMemlock => Resource::Memlock,
+        PosixRlimitType::RlimitAs => Resource::As,
+        PosixRlimitType::RlimitLocks => Resource::Locks,
+        PosixRlimitType::RlimitSigpending => Resource::Sigpending,
+        PosixRlimitType::RlimitMsgqueue => Resource::Msgqueue,
+        PosixRlimitType::RlimitNice => Resource::Nice,
+        PosixRlimitType::RlimitRtprio => Resource::Rtprio,
+        PosixRlimitType::RlimitRttime => Resource::Rttime,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn process(soft: u64, hard: u64) -> Process {
+        let limits = json!([{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}]);
+        serde_json::from_value(json!({"user": {}, "cwd": "/", "rlimits": limits})).expect("valid")
+    }
+
+    #[test]
+    fn what_is_lower_waits() {
+        let before = getrlimit(Resource::Nofile);
+        allow(&process(8, 8)).expect("lower is allowed");
+        assert_eq!(getrlimit(Resource::Nofile), before);
+        assert!(allow(&process(9, 8)).is_err());
+    }
+
+    #[test]
+    fn no_limit_is_above_all() {
+        assert!(above(None, Some(u64::MAX - 1)) && above(Some(2), Some(1)));
+        assert!(!above(None, None) && !above(Some(1), Some(1)));
+    }
+}
