@@ -228,7 +228,7 @@ pub const FIELDS: &[Field] = &[
     row("linux.resources.unified.*", Both).unless(
         refuse::unified,
         "`cpuset.*` and `io.*` are the host's, `cpu.*` both's, all others the guest's; refused are \
-         controllers that neither has anything for",
+         controllers that neither has anything for, and what would freeze or kill the container",
     ),
     row("linux.cgroupsPath", Host).noted("where the VM's process runs"),
     row("linux.namespaces[]", Guest).unless(

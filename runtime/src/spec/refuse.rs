@@ -214,10 +214,22 @@ pub fn unified(node: Node<'_>) -> Option<Refusal> {
     let known = [
         "cgroup.", "cpu.", "cpuset.", "hugetlb.", "io.", "memory.", "misc.", "pids.",
     ];
+    let thaws = node.value.as_str().is_some_and(|v| v.trim() == "0");
     if node.key.contains('/') {
         Some(Refusal::new(
             "it is not the name of a file",
             "name a cgroup file",
+        ))
+    } else if node.key == "cgroup.freeze" && !thaws {
+        // At once, so that the container's process would never come to be.
+        Some(Refusal::new(
+            "it would stop the container while it is made",
+            "remove it, and use `hull pause`",
+        ))
+    } else if node.key == "cgroup.kill" {
+        Some(Refusal::new(
+            "it would end the container while it is made",
+            "remove it, and use `hull kill`",
         ))
     } else if known.iter().any(|prefix| node.key.starts_with(prefix)) {
         None
@@ -254,6 +266,16 @@ mod tests {
             assert!(is_unset(&value), "{value}");
         }
         assert!(!is_unset(&json!({"a": -1})));
+    }
+
+    #[test]
+    fn no_cgroup_file_stops_a_container_that_is_being_made() {
+        let refused = |key, value: &str| {
+            let (value, root) = (&json!(value), &Value::Null);
+            unified(Node { key, value, root }).is_some()
+        };
+        assert!(refused("cgroup.freeze", "1") && refused("cgroup.kill", "1"));
+        assert!(!refused("cgroup.freeze", "0") && !refused("cgroup.max.depth", "2"));
     }
 
     #[test]
