@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use hull_cgroup::remove_tree;
+use hull_cgroup::{remove_tree, stats};
 
 use crate::error::{Error, Fatal};
 use crate::sys;
@@ -80,6 +80,13 @@ impl Cgroup {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// How often the kernel has killed a process for want of memory, here or beside it. That outlives the
+    /// cgroup, which libcontainer removes when it fails.
+    #[must_use]
+    pub fn oom_kills_around(&self) -> u64 {
+        self.directory.parent().map_or(0, stats::oom_kills)
     }
 
     /// The directory of a cgroup below it, as the container sees its path: its own is `/`.

@@ -64,6 +64,9 @@ pub enum Error {
     /// A process couldn't be made, for a reason that the helper found.
     #[error(transparent)]
     Launch(#[from] Failure),
+    /// The kernel killed what was to become the container's process for want of memory, in runc's words.
+    #[error("container init was OOM-killed (memory limit too low?)")]
+    OutOfMemory,
     /// Something took too long.
     #[error("{what} took longer than {seconds} s")]
     Timeout {
@@ -100,7 +103,7 @@ impl Error {
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::Missing(_) | Self::Ended(_) => Code::NOT_FOUND,
             Self::State { .. } | Self::Stopped => Code::FAILED_PRECONDITION,
-            Self::Full(_) => Code::RESOURCE_EXHAUSTED,
+            Self::Full(_) | Self::OutOfMemory => Code::RESOURCE_EXHAUSTED,
             Self::Launch(failure) => failure.kind.code(),
             // Not DEADLINE_EXCEEDED: that is the host's own limit, and the host says how long it was.
             Self::Timeout { .. } => Code::ABORTED,

@@ -109,15 +109,18 @@ impl Sandbox {
         self.prepare()?;
         let mut reservation = self.reserve(&request.container_id)?;
         let cgroup = Cgroup::create(&request.container_id)?;
+        let known = cgroup.oom_kills_around();
         let result = self.create_in(&request, &cgroup).await;
         let container = match result {
             Ok(container) => Arc::new(container),
             Err(error) => {
+                // All that its helper can say then is that a process was gone.
+                let killed = cgroup.oom_kills_around() > known;
                 // What is left of a container that came half to life ends with its cgroup.
                 if let Err(e) = cgroup.remove().await {
                     log::error!("{e}");
                 }
-                return Err(error);
+                return Err(if killed { Error::OutOfMemory } else { error });
             }
         };
         let pid = container.init.pid;

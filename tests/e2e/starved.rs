@@ -40,6 +40,13 @@ fn out_of_memory() {
 }
 
 #[test]
+fn of_too_little_memory_for_its_first_process() {
+    let bundle = Bundle::new().set("/linux/resources/memory", json!({ "limit": 1 }));
+    let refused = Container::new(bundle).run().exits(1);
+    let _ = refused.fails_saying("OOM-killed (memory limit too low?)");
+}
+
+#[test]
 fn out_of_all_the_machines_memory() {
     only_hull!("without a limit of its own, a container of runc's can take the host's memory");
     let bundle = starving("(while :; do tail /dev/zero 2>/dev/null; done) &");
