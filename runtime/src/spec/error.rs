@@ -18,6 +18,12 @@ pub enum SpecError {
         #[source]
         source: io::Error,
     },
+    /// The folder's path can't be told in JSON.
+    #[error("bundle {}: its path is not UTF-8, as a container's state must be", path.display())]
+    BundleName {
+        /// Where it really is.
+        path: PathBuf,
+    },
     /// The folder is there, and has no config.json.
     #[error("bundle {}: it has no config.json (`hull spec` writes one to start from)", path.display())]
     NoConfig {

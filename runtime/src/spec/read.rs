@@ -110,6 +110,9 @@ fn open_bundle(bundle: &Path) -> Result<(OwnedFd, PathBuf), SpecError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = openat(CWD, bundle, flags, Mode::empty()).map_err(failed)?;
     let path = path_of(&dir).map_err(failed)?;
+    if path.to_str().is_none() {
+        return Err(SpecError::BundleName { path });
+    }
     Ok((dir, path))
 }
 

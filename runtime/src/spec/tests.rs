@@ -1,6 +1,9 @@
 //! Bundles on disk, and what hull makes of them.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 
 use proptest::prelude::*;
@@ -325,6 +328,23 @@ fn no_bundle_and_no_config_are_told_apart() {
 }
 
 #[test]
+fn a_bundle_whose_path_state_json_cannot_have_is_refused_by_its_name() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let name = dir.path().join(OsStr::from_bytes(b"\xff"));
+    fs::rename(bundle(&minimal()).keep(), &name).expect("a new name");
+    // By whatever name it is called.
+    let link = dir.path().join("link");
+    symlink(&name, &link).expect("a link");
+    for path in [name, link] {
+        let said = chain(&load(&path).expect_err("refused"));
+        assert!(
+            said.starts_with("bundle ") && said.contains("UTF-8"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn a_config_that_is_no_file_is_refused_at_once() {
     let dir = tempfile::tempdir().expect("a folder");
     fs::create_dir(dir.path().join("config.json")).expect("a folder in its place");
@@ -344,7 +364,7 @@ fn a_config_of_endless_size_is_refused() {
 #[test]
 fn a_root_behind_a_symlink_is_refused() {
     let dir = bundle(&with("/root/path", json!("link")));
-    std::os::unix::fs::symlink("rootfs", dir.path().join("link")).expect("a symlink");
+    symlink("rootfs", dir.path().join("link")).expect("a symlink");
     let said = chain(&load(dir.path()).expect_err("refused"));
     assert!(
         said.contains("root.path") && said.contains("symlink"),
