@@ -1,6 +1,7 @@
 //! The command line: runc's global options, and which command they are for.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -176,6 +177,9 @@ impl Global {
     }
 }
 
+/// What a shell shows of a command that SIGPIPE has ended.
+const PIPE_BROKEN: u8 = 128 + 13;
+
 /// Reads the arguments, runs the command, reports its failure.
 pub fn run() -> ExitCode {
     let matches = Cli::command().version(version()).get_matches();
@@ -187,7 +191,7 @@ pub fn run() -> ExitCode {
         return vmm::run(&args);
     }
     if let Err(e) = logging::init(&global) {
-        eprintln!("hull: {}", chain(&e));
+        logging::tell(&format!("hull: {}", chain(&e)));
         return ExitCode::FAILURE;
     }
     // runc's `exec` has an exit code of its own for its own failures (255), so that they aren't taken
@@ -199,6 +203,8 @@ pub fn run() -> ExitCode {
     };
     match dispatch(&global, command) {
         Ok(code) => code,
+        // Whoever reads has had enough, and isn't told so: as when SIGPIPE ends a command.
+        Err(Error::Output(e)) if e.kind() == ErrorKind::BrokenPipe => ExitCode::from(PIPE_BROKEN),
         Err(e) => {
             logging::fatal(&chain(&e));
             ExitCode::from(failure)

@@ -72,8 +72,13 @@ pub fn init(global: &Global) -> Result<(), LoggingError> {
 pub fn fatal(message: &str) {
     log::error!("{message}");
     if LOGGER.get().is_none_or(|logger| logger.file.is_some()) {
-        eprintln!("{message}");
+        tell(message);
     }
+}
+
+/// Says something to the user; where standard error takes nothing, nobody hears it.
+pub fn tell(message: &str) {
+    let _ = writeln!(io::stderr(), "{message}");
 }
 
 /// The forms of a line; they are those of logrus, which runc uses.

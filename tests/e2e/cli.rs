@@ -1,8 +1,8 @@
 //! What engines and people ask of the command line itself.
 
-use std::fs;
+use std::fs::{self, File};
 
-use hull_tests::{Bundle, Container, only_hull};
+use hull_tests::{Bundle, Container, Running, only_hull};
 use serde_json::{Value, json};
 
 #[test]
@@ -120,4 +120,29 @@ fn check_finds_this_host_good_enough() {
     let container = Container::new(Bundle::new());
     let said = container.call(&["check"]).ok().out();
     assert!(said.contains("/dev/kvm"), "{said}");
+}
+
+#[test]
+fn a_reader_who_has_had_enough_is_told_nothing() {
+    let container = Container::new(Bundle::new());
+    let shell = ["sh", "-c", "\"$@\"; exit $?", "sh"];
+    let container = container.wrapped(&shell);
+    for verb in ["list", "features"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let run = Running::spawn(container.command(&[verb]).stdout(writer));
+        let done = run.finish().exits(141);
+        assert_eq!(done.err(), "", "{verb}");
+    }
+}
+
+#[test]
+fn a_standard_error_that_takes_nothing_changes_no_exit_code() {
+    let container = Container::new(Bundle::new());
+    let log = container.bundle.beside("log");
+    for log in [log.to_str().unwrap(), "/nonexistent/log"] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut command = container.command(&["--log", log, "state", &container.id]);
+        let _ = Running::spawn(command.stderr(full)).finish().exits(1);
+    }
 }
