@@ -44,7 +44,10 @@ fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
         match dir.load() {
             Ok(state) => kill(&state)?,
             Err(ContainerError::Damaged { .. }) => {}
-            Err(e) => return Err(e.into()),
+            Err(e) => {
+                dir.remove_empty();
+                return Err(e.into());
+            }
         }
     }
     dir.lock()?;
@@ -115,4 +118,32 @@ pub fn kill(state: &State) -> Result<(), Error> {
     let Some(vmm) = state.vmm else { return Ok(()) };
     vmm.kill(KILL_TIMEOUT)
         .map_err(|e| SandboxError::host("see the VMM process die")(e).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_without_anything_in_it_does_not_keep_the_id() {
+        let root = tempfile::tempdir().expect("a folder");
+        let store = Store::open(root.path()).expect("a store");
+        for (id, stays) in [("empty", false), ("full", true)] {
+            let folder = root.path().join(id);
+            std::fs::create_dir(&folder).expect("a folder");
+            if stays {
+                std::fs::write(folder.join("something"), "").expect("a file");
+            }
+            let args = Delete {
+                force: true,
+                id: id.to_owned(),
+            };
+            let missing = delete(&store, &args);
+            assert!(matches!(
+                missing,
+                Err(Error::Container(ContainerError::Missing(_)))
+            ));
+            assert_eq!(folder.exists(), stays);
+        }
+    }
 }

@@ -385,6 +385,12 @@ impl ContainerDir {
         format!("/proc/self/fd/{}/{SOCKET}", self.dir.as_fd().as_raw_fd()).into()
     }
 
+    /// Removes a folder that has nothing in it. No container's is like that, but one keeps the id from
+    /// them all, as a host that lost power may have left it.
+    pub fn remove_empty(&self) {
+        let _ = rustix::fs::unlinkat(&self.root, self.id.as_str(), AtFlags::REMOVEDIR);
+    }
+
     /// Removes the container's folder, which must be locked. The id is free from the first step on.
     pub fn remove(self) {
         let hidden = format!(".deleting-{}-{}", self.id, std::process::id());
