@@ -157,23 +157,25 @@ fn during_start() {
 
 /// The verbs of a container that runs, while somebody kills.
 fn during_other_verbs(storm: &mut Storm) {
-    let begun = Instant::now();
-    storm.container.create();
-    let _ = storm.container.start().ok();
-    let usual = begun.elapsed() / 2;
-    storm.clear("no kill");
-
     let id = storm.container.id.clone();
     let verbs: [&[&str]; 3] = [
-        &["delete", "--force", &id],
-        &["update", "--pids-limit", "50", "--cpu-share", "512", &id],
         &["exec", &id, "true"],
+        &["update", "--pids-limit", "50", "--cpu-share", "512", &id],
+        &["delete", "--force", &id],
     ];
+    let usual = verbs.map(|verb| {
+        storm.container.create();
+        let _ = storm.container.start().ok();
+        let usual = storm.time_of(|container| Running::spawn(&mut container.command(verb)));
+        storm.clear("no kill");
+        usual
+    });
     for round in 0..kills() {
         storm.container.create();
         let _ = storm.container.start().ok();
-        let delay = storm.random.moment(usual);
-        let verb = verbs[round as usize % verbs.len()];
+        let which = round as usize % verbs.len();
+        let (verb, usual) = (verbs[which], usual[which]);
+        let delay = storm.random.moment(usual + usual / 4);
         let mut running = Running::spawn(&mut storm.container.command(verb));
         let victim = storm.kill_after(delay);
         let _ = running.exit();
@@ -183,7 +185,7 @@ fn during_other_verbs(storm: &mut Storm) {
             "round {round}: {name}: after {delay:?} killed {victim}"
         ));
     }
-    storm.lives_on();
+    storm.is_over();
 }
 
 #[test]
