@@ -1,6 +1,7 @@
 //! The command line: runc's global options, and which command they are for.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -249,19 +250,34 @@ fn version() -> String {
 }
 
 fn default_root() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if !rustix::process::geteuid().is_root() => PathBuf::from(dir).join("hull"),
-        _ => "/run/hull".into(),
-    }
+    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !rustix::process::geteuid().is_root());
+    root_below(own)
+}
+
+/// Below an ordinary user's own directory, if it has one: one that isn't absolute counts as none, as the XDG
+/// Base Directory Specification has it.
+fn root_below(own: Option<OsString>) -> PathBuf {
+    let own = own.map(PathBuf::from).filter(|dir| dir.is_absolute());
+    own.unwrap_or_else(|| "/run".into()).join("hull")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_default_root_is_the_same_in_every_folder() {
+        let root = |own: Option<&str>| root_below(own.map(OsString::from));
+        assert_eq!(root(Some("/run/user/7")), Path::new("/run/user/7/hull"));
+        for none in [None, Some(""), Some("here")] {
+            assert_eq!(root(none), Path::new("/run/hull"), "{none:?}");
+        }
     }
 
     #[test]

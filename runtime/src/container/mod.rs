@@ -76,6 +76,15 @@ pub enum ContainerError {
         #[source]
         source: serde_json::Error,
     },
+    /// `--root` can't be made.
+    #[error("cannot create {path} for the containers' state (--root names another place)")]
+    Root {
+        /// As the user named it, or the default.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// A file operation under `--root` failed.
     #[error("cannot {what} {path}")]
     Io {

@@ -69,7 +69,10 @@ impl Store {
             .recursive(true)
             .mode(0o700)
             .create(root)
-            .map_err(|e| failed("create", root, e))?;
+            .map_err(|source| ContainerError::Root {
+                path: root.to_owned(),
+                source,
+            })?;
         let dir = open_dir(rustix::fs::CWD, root).map_err(|e| failed("open", root, e))?;
         Ok(Self {
             path: root.to_owned(),
@@ -482,6 +485,16 @@ mod tests {
             Err(ContainerError::Missing(_))
         ));
         assert!(names(&store).is_empty());
+    }
+
+    #[test]
+    fn a_root_that_cannot_be_made_is_told_with_the_option_for_another() {
+        let failed = Store::open(Path::new("/dev/null/hull")).expect_err("no directory");
+        let said = crate::error::chain(&failed);
+        assert!(
+            said.contains("/dev/null/hull") && said.contains("--root"),
+            "{said}"
+        );
     }
 
     #[test]
