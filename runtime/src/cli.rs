@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind as Usage;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
@@ -183,10 +184,11 @@ const PIPE_BROKEN: u8 = 128 + 13;
 
 /// Reads the arguments, runs the command, reports its failure.
 pub fn run() -> ExitCode {
-    let matches = Cli::command().version(version()).get_matches();
-    let Cli { global, command } = match Cli::from_arg_matches(&matches) {
+    let matches = Cli::command().version(version()).try_get_matches();
+    let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    let Cli { global, command } = match cli {
         Ok(cli) => cli,
-        Err(e) => e.exit(),
+        Err(e) => return refused(&e),
     };
     if let Command::Vmm(args) = command {
         return vmm::run(&args);
@@ -210,6 +212,18 @@ pub fn run() -> ExitCode {
             logging::fatal(&chain(&e));
             ExitCode::from(failure)
         }
+    }
+}
+
+/// Shows what is wrong with the arguments, or what they ask for, and ends as runc does.
+fn refused(error: &clap::Error) -> ExitCode {
+    // Where nobody hears it, nobody is told.
+    let _ = error.print();
+    match error.kind() {
+        Usage::InvalidSubcommand => ExitCode::from(3),
+        Usage::DisplayHelpOnMissingArgumentOrSubcommand => ExitCode::SUCCESS,
+        _ if error.use_stderr() => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
     }
 }
 

@@ -146,3 +146,20 @@ fn a_standard_error_that_takes_nothing_changes_no_exit_code() {
         let _ = Running::spawn(command.stderr(full)).finish().exits(1);
     }
 }
+
+#[test]
+fn a_command_line_that_makes_no_sense_ends_with_runcs_exit_code() {
+    let container = Container::new(Bundle::new());
+    for (words, code) in [
+        (&["run"][..], 1),
+        (&["run", "--nonsense", "c"], 1),
+        (&["--nonsense", "list"], 1),
+        (&["exec"], 1),
+        (&["kill"], 1),
+        (&["nonsense"], 3),
+        (&["help"], 0),
+        (&["run", "--help"], 0),
+    ] {
+        let _ = container.call(words).exits(code);
+    }
+}
