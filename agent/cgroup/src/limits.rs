@@ -153,7 +153,10 @@ pub fn values(directory: &Path, resources: &LinuxResources) -> Result<Vec<Value>
     for (index, pages) in resources.hugepage_limits().iter().flatten().enumerate() {
         hugetlb_values(directory, index, pages, &mut values)?;
     }
-    for (file, value) in resources.unified().iter().flatten() {
+    let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
+    // Not by chance: `cpu.weight` comes before `cpu.idle`, after which the kernel takes no weight.
+    unified.sort_unstable_by(|a, b| b.cmp(a));
+    for (file, value) in unified {
         if !is_name(file) {
             return Err(LimitError::Invalid {
                 field: "linux.resources.unified",
@@ -399,7 +402,7 @@ mod tests {
         let resources = json!({
             "memory": {"limit": 1000, "swap": 1000}, "cpu": {"shares": 2, "period": 9},
             "pids": {"limit": 5}, "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
-            "unified": {"memory.high": "1"},
+            "unified": {"cpu.idle": "1", "memory.high": "1", "cpu.weight": "9"},
         });
         let resources = serde_json::from_value(resources).expect("resources");
         let values = values(Path::new("/nonexistent"), &resources).expect("valid");
@@ -412,6 +415,8 @@ mod tests {
             ("pids.max", "pids.limit"),
             ("hugetlb.2MB.max", "hugepageLimits[0]"),
             ("memory.high", "unified[\"memory.high\"]"),
+            ("cpu.weight", "unified[\"cpu.weight\"]"),
+            ("cpu.idle", "unified[\"cpu.idle\"]"),
         ];
         let expected = expected.map(|(file, field)| (file, format!("linux.resources.{field}")));
         assert_eq!(found.len(), expected.len());
