@@ -15,6 +15,7 @@ mod error;
 mod logging;
 mod sandbox;
 mod spec;
+mod staged;
 
 use std::process::ExitCode;
 

@@ -6,7 +6,6 @@
 mod hooks;
 mod id;
 mod process;
-mod staged;
 mod state;
 mod store;
 

@@ -17,8 +17,8 @@ use oci_spec::runtime::Spec;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::staged::Staged;
 use super::{ContainerError, ContainerId, State};
+use crate::staged::Staged;
 
 const STATE: &str = "state.json";
 const STATE_NEW: &str = "state.json.new";

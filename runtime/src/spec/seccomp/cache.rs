@@ -9,16 +9,17 @@
 use std::fs::{self, File};
 use std::hash::Hasher;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::SeccompFilter;
 use libseccomp::ScmpVersion;
 use oci_spec::runtime::LinuxSeccomp;
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, fstat, openat, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, fstat, openat, statat, unlinkat};
 
 use super::{LONGEST, SeccompProfileError, compile};
+use crate::staged::Staged;
 
 /// Below `--root`; no container's name begins with a dot.
 const FOLDER: &str = ".seccomp";
@@ -88,16 +89,7 @@ impl FilterCache {
         make_room(&folder)?;
         let name = name(key);
         let new = format!("{name}.{}", std::process::id());
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&folder, &new, flags, Mode::RUSR | Mode::WUSR)?;
-        let written = File::from(file)
-            .write_all(&pack(key, filter))
-            .and_then(|()| Ok(renameat(&folder, &new, &folder, name)?));
-        if written.is_err() {
-            let _ = unlinkat(&folder, &new, AtFlags::empty());
-        }
-        written
+        Staged::write(folder.as_fd(), &name, &new, &pack(key, filter))?.keep()
     }
 
     /// Opens the folder, if nobody else can write there: `--root` may be where others can.

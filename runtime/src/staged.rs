@@ -12,8 +12,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 #[derive(Debug)]
 pub struct Staged<'a> {
     folder: BorrowedFd<'a>,
-    name: &'static str,
-    temporary: &'static str,
+    name: &'a str,
+    temporary: &'a str,
 }
 
 impl<'a> Staged<'a> {
@@ -24,8 +24,8 @@ impl<'a> Staged<'a> {
     /// When it can't be written; nothing of it is left then.
     pub fn write(
         folder: BorrowedFd<'a>,
-        name: &'static str,
-        temporary: &'static str,
+        name: &'a str,
+        temporary: &'a str,
         text: &[u8],
     ) -> io::Result<Self> {
         let flags =
