@@ -65,14 +65,8 @@ fn highest(profile: &LinuxSeccomp) -> Highest {
 }
 
 /// A profile may be for x32 besides; the guest's kernel isn't, and has ENOSYS for all of its calls.
-fn no_x32() -> [Instruction; 5] {
-    [
-        step(LOAD, 0, 0, ARCHITECTURE),
-        step(JUMP_EQUAL, 0, 3, X86_64),
-        step(LOAD, 0, 0, NUMBER),
-        step(JUMP_AT_LEAST, 0, 1, X32_BIT),
-        step(RETURN, 0, 0, NO_SUCH_CALL),
-    ]
+fn no_x32() -> Vec<Instruction> {
+    no_such_call(X86_64, &[step(JUMP_AT_LEAST, 0, 1, X32_BIT)])
 }
 
 /// The test of each architecture either returns or falls through to the next, and the last one to the
@@ -80,25 +74,30 @@ fn no_x32() -> [Instruction; 5] {
 fn nothing_above(highest: &Highest) -> Vec<Instruction> {
     let mut all = Vec::new();
     if let Some(last) = highest.x86 {
-        all.extend([
-            step(LOAD, 0, 0, ARCHITECTURE),
-            step(JUMP_EQUAL, 0, 3, X86),
-            step(LOAD, 0, 0, NUMBER),
-            step(JUMP_GREATER, 0, 1, last),
-            step(RETURN, 0, 0, NO_SUCH_CALL),
-        ]);
+        all.extend(no_such_call(X86, &[step(JUMP_GREATER, 0, 1, last)]));
     }
     if let Some(last) = highest.x86_64 {
-        all.extend([
-            step(LOAD, 0, 0, ARCHITECTURE),
-            step(JUMP_EQUAL, 0, 4, X86_64),
-            step(LOAD, 0, 0, NUMBER),
+        let tests = [
             // x32's numbers are not this architecture's.
             step(JUMP_AT_LEAST, 2, 0, X32_BIT),
             step(JUMP_GREATER, 0, 1, last),
-            step(RETURN, 0, 0, NO_SUCH_CALL),
-        ]);
+        ];
+        all.extend(no_such_call(X86_64, &tests));
     }
+    all
+}
+
+/// Says that there is no such call, where one of this architecture has a number from which the tests lead
+/// to the instruction after them. From any other they lead to the one after that.
+fn no_such_call<const N: usize>(architecture: u32, tests: &[Instruction; N]) -> Vec<Instruction> {
+    let others = const { N as u8 + 2 };
+    let mut all = vec![
+        step(LOAD, 0, 0, ARCHITECTURE),
+        step(JUMP_EQUAL, 0, others, architecture),
+        step(LOAD, 0, 0, NUMBER),
+    ];
+    all.extend(tests);
+    all.push(step(RETURN, 0, 0, NO_SUCH_CALL));
     all
 }
 
