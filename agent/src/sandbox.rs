@@ -153,7 +153,7 @@ impl Sandbox {
         let notify = request.notify.then(|| NotifySocket::make(bundle.path()));
         let notify = notify.transpose()?;
         if let Some(socket) = &notify {
-            socket.offer(&mut prepared)?;
+            socket.offer(&mut prepared);
         }
         let (theirs, ours) = self.open_stdio(request.stdio.get_or_default()).await?;
         let task = Task::Create(init::Task {

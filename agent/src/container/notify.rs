@@ -8,11 +8,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::MountBuilder;
+use oci_spec::runtime::Mount;
 use tokio::net::UnixDatagram;
 
 use super::spec::Prepared;
-use crate::error::{Error, Failure};
+use crate::error::Error;
 
 /// Where the container sees the socket's folder.
 const FOLDER: &str = "/run/notify";
@@ -48,17 +48,13 @@ impl NotifySocket {
     }
 
     /// Lets a container that is to be made have the socket.
-    ///
-    /// # Errors
-    /// Never: what is built is complete.
-    pub fn offer(&self, container: &mut Prepared) -> Result<(), Error> {
+    pub fn offer(&self, container: &mut Prepared) {
         let options = ["bind", "nosuid", "noexec", "nodev", "ro"];
-        let mount = MountBuilder::default()
-            .destination(FOLDER)
-            .source(&self.folder)
-            .options(options.map(str::to_owned))
-            .build()
-            .map_err(|e| Failure::other(format!("the mount of {FOLDER}: {e}")))?;
+        let mut mount = Mount::default();
+        mount
+            .set_destination(FOLDER.into())
+            .set_source(Some(self.folder.clone()))
+            .set_options(Some(options.map(str::to_owned).to_vec()));
         let mut mounts = container.spec.mounts().clone().unwrap_or_default();
         mounts.push(mount);
         container.spec.set_mounts(Some(mounts));
@@ -66,7 +62,6 @@ impl NotifySocket {
         let mut environment = process.env().clone().unwrap_or_default();
         environment.push(format!("NOTIFY_SOCKET={FOLDER}/{NAME}"));
         process.set_env(Some(environment));
-        Ok(())
     }
 
     /// Waits until a process says that the container is ready.
