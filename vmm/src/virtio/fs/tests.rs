@@ -251,12 +251,18 @@ fn opens_without_end_meet_a_limit() {
     guest.stop();
 }
 
+/// The arguments of FUSE_TMPFILE.
+fn tmpfile_in() -> Vec<u8> {
+    let mut body = create_in("/", 0o644);
+    body[..4].copy_from_slice(&((libc::O_RDWR | libc::O_TMPFILE) as u32).to_le_bytes());
+    body
+}
+
 #[test]
 fn unnamed_files_without_end_meet_a_limit() {
     let tree = tree();
     let mut guest = Guest::with_root(tree.path());
-    let mut body = create_in("/", 0o644);
-    body[..4].copy_from_slice(&((libc::O_RDWR | libc::O_TMPFILE) as u32).to_le_bytes());
+    let body = tmpfile_in();
     let mut refused = 0;
     for _ in 0..600 {
         match guest.request(Opcode::TmpFile as u32, ROOT, &body) {
@@ -279,8 +285,7 @@ fn unnamed_files_without_end_meet_a_limit() {
 fn what_an_alias_stands_for_is_forgotten_only_with_it() {
     let tree = tree();
     let mut guest = Guest::with_root(tree.path());
-    let mut body = create_in("/", 0o644);
-    body[..4].copy_from_slice(&((libc::O_RDWR | libc::O_TMPFILE) as u32).to_le_bytes());
+    let body = tmpfile_in();
     let made = guest.request(Opcode::TmpFile as u32, ROOT, &body);
     let node = word(&made.expect("an unnamed file"), 0);
     let link = [node.to_le_bytes().as_slice(), &c_string("named")].concat();
