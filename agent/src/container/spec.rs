@@ -2,9 +2,9 @@
 //!
 //! libcontainer gets namespaces, root and mounts, the cgroup, user and groups, umask; what it doesn't
 //! do as runc does is done around it (limits, mounts, devices, sysctls, masks, the working folder). Left for
-//! [`crate::process`] are scheduler and I/O priority, personality, rlimits, capabilities, seccomp, environment, the
-//! search for the program and its execution, with the hooks just before it: there libcontainer's order or
-//! outcome is not runc's, or a further process needs the same.
+//! [`crate::process`] are scheduler and I/O priority, personality, rlimits, capabilities, seccomp,
+//! environment, the search for the program and its execution, with the hooks just before it: there
+//! libcontainer's order or outcome is not runc's, or a further process needs the same.
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 

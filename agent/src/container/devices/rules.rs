@@ -4,7 +4,8 @@
 //! for at once. By that, opening for reading and writing escapes a rule that denies writing, and fails
 //! where one rule allows reading and another one writing. [`settle`] writes the rules anew, so that both
 //! come to the same: for each set of devices one rule, with all that may be done, and, unless that is
-//! everything, one before it that denies the rest. libcgroups adds runc's own rules to them, and no filter where there are none at all.
+//! everything, one before it that denies the rest. libcgroups adds runc's own rules to them, and no filter
+//! where there are none at all.
 
 use std::collections::BTreeSet;
 
