@@ -114,9 +114,7 @@ fn become_process(launch: &Launch, reporter: &Reporter) -> Failure {
         capabilities::keep_as(Uid::ROOT, Gid::ROOT)?;
         keyring::join(&launch.keyring)?;
         enter(&launch.process, reporter)?;
-        let ready = launch.prepare()?;
-        rlimits::apply(&launch.process)?;
-        Ok(ready)
+        launch.prepare()
     };
     match become_it() {
         Ok(ready) => ready.execute(),

@@ -183,10 +183,7 @@ impl Executor for LastStep {
         let Some(ready) = self.ready.borrow_mut().take() else {
             return Err(ExecutorError::InvalidArg);
         };
-        let process = &self.launch.process;
-        let ready = ready.look_again(process);
-        let ready = ready.and_then(|ready| rlimits::apply(process).map(|()| ready));
-        let failure = match ready {
+        let failure = match ready.look_again(&self.launch.process) {
             Ok(ready) => ready.execute(),
             Err(failure) => failure,
         };

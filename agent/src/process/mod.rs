@@ -21,7 +21,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxPersonality, Process};
+use oci_spec::runtime::{LinuxPersonality, PosixRlimit, Process};
 use rustix::fs::{Gid, Uid, fchown, fstat};
 use rustix::thread::set_no_new_privs;
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,7 @@ pub struct Ready {
     args: Vec<CString>,
     env: Vec<CString>,
     sets: Sets,
+    rlimits: Vec<PosixRlimit>,
     seccomp: Option<seccomp::Program>,
     hooks: Option<StartHooks>,
     no_new_privileges: bool,
@@ -102,6 +103,7 @@ impl Launch {
             args: strings("process.args", args)?,
             env: strings("process.env", &env)?,
             sets,
+            rlimits: rlimits::of(process).to_vec(),
             seccomp: self.seccomp.clone(),
             hooks: self.hooks.clone(),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
@@ -124,6 +126,9 @@ impl Ready {
 
     /// Becomes the program; returns only if that fails.
     pub fn execute(self) -> Failure {
+        if let Err(failure) = rlimits::apply(&self.rlimits) {
+            return failure;
+        }
         let ready = match &self.hooks {
             None => {
                 sys::restore_signals();

@@ -14,7 +14,7 @@ use crate::error::Failure;
 /// # Errors
 /// Names the limit that can't be had.
 pub fn allow(process: &Process) -> Result<(), Failure> {
-    each(process, |resource, wanted| {
+    each(of(process), |resource, wanted| {
         let now = getrlimit(resource);
         if above(wanted.current, wanted.maximum) {
             return Err(Errno::INVAL);
@@ -31,15 +31,20 @@ pub fn allow(process: &Process) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Names the limit that can't be had, which [`allow`] would have said.
-pub fn apply(process: &Process) -> Result<(), Failure> {
-    each(process, setrlimit)
+pub fn apply(limits: &[PosixRlimit]) -> Result<(), Failure> {
+    each(limits, setrlimit)
+}
+
+/// The limits of a process.
+pub fn of(process: &Process) -> &[PosixRlimit] {
+    process.rlimits().as_deref().unwrap_or_default()
 }
 
 fn each(
-    process: &Process,
+    limits: &[PosixRlimit],
     set: impl Fn(Resource, Rlimit) -> Result<(), Errno>,
 ) -> Result<(), Failure> {
-    for limit in process.rlimits().iter().flatten() {
+    for limit in limits {
         set(resource(limit.typ()), wanted(limit))
             .map_err(Failure::field(format!("process.rlimits: {}", limit.typ())))?;
     }
