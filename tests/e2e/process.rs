@@ -75,6 +75,16 @@ fn few_descriptors_are_no_fewer_than_a_program_needs() {
 }
 
 #[test]
+fn limits_in_a_user_namespace_may_be_above_the_kernels_own() {
+    let limits = json!([{ "type": "RLIMIT_NOFILE", "soft": 5000, "hard": 65536 }]);
+    let bundle = Bundle::new()
+        .shell("ulimit -n; ulimit -Hn")
+        .in_user_namespace(json!([{ "containerID": 0, "hostID": 100_000, "size": 1000 }]));
+    let container = Container::new(bundle.set("/process/rlimits", limits));
+    assert_eq!(container.run().ok().out(), "5000\n65536");
+}
+
+#[test]
 fn has_no_more_than_config_json_gives() {
     let found = identity(Bundle::new());
 

@@ -54,6 +54,8 @@ pub struct Task {
 /// # Errors
 /// When there is none now.
 pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
+    // Here, as what a user namespace's root may do is not enough. The container's process inherits them.
+    rlimits::allow(&task.launch.process)?;
     if let Some(linux) = task.spec.linux() {
         idmap::provide(linux).map_err(Failure::io("make newuidmap and newgidmap"))?;
     }
@@ -149,7 +151,6 @@ impl LastStep {
             setrlimit(Resource::Memlock, limit).map_err(Failure::io("limit locked memory"))?;
         }
         keyring::join(&self.launch.keyring)?;
-        rlimits::allow(&self.launch.process)?;
         cwd::enter(&self.launch.process, cwd::Missing::Make)?;
         self.launch.prepare()
     }
