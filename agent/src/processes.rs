@@ -11,6 +11,25 @@ const LONGEST_COMMAND: usize = 512;
 /// The major number of the first pseudo-terminals; each of eight has 256 of them.
 const PTS_MAJOR: u32 = 136;
 
+/// The flag of a task that is ending, `PF_EXITING` of linux/sched.h.
+const EXITING: u32 = 4;
+
+/// Whether a process has ended, or is about to: it runs no more of its program, and closes its files.
+#[must_use]
+pub fn is_ending(pid: i32) -> bool {
+    match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(stat) => flags(&String::from_utf8_lossy(&stat)).is_none_or(|flags| flags & EXITING != 0),
+        Err(_) => true,
+    }
+}
+
+/// The flags in proc(5), `/proc/<pid>/stat`.
+fn flags(stat: &str) -> Option<u32> {
+    let (_, after) = stat.rsplit_once(')')?;
+    // The first of them is field 3.
+    after.split_ascii_whitespace().nth(9 - 3)?.parse().ok()
+}
+
 /// Describes a process; `None` if it has ended.
 #[must_use]
 pub fn describe(pid: i32) -> Option<ProcessInfo> {
@@ -90,6 +109,24 @@ mod tests {
         assert_eq!(info.uid, rustix::process::getuid().as_raw());
         assert!(info.command.contains("hull_agent"), "{}", info.command);
         assert!(info.age_ms < 3_600_000, "{}", info.age_ms);
+    }
+
+    #[test]
+    fn a_process_is_ending_once_its_program_is_over() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("cat");
+        let pid = child.id().cast_signed();
+        assert!(!is_ending(pid));
+        drop(child.stdin.take());
+        let options =
+            rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        let whom = rustix::process::Pid::from_child(&child);
+        rustix::process::waitid(rustix::process::WaitId::Pid(whom), options).expect("a zombie");
+        assert!(is_ending(pid));
+        child.wait().expect("our own child");
+        assert!(is_ending(pid));
     }
 
     #[test]

@@ -155,7 +155,10 @@ impl Sandbox {
         if let Some(socket) = &notify {
             socket.offer(&mut prepared);
         }
-        let (theirs, ours) = self.open_stdio(request.stdio.get_or_default()).await?;
+        let (theirs, mut ours) = self.open_stdio(request.stdio.get_or_default()).await?;
+        if request.sandbox_owner {
+            ours = ours.of_the_last_process();
+        }
         let task = Task::Create(init::Task {
             id: id.clone(),
             bundle: bundle.path().to_owned(),
@@ -209,7 +212,7 @@ impl Sandbox {
             stdio::resize(terminal.as_fd(), side(size.height()), side(size.width()))
                 .map_err(Error::io("config.json: process.consoleSize"))?;
         }
-        let finished = ours.start(self.reaper.watch(pid), terminal)?;
+        let finished = ours.start(pid, self.reaper.watch(pid), terminal)?;
         Ok(Process { pid, finished })
     }
 
@@ -397,8 +400,13 @@ impl Sandbox {
 
     /// Ends the sandbox with its owner: all is written back, and the host told the exit status.
     async fn end_with(self: Arc<Self>, owner: Arc<Container>) {
+        owner.init.finished.exit.ended().await;
+        // What is left of the container, without a pid namespace of its own, ends with its first process.
+        // So does what was started in it later. Those who wait for these get their answers.
+        if let Err(e) = owner.cgroup.kill() {
+            log::warn!("the rest of {} goes on: {e}", owner.id);
+        }
         let status = owner.init.finished.wait().await;
-        // Further processes died with the first. Those who wait for them get their answers.
         let others = owner.processes();
         let last_words = async {
             for process in &others {

@@ -17,6 +17,7 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::{mpsc, watch};
 
 use crate::error::Error;
+use crate::processes;
 use crate::reaper::{Exit, ExitStatus};
 use crate::transport::{Dial, Stream};
 
@@ -39,6 +40,17 @@ pub struct AgentEnds {
     stdin: Option<(OwnedFd, Box<dyn Stream>)>,
     outputs: Vec<(OwnedFd, Box<dyn Stream>)>,
     terminal: Option<TerminalStreams>,
+    last: Last,
+}
+
+/// What comes last: the end of a process's streams, or that of the sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// The process is one of many.
+    Sandbox,
+    /// The sandbox ends with the process, and the host ends the streams with the sandbox. By then it knows
+    /// the exit status: who sees the end of the output finds the container stopped.
+    Streams,
 }
 
 /// The host's streams of a terminal.
@@ -69,6 +81,7 @@ pub async fn open(host: &dyn Dial, ports: &Ports) -> Result<(ProcessEnds, AgentE
             stdin: None,
             outputs: Vec::new(),
             terminal: text.map(|text| TerminalStreams { text, sizes }),
+            last: Last::Sandbox,
         };
         return Ok((ends, agent));
     }
@@ -102,6 +115,7 @@ pub async fn open(host: &dyn Dial, ports: &Ports) -> Result<(ProcessEnds, AgentE
         stdin: our_stdin,
         outputs,
         terminal: None,
+        last: Last::Sandbox,
     };
     Ok((ends, agent))
 }
@@ -149,11 +163,19 @@ impl Finished {
 }
 
 impl AgentEnds {
-    /// Starts to copy. `terminal` is the master of the process's terminal.
+    /// Says that the sandbox ends with the process, whose streams end with the sandbox then.
+    #[must_use]
+    pub fn of_the_last_process(self) -> Self {
+        let last = Last::Streams;
+        Self { last, ..self }
+    }
+
+    /// Starts to copy. `pid` is the process's, `terminal` the master of its terminal.
     ///
     /// # Errors
     /// When a descriptor can't be watched.
-    pub fn start(self, exit: Exit, terminal: Option<OwnedFd>) -> Result<Finished, Error> {
+    pub fn start(self, pid: i32, exit: Exit, terminal: Option<OwnedFd>) -> Result<Finished, Error> {
+        let held = (self.last == Last::Streams).then_some(pid);
         let failed = || Error::io("watch the process's stdio");
         let nonblocking = |fd: &OwnedFd| -> Result<(), Error> {
             rustix::io::ioctl_fionbio(fd, true).map_err(|e| failed()(e.into()))
@@ -175,8 +197,14 @@ impl AgentEnds {
             nonblocking(&fd)?;
             let pipe = Receiver::from_owned_fd(fd).map_err(failed())?;
             let (_, writer) = tokio::io::split(stream);
-            let (exit, done) = (exit.clone(), Some(done.clone()));
-            tokio::spawn(copy_out(pipe, writer, exit, done, AtExit::GoOn));
+            let (exit, mut done) = (exit.clone(), Some(done.clone()));
+            tokio::spawn(async move {
+                if let Some(mut stream) =
+                    copy_out(pipe, writer, &exit, &mut done, AtExit::GoOn).await
+                {
+                    end_stream(&mut stream, held, &exit, done).await;
+                }
+            });
         }
         if let Some((master, streams)) = terminal.zip(self.terminal) {
             nonblocking(&master)?;
@@ -185,14 +213,17 @@ impl AgentEnds {
             let input = Sender::from_owned_fd_unchecked(again()?).map_err(failed())?;
             let output = Receiver::from_owned_fd_unchecked(master).map_err(failed())?;
             let (reader, writer) = tokio::io::split(streams.text);
-            let (exit, done) = (exit.clone(), done.clone());
+            let (exit, mut done) = (exit.clone(), Some(done.clone()));
             tokio::spawn(async move {
                 // What ends first hangs the terminal up, by dropping all that is left of the master: its
                 // process, or the host. As with runc, what others still write to it is lost.
-                tokio::select! {
-                    () = copy_out(output, writer, exit, Some(done), AtExit::HangUp) => {}
-                    () = copy_in(reader, input) => {}
-                    () = follow_sizes(streams.sizes, sized) => {}
+                let stream = tokio::select! {
+                    stream = copy_out(output, writer, &exit, &mut done, AtExit::HangUp) => stream,
+                    () = copy_in(reader, input) => None,
+                    () = follow_sizes(streams.sizes, sized) => None,
+                };
+                if let Some(mut stream) = stream {
+                    end_stream(&mut stream, held, &exit, done).await;
                 }
             });
         }
@@ -257,21 +288,22 @@ enum AtExit {
 }
 
 /// From the process to the host, until nobody can write any more. What the process has written by its
-/// end counts as sent (`done` is dropped) once the pipe was found empty after it.
+/// end counts as sent (`done` is dropped) once the pipe was found empty after it. Returns the host's stream,
+/// if it can be written still.
 async fn copy_out(
     mut from: Receiver,
     mut to: WriteHalf<Box<dyn Stream>>,
-    exit: Exit,
-    mut done: Option<mpsc::Sender<()>>,
+    exit: &Exit,
+    done: &mut Option<mpsc::Sender<()>>,
     at_exit: AtExit,
-) {
+) -> Option<WriteHalf<Box<dyn Stream>>> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let read = if exit.status().is_some() && done.is_some() {
             match rustix::io::read(&from, &mut buffer) {
                 Err(rustix::io::Errno::AGAIN) if at_exit == AtExit::HangUp => break,
                 Err(rustix::io::Errno::AGAIN) => {
-                    done = None;
+                    *done = None;
                     continue;
                 }
                 result => result.map_err(io::Error::from),
@@ -288,9 +320,22 @@ async fn copy_out(
             break;
         };
         let bytes = buffer.get(..read).unwrap_or_default();
-        if to.write_all(bytes).await.is_err() {
-            return;
-        }
+        to.write_all(bytes).await.ok()?;
     }
-    let _ = to.shutdown().await;
+    Some(to)
+}
+
+/// Ends the host's stream, to which all was written. That of the `held` process stays open if it is the
+/// process's end that has ended it; a process that closes its output and goes on is not held.
+async fn end_stream(
+    stream: &mut WriteHalf<Box<dyn Stream>>,
+    held: Option<i32>,
+    exit: &Exit,
+    done: Option<mpsc::Sender<()>>,
+) {
+    if held.is_some_and(|pid| exit.status().is_some() || processes::is_ending(pid)) {
+        drop(done);
+        std::future::pending::<()>().await;
+    }
+    let _ = stream.shutdown().await;
 }

@@ -300,13 +300,55 @@ async fn the_owners_end_is_reported_after_all_output() {
         )
         .await;
     guest.start_container("c13").await.expect("start");
-    let output = made.output().await;
-    assert_eq!(output.len(), 300_000);
+    made.read(300_000).await;
     assert_eq!(
         guest.exit_status().await,
         3,
         "PID 1 of a namespace ignores its own SIGKILL"
     );
+}
+
+#[tokio::test]
+async fn the_owners_output_ends_with_the_sandbox_unless_it_closes_it() {
+    let Some(mut guest) = Guest::start().await else {
+        return;
+    };
+    guest.sandbox_owner = true;
+    let script = "echo out; exec 1>&-; echo err >&2; read wait";
+    let mut made = guest.create("c17", &config(&["sh", "-c", script])).await;
+    guest.start_container("c17").await.expect("start");
+    assert_eq!(made.output().await, "out\n", "it is closed");
+
+    made.type_in(b"\n").await;
+    assert_eq!(guest.exit_status().await, 0);
+    let errors = tokio::time::timeout(Duration::from_millis(200), made.errors());
+    assert!(
+        errors.await.is_err(),
+        "the host is to know the status first"
+    );
+}
+
+#[tokio::test]
+async fn what_the_owner_leaves_behind_ends_with_it() {
+    let Some(mut guest) = Guest::start().await else {
+        return;
+    };
+    guest.sandbox_owner = true;
+    let script = "sleep 1000 & echo out; read wait; exit 3";
+    let mut spec = config(&["sh", "-c", script]);
+    let namespaces = spec["linux"]["namespaces"].as_array_mut();
+    namespaces.expect("namespaces").remove(0);
+    let mut made = guest.create("c18", &spec).await;
+    guest.start_container("c18").await.expect("start");
+    assert_eq!(made.read_line().await, "out\n");
+    let sleep = process(&["sleep", "1000"]);
+    let mut further = guest.exec("c18", "e", &sleep).await;
+
+    made.type_in(b"\n").await;
+
+    let status = tokio::time::timeout(Duration::from_secs(20), guest.exit_status());
+    assert_eq!(status.await.ok(), Some(3));
+    assert_eq!(further.wait().await, 137);
 }
 
 #[tokio::test]

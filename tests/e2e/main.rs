@@ -8,6 +8,7 @@ mod bad_input;
 mod cli;
 mod config;
 mod devices;
+mod ends;
 mod exec;
 mod exit_codes;
 mod fields;

@@ -321,6 +321,16 @@ impl Process {
         String::from_utf8(self.all(2).await).expect("text")
     }
 
+    /// Reads so many bytes of stdout.
+    pub async fn read(&mut self, length: usize) -> Vec<u8> {
+        let stream = self.streams[1].as_mut().expect("stdout");
+        let mut bytes = vec![0; length];
+        soon("the output", stream.read_exact(&mut bytes))
+            .await
+            .expect("all of it");
+        bytes
+    }
+
     pub async fn read_line(&mut self) -> String {
         let stream = self.streams[1].as_mut().expect("stdout");
         let mut line = Vec::new();

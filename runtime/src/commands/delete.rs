@@ -12,6 +12,12 @@ use crate::sandbox::SandboxError;
 /// How long a killed VMM process may take to go: its memory has to be given back.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long the VMM process of a container that has ended may take to write the container's output out.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the news that a container has ended may be on its way from the guest, on a busy host.
+const NEWS_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// `hull delete`.
 #[derive(Debug, clap::Args)]
 pub struct Delete {
@@ -42,7 +48,7 @@ fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
         // First the process, then the lock: a `create` that holds the lock waits for the process, and
         // cleans up after it.
         match dir.load() {
-            Ok(state) => kill(&state)?,
+            Ok(state) => end(&state)?,
             Err(ContainerError::Damaged { .. }) => {}
             Err(e) => {
                 dir.remove_empty();
@@ -59,11 +65,18 @@ fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
         }
         state => state?,
     };
+    if state.status() == Status::Running
+        && !args.force
+        && let Some(vmm) = state.vmm
+    {
+        // What is about to be refused has a moment for its end: with runc the process of a container and
+        // its end are the host's own, here a guest has to tell.
+        let _ = vmm.wait(NEWS_TIMEOUT);
+    }
     match state.status() {
-        Status::Stopped => {}
         // As in runc: a container that was never started needs no force.
-        Status::Created => kill(&state)?,
-        Status::Creating | Status::Running | Status::Paused if args.force => kill(&state)?,
+        Status::Stopped | Status::Created => end(&state)?,
+        Status::Creating | Status::Running | Status::Paused if args.force => end(&state)?,
         status => {
             return Err(ContainerError::WrongState {
                 verb: "delete",
@@ -107,6 +120,17 @@ pub fn destroy(dir: ContainerDir, state: &State) -> Result<(), Error> {
 pub fn undo(dir: ContainerDir, state: &State) {
     if let Err(e) = destroy(dir, state) {
         log::warn!("{}", chain(&e));
+    }
+}
+
+/// Waits for the end of the VMM process of a container that has ended, so that no output of it is lost;
+/// kills it if that takes too long, and one whose container runs at once.
+fn end(state: &State) -> Result<(), Error> {
+    match state.vmm {
+        Some(vmm) if state.status() == Status::Stopped && vmm.wait(OUTPUT_TIMEOUT).is_ok() => {
+            Ok(())
+        }
+        _ => kill(state),
     }
 }
 

@@ -11,7 +11,7 @@ mod store;
 
 pub use hooks::{Call, HookError, Hooks, Stage};
 pub use id::ContainerId;
-pub use process::ProcessId;
+pub use process::{ENDED, ProcessId};
 pub use state::{Phase, State, Status};
 pub use store::{ContainerDir, Store};
 

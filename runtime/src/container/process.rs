@@ -1,11 +1,17 @@
 //! Naming a process so that a recycled pid is not taken for it.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+
+/// The name that a VMM process takes once its container has ended: it has only the output to write out
+/// then, and goes. By the name, commands know without asking the guest.
+pub const ENDED: &CStr = c"hull-ended";
 
 /// A process: its pid, and when it started, which together no other process ever has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,13 +28,24 @@ impl ProcessId {
     /// # Errors
     /// When there is none.
     pub fn of(pid: i32) -> io::Result<Self> {
-        let (_, start_time) = stat(pid)?;
+        let start_time = stat(pid)?.start_time;
         Ok(Self { pid, start_time })
     }
 
     /// Whether it still runs. A zombie, which only waits for its parent, does not.
     pub fn is_alive(&self) -> bool {
-        matches!(stat(self.pid), Ok((state, start)) if start == self.start_time && !"ZX".contains(state))
+        self.stat().is_some()
+    }
+
+    /// Whether it is a VMM process that still runs, and whose container does.
+    pub fn runs_container(&self) -> bool {
+        self.stat()
+            .is_some_and(|stat| stat.name.as_bytes() != ENDED.to_bytes())
+    }
+
+    fn stat(&self) -> Option<Stat> {
+        let stat = stat(self.pid).ok()?;
+        (stat.start_time == self.start_time && !"ZX".contains(stat.state)).then_some(stat)
     }
 
     /// A file descriptor for the process, readable once it has ended; `None` if it has.
@@ -42,7 +59,7 @@ impl ProcessId {
     ///
     /// # Errors
     /// When it may not be signalled, or is still there after the timeout.
-    pub fn kill(&self, timeout: std::time::Duration) -> io::Result<()> {
+    pub fn kill(&self, timeout: Duration) -> io::Result<()> {
         let Some(pidfd) = self.open() else {
             return Ok(());
         };
@@ -52,9 +69,20 @@ impl ProcessId {
         }
         wait_for_exit(&pidfd, timeout)
     }
+
+    /// Waits until it is gone or `timeout` is over.
+    ///
+    /// # Errors
+    /// When it is still there after the timeout.
+    pub fn wait(&self, timeout: Duration) -> io::Result<()> {
+        match self.open() {
+            Some(pidfd) => wait_for_exit(&pidfd, timeout),
+            None => Ok(()),
+        }
+    }
 }
 
-fn wait_for_exit(pidfd: &OwnedFd, timeout: std::time::Duration) -> io::Result<()> {
+fn wait_for_exit(pidfd: &OwnedFd, timeout: Duration) -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, poll};
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
     let timeout = rustix::time::Timespec::try_from(timeout).map_err(io::Error::other)?;
@@ -68,20 +96,35 @@ fn wait_for_exit(pidfd: &OwnedFd, timeout: std::time::Duration) -> io::Result<()
     }
 }
 
-/// The state letter and the start time of a process.
-fn stat(pid: i32) -> io::Result<(char, u64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat"))
+/// What proc(5) says of a process in `/proc/<pid>/stat`.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    name: String,
+    /// A letter.
+    state: char,
+    start_time: u64,
+}
+
+fn stat(pid: i32) -> io::Result<Stat> {
+    let text = fs::read(format!("/proc/{pid}/stat"))?;
+    // A process's name is its own choice, and need not be text.
+    parse_stat(&String::from_utf8_lossy(&text))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat"))
 }
 
 /// The command's name, in parentheses, may itself contain both blanks and parentheses.
-fn parse_stat(text: &str) -> Option<(char, u64)> {
-    let (_, rest) = text.rsplit_once(')')?;
+fn parse_stat(text: &str) -> Option<Stat> {
+    let (before, rest) = text.rsplit_once(')')?;
+    let (_, name) = before.split_once('(')?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     // `rest` opens with field 3; the start time is field 22.
     let start_time = fields.nth(18)?.parse().ok()?;
-    Some((state, start_time))
+    Some(Stat {
+        name: name.to_owned(),
+        state,
+        start_time,
+    })
 }
 
 #[cfg(test)]
@@ -104,7 +147,12 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
         let text = "7 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20";
-        assert_eq!(parse_stat(text), Some(('S', 4242)));
+        let stat = Stat {
+            name: "a) b (c)".to_owned(),
+            state: 'S',
+            start_time: 4242,
+        };
+        assert_eq!(parse_stat(text), Some(stat));
     }
 
     #[test]
@@ -114,8 +162,27 @@ mod tests {
             .spawn()
             .expect("sleep");
         let id = ProcessId::of(child.id().cast_signed()).expect("stat");
-        id.kill(std::time::Duration::from_secs(5)).expect("kill");
+        id.wait(Duration::from_millis(1)).expect_err("it sleeps");
+        id.kill(Duration::from_secs(5)).expect("kill");
         assert!(!id.is_alive());
+        id.wait(Duration::ZERO).expect("it is gone");
         child.wait().expect("wait");
+    }
+
+    #[test]
+    fn a_process_says_by_its_name_that_the_container_has_ended() {
+        let name = ENDED.to_str().expect("text");
+        let script = format!("printf {name} >/proc/self/comm; echo; exec 1>&-; read -r wait");
+        let mut command = std::process::Command::new("sh");
+        let command = command.args(["-c", &script]);
+        let (stdin, stdout) = (std::process::Stdio::piped(), std::process::Stdio::piped());
+        let mut child = command.stdin(stdin).stdout(stdout).spawn().expect("sh");
+        let id = ProcessId::of(child.id().cast_signed()).expect("stat");
+        let told = child.stdout.take().map(std::io::read_to_string);
+        assert_eq!(told.expect("a pipe").expect("read"), "\n");
+        assert!(id.is_alive() && !id.runs_container());
+        drop(child.stdin.take());
+        child.wait().expect("wait");
+        assert!(!id.is_alive() && !id.runs_container());
     }
 }

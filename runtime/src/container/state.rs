@@ -11,7 +11,7 @@ use crate::cgroup::HostCgroup;
 use crate::spec::Sizing;
 
 /// What the last command has brought a container to. `stopped` is not among them: that is read off the
-/// VMM process, whose death is the container's.
+/// VMM process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
@@ -79,10 +79,11 @@ pub struct State {
 }
 
 impl State {
-    /// What the container's state is now.
+    /// What the container's state is now. It has ended when its VMM process knows its exit status, though
+    /// that process still has output to write, or is gone.
     pub fn status(&self) -> Status {
-        let alive = self.vmm.is_some_and(|vmm| vmm.is_alive());
-        match (self.phase, alive) {
+        let runs = self.vmm.is_some_and(|vmm| vmm.runs_container());
+        match (self.phase, runs) {
             (Phase::Creating, true) => Status::Creating,
             (Phase::Created | Phase::Running, true) if self.paused => Status::Paused,
             (Phase::Created, true) => Status::Created,
@@ -94,7 +95,7 @@ impl State {
     /// The pid for the user: the VMM's, or 0 once the container has stopped, as in runc.
     pub fn pid(&self) -> i32 {
         match self.vmm {
-            Some(vmm) if vmm.is_alive() => vmm.pid,
+            Some(vmm) if vmm.runs_container() => vmm.pid,
             _ => 0,
         }
     }

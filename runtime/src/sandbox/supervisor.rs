@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use hull_vmm::event_loop::StopHandle;
 
 use super::lifeline::COMMIT;
+use crate::container::ENDED;
 
 /// How the VM came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,8 @@ pub struct Watched {
     pub output_done: EventFd,
     /// Readable once the vCPUs have stopped.
     pub stopped: OwnedFd,
-    /// Called then: has what the guest sent last written out, after which `output_done` is readable.
+    /// Called then, and when the container has ended: no more is taken from the guest, what it has sent
+    /// is written out, and after that `output_done` is readable.
     pub guest_stopped: Box<dyn Fn() + Send>,
     /// The connection to `create`.
     pub lifeline: UnixStream,
@@ -83,7 +85,11 @@ impl Supervisor {
 
     fn happened(&mut self, what: u32) {
         match what {
-            EXIT_STATUS => self.status = self.status.or_else(|| self.read_status()),
+            EXIT_STATUS => {
+                if let Some(status) = self.read_status() {
+                    self.container_ended(status);
+                }
+            }
             OUTPUT_DONE => self.output_done = true,
             STOPPED => {
                 self.stopped = true;
@@ -104,6 +110,16 @@ impl Supervisor {
             let stopped = self.stopped.then_some(End::Stopped);
             self.end = self.end.or(exited).or(stopped);
         }
+    }
+
+    /// The agent has sent all output before the status. Who still holds an output of the container's open
+    /// holds nobody up, as when it is the guest that claims so.
+    fn container_ended(&mut self, status: u8) {
+        self.status = Some(status);
+        if let Err(e) = rustix::thread::set_name(ENDED) {
+            log::debug!("the container's end shows with this process's: {e}");
+        }
+        (self.watched.guest_stopped)();
     }
 
     fn read_status(&self) -> Option<u8> {
@@ -148,13 +164,17 @@ mod tests {
     }
 
     fn supervisor() -> (Supervisor, Outside) {
+        supervisor_with(Box::new(|| ()))
+    }
+
+    fn supervisor_with(guest_stopped: Box<dyn Fn() + Send>) -> (Supervisor, Outside) {
         let (reader, writer) = rustix::pipe::pipe().expect("pipe");
         let (create, lifeline) = UnixStream::pair().expect("pair");
         let watched = Watched {
             exit_status: reader,
             output_done: EventFd::new(0).expect("eventfd"),
             stopped: OwnedFd::from(File::open("/dev/null").expect("open")),
-            guest_stopped: Box::new(|| ()),
+            guest_stopped,
             lifeline,
             main_loop: EventLoop::new().expect("event loop").stop_handle(),
         };
@@ -175,6 +195,21 @@ mod tests {
         assert_eq!(supervisor.end(), None);
         supervisor.happened(OUTPUT_DONE);
         assert_eq!(supervisor.end(), Some(End::Exited(7)));
+    }
+
+    #[test]
+    fn nothing_more_is_taken_from_the_guest_once_its_container_has_ended() {
+        let (told, tells) = std::sync::mpsc::channel();
+        let (mut supervisor, mut outside) = supervisor_with(Box::new(move || {
+            let _ = told.send(());
+        }));
+        supervisor.happened(OUTPUT_DONE);
+        assert!(tells.try_recv().is_err());
+        outside.exit_status.write_all(&[0]).expect("write");
+        supervisor.happened(EXIT_STATUS);
+        assert!(tells.try_recv().is_ok());
+        let this = rustix::thread::name().expect("the thread's name");
+        assert_eq!(this.as_c_str(), ENDED);
     }
 
     #[test]

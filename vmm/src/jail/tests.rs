@@ -243,6 +243,7 @@ fn a_call_that_is_not_the_roles_kills() {
         (libc::SYS_tgkill, [1, 1, 0, 0]),
         (libc::SYS_open_by_handle_at, [0; 4]),
         (libc::SYS_ioctl, [0, libc::TIOCSTI as i32, 0, 0]),
+        (libc::SYS_prctl, [libc::PR_GET_DUMPABLE, 0, 0, 0]),
     ];
     for role in ROLES {
         for (number, [a, b, c, d]) in forbidden {

@@ -80,6 +80,8 @@ pub(super) const MAIN: &[Allowed] = &[
     // A pollfd or two, for a wait with a time limit.
     any(SYS_poll),
     any(SYS_ppoll),
+    // Its own name, by which it shows that the container has ended.
+    one_of(SYS_prctl, 0, &[PR_SET_NAME as u32]),
     // FIONBIO is how Rust makes a socket non-blocking; TIOCGWINSZ reads the container's terminal's size.
     one_of(SYS_ioctl, 1, &[FIONBIO as u32, TIOCGWINSZ as u32]),
 ];
