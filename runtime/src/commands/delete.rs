@@ -56,7 +56,11 @@ fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
             }
         }
     }
-    dir.lock()?;
+    if args.force {
+        dir.lock_by_force()?;
+    } else {
+        dir.lock()?;
+    }
     let state = match dir.load() {
         Err(ContainerError::Damaged { .. }) if args.force => {
             // Nobody knows what to tell the hooks.

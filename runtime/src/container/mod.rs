@@ -5,6 +5,7 @@
 
 mod hooks;
 mod id;
+mod lock;
 mod process;
 mod state;
 mod store;

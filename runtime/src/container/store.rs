@@ -10,13 +10,13 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use super::lock::{self, FORCE_TIMEOUT, LOCK_TIMEOUT};
 use super::{ContainerError, ContainerId, State};
 use crate::staged::Staged;
 
@@ -36,9 +36,6 @@ const FILES: [&str; 8] = [
 
 /// The largest state file or config.json that is read, in bytes: annotations are the user's.
 const FILE_LIMIT: u64 = 8 << 20;
-
-/// How long a command waits for another one on the same container. Longer than a slow boot.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// All containers under one `--root`.
 #[derive(Debug)]
@@ -228,12 +225,34 @@ impl ContainerDir {
     /// # Errors
     /// When another command keeps it for longer than a minute, or the container goes away meanwhile.
     pub fn lock(&mut self) -> Result<(), ContainerError> {
+        self.lock_with(lock::wait, LOCK_TIMEOUT)
+    }
+
+    /// As [`ContainerDir::lock`], but another command that keeps the lock for some seconds is killed.
+    ///
+    /// # Errors
+    /// When it keeps the lock all the same, or the container goes away meanwhile.
+    pub fn lock_by_force(&mut self) -> Result<(), ContainerError> {
+        self.lock_with(lock::take, FORCE_TIMEOUT)
+    }
+
+    fn lock_with(
+        &mut self,
+        wait: fn(File) -> io::Result<File>,
+        limit: Duration,
+    ) -> Result<(), ContainerError> {
         let lock = self.open_lock(LOCK)?;
         let lock = match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => lock,
-            Err(Errno::WOULDBLOCK) => self.wait_for(lock)?,
-            Err(e) => return Err(failed("lock", &self.path.join(LOCK), e)),
+            Err(Errno::WOULDBLOCK) => wait(lock),
+            result => result.map(|()| lock).map_err(io::Error::from),
         };
+        let lock = lock.map_err(|e| match e.kind() {
+            io::ErrorKind::TimedOut => ContainerError::Locked {
+                id: self.id.clone(),
+                seconds: limit.as_secs(),
+            },
+            _ => failed("lock", &self.path.join(LOCK), e),
+        })?;
         self.lock = Some(lock);
         // Whoever had it may have deleted the container.
         match rustix::fs::statat(&self.dir, STATE, AtFlags::SYMLINK_NOFOLLOW) {
@@ -245,23 +264,6 @@ impl ContainerDir {
     /// Lets other commands at the container.
     pub fn unlock(&mut self) {
         self.lock = None;
-    }
-
-    /// flock(2) knows no timeout, so a thread of its own waits for the lock.
-    fn wait_for(&self, lock: File) -> Result<File, ContainerError> {
-        let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || {
-            let result = rustix::fs::flock(&lock, FlockOperation::LockExclusive).map(|()| lock);
-            let _ = sender.send(result);
-        });
-        match receiver.recv_timeout(LOCK_TIMEOUT) {
-            Ok(Ok(lock)) => Ok(lock),
-            Ok(Err(e)) => Err(failed("lock", &self.path.join(LOCK), e)),
-            Err(_) => Err(ContainerError::Locked {
-                id: self.id.clone(),
-                seconds: LOCK_TIMEOUT.as_secs(),
-            }),
-        }
     }
 
     fn open_lock(&self, name: &str) -> Result<File, ContainerError> {

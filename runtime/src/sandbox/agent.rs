@@ -7,7 +7,7 @@ use std::future::Future;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hull_protocol::agent::{
     CreateContainerRequest, ExecProcessRequest, SignalProcessRequest, StartContainerRequest, Stdio,
@@ -332,24 +332,26 @@ fn reason(message: &str) -> String {
 
 /// Opens a stream to the agent's port: the VMM's control socket speaks Firecracker's `CONNECT`.
 fn dial(path: &Path, timeout: Duration) -> Result<UnixStream, AgentError> {
+    let begun = Instant::now();
     let mut stream = socket::dial(path, timeout)?;
     stream
         .write_all(format!("CONNECT {}\n", ports::AGENT).as_bytes())
         .map_err(socket::failed("take the request for the agent", timeout))?;
+    let unconnected = || AgentError::Unconnected {
+        seconds: timeout.as_secs(),
+    };
     // Byte by byte: what follows the line belongs to the stream.
     let mut line = Vec::new();
     let mut byte = [0];
     while line.len() < 64 {
         match stream.read(&mut byte) {
             Ok(0) => return Err(AgentError::NotServing),
+            // A VMM that says a byte now and then.
+            Ok(_) if begun.elapsed() > timeout => return Err(unconnected()),
             Ok(_) if byte == *b"\n" => break,
             Ok(_) => line.extend(byte),
             // The VMM passes on what the guest says.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                return Err(AgentError::Unconnected {
-                    seconds: timeout.as_secs(),
-                });
-            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(unconnected()),
             Err(e) => return Err(socket::failed("connect the agent", timeout)(e)),
         }
     }
