@@ -18,7 +18,7 @@ use crate::error::{Fatal, chain};
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::transport::{self, Vsock};
-use crate::{cgroup, console, server, sys};
+use crate::{cgroup, clock, console, server, sys};
 
 /// The guest's own host name. Containers have theirs.
 const HOSTNAME: &[u8] = b"hull";
@@ -127,6 +127,7 @@ fn live() -> Result<(), Fatal> {
             .await
             .map_err(Fatal::at("greet the host on its vsock port"))?;
         log::info!("serving");
+        clock::follow(&Vsock).await;
         std::future::pending().await
     })
 }

@@ -8,6 +8,7 @@
 
 pub mod boot;
 pub mod cgroup;
+pub mod clock;
 pub mod console;
 pub mod container;
 pub mod error;

@@ -24,6 +24,20 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     check(libc::c_long::from(unsafe { libc::kill(pid, signal) })).map(drop)
 }
 
+/// Has the kernel run the wall clock faster or slower, by 500 ppm, until it has gone so many microseconds
+/// more or less (adjtimex(2)).
+pub fn slew_clock(microseconds: i64) -> io::Result<()> {
+    // SAFETY: all zeroes is a valid timex.
+    let mut change: libc::timex = unsafe { std::mem::zeroed() };
+    change.modes = libc::ADJ_OFFSET_SINGLESHOT;
+    change.offset = microseconds;
+    // SAFETY: the struct is the kernel's to read and write for the length of the call.
+    check(libc::c_long::from(unsafe {
+        libc::adjtimex(&raw mut change)
+    }))
+    .map(drop)
+}
+
 /// Forks a child whose parent is the caller's parent. `None` in the child.
 ///
 /// Only for a process with one thread: the child then is a whole copy and may do anything.

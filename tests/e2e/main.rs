@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod cli;
+mod clock;
 mod config;
 mod devices;
 mod ends;

@@ -13,6 +13,9 @@ pub const READY: u32 = 1;
 /// been sent, and sends its exit status: one byte, as a shell would report it. The host then ends the VM.
 pub const EXIT_STATUS: u32 = 2;
 
+/// The agent dials this port of the host to learn its wall clock: see [`clock`](crate::clock).
+pub const CLOCK: u32 = 3;
+
 /// The first of the host's ports for stdio streams.
 pub const FIRST_STREAM: u32 = 0x1_0000;
 

@@ -5,6 +5,7 @@
 
 mod agent;
 mod assets;
+mod clock;
 mod config;
 mod control;
 mod launch;

@@ -25,6 +25,7 @@ use rustix::pipe::PipeFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::assets::{self, Program};
+use super::clock::ClockWatch;
 use super::lifeline::{self, Report};
 use super::supervisor::{End, Supervisor, Watched};
 use super::terminal::SizeWatch;
@@ -263,6 +264,8 @@ fn assemble(
         done,
     } = vsock.attach(streams)?;
     let exit_status = offer_fixed_ports(&mut vsock, inherited.ready)?;
+    let (clock, guests_end) = ClockWatch::new().map_err(io_error("watch the clock"))?;
+    vsock.attach_at(ports::CLOCK, Direction::Duplex, guests_end)?;
     let vsock = Arc::new(Mutex::new(vsock));
 
     machine.attach(Arc::clone(&fs))?;
@@ -273,6 +276,7 @@ fn assemble(
     let mut events = EventLoop::new().map_err(io_error("make the event loop"))?;
     events.add(Arc::clone(&vsock) as _);
     events.add(rng);
+    events.add(Arc::new(Mutex::new(clock)));
     if let Some(watch) = size_watch {
         events.add(Arc::new(Mutex::new(watch)));
     }
@@ -397,7 +401,7 @@ fn load_machine(config: &VmmConfig, inherited: &Inherited) -> Result<Machine, Vm
     })?)
 }
 
-/// The two ports that the agent dials by itself. Returns where its exit status arrives.
+/// The two ports that the agent dials to tell something. Returns where its exit status arrives.
 fn offer_fixed_ports(vsock: &mut Vsock, ready: OwnedFd) -> Result<OwnedFd, VmmError> {
     let (exit_status, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
         .map_err(|e| io_error("make a pipe")(e.into()))?;
