@@ -133,6 +133,143 @@ fn a_bind_mount_has_the_flags_of_its_source_or_those_it_names() {
     assert_eq!(done.out(), "126\n0\n1\n0");
 }
 
+/// Binds with these options, each of a folder of its own whose mount has these attributes. What the
+/// container sees of each: the attributes of its mount, whether it writes and whether it executes there.
+fn binds(cases: &[(&str, &[&str], &str)]) -> (String, String) {
+    let mut bundle = Bundle::new();
+    let busybox = bundle.rootfs().join("bin/busybox");
+    let (mut look, mut expected, mut folders) = (LINE.to_owned(), String::new(), Vec::new());
+    for (index, (attributes, options, seen)) in cases.iter().enumerate() {
+        let folder = bundle.folder(&format!("shared{index}"));
+        fs::copy(&busybox, folder.join("true")).unwrap();
+        let at = format!("/mnt/{index}");
+        look += &format!(
+            " echo {attributes} {} $(line {at} | cut -d' ' -f6) $(touch {at}/new && echo w) \
+              $({at}/true && echo x);",
+            options.join(",")
+        );
+        expected += &format!("{attributes} {} {seen}\n", options.join(","));
+        bundle = bundle.bind(&folder, &at, options);
+        folders.push((folder, attributes));
+    }
+    let container = Container::new(bundle.shell(&look));
+    let _mounts: Vec<_> = folders
+        .iter()
+        .map(|(folder, attributes)| HostMount::with(folder, attributes))
+        .collect();
+    let seen = container.run().ok().out();
+    (seen, expected.trim().to_owned())
+}
+
+#[test]
+fn what_the_sources_mount_forbids_stays_unless_an_option_sets_a_flag() {
+    let (seen, expected) = binds(&[
+        ("ro,noexec", &["rbind"], "ro,noexec,relatime"),
+        ("ro,noexec", &["rbind", "rw"], "ro,noexec,relatime"),
+        ("ro,noexec", &["rw", "exec", "suid"], "ro,noexec,relatime"),
+        ("ro,noexec", &["rbind", "ro"], "ro,relatime x"),
+        ("ro,noexec", &["rbind", "nosuid"], "rw,nosuid,relatime w x"),
+        ("ro,noexec", &["rbind", "sync"], "rw,relatime w x"),
+        ("ro", &["rbind", "exec"], "ro,relatime x"),
+        ("nosuid,nodev", &["rw"], "rw,nosuid,nodev,relatime w x"),
+        ("nosuid,nodev", &["ro", "atime"], "ro,relatime x"),
+        ("noatime", &["rw"], "rw,noatime w x"),
+        ("noatime", &["ro"], "ro,noatime x"),
+        ("noatime", &["nodiratime"], "rw,nodiratime,relatime w x"),
+        ("strictatime", &["nodev"], "rw,nodev w x"),
+    ]);
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn the_attributes_of_mounts_below_a_source_stay() {
+    let bundle = Bundle::new().shell(&format!(
+        "{LINE} for place in /all /all/below /exec/below; do
+             echo $(line $place | cut -d' ' -f6) $($place/true && echo x)
+         done"
+    ));
+    let folder = bundle.folder("shared");
+    let busybox = bundle.rootfs().join("bin/busybox");
+    fs::create_dir(folder.join("below")).unwrap();
+    fs::copy(&busybox, folder.join("true")).unwrap();
+    let bundle = bundle.bind(&folder, "/all", &["rbind", "nodev"]).bind(
+        &folder,
+        "/exec",
+        &["rbind", "rexec"],
+    );
+    let container = Container::new(bundle);
+    let _mount = HostMount::tmpfs(&folder.join("below"), "noexec,nosuid,noatime,size=8m");
+    fs::copy(&busybox, folder.join("below/true")).unwrap();
+    let done = container.run().ok();
+    assert_eq!(
+        done.out(),
+        "rw,nodev,relatime x\nrw,nosuid,noexec,noatime\nrw,nosuid,noatime x"
+    );
+}
+
+#[test]
+fn what_a_user_namespace_locks_stays() {
+    let in_namespace = |options: &[&str]| {
+        let bundle = Bundle::new()
+            .shell("touch /mnt/new || echo refused")
+            .in_user_namespace(json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]));
+        let folder = bundle.folder("shared");
+        let container = Container::new(bundle.bind(&folder, "/mnt", options));
+        let _mount = HostMount::with(&folder, "ro");
+        container.run()
+    };
+    let done = in_namespace(&["rbind", "nosuid"]).ok();
+    assert_eq!(done.out(), "refused");
+    let done = in_namespace(&["rbind", "rrw"]).exits(1);
+    if hull_tests::runtime::is_hull() {
+        let _ = done.fails_saying("mounts[7].options: \"rrw\": in a user namespace");
+    }
+}
+
+/// Whether it is noted that a container reads a file and lists a folder of a bind mount with these
+/// options, whose mount on the host is `attributes`.
+fn notes(attributes: &str, options: &[&str]) -> (bool, bool) {
+    let bundle = Bundle::new().shell("cat /mnt/file; ls /mnt/folder");
+    let folder = bundle.folder("shared");
+    fs::create_dir(folder.join("folder")).unwrap();
+    fs::write(folder.join("file"), "text").unwrap();
+    let container = Container::new(bundle.bind(&folder, "/mnt", options));
+    let _mount = HostMount::with(&folder, attributes);
+    // In the future, so that `relatime` doesn't note it.
+    let old = rustix::fs::Timespec {
+        tv_sec: 4_000_000_000,
+        tv_nsec: 0,
+    };
+    let times = rustix::fs::Timestamps {
+        last_access: old,
+        last_modification: rustix::fs::Timespec { tv_sec: 1, ..old },
+    };
+    let places = [folder.join("file"), folder.join("folder")];
+    for place in &places {
+        let file = fs::File::open(place).unwrap();
+        rustix::fs::futimens(file, &times).unwrap();
+    }
+    let _ = container.run().ok();
+    let [file, list] = places.map(|place| fs::metadata(place).unwrap().atime() != old.tv_sec);
+    (file, list)
+}
+
+#[test]
+fn access_times_are_kept_as_the_options_say() {
+    for (attributes, options, noted) in [
+        ("relatime", &["rbind"][..], (false, false)),
+        ("relatime", &["strictatime"], (true, true)),
+        ("relatime", &["strictatime", "nodiratime"], (true, false)),
+        ("relatime", &["rbind", "rstrictatime"], (true, true)),
+        ("strictatime", &["rbind", "rw"], (true, true)),
+        ("strictatime", &["noatime"], (false, false)),
+        ("strictatime", &["rbind", "rnoatime"], (false, false)),
+    ] {
+        let seen = notes(attributes, options);
+        assert_eq!(seen, noted, "{attributes} {options:?}");
+    }
+}
+
 #[test]
 fn access_times_in_a_user_namespace() {
     only_hull!("to runc, the flags of the host's own mount are locked there");

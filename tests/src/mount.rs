@@ -15,6 +15,16 @@ impl HostMount {
         Self(at.to_owned())
     }
 
+    /// A folder once more at its own place, with these attributes of the mount.
+    #[track_caller]
+    pub fn with(at: &Path, attributes: &str) -> Self {
+        let place = at.to_str().expect("a test's paths are text");
+        call(&["mount", "--bind", place], at);
+        let mount = Self(at.to_owned());
+        call(&["mount", "-o", &format!("remount,bind,{attributes}")], at);
+        mount
+    }
+
     /// One of its own peer group.
     #[track_caller]
     pub fn shared(at: &Path) -> Self {

@@ -7,8 +7,8 @@ pub const SHARE: &str = "/run/hull/share";
 /// The longest id of a container or a process, in bytes: it becomes a file's name, with something added.
 pub const LONGEST_ID: usize = 200;
 
-/// Begins a mount option for the agent alone: a path below a bind mount's source where the host has a
-/// further mount. By custom, options that begin with `x-` are comments to a file system.
+/// Begins a mount option for the agent alone, of a further mount that the host has below a bind mount's
+/// source: `ATTRIBUTES:PATH`, the attributes as /proc/self/mountinfo has them. By custom, options that begin with `x-` are comments to a file system.
 pub const BELOW: &str = "x-hull.below=";
 
 /// Where the agent makes a node for each block device of the host, by the disk's serial number: what a

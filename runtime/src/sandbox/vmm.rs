@@ -31,7 +31,7 @@ use super::supervisor::{End, Supervisor, Watched};
 use super::terminal::SizeWatch;
 use super::{HostTerminal, Ports, Sizes, TerminalStreams, VmmConfig, VmmTerminal, id_maps, stdio};
 use crate::error::chain;
-use crate::spec::{Owners, ReadOnly, Share, Source};
+use crate::spec::{AccessTimes, Owners, ReadOnly, Share, Source, Times};
 
 /// The guest's context id: any above the reserved ones, for each VM has a muxer of its own.
 const GUEST_CID: u64 = 3;
@@ -173,6 +173,7 @@ fn for_tree(share: Share) -> io::Result<tree::Share> {
                 ReadOnly::Itself(yes) => tree::ReadOnly::Itself(yes),
                 ReadOnly::All(yes) => tree::ReadOnly::All(yes),
             },
+            times: times_for_tree(mounted.times),
             owners: mounted.owners.map(owners_for_tree),
         }),
     };
@@ -181,6 +182,14 @@ fn for_tree(share: Share) -> io::Result<tree::Share> {
         source,
         target: share.target.into(),
     })
+}
+
+fn times_for_tree(times: AccessTimes) -> tree::AccessTimes {
+    let change = |Times { set, clear }| tree::Times { set, clear };
+    tree::AccessTimes {
+        itself: times.itself.map(change),
+        all: times.all.map(change),
+    }
 }
 
 fn owners_for_tree(owners: Owners) -> tree::Owners {

@@ -6,6 +6,7 @@
 //! config.json that the agent gets.
 
 mod audit;
+mod bind;
 mod bounds;
 mod cpulist;
 mod defaults;
@@ -46,7 +47,7 @@ pub use mounts::within_root;
 pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
 pub use seccomp::FilterCache;
-pub use share::{Owners, ReadOnly, Share, Source};
+pub use share::{AccessTimes, Owners, ReadOnly, Share, Source, Times};
 pub use sizing::Sizing;
 pub use split::{GuestSpec, Plan, plan};
 pub use update::{read_changes, update};

@@ -115,6 +115,55 @@ pub fn treatment(option: &str) -> Option<Treatment> {
     OPTIONS.get(found).map(|(_, treatment)| *treatment)
 }
 
+/// The flags of mount(2) that options leave set: of contrary ones the last counts.
+pub fn flags(options: &[String]) -> u64 {
+    options.iter().fold(0, |flags, option| match flag(option) {
+        Some((bits, true)) => flags | bits,
+        Some((bits, false)) => flags & !bits,
+        None => flags,
+    })
+}
+
+/// An option as a flag of mount(2), and whether it sets or clears it.
+fn flag(option: &str) -> Option<(u64, bool)> {
+    let found = match option {
+        "ro" => (libc::MS_RDONLY, true),
+        "rw" => (libc::MS_RDONLY, false),
+        "nosuid" => (libc::MS_NOSUID, true),
+        "suid" => (libc::MS_NOSUID, false),
+        "nodev" => (libc::MS_NODEV, true),
+        "dev" => (libc::MS_NODEV, false),
+        "noexec" => (libc::MS_NOEXEC, true),
+        "exec" => (libc::MS_NOEXEC, false),
+        "nosymfollow" => (MS_NOSYMFOLLOW, true),
+        "symfollow" => (MS_NOSYMFOLLOW, false),
+        "sync" => (libc::MS_SYNCHRONOUS, true),
+        "async" => (libc::MS_SYNCHRONOUS, false),
+        "dirsync" => (libc::MS_DIRSYNC, true),
+        "lazytime" => (libc::MS_LAZYTIME, true),
+        "nolazytime" => (libc::MS_LAZYTIME, false),
+        "iversion" => (libc::MS_I_VERSION, true),
+        "noiversion" => (libc::MS_I_VERSION, false),
+        "acl" => (libc::MS_POSIXACL, true),
+        "noacl" => (libc::MS_POSIXACL, false),
+        "silent" => (libc::MS_SILENT, true),
+        "loud" => (libc::MS_SILENT, false),
+        "noatime" => (libc::MS_NOATIME, true),
+        "atime" => (libc::MS_NOATIME, false),
+        "nodiratime" => (libc::MS_NODIRATIME, true),
+        "diratime" => (libc::MS_NODIRATIME, false),
+        "relatime" => (libc::MS_RELATIME, true),
+        "norelatime" => (libc::MS_RELATIME, false),
+        "strictatime" => (libc::MS_STRICTATIME, true),
+        "nostrictatime" => (libc::MS_STRICTATIME, false),
+        _ => return None,
+    };
+    Some(found)
+}
+
+/// linux/mount.h; libc has it for other systems only.
+const MS_NOSYMFOLLOW: u64 = 1 << 8;
+
 /// The options that are not refused, by name.
 pub fn supported() -> impl Iterator<Item = &'static str> {
     OPTIONS

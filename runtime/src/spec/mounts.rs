@@ -3,17 +3,14 @@
 //! The guest's kernel makes what needs nothing of the host's. The host shares what is bound from it, and
 //! mounts every other file system itself: an overlay's directories and a disk's device are the host's.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use hull_protocol::paths::BELOW;
 use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
-use rustix::fs::{StatVfsMountFlags, fstatvfs};
 use serde_json::Value;
 
-use super::mount_options::{Treatment, treatment};
+use super::mount_options::{Treatment, flags, treatment};
 use super::refuse::{Node, Refusal, is_unset};
-use super::share::{FileSystem, Owners, ReadOnly};
+use super::share::{FileSystem, Owners};
 use super::user_namespace;
 
 /// What a guest's kernel makes out of nothing that is the host's.
@@ -214,79 +211,6 @@ pub fn within_root(path: &Path) -> PathBuf {
     clean
 }
 
-/// Where the host is to refuse writes to a share: of contrary options the last counts, and those for all
-/// mounts come after those for one.
-///
-/// A bind mount has the attributes that its options say, or without any such option those of its source.
-pub fn read_only(options: &[String]) -> ReadOnly {
-    let last = |yes: &str, no: &str| {
-        let found = options.iter().rev().find(|o| *o == yes || *o == no);
-        found.map(|option| option == yes)
-    };
-    match last("rro", "rrw") {
-        Some(all) => ReadOnly::All(all),
-        None if has_attributes(options) => ReadOnly::Itself(last("ro", "rw") == Some(true)),
-        None => ReadOnly::Unchanged,
-    }
-}
-
-fn has_attributes(options: &[String]) -> bool {
-    let mut options = options.iter();
-    options.any(|option| treatment(option) == Some(Treatment::Attribute))
-}
-
-/// The options that give a bind mount in the guest the attributes of its source on the host: those that
-/// the guest's kernel enforces, for the host's can't.
-pub fn inherited(options: &[String], source: impl AsFd) -> rustix::io::Result<Vec<String>> {
-    if has_attributes(options) {
-        return Ok(Vec::new());
-    }
-    let flags = fstatvfs(source)?.f_flag;
-    let mut inherited = Vec::new();
-    for (flag, option) in [
-        (StatVfsMountFlags::RDONLY, "ro"),
-        (StatVfsMountFlags::NOSUID, "nosuid"),
-        (StatVfsMountFlags::NODEV, "nodev"),
-        (StatVfsMountFlags::NOEXEC, "noexec"),
-        (StatVfsMountFlags::NOATIME, "noatime"),
-        (StatVfsMountFlags::NODIRATIME, "nodiratime"),
-    ] {
-        if flags.contains(flag) {
-            inherited.push(option.to_owned());
-        }
-    }
-    Ok(inherited)
-}
-
-/// The options that name the mounts below the source of a bind mount, for the agent.
-pub fn below(source: &OwnedFd) -> std::io::Result<Vec<String>> {
-    let link = format!("/proc/self/fd/{}", source.as_raw_fd());
-    let source = std::fs::read_link(link)?;
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    let below = points.filter_map(|point| {
-        let point = PathBuf::from(unescape(point));
-        let below = point.strip_prefix(&source).ok()?.to_str()?;
-        (!below.is_empty()).then(|| format!("{BELOW}{below}"))
-    });
-    Ok(below.collect())
-}
-
-/// A path of mountinfo, in which four characters are octal: proc_pid_mountinfo(5).
-fn unescape(path: &str) -> String {
-    let escapes = [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ];
-    let mut path = path.to_owned();
-    for (escape, character) in escapes {
-        path = path.replace(escape, character);
-    }
-    path
-}
-
 /// Whether mounts that the host makes later are to appear: a slave of the host's gets them, and so does
 /// what is shared anew with a container's own namespaces.
 pub fn receives(mount: &Mount, spec: &Spec) -> bool {
@@ -335,53 +259,17 @@ pub fn owners(mount: &Mount, index: usize, spec: &Spec) -> Option<Owners> {
 pub fn file_system(mount: &Mount) -> FileSystem {
     let kind = mount.typ().clone().unwrap_or_default();
     let device = mount.source().as_ref();
-    let mut flags = 0;
-    let mut own = Vec::new();
-    for option in mount.options().iter().flatten() {
-        match treatment(option) {
-            None if !option.is_empty() => own.push(option.as_str()),
-            _ => {
-                let (bits, set) = flag(option);
-                flags = if set { flags | bits } else { flags & !bits };
-            }
-        }
-    }
+    let options = mount.options().as_deref().unwrap_or_default();
+    let own: Vec<_> = options
+        .iter()
+        .map(String::as_str)
+        .filter(|option| !option.is_empty() && treatment(option).is_none())
+        .collect();
     FileSystem {
         device: device.map_or_else(|| kind.clone(), |device| device.display().to_string()),
         kind,
-        flags: u32::try_from(flags).unwrap_or_default(),
+        flags: u32::try_from(flags(options)).unwrap_or_default(),
         options: own.join(","),
-    }
-}
-
-/// An option as a flag of mount(2), and whether it sets or clears it.
-fn flag(option: &str) -> (u64, bool) {
-    match option {
-        "ro" => (libc::MS_RDONLY, true),
-        "rw" => (libc::MS_RDONLY, false),
-        "noexec" => (libc::MS_NOEXEC, true),
-        "exec" => (libc::MS_NOEXEC, false),
-        "sync" => (libc::MS_SYNCHRONOUS, true),
-        "async" => (libc::MS_SYNCHRONOUS, false),
-        "dirsync" => (libc::MS_DIRSYNC, true),
-        "lazytime" => (libc::MS_LAZYTIME, true),
-        "nolazytime" => (libc::MS_LAZYTIME, false),
-        "iversion" => (libc::MS_I_VERSION, true),
-        "noiversion" => (libc::MS_I_VERSION, false),
-        "acl" => (libc::MS_POSIXACL, true),
-        "noacl" => (libc::MS_POSIXACL, false),
-        "silent" => (libc::MS_SILENT, true),
-        "loud" => (libc::MS_SILENT, false),
-        "noatime" => (libc::MS_NOATIME, true),
-        "atime" => (libc::MS_NOATIME, false),
-        "nodiratime" => (libc::MS_NODIRATIME, true),
-        "diratime" => (libc::MS_NODIRATIME, false),
-        "relatime" => (libc::MS_RELATIME, true),
-        "norelatime" => (libc::MS_RELATIME, false),
-        "strictatime" => (libc::MS_STRICTATIME, true),
-        "nostrictatime" => (libc::MS_STRICTATIME, false),
-        // The tree is nosuid and nodev, and links are followed in the guest.
-        _ => (0, true),
     }
 }
 
@@ -401,10 +289,6 @@ mod tests {
 
     fn refused(mount: &Value) -> Option<String> {
         refused_in(&Value::Null, mount)
-    }
-
-    fn options(words: &[&str]) -> Vec<String> {
-        words.iter().map(|word| (*word).to_owned()).collect()
     }
 
     #[test]
@@ -461,24 +345,6 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_read_only_as_its_options_say() {
-        let of = |words: &[&str]| read_only(&options(words));
-        assert_eq!(of(&["rbind"]), ReadOnly::Unchanged);
-        assert_eq!(of(&["rbind", "nosuid"]), ReadOnly::Itself(false));
-        assert_eq!(of(&["rw", "ro"]), ReadOnly::Itself(true));
-        assert_eq!(of(&["rro", "rw"]), ReadOnly::All(true));
-        assert_eq!(of(&["ro", "rrw"]), ReadOnly::All(false));
-    }
-
-    #[test]
-    fn the_mounts_below_a_source_are_named() {
-        let root = std::fs::File::open("/").expect("a root").into();
-        let below = below(&root).expect("mountinfo");
-        assert!(below.contains(&format!("{BELOW}proc")), "{below:?}");
-        assert_eq!(unescape(r"/a\040b\134040"), r"/a b\040");
-    }
-
-    #[test]
     fn a_file_system_of_the_hosts_is_mounted_with_its_flags_and_options() {
         let overlay: Mount = serde_json::from_value(json!({
             "destination": "/o", "type": "overlay", "source": "none",
@@ -488,7 +354,7 @@ mod tests {
         let expected = FileSystem {
             kind: "overlay".into(),
             device: "none".into(),
-            flags: u32::try_from(libc::MS_NOEXEC).expect("a flag"),
+            flags: u32::try_from(libc::MS_NOEXEC | libc::MS_NOSUID).expect("flags"),
             options: "lowerdir=/a:/b,userxattr".into(),
         };
         assert_eq!(file_system(&overlay), expected);

@@ -37,6 +37,8 @@ pub struct Mounted<Fd> {
     pub receives: bool,
     /// Where the host refuses writes.
     pub read_only: ReadOnly,
+    /// How the host keeps access times.
+    pub times: AccessTimes,
     /// Whose the files are for the guest, where not their owners'.
     pub owners: Option<Owners>,
 }
@@ -50,6 +52,24 @@ pub enum ReadOnly {
     Itself(bool),
     /// In the mount and all below it, or nowhere.
     All(bool),
+}
+
+/// How access times are kept, where not as the mounts of the source do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessTimes {
+    /// In the mount itself.
+    pub itself: Option<Times>,
+    /// In the mount and all below it, after that.
+    pub all: Option<Times>,
+}
+
+/// A change of how a mount keeps access times: attributes to set, and to clear before, `MOUNT_ATTR_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// To set.
+    pub set: u64,
+    /// To clear.
+    pub clear: u64,
 }
 
 /// A change of owners.
@@ -94,6 +114,7 @@ impl<Fd> Share<Fd> {
                 recursive: mounted.recursive,
                 receives: mounted.receives,
                 read_only: mounted.read_only,
+                times: mounted.times,
                 owners: mounted.owners.clone(),
             }),
         };

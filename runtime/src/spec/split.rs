@@ -16,18 +16,20 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::{BlockDevice, SeccompFilter};
 use hull_protocol::paths::SHARE;
-use oci_spec::runtime::{Hooks, Linux, LinuxMemory, LinuxResources, Mount, Root, Spec};
+use oci_spec::runtime::{
+    Hooks, Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Root, Spec,
+};
 use rustix::fs::{FileType, Mode, OFlags, Stat, openat};
 
 use super::cpulist::{CpuList, Pinned};
 use super::disks::{Disk, Disks, Place};
 use super::mount_options::{Treatment, treatment};
-use super::mounts::{Maker, below, file_system, inherited, maker, owners, read_only, receives};
+use super::mounts::{Maker, file_system, maker, owners, receives};
 use super::refuse::GUEST_DEVICES;
-use super::share::{Mounted, ReadOnly, Share, Source};
+use super::share::{AccessTimes, Mounted, ReadOnly, Share, Source};
 use super::sizing::Host;
 use super::user_namespace::{self, UserNamespace};
-use super::{Bundle, FilterCache, MemoryPolicy, Sizing, SpecError, network};
+use super::{Bundle, FilterCache, MemoryPolicy, Sizing, SpecError, bind, network};
 use crate::config::Config;
 
 /// What is done about a bundle.
@@ -117,6 +119,7 @@ pub fn plan(
             recursive: true,
             receives: false,
             read_only: ReadOnly::Unchanged,
+            times: AccessTimes::default(),
             owners: None,
         }),
     }];
@@ -124,6 +127,7 @@ pub fn plan(
 
     let mut disks = Disks::of(&bundle.spec);
     disks.add_devices(&bundle.spec)?;
+    let locked = !is_root || has_user_namespace(&bundle.spec);
     // Where each share is mounted, by its index.
     let mut placed = Vec::new();
     let mut mounts = guest.mounts().clone().unwrap_or_default();
@@ -131,10 +135,10 @@ pub fn plan(
         absolute_destination(mount, index);
         let destination = mount.destination().clone();
         let share = match maker_of(mount) {
-            Maker::Shared => split_bind(bundle, &mut disks, id, index, mount)?,
+            Maker::Shared => split_bind(bundle, &mut disks, id, index, mount, locked)?,
             Maker::Host => Some(mount_on_host(id, index, mount)),
             Maker::Guest => {
-                allow_remount(mount, &placed, &mut shares);
+                remount(mount, &placed, &mut shares, locked);
                 keep_guest_mount(mount);
                 None
             }
@@ -172,6 +176,12 @@ pub fn plan(
         memory_policy: policy.map(MemoryPolicy::of).transpose()?,
         cpus: cpus(resources),
     })
+}
+
+fn has_user_namespace(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().map(|linux| linux.namespaces().iter());
+    let mut kinds = namespaces.into_iter().flatten().flatten();
+    kinds.any(|namespace| namespace.typ() == LinuxNamespaceType::User)
 }
 
 fn resources(spec: &Spec) -> Option<&LinuxResources> {
@@ -222,21 +232,22 @@ fn keep_guest_mount(mount: &mut Mount) {
     mount.set_options((!options.is_empty()).then_some(options));
 }
 
-/// Lets a share be written that a remount makes writable again. The other way round, the guest sees to
-/// it: mount points may have to be made before.
-fn allow_remount(mount: &Mount, placed: &[(PathBuf, usize)], shares: &mut [Share]) {
+/// Does the host's part of a remount: lets a share be written that it makes writable again, unless that
+/// is locked, and changes how access times are kept.
+fn remount(mount: &Mount, placed: &[(PathBuf, usize)], shares: &mut [Share], locked: bool) {
     let options = mount.options().as_deref().unwrap_or_default();
-    let writable = matches!(
-        read_only(options),
-        ReadOnly::Itself(false) | ReadOnly::All(false)
-    );
     let mut placed = placed.iter().rev();
     let at = placed.find(|(destination, _)| destination == mount.destination());
     let share = at.and_then(|(_, index)| shares.get_mut(*index));
-    if let (true, Some(Source::Mounted(mounted))) = (writable, share.map(|share| &mut share.source))
-    {
-        mounted.read_only = read_only(options);
+    let Some(Source::Mounted(mounted)) = share.map(|share| &mut share.source) else {
+        return;
+    };
+    if let Some(read_only) = bind::remounted(options).filter(|_| !locked) {
+        mounted.read_only = read_only;
     }
+    let times = bind::access_times(options);
+    mounted.times.itself = times.itself.or(mounted.times.itself);
+    mounted.times.all = times.all.or(mounted.times.all);
 }
 
 /// The options that are the guest's: without those that ask for what is so anyway, and the host's own.
@@ -292,6 +303,7 @@ fn split_bind(
     id: &str,
     index: usize,
     mount: &mut Mount,
+    locked: bool,
 ) -> Result<Option<Share>, SpecError> {
     let field = format!("mounts[{index}].source");
     let receives = receives(mount, &bundle.spec);
@@ -319,9 +331,20 @@ fn split_bind(
     match shareable {
         Shareable::File => {
             let target = format!("{id}/mounts/{index}");
-            let read_only = read_only(&options);
+            let of_source = bind::Source::of(&fd, locked).map_err(failed)?;
+            if let Some(option) = of_source.unlocks(&options) {
+                let why = format!(
+                    "{option:?}: in a user namespace, what the source's mount on the host forbids \
+                     stays forbidden; remove it"
+                );
+                return Err(SpecError::invalid(format!("mounts[{index}].options"), why));
+            }
             let recursive = options.iter().any(|option| option == "rbind");
-            options.extend(hosts_options(&options, &fd, recursive).map_err(failed)?);
+            let (read_only, times) = (of_source.read_only(&options), bind::access_times(&options));
+            options.extend(of_source.inherited(&options));
+            if recursive {
+                options.extend(bind::below(&fd).map_err(failed)?);
+            }
             mount.set_options(Some(options));
             bind_share(mount, &target);
             Ok(Some(Share {
@@ -332,6 +355,7 @@ fn split_bind(
                     recursive,
                     receives,
                     read_only,
+                    times,
                     owners,
                 }),
             }))
@@ -359,16 +383,6 @@ fn bind_options(mount: &Mount) -> Vec<String> {
         options.insert(0, "bind".to_owned());
     }
     options
-}
-
-/// What the guest has to be told of a bind mount's source on the host: the attributes of its mount, and
-/// which mounts are below.
-fn hosts_options(options: &[String], source: &OwnedFd, recursive: bool) -> io::Result<Vec<String>> {
-    let mut hosts = inherited(options, source)?;
-    if recursive {
-        hosts.extend(below(source)?);
-    }
-    Ok(hosts)
 }
 
 /// Binding the kernel's own trees to where they are anyway is how engines ask for "the same as outside"

@@ -103,6 +103,8 @@ pub struct Mounted {
     pub receives: bool,
     /// Whether the host refuses every change.
     pub read_only: ReadOnly,
+    /// How access times are kept.
+    pub times: AccessTimes,
     /// Whose the files are in the tree, where not their owners'.
     pub owners: Option<Owners>,
 }
@@ -115,9 +117,29 @@ impl Mounted {
             recursive: true,
             receives: false,
             read_only: ReadOnly::Unchanged,
+            times: AccessTimes::default(),
             owners: None,
         }
     }
+}
+
+/// How access times are kept, where not as the mounts that are shared do. The host's file system keeps
+/// them, so its mount decides; reads that a guest answers from its own memory it never sees.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AccessTimes {
+    /// In the mount itself.
+    pub itself: Option<Times>,
+    /// In the mount and all below it, after that.
+    pub all: Option<Times>,
+}
+
+/// A change of how a mount keeps access times, in the attributes of mount_setattr(2).
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// To set: of `MOUNT_ATTR__ATIME`, and `MOUNT_ATTR_NODIRATIME`.
+    pub set: u64,
+    /// To clear before: all of `MOUNT_ATTR__ATIME` or nothing of it, and `MOUNT_ATTR_NODIRATIME`.
+    pub clear: u64,
 }
 
 /// A change of owners: mount_setattr(2), `MOUNT_ATTR_IDMAP`. What is inside of the ranges is what the file
@@ -322,6 +344,15 @@ const fn read_only(read_only: bool) -> libc::mount_attr {
     }
 }
 
+const fn keep_times(times: Times) -> libc::mount_attr {
+    libc::mount_attr {
+        attr_set: times.set,
+        attr_clr: times.clear,
+        propagation: 0,
+        userns_fd: 0,
+    }
+}
+
 /// A share on its way into the tree.
 struct Prepared {
     name: String,
@@ -415,6 +446,15 @@ fn clone_share(name: &str, share: &Mounted) -> Result<OwnedFd, Error> {
         ReadOnly::Unchanged => {}
         ReadOnly::Itself(yes) => set(Depth::One, read_only(yes))?,
         ReadOnly::All(yes) => set(Depth::All, read_only(yes))?,
+    }
+    for (depth, times) in [
+        (Depth::One, share.times.itself),
+        (Depth::All, share.times.all),
+    ] {
+        if let Some(times) = times {
+            change(clone.as_fd(), depth, keep_times(times))
+                .map_err(|e| failed(name, "changing how it keeps access times", e))?;
+        }
     }
     if let Some(owners) = &share.owners {
         let failed = |source| Error::Owners {

@@ -13,7 +13,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::child::{End, is_root, run};
 use super::tests::{o_path, share_of};
-use super::tree::{self, FileSystem, Mounted, Owners, ReadOnly, Share, Source};
+use super::tree::{self, AccessTimes, FileSystem, Mounted, Owners, ReadOnly, Share, Source, Times};
 use super::userns::IdMap;
 
 /// Gives this child a mount namespace, with a tmpfs of its own at `at`, on which is a directory `below`.
@@ -63,6 +63,58 @@ fn one_mount_can_be_read_only_and_those_below_not() {
         assert_eq!(errno("/itself/new"), READ_ONLY);
         assert_eq!(errno("/itself/below/new"), None);
         assert_eq!(errno("/all/below/new"), READ_ONLY);
+    });
+    assert_eq!(end, End::Returned);
+}
+
+#[test]
+fn access_times_are_kept_as_is_asked_for() {
+    if !is_root() {
+        return;
+    }
+    let source = tempfile::tempdir().expect("a directory");
+    let end = run(|| {
+        own_tmpfs(source.path());
+        tmpfs(&source.path().join("below"));
+        fs::write(source.path().join("file"), "text").expect("a file");
+        fs::write(source.path().join("below/file"), "text").expect("a file");
+        let with = |target, times| {
+            let mounted = Mounted::new(o_path(source.path()));
+            share_of(target, Mounted { times, ..mounted })
+        };
+        let to = |set| {
+            Some(Times {
+                set,
+                clear: libc::MOUNT_ATTR__ATIME,
+            })
+        };
+        let (every, none) = (libc::MOUNT_ATTR_STRICTATIME, libc::MOUNT_ATTR_NOATIME);
+        let times = |itself, all| AccessTimes { itself, all };
+        tree::enter(vec![
+            with("every", times(to(every), None)),
+            with("none", times(to(every), to(none))),
+        ])
+        .expect("the tree");
+        let noted = |path: &str| {
+            let time = || fs::metadata(path).map(|about| (about.atime(), about.atime_nsec()));
+            // Longer ago than any clock's tick; and written since, or `relatime` would note it too.
+            let old = rustix::fs::Timespec {
+                tv_sec: 2_000_000_000,
+                tv_nsec: 0,
+            };
+            let times = rustix::fs::Timestamps {
+                last_access: old,
+                last_modification: rustix::fs::Timespec { tv_sec: 1, ..old },
+            };
+            let file = fs::File::options().write(true).open(path).expect("a file");
+            rustix::fs::futimens(&file, &times).expect("its times");
+            let before = time().expect("a time");
+            fs::read(path).expect("it is read");
+            before != time().expect("a time")
+        };
+        assert!(noted("/every/file"));
+        assert!(!noted("/every/below/file"), "as the mount below does");
+        assert!(!noted("/none/file") && !noted("/none/below/file"));
     });
     assert_eq!(end, End::Returned);
 }

@@ -146,7 +146,7 @@ fn remount(mount: &Mount, options: &Options) -> Option<Work> {
 /// Does with the source of a bind mount what has to be done before the container has a copy of it.
 fn prepare_source(mount: &Mount, options: &Options, user_namespace: bool) -> Result<(), Errno> {
     for below in &options.below {
-        source::cross(mount, below);
+        source::cross(mount, below)?;
     }
     match (mount.source(), options.times()) {
         (Some(source), Some(times)) if user_namespace && is_bind(mount) => {

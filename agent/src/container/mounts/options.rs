@@ -57,6 +57,42 @@ fn attribute(word: &str) -> Option<(u64, bool)> {
     Some(found)
 }
 
+/// All attributes that a mount can have.
+pub const ATTRIBUTES: u64 = libc::MOUNT_ATTR_RDONLY
+    | libc::MOUNT_ATTR_NOSUID
+    | libc::MOUNT_ATTR_NODEV
+    | libc::MOUNT_ATTR_NOEXEC
+    | libc::MOUNT_ATTR_NOSYMFOLLOW
+    | TIMES;
+
+/// A mount of the host's below the source of a bind mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Below {
+    /// Its path, from the source.
+    pub path: String,
+    /// Its attributes, `MOUNT_ATTR_*`.
+    pub set: u64,
+}
+
+impl Below {
+    /// Reads the attributes as mountinfo has them, and the path.
+    fn of(words: &str) -> Option<Self> {
+        let (attributes, path) = words.split_once(':')?;
+        let words = || attributes.split(',');
+        let set = words().filter_map(attribute).filter(|(_, set)| *set);
+        let every = !words().any(|word| matches!(word, "relatime" | "noatime"));
+        let times = if every {
+            libc::MOUNT_ATTR_STRICTATIME
+        } else {
+            0
+        };
+        Some(Self {
+            path: path.to_owned(),
+            set: set.fold(times, |all, (bit, _)| all | bit),
+        })
+    }
+}
+
 /// How a mount keeps access times: attributes to set, and to clear before.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
@@ -79,7 +115,7 @@ pub struct Options {
     /// It is filled with what it covers.
     pub copy_up: bool,
     /// What is mounted below the source of a bind mount, on the host.
-    pub below: Vec<String>,
+    pub below: Vec<Below>,
     /// `MS_SYNCHRONOUS` and `MS_DIRSYNC` of mount(2), by the names that fsconfig(2) has for them.
     synchronous: Vec<&'static str>,
     /// All others, in their order, and the attributes that libcontainer knows.
@@ -107,8 +143,8 @@ impl Options {
             self.propagation.push(propagation);
             return;
         }
-        if let Some(path) = word.strip_prefix(BELOW) {
-            self.below.push(path.to_owned());
+        if let Some(below) = word.strip_prefix(BELOW) {
+            self.below.extend(Below::of(below));
             return;
         }
         if let Some((bit, set)) = attribute(word) {
@@ -224,6 +260,21 @@ mod tests {
         }
         let options = read(&["strictatime", "noatime", "nostrictatime"]);
         assert_eq!(options.set, libc::MOUNT_ATTR_NOATIME);
+    }
+
+    #[test]
+    fn a_mount_below_has_its_attributes() {
+        let options = read(&[
+            &format!("{BELOW}rw,nosuid,noexec,relatime:a:b"),
+            &format!("{BELOW}ro:c"),
+        ]);
+        let below = |path: &str, set| Below {
+            path: path.to_owned(),
+            set,
+        };
+        let first = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+        let second = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_STRICTATIME;
+        assert_eq!(options.below, [below("a:b", first), below("c", second)]);
     }
 
     #[test]

@@ -10,16 +10,26 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::change;
-use super::options::Times;
+use super::options::{ATTRIBUTES, Below, Times};
 
-/// Crosses a mount of the host's below a share. The guest's kernel makes a mount of it then, with the
-/// attributes that the mount above has at that time: none yet, as these are the container's.
-pub fn cross(mount: &Mount, below: &str) {
-    let path = mount.source().iter().map(|source| source.join(below));
-    for path in path {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        if let Err(e) = openat(CWD, &path, flags, Mode::empty()) {
+/// Crosses a mount of the host's below a share. The guest's kernel makes a mount of it then, which gets
+/// the attributes that the host's has: by itself the kernel gives it those of the mount above.
+///
+/// # Errors
+/// When the kernel refuses the attributes. A mount that is gone by now is none, and one that covers a
+/// single file is a file of the share, as FUSE has no mounts of that kind.
+pub fn cross(mount: &Mount, below: &Below) -> Result<(), Errno> {
+    let Some(source) = mount.source() else {
+        return Ok(());
+    };
+    let path = source.join(&below.path);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match openat(CWD, &path, flags, Mode::empty()) {
+        Ok(crossed) => change(crossed.as_fd(), below.set, ATTRIBUTES),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+        Err(e) => {
             log::debug!("{}: {e}", path.display());
+            Ok(())
         }
     }
 }
