@@ -375,6 +375,18 @@ fn without_rules_only_the_usual_devices_can_be_used() {
 }
 
 #[test]
+fn another_device_called_null_is_refused() {
+    only_hull!("runc 1.1 masks with whatever has that name");
+    let bundle = bundle("true")
+        .push("/linux/devices", char_device("/dev/null", 1, 5))
+        .set("/linux/maskedPaths", json!(["/etc/passwd", "/etc/group"]));
+    let _ = Container::new(bundle)
+        .run()
+        .exits(1)
+        .fails_saying("/dev/null");
+}
+
+#[test]
 fn what_cannot_be_passed_is_refused_by_name() {
     only_hull!("with runc, the host's devices are all there");
     for (path, major, minor, why) in [
