@@ -417,6 +417,7 @@ impl Sandbox {
             log::warn!("a process of {} holds its output open", owner.id);
         }
         write_back();
+        container::mounts::write_back_disks();
         // While the host is dialled, this runtime's other tasks go first: their answers are sent.
         if let Err(e) = self.tell_host(status).await {
             log::error!("tell the host the exit status {status}: {e}");

@@ -9,6 +9,7 @@ mod cli;
 mod clock;
 mod config;
 mod devices;
+mod disk_mounts;
 mod ends;
 mod exec;
 mod exit_codes;

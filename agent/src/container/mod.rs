@@ -3,7 +3,7 @@
 pub mod devices;
 pub mod init;
 mod inside;
-mod mounts;
+pub mod mounts;
 pub mod notify;
 mod paths;
 pub mod spec;

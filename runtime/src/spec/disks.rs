@@ -1,6 +1,7 @@
 //! Block devices of the host that a container gets as disks: found, opened, and named.
 //!
-//! config.json names one by its numbers (`linux.devices`) or by a node of it (a bind mount's source).
+//! config.json names one by its numbers (`linux.devices`) or by a node of it (the source of a bind mount, or
+//! of a file system that lies on it).
 //! The guest has it under numbers of its own; the agent knows which disk is which by their serial
 //! numbers, and puts the guest's numbers where config.json has the host's.
 //!
@@ -37,6 +38,20 @@ pub struct Disk {
     pub read_only: bool,
     /// What the agent is told of it.
     pub about: BlockDevice,
+    /// Whether it is kept from others who would mount it.
+    claimed: bool,
+}
+
+/// What a disk is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// What config.json's rules allow the container.
+    Rules,
+    /// To be mounted and read: as the rules say, beyond that.
+    Read,
+    /// To be mounted and written, whatever the rules say of the device itself. Two kernels that write one
+    /// file system destroy it, so it is claimed: open(2), `O_EXCL`.
+    Mount,
 }
 
 /// Where config.json names a device.
@@ -103,7 +118,7 @@ impl<'a> Disks<'a> {
             }
             match node_of(number, place)? {
                 Some(node) => {
-                    self.open(&node, number, place)?;
+                    self.open(&node, number, Access::Rules, place)?;
                 }
                 // As with runc, there is a node, and nothing behind it.
                 None => log::warn!(
@@ -121,27 +136,30 @@ impl<'a> Disks<'a> {
     /// node of it.
     ///
     /// # Errors
-    /// When it can't be opened, or is a loop device that the guest would have to have.
+    /// When it is none or can't be opened, or is a loop device that the guest would have to have.
     pub(super) fn add_node(
         &mut self,
         node: BorrowedFd<'_>,
+        access: Access,
         place: Place<'_>,
     ) -> Result<PathBuf, SpecError> {
-        let device = fstat(node).map_err(|e| place.failed(e))?.st_rdev;
-        let number = (major(device), minor(device));
+        let stat = fstat(node).map_err(|e| place.failed(e))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
+            let why = "it is not a block device; make it one (losetup) and name that";
+            return Err(place.refuse(why));
+        }
+        let number = (major(stat.st_rdev), minor(stat.st_rdev));
         if is_guests_loop(number) {
             let why = "it is a loop device that is not in use; name it in linux.devices for the \
                        guest's own";
             return Err(place.refuse(why));
         }
-        let disk = match self.find(number) {
-            Some(disk) => disk,
-            None => {
-                let node = PathBuf::from(format!("/proc/self/fd/{}", node.as_raw_fd()));
-                self.open(&node, number, place)?
-            }
+        let node = PathBuf::from(format!("/proc/self/fd/{}", node.as_raw_fd()));
+        let serial = match self.find(number) {
+            Some(index) => self.claim(index, &node, access, place)?,
+            None => self.open(&node, number, access, place)?,
         };
-        Ok(Path::new(hull_protocol::paths::DISKS).join(&disk.about.serial))
+        Ok(Path::new(hull_protocol::paths::DISKS).join(serial))
     }
 
     /// All of them.
@@ -149,19 +167,27 @@ impl<'a> Disks<'a> {
         self.disks
     }
 
-    fn find(&self, number: Number) -> Option<&Disk> {
-        let same = |disk: &&Disk| (disk.about.major, disk.about.minor) == number;
-        self.disks.iter().find(same)
+    /// The place of the disk that has this number.
+    fn find(&self, number: Number) -> Option<usize> {
+        let same = |disk: &Disk| (disk.about.major, disk.about.minor) == number;
+        self.disks.iter().position(same)
     }
 
-    fn open(&mut self, node: &Path, number: Number, place: Place<'_>) -> Result<&Disk, SpecError> {
+    /// Opens a disk, and returns its serial number.
+    fn open(
+        &mut self,
+        node: &Path,
+        number: Number,
+        access: Access,
+        place: Place<'_>,
+    ) -> Result<String, SpecError> {
         if self.disks.len() >= MOST {
             return Err(place.refuse(format_args!(
                 "a container can have {MOST} block devices at the most"
             )));
         }
         let writable = may_write(self.rules, number);
-        let (device, read_only) = open_device(node, writable).map_err(|e| place.failed(e))?;
+        let (device, read_only) = open_device(node, writable, access, place)?;
         let stat = fstat(&device).map_err(|e| place.failed(e))?;
         let is_block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
         if !is_block || stat.st_rdev != makedev(number.0, number.1) {
@@ -169,8 +195,9 @@ impl<'a> Disks<'a> {
             let node = node.display();
             return Err(place.refuse(format_args!("{node} is not block device {major}:{minor}")));
         }
+        let serial = format!("hull-{}", self.disks.len());
         let about = BlockDevice {
-            serial: format!("hull-{}", self.disks.len()),
+            serial: serial.clone(),
             major: number.0,
             minor: number.1,
             mode: Mode::from_raw_mode(stat.st_mode).bits(),
@@ -182,9 +209,27 @@ impl<'a> Disks<'a> {
             device,
             read_only,
             about,
+            claimed: access == Access::Mount,
         });
-        // Just pushed.
-        self.find(number).ok_or_else(|| place.refuse("it was lost"))
+        Ok(serial)
+    }
+
+    /// Opens a disk that is there already once more, if this access needs more than it was opened for.
+    /// Returns its serial number.
+    fn claim(
+        &mut self,
+        index: usize,
+        node: &Path,
+        access: Access,
+        place: Place<'_>,
+    ) -> Result<String, SpecError> {
+        let lost = || place.refuse("it was lost");
+        let disk = self.disks.get_mut(index).ok_or_else(lost)?;
+        if access == Access::Mount && !disk.claimed {
+            (disk.device, disk.read_only) = open_device(node, true, access, place)?;
+            disk.claimed = true;
+        }
+        Ok(disk.about.serial.clone())
     }
 }
 
@@ -208,16 +253,31 @@ fn node_of((major, minor): Number, place: Place<'_>) -> Result<Option<PathBuf>, 
 }
 
 /// Opens a device, and says whether it can only be read.
-fn open_device(node: &Path, writable: bool) -> rustix::io::Result<(OwnedFd, bool)> {
-    let open = |access| openat(CWD, node, access | OFlags::CLOEXEC, Mode::empty());
-    if writable {
-        match open(OFlags::RDWR) {
+fn open_device(
+    node: &Path,
+    writable: bool,
+    access: Access,
+    place: Place<'_>,
+) -> Result<(OwnedFd, bool), SpecError> {
+    let claims = access == Access::Mount;
+    let open = |flags: OFlags| openat(CWD, node, flags | OFlags::CLOEXEC, Mode::empty());
+    if writable || claims {
+        let mut flags = OFlags::RDWR;
+        flags.set(OFlags::EXCL, claims);
+        match open(flags) {
             // A disk that is write-protected, or somebody who may only read it.
             Err(Errno::ROFS | Errno::ACCESS | Errno::PERM) => {}
-            result => return Ok((result?, false)),
+            Err(Errno::BUSY) if claims => {
+                return Err(place.refuse(
+                    "it is mounted or otherwise in use; mount it on the host and bind that, or mount it \
+                     with \"ro\"",
+                ));
+            }
+            opened => return Ok((opened.map_err(|e| place.failed(e))?, false)),
         }
     }
-    Ok((open(OFlags::RDONLY)?, true))
+    let opened = open(OFlags::RDONLY).map_err(|e| place.failed(e))?;
+    Ok((opened, true))
 }
 
 /// Whether `linux.resources.devices` lets a block device be written: of the rules about it, the last

@@ -147,13 +147,17 @@ pub const FIELDS: &[Field] = &[
     // mounts
     row("mounts[]", Both).unless(
         mounts::check,
-        "the host shares what binds a path of the host, and mounts what needs a device or path of the \
-         host; the guest makes the rest. Some options are refused (below)",
+        "the host shares what binds a path of the host, and mounts what needs a path of the host; the \
+         guest makes the rest, and mounts what lies on a disk. Some options are refused (below)",
     ),
     row("mounts[].destination", Guest),
-    row("mounts[].type", Both),
+    row("mounts[].type", Both)
+        .noted("of those on a disk erofs, ext2, ext3 and ext4; others are refused"),
     row("mounts[].source", Both),
-    row("mounts[].options", Both),
+    row("mounts[].options", Both).noted(
+        "without one that sets a flag, a bind mount has its source's; in a user namespace it keeps what \
+         these forbid",
+    ),
     row("mounts[].uidMappings", Host).noted("where the host's file system can"),
     row("mounts[].gidMappings", Host).noted("where the host's file system can"),
     // hooks

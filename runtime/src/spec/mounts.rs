@@ -1,7 +1,9 @@
 //! `mounts[]`: which are refused, and what the host does for the others.
 //!
-//! The guest's kernel makes what needs nothing of the host's. The host shares what is bound from it, and
-//! mounts every other file system itself: an overlay's directories and a disk's device are the host's.
+//! The guest's kernel makes what needs nothing of the host's, and mounts what lies on a disk: a guest may
+//! have written that disk, and the host's kernel isn't to read what it made of a file system. The host
+//! shares what is bound from it, and mounts every other file system itself: an overlay's directories are
+//! the host's.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -31,6 +33,25 @@ const GUEST_FILE_SYSTEMS: &[&str] = &[
     "tracefs",
 ];
 
+/// What the guest's kernel mounts of a disk.
+const GUEST_DISK_FILE_SYSTEMS: &[&str] = &["erofs", "ext2", "ext3", "ext4"];
+
+/// Linux's other file systems on disks. That none is left out that one day will be there, the split sees
+/// to: no source of what the host mounts is a block device.
+const OTHER_DISK_FILE_SYSTEMS: &[&str] = &[
+    "adfs", "affs", "bcachefs", "befs", "bfs", "btrfs", "cramfs", "efs", "exfat", "f2fs",
+    "fuseblk", "gfs2", "hfs", "hfsplus", "hpfs", "iso9660", "jfs", "minix", "msdos", "nilfs2",
+    "ntfs", "ntfs3", "ocfs2", "omfs", "qnx4", "qnx6", "reiserfs", "romfs", "squashfs", "sysv",
+    "udf", "ufs", "vfat", "vxfs", "xfs", "zonefs",
+];
+
+/// Why the host doesn't mount what lies on a disk.
+pub const ON_A_DISK: &str = "the guest's kernel mounts what lies on a disk, and knows erofs, ext2, ext3 \
+                             and ext4 alone";
+
+/// What to do about it.
+pub const OTHER_WAYS: &str = "use one of these, or mount it on the host and bind that";
+
 /// Whether a mount, as it stands in config.json, is a bind mount.
 pub fn is_bind<'a>(mount_type: Option<&str>, mut options: impl Iterator<Item = &'a str>) -> bool {
     options.any(|option| matches!(option, "bind" | "rbind")) || mount_type == Some("bind")
@@ -43,6 +64,8 @@ pub enum Maker {
     Shared,
     /// The host mounts it, and shares that.
     Host,
+    /// The guest, of a disk that the host hands over.
+    Disk,
     /// The guest alone. That is so of a change of a mount, too.
     Guest,
 }
@@ -55,6 +78,8 @@ pub fn maker<'a>(kind: Option<&str>, options: impl Iterator<Item = &'a str> + Cl
         Maker::Shared
     } else if kind.is_none_or(|kind| GUEST_FILE_SYSTEMS.contains(&kind)) {
         Maker::Guest
+    } else if kind.is_some_and(|kind| GUEST_DISK_FILE_SYSTEMS.contains(&kind)) {
+        Maker::Disk
     } else {
         Maker::Host
     }
@@ -172,6 +197,10 @@ impl<'a> Judged<'a> {
 
     fn kind(&self) -> Option<Refusal> {
         let remount = self.options.contains(&"remount");
+        let other = |kind| OTHER_DISK_FILE_SYSTEMS.contains(&kind);
+        if self.kind.is_some_and(other) && !self.bind && !remount {
+            return Some(Refusal::new(ON_A_DISK, OTHER_WAYS).at(".type"));
+        }
         let nothing = self.kind.is_none() && !self.bind && self.node.value.is_object();
         (nothing && !remount).then(|| {
             Refusal::new(
@@ -296,6 +325,7 @@ mod tests {
         let maker = |kind, words: &[&str]| maker(Some(kind), words.iter().copied());
         assert_eq!(maker("tmpfs", &["ro"]), Maker::Guest);
         assert_eq!(maker("overlay", &["ro"]), Maker::Host);
+        assert_eq!(maker("ext4", &["ro"]), Maker::Disk);
         assert_eq!(maker("nfs", &["rbind"]), Maker::Shared);
         assert_eq!(maker("bind", &["remount"]), Maker::Guest);
     }
@@ -306,6 +336,15 @@ mod tests {
         assert_eq!(refused(&of("tmpfs")), None);
         assert_eq!(refused(&of("bind")).as_deref(), Some(".options[1]"));
         assert_eq!(refused(&json!({})).as_deref(), Some(""));
+    }
+
+    #[test]
+    fn what_only_the_hosts_kernel_could_mount_of_a_disk_is_refused() {
+        let of = |kind, options: &[&str]| refused(&json!({"type": kind, "options": options}));
+        assert_eq!(of("xfs", &["ro"]).as_deref(), Some(".type"));
+        assert_eq!(of("xfs", &["bind"]), None);
+        assert_eq!(of("erofs", &[]), None);
+        assert!(OTHER_DISK_FILE_SYSTEMS.is_sorted());
     }
 
     #[test]

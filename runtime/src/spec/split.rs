@@ -2,7 +2,7 @@
 //!
 //! The guest sees of the host's files only what is shared with it: the container's root, and each bind
 //! mount's source. In the guest's config.json their paths are those of the share. Block devices stay
-//! there under the host's numbers; the agent knows the guest's. What the host enforces is taken out:
+//! there under the host's numbers; the agent knows the guest's, and mounts what lies on one. What the host enforces is taken out:
 //! - cgroupsPath and the hooks, but for startContainer, are the host's;
 //! - the path of a network namespace: the host's has no part in the guest's kernel, which makes one;
 //! - the seccomp profile, which goes to the agent compiled;
@@ -19,12 +19,12 @@ use hull_protocol::paths::SHARE;
 use oci_spec::runtime::{
     Hooks, Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Root, Spec,
 };
-use rustix::fs::{FileType, Mode, OFlags, Stat, openat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, openat, statat};
 
 use super::cpulist::{CpuList, Pinned};
-use super::disks::{Disk, Disks, Place};
-use super::mount_options::{Treatment, treatment};
-use super::mounts::{Maker, file_system, maker, owners, receives};
+use super::disks::{Access, Disk, Disks, Place};
+use super::mount_options::{Treatment, flags, treatment};
+use super::mounts::{Maker, ON_A_DISK, OTHER_WAYS, file_system, maker, owners, receives};
 use super::refuse::GUEST_DEVICES;
 use super::share::{AccessTimes, Mounted, ReadOnly, Share, Source};
 use super::sizing::Host;
@@ -136,7 +136,11 @@ pub fn plan(
         let destination = mount.destination().clone();
         let share = match maker_of(mount) {
             Maker::Shared => split_bind(bundle, &mut disks, id, index, mount, locked)?,
-            Maker::Host => Some(mount_on_host(id, index, mount)),
+            Maker::Host => Some(mount_on_host(bundle, id, index, mount)?),
+            Maker::Disk => {
+                mount_in_guest(bundle, &mut disks, index, mount)?;
+                None
+            }
             Maker::Guest => {
                 remount(mount, &placed, &mut shares, locked);
                 keep_guest_mount(mount);
@@ -268,8 +272,49 @@ fn guest_options(mount: &Mount) -> Vec<String> {
         .collect()
 }
 
+/// A file system on a disk: the disk becomes the guest's, and its kernel mounts it.
+fn mount_in_guest(
+    bundle: &Bundle,
+    disks: &mut Disks<'_>,
+    index: usize,
+    mount: &mut Mount,
+) -> Result<(), SpecError> {
+    let field = format!("mounts[{index}].source");
+    let named = mount.source().clone();
+    let source = named.ok_or_else(|| SpecError::invalid(&*field, "this type needs one"))?;
+    let place = Place {
+        field: &field,
+        path: &source,
+    };
+    let flags_of_open = OFlags::PATH | OFlags::CLOEXEC;
+    let node = openat(&bundle.dir, &source, flags_of_open, Mode::empty());
+    let node = node.map_err(|e| SpecError::Source {
+        field: field.clone(),
+        path: bundle.path.join(&source),
+        source: e.into(),
+    })?;
+    let options = mount.options().as_deref().unwrap_or_default();
+    let reads = flags(options) & libc::MS_RDONLY != 0 || mount.typ().as_deref() == Some("erofs");
+    let access = if reads { Access::Read } else { Access::Mount };
+    mount.set_source(Some(disks.add_node(node.as_fd(), access, place)?));
+    keep_guest_mount(mount);
+    Ok(())
+}
+
 /// A file system that the host mounts: in the guest, a bind mount of that.
-fn mount_on_host(id: &str, index: usize, mount: &mut Mount) -> Share {
+fn mount_on_host(
+    bundle: &Bundle,
+    id: &str,
+    index: usize,
+    mount: &mut Mount,
+) -> Result<Share, SpecError> {
+    let source = mount.source().as_deref().unwrap_or(Path::new(""));
+    let about = statat(&bundle.dir, source, AtFlags::empty());
+    let is_disk = |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+    if about.is_ok_and(is_disk) {
+        let why = format!("{}: {ON_A_DISK}; {OTHER_WAYS}", source.display());
+        return Err(SpecError::invalid(format!("mounts[{index}].source"), why));
+    }
     let share = Share {
         name: format!("config.json: mounts[{index}]"),
         target: format!("{id}/mounts/{index}"),
@@ -286,7 +331,7 @@ fn mount_on_host(id: &str, index: usize, mount: &mut Mount) -> Share {
     options.insert(0, "bind".to_owned());
     mount.set_options(Some(options));
     bind_share(mount, &share.target);
-    share
+    Ok(share)
 }
 
 /// Makes a mount one of a share.
@@ -369,7 +414,7 @@ fn split_bind(
                 field: &field,
                 path: &source,
             };
-            mount.set_source(Some(disks.add_node(fd.as_fd(), place)?));
+            mount.set_source(Some(disks.add_node(fd.as_fd(), Access::Rules, place)?));
             Ok(None)
         }
     }

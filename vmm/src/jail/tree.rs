@@ -6,8 +6,8 @@
 //! in this namespace alone, nothing is seen of them on the host and nothing is left when the process
 //! dies.
 //!
-//! A file system that the host's kernel is to mount for the guest (an overlay, a disk's) is mounted here
-//! and nowhere else, with the host's paths still at hand.
+//! A file system that the host's kernel is to mount for the guest (an overlay) is mounted here and nowhere
+//! else, with the host's paths still at hand.
 //!
 //! What joins a living sandbox is added from outside: clone the share before (`open_tree`), enter the
 //! process's mount namespace, clone its root the same way, make that clone writable with

@@ -4,19 +4,18 @@
 //! failed. So the mount is known by that print; and what the kernel may not like, the place, the type
 //! of a new file system and its options, the kernel is asked once more, by the process that was refused.
 
-use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::io::Errno;
-use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsopen};
 
+use super::file_system::{self, Refused};
 use super::is_bind;
 use super::options::Options;
 use crate::container::devices::DEV;
-use crate::error::{Failure, Message};
+use crate::error::Failure;
 
 /// A mount that is left to libcontainer.
 #[derive(Debug)]
@@ -27,14 +26,6 @@ pub struct Theirs {
     mount: Mount,
     /// The container's root.
     root: PathBuf,
-}
-
-/// What the kernel refuses of a file system.
-#[derive(Debug)]
-enum Refused {
-    Type(Errno),
-    Option(String, Errno),
-    Whole(Errno),
 }
 
 impl Theirs {
@@ -106,31 +97,8 @@ impl Theirs {
             return Ok(());
         }
         let kind = self.mount.typ().as_deref().unwrap_or_default();
-        let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(Refused::Type)?;
-        if let Some(source) = self.mount.source() {
-            fsconfig_set_string(&context, "source", source).map_err(Refused::Whole)?;
-        }
-        for option in Options::read(&self.mount).file_system() {
-            let set = match option.split_once('=') {
-                Some((key, value)) => fsconfig_set_string(&context, key, value),
-                None => fsconfig_set_flag(&context, option.as_str()),
-            };
-            set.map_err(|e| Refused::Option(option, e))?;
-        }
-        fsconfig_create(&context).map_err(Refused::Whole)
-    }
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (what, error) = match self {
-            Self::Type(Errno::NODEV) => {
-                return f.write_str("the guest's kernel has no such file system");
-            }
-            Self::Option(option, error) => (format!("option {option:?}: "), error),
-            Self::Type(error) | Self::Whole(error) => (String::new(), error),
-        };
-        write!(f, "{what}{}", Message(&(*error).into()))
+        let options = Options::read(&self.mount).file_system();
+        file_system::make(kind, self.mount.source().as_deref(), options).map(drop)
     }
 }
 

@@ -5,7 +5,8 @@
 //! - before, by [`prepare`]: what is asked of the root file system as it is, and options in words that
 //!   libcontainer passes on. A destination is followed through symbolic links, a tmpfs gets the mode of
 //!   the directory that it covers, what lies there is opened to be copied. The source of a bind mount is
-//!   made ready to be copied to the container's mount namespace.
+//!   made ready to be copied to the container's mount namespace, and a disk's file system is mounted, to
+//!   be bound.
 //! - after, by [`Rest::apply`], in the container's mount namespace: propagation, `nosymfollow`,
 //!   `remount`, `tmpcopyup`, and `ro` where further mount points had to be made below first. Nobody can
 //!   tell: until the container is started, none of its programs runs.
@@ -14,7 +15,9 @@
 
 mod copy;
 mod dev;
+mod disk;
 mod failure;
+mod file_system;
 mod options;
 mod place;
 mod source;
@@ -32,6 +35,7 @@ use rustix::mount::{
 use super::inside::Inside;
 use crate::error::Failure;
 use crate::sys::{self, MountChange};
+pub use disk::write_back as write_back_disks;
 pub use failure::Theirs;
 use options::{Options, Propagation};
 use place::Places;
@@ -49,6 +53,7 @@ pub struct Rest {
     user_namespace: bool,
     /// The places in `mounts` of those that bind the guest's /dev.
     of_dev: Vec<usize>,
+    disks: disk::Disks,
 }
 
 /// What is left to do about one mount.
@@ -108,6 +113,9 @@ pub fn prepare(spec: &mut Spec) -> Result<Rest, Failure> {
             .destination(&mount)
             .map_err(|why| Failure::config(format!("mounts[{index}].destination: {why}")))?;
         mount.set_destination(destination.clone());
+        if !Options::read(&mount).remount {
+            rest.disks.mount(index, &mut mount)?;
+        }
         let below = dev::replace(&mut mount);
         if below.is_some() {
             rest.of_dev.push(index);
@@ -220,6 +228,7 @@ impl Rest {
     /// # Errors
     /// Names the mount that can't be had.
     pub fn apply(&mut self, container: &Inside) -> Result<(), Failure> {
+        self.disks.keep();
         if self.user_namespace {
             container.become_root()?;
         }

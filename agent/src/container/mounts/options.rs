@@ -225,9 +225,10 @@ impl Options {
 }
 
 /// Whether a word is about the mount, and not about its file system.
-fn is_of_the_mount(word: &str) -> bool {
+pub fn is_of_the_mount(word: &str) -> bool {
     let plain = word.strip_prefix('r').unwrap_or(word);
-    attribute(word).is_some()
+    Propagation::of(word).is_some()
+        || attribute(word).is_some()
         || attribute(plain).is_some()
         || plain.ends_with("atime")
         || matches!(word, "bind" | "rbind" | "")
