@@ -1,15 +1,17 @@
 //! One FUSE request: a descriptor chain, checked before the library sees it.
 //!
 //! The library trusts a chain to have room for a reply and a length that fits; here is where a hostile
-//! guest's chain ends that doesn't.
+//! guest's chain ends that doesn't. The guest can change its descriptors and the request at any time: what
+//! is checked is what has been read, and no check counts that would need to be read again.
 
 use std::fs::File;
 use std::io::{self, Write};
 
 use virtio_queue::DescriptorChain;
 use virtiofsd::descriptor_utils::{self, Reader, Writer};
-use virtiofsd::filesystem::Context;
-use virtiofsd::fuse::{CreateIn, EntryOut, InHeader, Opcode, OpenOut, OutHeader};
+use virtiofsd::filesystem::{Context, FileSystem};
+use virtiofsd::fuse::{BatchForgetIn, CreateIn, EntryOut, ForgetIn, ForgetOne};
+use virtiofsd::fuse::{InHeader, Opcode, OpenOut, OutHeader};
 use virtiofsd::passthrough::PassthroughFs;
 use virtiofsd::server::Server;
 use virtiofsd::soft_idmap::Id;
@@ -22,7 +24,7 @@ use crate::virtio::memory::LoggedMemory;
 
 /// The most data in one request or reply: the library's `MAX_BUFFER_SIZE` (1 MiB, which it announces
 /// as `max_write` and `max_pages`) and a page for headers and names.
-const MAX_BYTES: u64 = (1 << 20) + 4096;
+const MAX_BYTES: usize = (1 << 20) + 4096;
 
 /// The most descriptors in one request: 256 pages, of which unaligned data needs one more, and the
 /// headers and arguments around them.
@@ -84,19 +86,40 @@ impl Service {
         memory: &LoggedMemory,
         chain: DescriptorChain<&LoggedMemory>,
     ) -> Result<usize, Error> {
-        let room = measure(chain.clone())?;
-        let reader = Reader::new(memory, chain.clone())?;
+        let (reader, writer) = open(memory, chain)?;
         let header: InHeader = reader.clone().read_obj().map_err(Error::Header)?;
-        if room < size_of::<OutHeader>() as u64 && expects_reply(header.opcode) {
-            return Err(Error::NoRoomForReply);
+        if writer.available_bytes() < size_of::<OutHeader>() {
+            return self.serve_silently(reader);
         }
-        let writer = Writer::new(memory, chain)?;
         if header.opcode == Opcode::TmpFile as u32 {
             return self.create_unnamed(reader, writer);
         }
         Ok(self
             .server
             .handle_message(reader, writer, None::<&mut ()>)?)
+    }
+
+    /// A request whose chain has no room for a reply, which must be one that has none: the library would
+    /// read the header again, and might find another request there.
+    fn serve_silently(&self, mut reader: Reader<'_>) -> Result<usize, Error> {
+        let header: InHeader = reader.read_obj().map_err(Error::Header)?;
+        let context = Context::from(header);
+        match Opcode::try_from(header.opcode) {
+            Ok(Opcode::Forget) => {
+                let forget: ForgetIn = reader.read_obj().map_err(Error::Header)?;
+                self.share.forget(context, header.nodeid, forget.nlookup);
+            }
+            Ok(Opcode::BatchForget) => {
+                let batch: BatchForgetIn = reader.read_obj().map_err(Error::Header)?;
+                // However many it says, they end where the chain does.
+                for _ in 0..batch.count {
+                    let forget: ForgetOne = reader.read_obj().map_err(Error::Header)?;
+                    self.share.forget(context, forget.nodeid, forget.nlookup);
+                }
+            }
+            _ => return Err(Error::NoRoomForReply),
+        }
+        Ok(0)
     }
 
     /// FUSE_TMPFILE. What follows its arguments, a name that is none and supplementary groups, counts
@@ -149,32 +172,36 @@ fn reply(mut writer: Writer<'_>, unique: u64, error: i32, parts: &[&[u8]]) -> Re
     Ok(length)
 }
 
-/// Checks the shape of a chain, and returns the room it has for a reply, in bytes.
-fn measure(chain: DescriptorChain<&LoggedMemory>) -> Result<u64, Error> {
-    let (mut readable, mut writable) = (0_u64, 0_u64);
+/// Finds the buffers of a chain, and checks them.
+///
+/// Reader and writer hold the buffers that they found when they were made, and so the lengths checked here
+/// are those that are used, whatever the descriptors say by now.
+fn open<'m>(
+    memory: &'m LoggedMemory,
+    chain: DescriptorChain<&LoggedMemory>,
+) -> Result<(Reader<'m>, Writer<'m>), Error> {
+    check_shape(chain.clone())?;
+    let reader = Reader::new(memory, chain.clone())?;
+    let writer = Writer::new(memory, chain)?;
+    let longer = reader.available_bytes().max(writer.available_bytes());
+    if longer > MAX_BYTES {
+        return Err(Error::TooLong);
+    }
+    Ok((reader, writer))
+}
+
+/// Refuses chains that no driver makes. One that is made worse after this look is served all the same: it
+/// has no more descriptors than its table, which is at most 2^16, and reading and writing each find theirs.
+fn check_shape(chain: DescriptorChain<&LoggedMemory>) -> Result<(), Error> {
+    let mut replies = false;
     for (index, descriptor) in chain.enumerate() {
         if index == MAX_DESCRIPTORS {
             return Err(Error::TooManyDescriptors);
         }
-        let length = u64::from(descriptor.len());
-        if descriptor.is_write_only() {
-            writable += length;
-        } else if writable > 0 {
+        if replies && !descriptor.is_write_only() {
             return Err(Error::Order);
-        } else {
-            readable += length;
         }
-        if readable > MAX_BYTES || writable > MAX_BYTES {
-            return Err(Error::TooLong);
-        }
+        replies |= descriptor.is_write_only() && descriptor.len() > 0;
     }
-    Ok(writable)
-}
-
-/// Whether a request of this kind is answered; an unknown one is, with an error.
-fn expects_reply(opcode: u32) -> bool {
-    !matches!(
-        Opcode::try_from(opcode),
-        Ok(Opcode::Forget | Opcode::BatchForget | Opcode::Interrupt | Opcode::Destroy)
-    )
+    Ok(())
 }

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtiofsd::fuse::Opcode;
 use vm_memory::{Bytes, GuestAddress};
@@ -141,6 +143,41 @@ fn malformed_chains_come_back_empty() {
         guest.lookup(ROOT, "hello").is_ok(),
         "the device still serves"
     );
+    guest.stop();
+}
+
+/// A second processor of the guest changes the length of the reply's buffer and the opcode, in the middle
+/// of whatever the device makes of them.
+#[test]
+fn a_chain_that_changes_while_it_is_served_does_no_harm() {
+    let tree = tree();
+    let mut guest = Guest::with_root(tree.path());
+    let node = guest.lookup(ROOT, "hello").expect("lookup");
+    let handle = guest.open(node, libc::O_RDONLY).expect("open");
+    let read = read_in(handle, 0, 100);
+    guest.request(READ, node, &read).expect("read");
+    let chain = [(REQUEST, 80, false), (REPLY, 4096, true)];
+    let second_length = GuestAddress(0x1_0000 + 16 + 8);
+    let opcode = GuestAddress(REQUEST + 4);
+    let stop = Arc::new(AtomicBool::new(false));
+    let processor = std::thread::spawn({
+        let (memory, stop) = (Arc::clone(&guest.memory), Arc::clone(&stop));
+        move || {
+            let flip = |value: u32, at| memory.write_obj(value, at).expect("guest memory");
+            while !stop.load(Ordering::Relaxed) {
+                flip(8, second_length);
+                flip(Opcode::Forget as u32, opcode);
+                flip(READ, opcode);
+                flip(4096, second_length);
+            }
+        }
+    });
+    for _ in 0..20_000 {
+        guest.chain(REQUESTS, &chain);
+    }
+    stop.store(true, Ordering::Relaxed);
+    processor.join().expect("the processor");
+    assert!(guest.lookup(ROOT, "hello").is_ok(), "the device serves on");
     guest.stop();
 }
 
