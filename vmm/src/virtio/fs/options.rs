@@ -12,8 +12,8 @@ use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, Negotiat
 /// later; within it, walking the same paths again (a start-up does little else) costs no round trip.
 pub const CACHE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Open files that stay for unnamed files, the device itself, and the rest of the process.
-pub const RESERVED_FDS: u64 = 2 * super::unnamed::LIMIT as u64;
+/// Open files that stay for the device itself and the rest of the process.
+pub const RESERVED_FDS: u64 = 1024;
 
 /// The most inodes and open files together that a guest of `memory` bytes can hold on the host.
 ///
@@ -42,12 +42,20 @@ pub struct Options {
     pub cache_timeout: Duration,
 }
 
+impl Options {
+    /// The part of [`Options::fd_limit`] that is for files without a name and handles of them, of which the
+    /// library doesn't know: an eighth, for hardly a program has as many of these open as it has files.
+    pub(super) fn unnamed_limit(&self) -> u64 {
+        self.fd_limit / 8
+    }
+}
+
 /// The library's configuration for `options`.
 pub(super) fn config(options: Options, proc_self_fd: File) -> Config {
     Config {
         root_dir: options.root.to_string_lossy().into_owned(),
         proc_sfd_rawfd: Some(proc_self_fd),
-        guest_fd_limit: options.fd_limit,
+        guest_fd_limit: options.fd_limit - options.unnamed_limit(),
         entry_timeout: options.cache_timeout,
         attr_timeout: options.cache_timeout,
         // "Always" keeps file data and directories in the guest's page cache from one open to the

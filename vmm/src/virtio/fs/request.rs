@@ -65,7 +65,7 @@ impl Service {
             Some(directory) => directory,
             None => File::open("/proc/self/fd")?,
         };
-        let unnamed = Unnamed::new(proc_self_fd.try_clone()?);
+        let unnamed = Unnamed::new(proc_self_fd.try_clone()?, options.unnamed_limit());
         let cache_timeout = options.cache_timeout;
         let passthrough = PassthroughFs::new(options::config(options, proc_self_fd))?;
         let share = Share::new(passthrough, unnamed, cache_timeout);

@@ -25,9 +25,6 @@ use virtiofsd::soft_idmap::Id;
 /// Marks the node ids and handles of unnamed files; the passthrough counts its own up from 0.
 const MARK: u64 = 1 << 63;
 
-/// The most unnamed files and handles of them.
-pub(super) const LIMIT: usize = 1024;
-
 /// Whether a node id or a handle is one of these.
 pub(super) fn is_unnamed(id: u64) -> bool {
     id & MARK != 0
@@ -58,6 +55,8 @@ pub(super) struct Creation {
 pub(super) struct Unnamed {
     /// The process's `/proc/self/fd`.
     proc_self_fd: File,
+    /// The most unnamed files and handles of them.
+    limit: u64,
     state: Mutex<State>,
 }
 
@@ -85,9 +84,10 @@ enum Identity {
 }
 
 impl Unnamed {
-    pub(super) fn new(proc_self_fd: File) -> Self {
+    pub(super) fn new(proc_self_fd: File, limit: u64) -> Self {
         Self {
             proc_self_fd,
+            limit,
             state: Mutex::default(),
         }
     }
@@ -108,7 +108,7 @@ impl Unnamed {
         creation: Creation,
     ) -> io::Result<(u64, Attr, u64)> {
         let mut state = self.state();
-        state.check_room()?;
+        state.check_room(self.limit)?;
         let file = Arc::new(create_file(directory, creation)?);
         let attr = attributes(&file)?;
         let node = state.next_id();
@@ -193,7 +193,7 @@ impl Unnamed {
     /// Opens a node's file again.
     pub(super) fn open(&self, node: u64, own: &File, flags: u32) -> io::Result<u64> {
         let mut state = self.state();
-        state.check_room()?;
+        state.check_room(self.limit)?;
         let access = flags & (libc::O_ACCMODE | libc::O_TRUNC) as u32;
         let flags = OFlags::from_bits_truncate(access) | OFlags::CLOEXEC;
         let name = own.as_raw_fd().to_string();
@@ -210,10 +210,10 @@ impl Unnamed {
 }
 
 impl State {
-    fn check_room(&self) -> io::Result<()> {
+    fn check_room(&self, limit: u64) -> io::Result<()> {
         // An alias is bounded by the node that it stands for, which is not forgotten before it.
         let files = self.nodes.len() - self.aliases.len();
-        if files + self.handles.len() >= LIMIT {
+        if (files + self.handles.len()) as u64 >= limit {
             return Err(io::Error::from_raw_os_error(libc::ENFILE));
         }
         Ok(())
