@@ -25,6 +25,7 @@ mod mount_options;
 mod mounts;
 mod namespaces;
 mod notify;
+mod overlays;
 mod poor_hosts;
 mod process;
 mod rootless;

@@ -358,7 +358,9 @@ fn every_kind_of_request_is_served_in_the_jail() {
         let guest = Guest::new(options, || confine(Role::Filesystem));
         let mut jailed = Jailed(guest);
         let container = jailed.0.lookup(ROOT, "c1").expect("c1");
-        let root = jailed.0.lookup(container, "rootfs").expect("rootfs");
+        let entry = jailed.ask(Opcode::Lookup, container, body().name("rootfs"));
+        let (root, generation) = (word(&entry, 0), word(&entry, 8));
+        assert_eq!(generation, 0, "the guest mounts on it");
         names(&mut jailed, root);
         data(&mut jailed, root);
         attributes(&mut jailed, root);

@@ -12,6 +12,7 @@ mod request;
 mod share;
 mod thread;
 mod unnamed;
+mod xattr;
 
 #[cfg(test)]
 mod driver;

@@ -68,9 +68,8 @@ pub(super) fn config(options: Options, proc_self_fd: File) -> Config {
         writeback: false,
         // READDIR that also looks up, where the guest finds that it would look up anyway (`ls -l`).
         readdirplus: true,
-        // Extended attributes and ACLs are as on the host's file system; the host enforces who may set
-        // which. `trusted.*` and `security.*` other than file capabilities want CAP_SYS_ADMIN, which
-        // the device's thread doesn't have.
+        // Extended attributes are the host's file system's, but for `trusted.*`: see `xattr.rs`. Those of
+        // `security.*` other than file capabilities want CAP_SYS_ADMIN, which the device's thread lacks.
         xattr: true,
         posix_acl: NegotiationMode::Auto,
         // The host clears set-id bits and file capabilities on write, truncate and chown. Without it

@@ -68,7 +68,7 @@ impl Service {
         let unnamed = Unnamed::new(proc_self_fd.try_clone()?, options.unnamed_limit());
         let cache_timeout = options.cache_timeout;
         let passthrough = PassthroughFs::new(options::config(options, proc_self_fd))?;
-        let share = Share::new(passthrough, unnamed, cache_timeout);
+        let share = Share::new(passthrough, unnamed, cache_timeout)?;
         Ok(Self {
             server: Server::new(share.clone()),
             share,

@@ -6,6 +6,8 @@
 //! - A guest without what the device relies on gets an error at FUSE_INIT, where the passthrough would
 //!   go on without, and write to our standard error as often as the guest asks.
 //! - An offset is one that a file can have: the library panics on others.
+//! - Extended attributes have other names on the host than in the guest, where the two must differ.
+//! - A file handle of the guest's (name_to_handle_at(2)) is void in the next guest: see [`Share::present`].
 //! - Files without a name are [`Unnamed`]'s, recognised by their node ids.
 
 use std::ffi::CStr;
@@ -18,12 +20,13 @@ use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
     SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
-use virtiofsd::fuse::{Attr, SetattrIn};
+use virtiofsd::fuse::{ATTR_SUBMOUNT, Attr, SetattrIn};
 use virtiofsd::oslib::{ReadvFlags, WritevFlags};
 use virtiofsd::passthrough::PassthroughFs;
 use virtiofsd::passthrough::credentials::drop_effective_cap;
 
 use super::unnamed::{self, Creation, Target, Unnamed, is_unnamed};
+use super::xattr;
 
 /// What every kernel that can be our guest offers.
 const NEEDED: FsOptions = FsOptions::SUBMOUNTS
@@ -40,16 +43,27 @@ type Opened = (Option<Handle>, OpenOptions);
 pub(super) struct Share {
     inner: Arc<PassthroughFs>,
     unnamed: Arc<Unnamed>,
+    xattr_names: Arc<xattr::Names>,
+    /// See [`Share::present`].
+    generation: u32,
     cache_timeout: Duration,
 }
 
 impl Share {
-    pub(super) fn new(inner: PassthroughFs, unnamed: Unnamed, cache_timeout: Duration) -> Self {
-        Self {
+    pub(super) fn new(
+        inner: PassthroughFs,
+        unnamed: Unnamed,
+        cache_timeout: Duration,
+    ) -> io::Result<Self> {
+        let mut generation = [0; 4];
+        rustix::rand::getrandom(&mut generation, rustix::rand::GetRandomFlags::empty())?;
+        Ok(Self {
             inner: Arc::new(inner),
             unnamed: Arc::new(unnamed),
+            xattr_names: Arc::new(xattr::Names::new()?),
+            generation: u32::from_le_bytes(generation),
             cache_timeout,
-        }
+        })
     }
 
     /// FUSE_TMPFILE, which the server doesn't know.
@@ -67,7 +81,7 @@ impl Share {
     fn entry(&self, node: Node, attr: Attr) -> Entry {
         Entry {
             inode: node,
-            generation: 0,
+            generation: self.generation.into(),
             attr,
             attr_timeout: self.cache_timeout,
             entry_timeout: self.cache_timeout,
@@ -83,10 +97,18 @@ impl Share {
     }
 
     /// Tells the guest of what the passthrough has found, under the node id that the guest knows.
+    ///
+    /// Node ids begin anew in each guest, and file handles are made of them and the generation. overlayfs
+    /// keeps file handles on disk: those of an earlier guest must not be found to be another file's.
     fn present(&self, ctx: Context, mut entry: Entry) -> Entry {
         if let Some(alias) = self.unnamed.look_up_alias(entry.inode) {
             self.inner.forget(ctx, entry.inode, 1);
             entry.inode = alias;
+        }
+        // The guest's kernel gives the folder that it mounts a share on no generation, and would take
+        // the folder for another one.
+        if entry.attr.flags & ATTR_SUBMOUNT == 0 {
+            entry.generation = self.generation.into();
         }
         entry
     }
@@ -108,6 +130,7 @@ impl Share {
         self.unnamed.look_up_alias(entry.inode);
         Ok(Entry {
             inode: node,
+            generation: self.generation.into(),
             ..entry
         })
     }
@@ -193,6 +216,17 @@ macro_rules! checked {
         $(fn $method(&self, $($argument: $type),*) -> io::Result<$reply> {
             $(check($name)?;)+
             self.inner.$method($($argument),*)
+        })*
+    };
+}
+
+/// Methods that make an entry of a directory, which the passthrough does once the name is checked.
+macro_rules! made {
+    ($($method:ident($($argument:ident: $type:ty),*; $name:ident);)*) => {
+        $(fn $method(&self, ctx: Context, $($argument: $type),*) -> io::Result<Entry> {
+            check($name)?;
+            let entry = self.inner.$method(ctx, $($argument),*)?;
+            Ok(self.present(ctx, entry))
         })*
     };
 }
@@ -383,10 +417,13 @@ impl FileSystem for Share {
         })
     }
 
+    made! {
+        mkdir(parent: Node, name: &CStr, mode: u32, umask: u32, extensions: Extensions; name);
+        mknod(parent: Node, name: &CStr, mode: u32, rdev: u32, umask: u32, extensions: Extensions; name);
+        symlink(target: &CStr, parent: Node, name: &CStr, extensions: Extensions; name);
+    }
+
     checked! {
-        mkdir(ctx: Context, parent: Node, name: &CStr, mode: u32, umask: u32, extensions: Extensions; name) -> Entry;
-        mknod(ctx: Context, parent: Node, name: &CStr, mode: u32, rdev: u32, umask: u32, extensions: Extensions; name) -> Entry;
-        symlink(ctx: Context, target: &CStr, parent: Node, name: &CStr, extensions: Extensions; name) -> Entry;
         unlink(ctx: Context, parent: Node, name: &CStr; name) -> ();
         rmdir(ctx: Context, parent: Node, name: &CStr; name) -> ();
         rename(ctx: Context, from: Node, old: &CStr, to: Node, new: &CStr, flags: u32; old, new) -> ();
@@ -449,21 +486,66 @@ impl FileSystem for Share {
             .release(ctx, node, flags, handle, flush, flock, lock_owner)
     }
 
+    fn setxattr(
+        &self,
+        ctx: Context,
+        node: Node,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+        extra: SetxattrFlags,
+    ) -> io::Result<()> {
+        let name = &self.xattr_names.on_host(name)?;
+        match self.unnamed.resolve(node)? {
+            Target::Named(node) => self.inner.setxattr(ctx, node, name, value, flags, extra),
+            Target::Unnamed(file) => {
+                let clears_sgid = extra.contains(SetxattrFlags::SETXATTR_ACL_KILL_SGID);
+                unnamed::set_xattr(&file, name, value, flags, clears_sgid)
+            }
+        }
+    }
+
+    fn getxattr(
+        &self,
+        ctx: Context,
+        node: Node,
+        name: &CStr,
+        size: u32,
+    ) -> io::Result<GetxattrReply> {
+        let name = &self.xattr_names.on_host(name).map_err(xattr::absent)?;
+        match self.unnamed.resolve(node)? {
+            Target::Named(node) => self.inner.getxattr(ctx, node, name, size),
+            Target::Unnamed(file) => unnamed::get_xattr(&file, name, size),
+        }
+    }
+
+    fn listxattr(&self, ctx: Context, node: Node, size: u32) -> io::Result<ListxattrReply> {
+        let names = match self.unnamed.resolve(node)? {
+            Target::Named(node) => self.inner.listxattr(ctx, node, size),
+            Target::Unnamed(file) => unnamed::list_xattrs(&file, size),
+        }?;
+        match names {
+            ListxattrReply::Names(names) => {
+                let names = self.xattr_names.in_guest(names)?;
+                Ok(ListxattrReply::Names(names))
+            }
+            // Names are longer on the host, so there is room enough.
+            count => Ok(count),
+        }
+    }
+
+    fn removexattr(&self, ctx: Context, node: Node, name: &CStr) -> io::Result<()> {
+        let name = &self.xattr_names.on_host(name)?;
+        match self.unnamed.resolve(node)? {
+            Target::Named(node) => self.inner.removexattr(ctx, node, name),
+            Target::Unnamed(file) => unnamed::remove_xattr(&file, name),
+        }
+    }
+
     by_node! {
         getattr(handle: Option<Handle>) -> (Attr, Duration), or |share, _, file| {
             Ok((unnamed::attributes(file)?, share.cache_timeout))
         };
-        setxattr(name: &CStr, value: &[u8], flags: u32, extra: SetxattrFlags) -> (), or |_, _, file| {
-            let clears_sgid = extra.contains(SetxattrFlags::SETXATTR_ACL_KILL_SGID);
-            unnamed::set_xattr(file, name, value, flags, clears_sgid)
-        };
-        getxattr(name: &CStr, size: u32) -> GetxattrReply, or |_, _, file| {
-            unnamed::get_xattr(file, name, size)
-        };
-        listxattr(size: u32) -> ListxattrReply, or |_, _, file| {
-            unnamed::list_xattrs(file, size)
-        };
-        removexattr(name: &CStr) -> (), or |_, _, file| unnamed::remove_xattr(file, name);
         statfs() -> libc::statvfs64, or |_, _, file| unnamed::file_system(file);
         open(kill_priv: bool, flags: u32) -> Opened, or |share, node, file| {
             let _without_fsetid = kill_priv.then(|| drop_effective_cap("FSETID")).transpose()?;

@@ -335,6 +335,92 @@ fn what_an_alias_stands_for_is_forgotten_only_with_it() {
     guest.stop();
 }
 
+/// The body of FUSE_SETXATTR.
+fn setxattr_in(name: &str, value: &[u8]) -> Vec<u8> {
+    let mut body = (value.len() as u32).to_le_bytes().to_vec();
+    body.resize(16, 0);
+    body.extend(c_string(name));
+    body.extend(value);
+    body
+}
+
+/// The body of FUSE_GETXATTR, without the name that of FUSE_LISTXATTR.
+fn getxattr_in(name: &str) -> Vec<u8> {
+    let mut body = 200_u64.to_le_bytes().to_vec();
+    body.extend(c_string(name));
+    body
+}
+
+#[test]
+fn a_guests_trusted_attributes_are_user_attributes_on_the_host() {
+    const SET: u32 = Opcode::Setxattr as u32;
+    const GET: u32 = Opcode::Getxattr as u32;
+    let tree = tree();
+    let mut guest = Guest::with_root(tree.path());
+    let named = guest.lookup(ROOT, "hello").expect("lookup");
+    let made = guest.request(Opcode::TmpFile as u32, ROOT, &tmpfile_in());
+    let unnamed = word(&made.expect("an unnamed file"), 0);
+    let (name, on_host) = ("trusted.overlay.x", "user.virtiofs.trusted.overlay.x");
+    for node in [named, unnamed] {
+        guest
+            .request(SET, node, &setxattr_in(name, b"y"))
+            .expect("set");
+        assert_eq!(
+            guest.request(GET, node, &getxattr_in(name)),
+            Ok(b"y".to_vec())
+        );
+        let list = guest.request(Opcode::Listxattr as u32, node, &getxattr_in("")[..8]);
+        assert_eq!(list, Ok(c_string(name)));
+        let forged = guest.request(SET, node, &setxattr_in(on_host, b"y"));
+        assert_eq!(forged, Err(libc::EPERM));
+        let seen = guest.request(GET, node, &getxattr_in(on_host));
+        assert_eq!(seen, Err(libc::ENODATA));
+        let removed = guest.request(Opcode::Removexattr as u32, node, &c_string(on_host));
+        assert_eq!(removed, Err(libc::EPERM));
+    }
+    let mut value = [0; 10];
+    let hello = tree.path().join("hello");
+    assert_eq!(rustix::fs::getxattr(&hello, on_host, &mut value), Ok(1));
+    let removed = guest.request(Opcode::Removexattr as u32, named, &c_string(name));
+    assert_eq!(removed, Ok(Vec::new()));
+    let list = guest.request(Opcode::Listxattr as u32, named, &getxattr_in("")[..8]);
+    assert_eq!(
+        list,
+        Ok(Vec::new()),
+        "no list is not a list of one empty name"
+    );
+    guest.stop();
+}
+
+/// The generation is the second word of an entry.
+#[test]
+fn a_file_handle_of_one_guest_is_void_in_the_next() {
+    let tree = tree();
+    let generations: Vec<_> = (0..2)
+        .map(|number| {
+            let mut guest = Guest::with_root(tree.path());
+            let mut ask = |opcode: Opcode, body: &[u8]| {
+                let entry = guest.request(opcode as u32, ROOT, body).expect("an entry");
+                word(&entry, 8)
+            };
+            let mkdir = [
+                [0xed, 1, 0, 0, 0, 0, 0, 0].as_slice(),
+                &c_string(&format!("d{number}")),
+            ];
+            let of_each_kind = [
+                ask(Opcode::Lookup, &c_string("hello")),
+                ask(Opcode::Create, &create_in(&format!("new{number}"), 0o644)),
+                ask(Opcode::Mkdir, &mkdir.concat()),
+                ask(Opcode::TmpFile, &tmpfile_in()),
+            ];
+            guest.stop();
+            assert_eq!(of_each_kind, [of_each_kind[0]; 4]);
+            of_each_kind[0]
+        })
+        .collect();
+    assert_ne!(generations[0], generations[1]);
+}
+
 #[test]
 fn a_ring_out_of_order_waits_for_a_reset() {
     let tree = tree();
