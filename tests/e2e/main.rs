@@ -27,6 +27,7 @@ mod namespaces;
 mod notify;
 mod overlays;
 mod poor_hosts;
+mod privileges;
 mod process;
 mod rootless;
 mod seccomp;

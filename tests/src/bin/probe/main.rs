@@ -5,6 +5,7 @@ mod adopt;
 mod files;
 mod identity;
 mod locks;
+mod privileges;
 mod report;
 mod syscall;
 
@@ -20,7 +21,8 @@ use hull_tests::pattern;
 const USAGE: &str =
     "probe identity | report PATH… | files DIR | big-file FILE BYTES | small-files DIR COUNT |
       pattern-out BYTES | pattern-in BYTES | adopt PID-FILE CMD… | try-lock flock|fcntl FILE |
-      notify MESSAGE | syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT";
+      acls DIR | set-id DIR | trusted DIR | notify MESSAGE | syscall NUMBER ARGUMENT |
+      syscall32 NUMBER ARGUMENT";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -35,6 +37,9 @@ fn main() -> ExitCode {
         ["pattern-in", bytes] => pattern::check(&mut io::stdin(), number(bytes)),
         ["adopt", pid_file, ..] => adopt::run(Path::new(pid_file), &words[2..]),
         ["try-lock", kind, file] => locks::try_lock(kind, Path::new(file)),
+        ["acls", dir] => privileges::acls(Path::new(dir)),
+        ["set-id", dir] => privileges::set_id(Path::new(dir)),
+        ["trusted", dir] => privileges::trusted(Path::new(dir)),
         ["notify", message] => notify(message),
         ["syscall", call, argument] => {
             syscall::native(number(call).cast_signed(), number(argument));

@@ -71,7 +71,10 @@ pub(super) fn config(options: Options, proc_self_fd: File) -> Config {
         // Extended attributes are the host's file system's, but for `trusted.*`: see `xattr.rs`. Those of
         // `security.*` other than file capabilities want CAP_SYS_ADMIN, which the device's thread lacks.
         xattr: true,
-        posix_acl: NegotiationMode::Auto,
+        // The guest's kernel checks permissions, by the ACLs that the host's file system keeps. New files
+        // get the default ACL of their folder from there too, which is why the umask comes along with a
+        // request to create: where there is such an ACL it doesn't count.
+        posix_acl: NegotiationMode::Always,
         // The host clears set-id bits and file capabilities on write, truncate and chown. Without it
         // the guest asks for `security.capability` before every single write.
         killpriv_v2: true,

@@ -32,6 +32,8 @@ use super::xattr;
 const NEEDED: FsOptions = FsOptions::SUBMOUNTS
     .union(FsOptions::HANDLE_KILLPRIV_V2)
     .union(FsOptions::POSIX_ACL)
+    .union(FsOptions::DONT_MASK)
+    .union(FsOptions::SETXATTR_EXT)
     .union(FsOptions::CREATE_SUPP_GROUP);
 
 type Node = u64;
@@ -513,10 +515,11 @@ impl FileSystem for Share {
         size: u32,
     ) -> io::Result<GetxattrReply> {
         let name = &self.xattr_names.on_host(name).map_err(xattr::absent)?;
-        match self.unnamed.resolve(node)? {
+        let value = match self.unnamed.resolve(node)? {
             Target::Named(node) => self.inner.getxattr(ctx, node, name, size),
             Target::Unnamed(file) => unnamed::get_xattr(&file, name, size),
-        }
+        };
+        value.map_err(|error| xattr::for_permissions(name, error))
     }
 
     fn listxattr(&self, ctx: Context, node: Node, size: u32) -> io::Result<ListxattrReply> {

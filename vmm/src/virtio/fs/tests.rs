@@ -392,6 +392,43 @@ fn a_guests_trusted_attributes_are_user_attributes_on_the_host() {
     guest.stop();
 }
 
+#[test]
+fn a_folders_default_acl_is_what_counts_for_new_files() {
+    // Version 2; owner rwx, user 1000 rwx, group -, mask rwx, others -.
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in [(1_u16, 7_u16, u32::MAX), (2, 7, 1000), (4, 0, u32::MAX)]
+        .into_iter()
+        .chain([(0x10, 7, u32::MAX), (0x20, 0, u32::MAX)])
+    {
+        acl.extend(tag.to_le_bytes());
+        acl.extend(permissions.to_le_bytes());
+        acl.extend(id.to_le_bytes());
+    }
+    let tree = tree();
+    fs::create_dir(tree.path().join("folder")).expect("a folder");
+    let mut guest = Guest::with_root(tree.path());
+    let folder = guest.lookup(ROOT, "folder").expect("lookup");
+    let get = getxattr_in("system.posix_acl_access");
+    let absent = guest.request(Opcode::Getxattr as u32, folder, &get);
+    assert_eq!(absent, Err(libc::ENODATA));
+    let default = setxattr_in("system.posix_acl_default", &acl);
+    if guest.request(Opcode::Setxattr as u32, folder, &default) == Err(libc::EOPNOTSUPP) {
+        eprintln!("skipped: no ACLs in {}", tree.path().display());
+        return guest.stop();
+    }
+    for (parent, name, mode) in [(folder, "by the ACL", 0o660), (ROOT, "by the umask", 0o600)] {
+        let mut create = create_in(name, 0o666);
+        create[8..12].copy_from_slice(&0o77_u32.to_le_bytes());
+        let made = guest.request(CREATE, parent, &create).expect("create");
+        let attr = guest.request(Opcode::Getattr as u32, word(&made, 0), &[0; 16]);
+        let at = 16 + 60;
+        let found =
+            u32::from_le_bytes(attr.expect("attributes")[at..at + 4].try_into().expect("4"));
+        assert_eq!(found & 0o777, mode, "{name}");
+    }
+    guest.stop();
+}
+
 /// The generation is the second word of an entry.
 #[test]
 fn a_file_handle_of_one_guest_is_void_in_the_next() {

@@ -65,6 +65,19 @@ pub(super) fn absent(_: io::Error) -> io::Error {
     io::Error::from_raw_os_error(libc::ENODATA)
 }
 
+/// What the guest is told when `name` can't be read.
+///
+/// Its kernel reads ACLs to check permissions, and any error but "there is none" would be the result of the
+/// check. There is none where the host's file system has no ACLs, nor for a process that the host doesn't
+/// let open the file (that of an ordinary user): the mode decides.
+pub(super) fn for_permissions(name: &CStr, error: io::Error) -> io::Error {
+    let is_acl = name == c"system.posix_acl_access" || name == c"system.posix_acl_default";
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::EACCES | libc::EPERM) if is_acl => absent(error),
+        _ => error,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
