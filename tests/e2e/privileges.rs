@@ -49,6 +49,19 @@ fn acls_grant_deny_and_are_inherited() {
 }
 
 #[test]
+fn a_changed_program_keeps_no_privileges() {
+    let capabilities = ["CAP_FSETID", "CAP_SETFCAP"];
+    let (on_host, in_container) = on_the_host_and_in_a_container("set-id", &capabilities);
+
+    assert_eq!(in_container, format!("{on_host}\n{on_host}"));
+    let kept: Vec<_> = in_container
+        .lines()
+        .filter(|line| line.contains("by 1000") && !line.ends_with("mode 777, capabilities false"))
+        .collect();
+    assert!(kept.is_empty(), "{kept:#?}");
+}
+
+#[test]
 fn trusted_attributes_are_the_guests_administrators() {
     only_hull!("runc's containers have the host's");
     let (_, in_container) = on_the_host_and_in_a_container("trusted", &["CAP_SYS_ADMIN"]);

@@ -75,8 +75,9 @@ pub(super) fn config(options: Options, proc_self_fd: File) -> Config {
         // get the default ACL of their folder from there too, which is why the umask comes along with a
         // request to create: where there is such an ACL it doesn't count.
         posix_acl: NegotiationMode::Always,
-        // The host clears set-id bits and file capabilities on write, truncate and chown. Without it
-        // the guest asks for `security.capability` before every single write.
+        // The host clears set-id bits and file capabilities on write, truncate and chown, and the guest's
+        // kernel before the requests that can't tell whose they are (fallocate, copy_file_range). Without
+        // it the guest asks for `security.capability` before every single write.
         killpriv_v2: true,
         // Each share is a mount of its own in the guest, with its own st_dev: inode numbers of two
         // file systems may collide.
