@@ -47,6 +47,16 @@ fn of_too_little_memory_for_its_first_process() {
 }
 
 #[test]
+fn of_too_little_memory_for_its_program() {
+    only_hull!("runc's own part of the container's process needs more than that");
+    let bundle = Bundle::new()
+        .shell("tail /dev/zero")
+        .set("/linux/resources/memory", json!({ "limit": 512 << 10 }));
+    let killed = Container::new(bundle).run().exits(137);
+    let _ = killed.fails_saying("linux.resources.memory.limit: 524288 bytes are hardly enough");
+}
+
+#[test]
 fn out_of_all_the_machines_memory() {
     only_hull!("without a limit of its own, a container of runc's can take the host's memory");
     let bundle = starving("(while :; do tail /dev/zero 2>/dev/null; done) &");

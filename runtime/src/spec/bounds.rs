@@ -1,8 +1,8 @@
 //! The bounds of values: what the guest's kernel would refuse without a word about the field.
 
 use oci_spec::runtime::{
-    Linux, LinuxCpu, LinuxIdMapping, LinuxNamespaceType, LinuxResources, LinuxTimeOffset,
-    PosixRlimitType, Process, Spec,
+    Linux, LinuxCpu, LinuxIdMapping, LinuxMemory, LinuxNamespaceType, LinuxResources,
+    LinuxTimeOffset, PosixRlimitType, Process, Spec,
 };
 
 use super::SpecError;
@@ -26,6 +26,9 @@ const HUGE_PAGES: [&str; 2] = ["2MB", "1GB"];
 /// The least quota and period of CPU time, and the longest period (kernel/sched/core.c), in microseconds.
 const LEAST_CPU_TIME: u64 = 1000;
 const LONGEST_PERIOD: u64 = 1_000_000;
+
+/// With less memory, in bytes, only the smallest of programs come to life.
+const SCANT_MEMORY: i64 = 2 << 20;
 
 /// Checks a config.json, but for its process.
 ///
@@ -136,6 +139,9 @@ fn check_resources(resources: &LinuxResources) -> Result<(), SpecError> {
     if let Some(cpu) = resources.cpu() {
         check_cpu(cpu)?;
     }
+    if let Some(memory) = resources.memory() {
+        check_memory(memory)?;
+    }
     for (index, limit) in resources.hugepage_limits().iter().flatten().enumerate() {
         if !HUGE_PAGES.contains(&limit.page_size().as_str()) {
             let why = format!(
@@ -147,6 +153,30 @@ fn check_resources(resources: &LinuxResources) -> Result<(), SpecError> {
             let field = format!("linux.resources.hugepageLimits[{index}].pageSize");
             return Err(SpecError::invalid(field, why));
         }
+    }
+    Ok(())
+}
+
+/// -1 is no limit, 0 is unset. Too little ends the container's process before its program can say a word, and its
+/// exit status alone, 137, explains nothing.
+fn check_memory(memory: &LinuxMemory) -> Result<(), SpecError> {
+    let field = |name: &str| format!("linux.resources.memory.{name}");
+    let bounds = [
+        ("limit", memory.limit()),
+        ("reservation", memory.reservation()),
+    ];
+    for (name, bound) in bounds {
+        if bound.is_some_and(|bound| bound < -1) {
+            let why = "it is negative (-1 means unlimited)";
+            return Err(SpecError::invalid(field(name), why));
+        }
+    }
+    if let Some(limit @ 1..SCANT_MEMORY) = memory.limit() {
+        log::warn!(
+            "config.json: {}: {limit} bytes are hardly enough for a program: one that ends with 137 at once was \
+             OOM-killed",
+            field("limit")
+        );
     }
     Ok(())
 }
@@ -324,5 +354,21 @@ mod tests {
     fn what_is_unset_is_in_bounds() {
         let cpu = json!({"resources": {"cpu": {"quota": -1, "period": 0, "shares": 0}}});
         assert_eq!(said(cpu, json!({"uid": 0, "gid": 0})), "taken");
+    }
+
+    #[test]
+    fn a_limit_of_memory_is_not_negative() {
+        let check = |memory: serde_json::Value| {
+            check_memory(&serde_json::from_value(memory).expect("memory"))
+        };
+        for fine in [
+            json!({"limit": -1, "reservation": -1}),
+            json!({"limit": 1}),
+            json!({}),
+        ] {
+            assert!(check(fine).is_ok());
+        }
+        assert!(check(json!({"limit": -5})).is_err());
+        assert!(check(json!({"reservation": -2})).is_err());
     }
 }
