@@ -5,7 +5,7 @@
 use std::fs;
 use std::process::Command;
 
-use hull_tests::{Bundle, Container, Finished, only_hull, runtime};
+use hull_tests::{Bundle, Container, Finished, Running, only_hull, runtime};
 use serde_json::{Value, json};
 
 /// A refusal: exit code 1 and one line on standard error that has all these words.
@@ -103,6 +103,28 @@ fn ids_that_are_no_names() {
         );
     }
     assert_eq!(fs::read_dir(container.root()).map_or(0, Iterator::count), 0);
+}
+
+#[test]
+fn runcs_ids_are_taken() {
+    const LONGEST: usize = 255;
+    for (before, length) in [("", LONGEST), ("-", 0), ("..", 0), (",", 0)] {
+        let container = Container::new(Bundle::new().shell("echo ready; exec sleep 3600"));
+        let id = format!("{before}{:x<length$}", container.id);
+        // An id with a dash in front comes after two.
+        let create = ["create", "--bundle", container.bundle_path(), "--", &id];
+        let mut created = Running::spawn(&mut container.command(&create));
+        assert!(created.exit().success(), "{id}: {}", created.finish().err());
+        let _ = container.call(&["start", "--", &id]).ok();
+        assert_eq!(created.line(), "ready", "{id}");
+        let said = container
+            .call(&["exec", "--", &id, "/bin/echo", "hello"])
+            .ok();
+        assert_eq!(said.out(), "hello", "{id}");
+        assert_eq!(container.call(&["list", "--quiet"]).ok().out(), id);
+        let _ = container.call(&["delete", "--force", "--", &id]).ok();
+        assert_eq!(container.leaks(), Vec::<String>::new(), "{id}");
+    }
 }
 
 #[test]

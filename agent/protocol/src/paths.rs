@@ -4,8 +4,17 @@
 /// source of its n-th bind mount is `<SHARE>/<id>/mounts/<n>`.
 pub const SHARE: &str = "/run/hull/share";
 
-/// The longest id of a container or a process, in bytes: it becomes a file's name, with something added.
-pub const LONGEST_ID: usize = 200;
+/// The longest id of a container or a process, in bytes: it becomes a file's name (NAME_MAX).
+pub const LONGEST_ID: usize = 255;
+
+/// Whether a text can be the id of a container or a process: runc's rule, by which it is one component of a
+/// path. (That the comma is among the characters comes from runc's expression, `[\w+-\.]`.)
+#[must_use]
+pub fn is_id(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+,-.".contains(c);
+    let named = !text.is_empty() && text.len() <= LONGEST_ID && !matches!(text, "." | "..");
+    named && text.chars().all(allowed)
+}
 
 /// Begins a mount option for the agent alone, of a further mount that the host has below a bind mount's
 /// source: `ATTRIBUTES:PATH`, the attributes as /proc/self/mountinfo has them. By custom, options that begin with `x-` are comments to a file system.
@@ -14,3 +23,20 @@ pub const BELOW: &str = "x-hull.below=";
 /// Where the agent makes a node for each block device of the host, by the disk's serial number: what a
 /// bind mount of one binds.
 pub const DISKS: &str = "/dev/hull";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_one_component_of_a_path() {
+        let longest = "x".repeat(LONGEST_ID);
+        for id in ["a-1_b.c+d", "-a", "..a", ".a", "a,b", "...", &longest] {
+            assert!(is_id(id), "{id}");
+        }
+        let longer = "x".repeat(LONGEST_ID + 1);
+        for text in ["", ".", "..", "a/b", "a b", "a\n", "a\0", "\u{e4}", &longer] {
+            assert!(!is_id(text), "{text:?}");
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -201,10 +201,16 @@ struct Console {
 
 impl Console {
     fn listen(bundle: &Path) -> Result<Self, Failure> {
-        let path = bundle.join("console.sock");
-        let listener =
-            UnixListener::bind(&path).map_err(Failure::io("make the console's socket"))?;
-        Ok(Self { path, listener })
+        const NAME: &str = "console.sock";
+        let listen = || -> io::Result<_> {
+            let directory = fs::File::open(bundle)?;
+            // The folder's own path may be longer than a socket's address can be.
+            UnixListener::bind(format!("/proc/self/fd/{}/{NAME}", directory.as_raw_fd()))
+        };
+        Ok(Self {
+            listener: listen().map_err(Failure::io("make the console's socket"))?,
+            path: bundle.join(NAME),
+        })
     }
 
     /// The master, which was sent before the container counted as created.

@@ -3,12 +3,17 @@
 use std::fmt;
 use std::str::FromStr;
 
-use hull_protocol::paths::LONGEST_ID;
+use hull_protocol::paths::is_id;
 use serde::{Deserialize, Serialize};
 
 use super::ContainerError;
 
-/// A container's id: one path component, made of the characters that runc allows.
+/// How the names of the folders begin that hull has for itself beside the containers': no id does.
+pub(super) const CREATING: &str = ".creating-";
+pub(super) const DELETING: &str = ".deleting-";
+const RESERVED: [&str; 3] = [CREATING, DELETING, crate::spec::FILTERS];
+
+/// A container's id: runc's rule, but for the names that hull has for folders of its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ContainerId(String);
@@ -24,13 +29,14 @@ impl FromStr for ContainerId {
     type Err = ContainerError;
 
     fn from_str(text: &str) -> Result<Self, ContainerError> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
-        // A leading dot is also kept for the store's own folders.
-        let named = !text.is_empty() && text.len() <= LONGEST_ID && !text.starts_with('.');
-        if named && text.chars().all(allowed) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(ContainerError::InvalidId(text.to_owned()))
+        let reserved = RESERVED.iter().find(|name| text.starts_with(*name));
+        match reserved {
+            Some(&name) => Err(ContainerError::ReservedId {
+                id: text.to_owned(),
+                name,
+            }),
+            None if is_id(text) => Ok(Self(text.to_owned())),
+            None => Err(ContainerError::InvalidId(text.to_owned())),
         }
     }
 }
@@ -61,19 +67,35 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn ordinary_ids_pass() {
-        for id in ["a", "web-1", "3f2a", "pod_1.container+2"] {
+    fn runcs_ids_pass() {
+        let longest = "a".repeat(255);
+        for id in [
+            "a",
+            "web-1",
+            "pod_1.container+2",
+            "-a",
+            "..a",
+            ".hidden",
+            "a,b",
+            &longest,
+        ] {
             assert!(id.parse::<ContainerId>().is_ok(), "{id}");
         }
     }
 
     #[test]
     fn ids_that_leave_the_store_or_no_file_can_have_are_refused() {
-        let long = "a".repeat(LONGEST_ID + 1);
-        for id in [
-            "", ".", "..", "a/b", "/", ".hidden", "a b", "ä", "a\0", &long,
-        ] {
+        let long = "a".repeat(256);
+        for id in ["", ".", "..", "a/b", "/", "a b", "ä", "a\0", &long] {
             assert!(id.parse::<ContainerId>().is_err(), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn no_container_is_taken_for_a_folder_of_hulls_own() {
+        for id in [".creating-a-1", ".deleting-", ".seccomp"] {
+            let refused = id.parse::<ContainerId>();
+            assert!(matches!(refused, Err(ContainerError::ReservedId { .. })));
         }
     }
 

@@ -26,9 +26,19 @@ use hull_protocol::paths::LONGEST_ID;
 pub enum ContainerError {
     /// The id can't name a folder.
     #[error(
-        "invalid container ID format: {0:?} (letters, digits and \"_+-.\" only, at most {LONGEST_ID})"
+        "invalid container ID format: {0:?} (letters, digits and \"_+,-.\" only, at most {LONGEST_ID})"
     )]
     InvalidId(String),
+    /// The id would be the name of a folder of hull's own.
+    #[error(
+        "invalid container ID format: {id:?} (names that begin with {name:?} are hull's own; take another)"
+    )]
+    ReservedId {
+        /// What was asked for.
+        id: String,
+        /// How hull's names begin.
+        name: &'static str,
+    },
     /// `create` with an id that is taken.
     #[error("container with given ID already exists: {0}")]
     Exists(ContainerId),

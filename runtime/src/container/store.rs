@@ -16,6 +16,7 @@ use oci_spec::runtime::Spec;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use super::id::{CREATING, DELETING};
 use super::lock::{self, FORCE_TIMEOUT, LOCK_TIMEOUT};
 use super::{ContainerError, ContainerId, State};
 use crate::staged::Staged;
@@ -84,7 +85,7 @@ impl Store {
     pub fn create(&self, state: &State) -> Result<ContainerDir, ContainerError> {
         self.sweep();
         let id = state.id.clone();
-        let hidden = format!(".creating-{id}-{}", std::process::id());
+        let hidden = hidden(CREATING, &id);
         let hidden_path = self.path.join(&hidden);
         rustix::fs::mkdirat(&self.dir, &hidden, Mode::RWXU)
             .map_err(|e| failed("create", &hidden_path, e))?;
@@ -182,7 +183,7 @@ impl Store {
             .flatten()
             .filter_map(|e| e.file_name().into_string().ok())
         {
-            if name.starts_with(".creating-") || name.starts_with(".deleting-") {
+            if name.starts_with(CREATING) || name.starts_with(DELETING) {
                 self.sweep_one(&name);
             }
         }
@@ -398,11 +399,22 @@ impl ContainerDir {
 
     /// Removes the container's folder, which must be locked. The id is free from the first step on.
     pub fn remove(self) {
-        let hidden = format!(".deleting-{}-{}", self.id, std::process::id());
+        let hidden = hidden(DELETING, &self.id);
         if rustix::fs::renameat(&self.root, self.id.as_str(), &self.root, &hidden).is_ok() {
             remove_folder(&self.root, &hidden);
         }
     }
+}
+
+/// The name of a container's folder while it isn't whole, with the pid of who is at work: a file's name also
+/// for the longest id.
+fn hidden(prefix: &str, id: &ContainerId) -> String {
+    const OF_THE_ID: usize = 200;
+    format!(
+        "{prefix}{:.OF_THE_ID$}-{}",
+        id.as_str(),
+        std::process::id()
+    )
 }
 
 /// The lock file goes last, so that whoever waits for it finds the state gone.

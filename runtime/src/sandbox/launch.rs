@@ -191,10 +191,10 @@ impl Launch<'_> {
     }
 
     fn execute(&self, config: RawFd) -> io::Result<VmmProcess> {
-        let config = config.to_string();
-        let id = self.dir.id().as_str();
-        let arguments = ["hull", "vmm", "--id", id, "--config-fd", &config];
-        let arguments = arguments.map(CString::new).into_iter();
+        // An id may begin with a dash.
+        let id = format!("--id={}", self.dir.id());
+        let config = format!("--config-fd={config}");
+        let arguments = ["hull", "vmm", &id, &config].map(CString::new).into_iter();
         let arguments: Vec<_> = arguments.collect::<Result<_, _>>()?;
         VmmProcess::spawn(&arguments, self.cgroup.as_ref().map(AsFd::as_fd))
     }

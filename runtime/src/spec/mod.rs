@@ -46,7 +46,7 @@ pub use mount_options::supported as supported_mount_options;
 pub use mounts::within_root;
 pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
-pub use seccomp::FilterCache;
+pub use seccomp::{FILTERS, FilterCache};
 pub use share::{AccessTimes, Owners, ReadOnly, Share, Source, Times};
 pub use sizing::Sizing;
 pub use split::{GuestSpec, Plan, plan};

@@ -21,8 +21,8 @@ use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, fstat, openat, statat, unlinka
 use super::{LONGEST, SeccompProfileError, compile};
 use crate::staged::Staged;
 
-/// Below `--root`; no container's name begins with a dot.
-const FOLDER: &str = ".seccomp";
+/// Below `--root`; no container has a name that begins like this.
+pub const FOLDER: &str = ".seccomp";
 
 /// How many files the folder may have. A host has one or two profiles in use.
 const MOST: usize = 32;
