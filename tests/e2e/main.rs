@@ -8,6 +8,7 @@ mod bad_input;
 mod cli;
 mod clock;
 mod config;
+mod damaged;
 mod devices;
 mod disk_mounts;
 mod ends;

@@ -83,6 +83,14 @@ impl HostCgroup {
         }
     }
 
+    /// The one that a process is in, where it is known to have been made for it, without systemd.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn around(pid: i32) -> Result<Self, CgroupError> {
+        fs::path_of(pid).map(Self::at)
+    }
+
     fn at(path: PathBuf) -> Self {
         Self { path, scope: None }
     }

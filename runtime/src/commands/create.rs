@@ -121,7 +121,7 @@ pub fn create(
     } = match prepared {
         Ok(prepared) => prepared,
         Err(e) => {
-            dir.remove();
+            dir.discard();
             return Err(e);
         }
     };
@@ -359,7 +359,7 @@ fn discard(dir: ContainerDir, state: &State) {
     if let Err(e) = removed {
         log::warn!("{}", chain(&e));
     }
-    dir.remove();
+    dir.discard();
 }
 
 fn first_state(

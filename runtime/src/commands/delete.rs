@@ -3,14 +3,15 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::damaged;
 use super::state::for_hook;
 use crate::cli::Global;
-use crate::container::{ContainerDir, ContainerError, Hooks, State, Status, Store};
+use crate::container::{ContainerDir, ContainerError, ContainerId, Hooks, State, Status, Store};
 use crate::error::{Error, chain};
 use crate::sandbox::SandboxError;
 
 /// How long a killed VMM process may take to go: its memory has to be given back.
-const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+pub const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the VMM process of a container that has ended may take to write the container's output out.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,41 +37,32 @@ pub struct Delete {
 pub fn run(global: &Global, args: &Delete) -> Result<ExitCode, Error> {
     let store = Store::open(&global.root)?;
     store.sweep();
-    match delete(&store, args) {
-        Err(Error::Container(ContainerError::Missing(_))) if args.force => Ok(ExitCode::SUCCESS),
-        result => result.map(|()| ExitCode::SUCCESS),
+    let id = args.id.parse()?;
+    match delete(&store, &id, args.force) {
+        // Its VM may run all the same.
+        Err(Error::Container(ContainerError::Missing(_) | ContainerError::Damaged { .. }))
+            if args.force =>
+        {
+            damaged::delete(&store, &id)?;
+        }
+        result => result?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
-    let mut dir = store.find(&args.id.parse()?)?;
-    if args.force {
+fn delete(store: &Store, id: &ContainerId, force: bool) -> Result<(), Error> {
+    let mut dir = store.find(id)?;
+    if force {
         // First the process, then the lock: a `create` that holds the lock waits for the process, and
         // cleans up after it.
-        match dir.load() {
-            Ok(state) => end(&state)?,
-            Err(ContainerError::Damaged { .. }) => {}
-            Err(e) => {
-                dir.remove_empty();
-                return Err(e.into());
-            }
-        }
-    }
-    if args.force {
+        end(&dir.load()?)?;
         dir.lock_by_force()?;
     } else {
         dir.lock()?;
     }
-    let state = match dir.load() {
-        Err(ContainerError::Damaged { .. }) if args.force => {
-            // Nobody knows what to tell the hooks.
-            dir.remove();
-            return Ok(());
-        }
-        state => state?,
-    };
+    let state = dir.load()?;
     if state.status() == Status::Running
-        && !args.force
+        && !force
         && let Some(vmm) = state.vmm
     {
         // What is about to be refused has a moment for its end: with runc the process of a container and
@@ -80,7 +72,7 @@ fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
     match state.status() {
         // As in runc: a container that was never started needs no force.
         Status::Stopped | Status::Created => end(&state)?,
-        Status::Creating | Status::Running | Status::Paused if args.force => end(&state)?,
+        Status::Creating | Status::Running | Status::Paused if force => end(&state)?,
         status => {
             return Err(ContainerError::WrongState {
                 verb: "delete",
@@ -97,7 +89,8 @@ fn delete(store: &Store, args: &Delete) -> Result<(), Error> {
 /// runs the `poststop` hooks, which may find nothing of it.
 ///
 /// # Errors
-/// When its cgroup can't be removed: its folder stays then, so that the cgroup isn't forgotten.
+/// When its cgroup can't be removed: its folder stays then, so that the cgroup isn't forgotten. Or when the folder
+/// can't be.
 pub fn destroy(dir: ContainerDir, state: &State) -> Result<(), Error> {
     if let Some(cgroup) = &state.cgroup {
         // A process that the state doesn't name yet ends by itself, soon.
@@ -112,7 +105,7 @@ pub fn destroy(dir: ContainerDir, state: &State) -> Result<(), Error> {
             Hooks::default()
         }
     };
-    dir.remove();
+    dir.remove()?;
     match for_hook(state, Status::Stopped) {
         Ok(state) => hooks.run_poststop(&state),
         Err(e) => log::warn!("no poststop hook is run: {}", chain(&e)),
@@ -146,32 +139,4 @@ pub fn kill(state: &State) -> Result<(), Error> {
     let Some(vmm) = state.vmm else { return Ok(()) };
     vmm.kill(KILL_TIMEOUT)
         .map_err(|e| SandboxError::host("see the VMM process die")(e).into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_folder_without_anything_in_it_does_not_keep_the_id() {
-        let root = tempfile::tempdir().expect("a folder");
-        let store = Store::open(root.path()).expect("a store");
-        for (id, stays) in [("empty", false), ("full", true)] {
-            let folder = root.path().join(id);
-            std::fs::create_dir(&folder).expect("a folder");
-            if stays {
-                std::fs::write(folder.join("something"), "").expect("a file");
-            }
-            let args = Delete {
-                force: true,
-                id: id.to_owned(),
-            };
-            let missing = delete(&store, &args);
-            assert!(matches!(
-                missing,
-                Err(Error::Container(ContainerError::Missing(_)))
-            ));
-            assert_eq!(folder.exists(), stays);
-        }
-    }
 }

@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 
+use super::damaged;
 use super::state::Shown;
 use crate::cli::Global;
-use crate::container::Store;
+use crate::container::{ContainerError, ContainerId, Store};
 use crate::error::Error;
+use crate::sandbox::RunningVmm;
 
 /// `hull list`.
 #[derive(Debug, clap::Args)]
@@ -34,11 +36,12 @@ const HEAD: [&str; 6] = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"];
 /// # Errors
 /// When `--root` can't be read.
 pub fn run(global: &Global, args: &List) -> Result<ExitCode, Error> {
-    let states: Vec<Shown> = Store::open(&global.root)?
-        .list()?
-        .into_iter()
-        .map(Shown::from)
-        .collect();
+    let store = Store::open(&global.root)?;
+    // First: whose folder is gone afterwards runs without one.
+    let vms = damaged::of_store(&store)?;
+    let listed = store.list()?;
+    let mut states: Vec<Shown> = listed.states.into_iter().map(Shown::from).collect();
+    states.extend(unreadable(&store, listed.damaged, &vms));
     let mut out = io::stdout().lock();
     match (args.quiet, args.format) {
         (true, _) => {
@@ -56,6 +59,32 @@ pub fn run(global: &Global, args: &List) -> Result<ExitCode, Error> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The containers that have no state to show, each with its VM's pid if it runs.
+fn unreadable(store: &Store, damaged: Vec<ContainerId>, vms: &[RunningVmm]) -> Vec<Shown> {
+    let gone = |vmm: &&RunningVmm| {
+        let found = store.find(&vmm.id);
+        matches!(found, Err(ContainerError::Missing(_))) && vmm.process.is_alive()
+    };
+    let mut ids = damaged;
+    for vmm in vms.iter().filter(gone) {
+        log::warn!(
+            "the folder of container {} is gone, and its VM runs as process {}; delete it with --force",
+            vmm.id,
+            vmm.process.pid
+        );
+        ids.push(vmm.id.clone());
+    }
+    ids.sort();
+    ids.dedup();
+    let pid = |id: &ContainerId| vms.iter().find(|vmm| vmm.id == *id);
+    ids.into_iter()
+        .map(|id| {
+            let pid = pid(&id).map_or(0, |vmm| vmm.process.pid);
+            Shown::damaged(id, pid)
+        })
+        .collect()
 }
 
 /// Columns as wide as their widest cell, and runc's three blanks between them.

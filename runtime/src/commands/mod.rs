@@ -1,5 +1,5 @@
 //! One file a verb: its options as runc has them, and what it does. [`foreground`] is what `run` and
-//! `exec` share while they wait, [`colour`] what reports share.
+//! `exec` share while they wait, [`colour`] what reports share, [`damaged`] what `delete` does without a state.
 
 pub mod check;
 pub mod checkpoint;
@@ -7,6 +7,7 @@ pub mod colour;
 pub mod completion;
 pub mod config;
 pub mod create;
+pub mod damaged;
 pub mod delete;
 pub mod events;
 pub mod exec;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::cli::Global;
-use crate::container::{self, Status, Store};
+use crate::container::{self, ContainerId, Status, Store};
 use crate::error::Error;
 use crate::spec::OCI_VERSION;
 
@@ -27,7 +27,7 @@ pub struct Shown {
     oci_version: &'static str,
     id: String,
     pid: i32,
-    status: Status,
+    status: String,
     bundle: PathBuf,
     rootfs: PathBuf,
     created: String,
@@ -57,7 +57,7 @@ impl Shown {
         Self {
             oci_version: OCI_VERSION,
             pid: state.pid(),
-            status,
+            status: status.to_string(),
             id: state.id.into(),
             bundle: state.bundle,
             rootfs: state.rootfs,
@@ -67,12 +67,27 @@ impl Shown {
         }
     }
 
+    /// A container whose state can't be read, and the pid of its VM, or 0.
+    pub fn damaged(id: ContainerId, pid: i32) -> Self {
+        Self {
+            oci_version: OCI_VERSION,
+            id: id.into(),
+            pid,
+            status: "damaged".to_owned(),
+            bundle: PathBuf::new(),
+            rootfs: PathBuf::new(),
+            created: String::new(),
+            annotations: HashMap::new(),
+            owner: String::new(),
+        }
+    }
+
     /// The columns of `list`'s table.
     pub fn row(&self) -> [String; 6] {
         [
             self.id.clone(),
             self.pid.to_string(),
-            self.status.to_string(),
+            self.status.clone(),
             self.bundle.display().to_string(),
             self.created.clone(),
             self.owner.clone(),

@@ -14,7 +14,7 @@ pub use hooks::{Call, HookError, Hooks, Stage};
 pub use id::ContainerId;
 pub use process::{ENDED, ProcessId};
 pub use state::{Phase, State, Status};
-pub use store::{ContainerDir, Store};
+pub use store::{ContainerDir, Store, StoreKey};
 
 use std::io;
 use std::path::PathBuf;
@@ -66,25 +66,25 @@ pub enum ContainerError {
         /// How long.
         seconds: u64,
     },
-    /// The state file isn't one.
+    /// The state file isn't one, or is gone from a folder that is there.
     #[error("state of container {id} is damaged ({path}); delete it with --force")]
     Damaged {
         /// The container.
         id: ContainerId,
         /// The file.
         path: PathBuf,
-        /// What the parser says.
+        /// What the system or the parser says.
         #[source]
-        source: serde_json::Error,
+        source: io::Error,
     },
     /// The stored config.json isn't one.
     #[error("the stored config.json of container {id} is damaged")]
     DamagedConfig {
         /// The container.
         id: ContainerId,
-        /// What the parser says.
+        /// What the system or the parser says.
         #[source]
-        source: serde_json::Error,
+        source: io::Error,
     },
     /// `--root` can't be made.
     #[error("cannot create {path} for the containers' state (--root names another place)")]

@@ -78,6 +78,18 @@ pub struct State {
     pub annotations: HashMap<String, String>,
 }
 
+/// What can still be read of a record that isn't whole, or that another version of hull has written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Remains {
+    /// The container's id. All else is another container's if this is another id.
+    pub id: Option<ContainerId>,
+    /// The VMM process.
+    pub vmm: Option<ProcessId>,
+    /// The VM's cgroup.
+    pub cgroup: Option<HostCgroup>,
+}
+
 impl State {
     /// What the container's state is now. It has ended when its VMM process knows its exit status, though
     /// that process still has output to write, or is gone.

@@ -5,7 +5,11 @@
 //! A container's folder appears whole and goes whole: it is made under a hidden name, with the lock
 //! held, and renamed; `delete` renames it back before it empties it. What a SIGKILL leaves under a
 //! hidden name is recognised by its free lock, and swept by the next command that creates or deletes.
+//!
+//! So a folder under a container's name without a whole state in it has been damaged by somebody else, or by
+//! a host that lost power: every verb says so, and `delete --force` (`commands/damaged.rs`) removes it.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -18,6 +22,7 @@ use rustix::io::Errno;
 
 use super::id::{CREATING, DELETING};
 use super::lock::{self, FORCE_TIMEOUT, LOCK_TIMEOUT};
+use super::state::Remains;
 use super::{ContainerError, ContainerId, State};
 use crate::staged::Staged;
 
@@ -43,6 +48,28 @@ const FILE_LIMIT: u64 = 8 << 20;
 pub struct Store {
     path: PathBuf,
     dir: OwnedFd,
+}
+
+/// A store as the kernel names its folder, whatever path leads there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreKey {
+    device: u64,
+    inode: u64,
+}
+
+impl fmt::Display for StoreKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}:{:x}", self.device, self.inode)
+    }
+}
+
+/// What [`Store::list`] finds.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// The containers' states, by id.
+    pub states: Vec<State>,
+    /// Those whose state can't be read.
+    pub damaged: Vec<ContainerId>,
 }
 
 /// One container's folder.
@@ -71,7 +98,9 @@ impl Store {
                 path: root.to_owned(),
                 source,
             })?;
-        let dir = open_dir(rustix::fs::CWD, root).map_err(|e| failed("open", root, e))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir =
+            rustix::fs::open(root, flags, Mode::empty()).map_err(|e| failed("open", root, e))?;
         Ok(Self {
             path: root.to_owned(),
             dir,
@@ -108,6 +137,14 @@ impl Store {
         made
     }
 
+    /// How a process can name this store.
+    ///
+    /// # Errors
+    /// When the kernel can't tell.
+    pub fn key(&self) -> Result<StoreKey, ContainerError> {
+        key(&self.dir).map_err(|e| failed("look at", &self.path, e))
+    }
+
     fn fill(
         &self,
         id: &ContainerId,
@@ -140,26 +177,31 @@ impl Store {
         }
     }
 
-    /// The states of all containers, by id. One that vanishes meanwhile is left out; a damaged one
-    /// does not hide the others.
+    /// The states of all containers. One that vanishes meanwhile is left out; a damaged one does not hide the
+    /// others.
     ///
     /// # Errors
     /// When the folder can't be read.
-    pub fn list(&self) -> Result<Vec<State>, ContainerError> {
-        let mut states = Vec::new();
+    pub fn list(&self) -> Result<Listed, ContainerError> {
+        let mut listed = Listed::default();
         for entry in fs::read_dir(&self.path).map_err(|e| failed("read", &self.path, e))? {
             let entry = entry.map_err(|e| failed("read", &self.path, e))?;
             let Some(id) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
                 continue;
             };
             match self.find(&id).and_then(|dir| dir.load()) {
-                Ok(state) => states.push(state),
+                Ok(state) => listed.states.push(state),
                 Err(ContainerError::Missing(_)) => {}
-                Err(e) => log::warn!("{}", crate::error::chain(&e)),
+                Err(e) => {
+                    if matches!(e, ContainerError::Damaged { .. }) {
+                        listed.damaged.push(id);
+                    }
+                    log::warn!("{}", crate::error::chain(&e));
+                }
             }
         }
-        states.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(states)
+        listed.states.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(listed)
     }
 
     fn dir(&self, id: &ContainerId, name: &str) -> Result<ContainerDir, Errno> {
@@ -211,7 +253,7 @@ impl Store {
     }
 
     fn remove_tree(&self, name: &str) {
-        remove_folder(&self.dir, name);
+        remove_folder(&self.dir, name, &self.path.join(name));
     }
 }
 
@@ -256,10 +298,26 @@ impl ContainerDir {
         })?;
         self.lock = Some(lock);
         // Whoever had it may have deleted the container.
-        match rustix::fs::statat(&self.dir, STATE, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => Err(ContainerError::Missing(self.id.clone())),
-            _ => Ok(()),
+        match self.is_there() {
+            true => Ok(()),
+            false => Err(ContainerError::Missing(self.id.clone())),
         }
+    }
+
+    /// Whether this is still the folder of that name.
+    fn is_there(&self) -> bool {
+        let named = rustix::fs::statat(&self.root, self.id.as_str(), AtFlags::SYMLINK_NOFOLLOW);
+        let named = named.map(|stat| (stat.st_dev, stat.st_ino));
+        let own = rustix::fs::fstat(&self.dir).map(|stat| (stat.st_dev, stat.st_ino));
+        named.is_ok() && named == own
+    }
+
+    /// How a process can name the store that the container is in.
+    ///
+    /// # Errors
+    /// When the kernel can't tell.
+    pub fn store_key(&self) -> io::Result<StoreKey> {
+        Ok(key(&self.root)?)
     }
 
     /// Lets other commands at the container.
@@ -282,11 +340,49 @@ impl ContainerDir {
     /// # Errors
     /// When the container is gone, or its state damaged.
     pub fn load(&self) -> Result<State, ContainerError> {
-        serde_json::from_slice(&self.read(STATE)?).map_err(|source| ContainerError::Damaged {
-            id: self.id.clone(),
-            path: self.path.join(STATE),
-            source,
-        })
+        let state: io::Result<State> = self
+            .read(STATE)
+            .and_then(|text| Ok(serde_json::from_slice(&text)?));
+        match state {
+            Ok(state) if state.id == self.id => Ok(state),
+            Ok(state) => {
+                let why = format!("it is the state of container {}", state.id);
+                Err(self.unreadable(io::Error::other(why)))
+            }
+            Err(e) => Err(self.unreadable(e)),
+        }
+    }
+
+    /// What can still be read of a damaged state; nothing at the worst.
+    pub fn remains(&self) -> Remains {
+        let text = self.read(STATE).unwrap_or_default();
+        let remains: Remains = serde_json::from_slice(&text).unwrap_or_default();
+        match &remains.id {
+            Some(id) if *id != self.id => Remains::default(),
+            _ => remains,
+        }
+    }
+
+    fn unreadable(&self, source: io::Error) -> ContainerError {
+        // These are about who reads.
+        const READERS: [Errno; 5] = [
+            Errno::ACCESS,
+            Errno::PERM,
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOMEM,
+        ];
+        match Errno::from_io_error(&source) {
+            Some(Errno::NOENT) if !self.is_there() => ContainerError::Missing(self.id.clone()),
+            Some(errno) if READERS.contains(&errno) => {
+                failed("read", &self.path.join(STATE), source)
+            }
+            _ => ContainerError::Damaged {
+                id: self.id.clone(),
+                path: self.path.join(STATE),
+                source,
+            },
+        }
     }
 
     /// Replaces the container's state: a reader sees the old one or the new one.
@@ -307,10 +403,15 @@ impl ContainerDir {
     /// # Errors
     /// When the container is gone, or the file damaged.
     pub fn load_config(&self) -> Result<Spec, ContainerError> {
-        let text = self.read(CONFIG)?;
-        serde_json::from_slice(&text).map_err(|source| ContainerError::DamagedConfig {
-            id: self.id.clone(),
-            source,
+        let config = self
+            .read(CONFIG)
+            .and_then(|text| Ok(serde_json::from_slice(&text)?));
+        config.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => ContainerError::Missing(self.id.clone()),
+            _ => ContainerError::DamagedConfig {
+                id: self.id.clone(),
+                source,
+            },
         })
     }
 
@@ -342,17 +443,15 @@ impl ContainerDir {
         (staged.keep()).map_err(|e| failed("write", &self.path.join(CONFIG), e))
     }
 
-    fn read(&self, name: &str) -> Result<Vec<u8>, ContainerError> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&self.dir, name, flags, Mode::empty()) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::NOENT) => return Err(ContainerError::Missing(self.id.clone())),
-            Err(e) => return Err(failed("open", &self.path.join(name), e)),
-        };
+    /// Whatever somebody has put there is not waited for, and not read without end.
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(&self.dir, name, flags, Mode::empty())?);
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
         let mut text = Vec::new();
-        file.take(FILE_LIMIT)
-            .read_to_end(&mut text)
-            .map_err(|e| failed("read", &self.path.join(name), e))?;
+        file.take(FILE_LIMIT).read_to_end(&mut text)?;
         Ok(text)
     }
 
@@ -370,13 +469,8 @@ impl ContainerDir {
 
     /// The last `lines` lines of the console log; empty where there is none.
     pub fn console_tail(&self, lines: usize) -> Vec<String> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let Ok(fd) = rustix::fs::openat(&self.dir, CONSOLE, flags, Mode::empty()) else {
-            return Vec::new();
-        };
-        let mut text = Vec::new();
-        // The VMM bounds the log's size; so does this, against a file that someone else has put there.
-        let _ = File::from(fd).take(1 << 20).read_to_end(&mut text);
+        // The VMM bounds the log's size.
+        let text = self.read(CONSOLE).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let all: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
         all[all.len().saturating_sub(lines)..]
@@ -391,17 +485,31 @@ impl ContainerDir {
         format!("/proc/self/fd/{}/{SOCKET}", self.dir.as_fd().as_raw_fd()).into()
     }
 
-    /// Removes a folder that has nothing in it. No container's is like that, but one keeps the id from
-    /// them all, as a host that lost power may have left it.
-    pub fn remove_empty(&self) {
-        let _ = rustix::fs::unlinkat(&self.root, self.id.as_str(), AtFlags::REMOVEDIR);
+    /// Removes the container's folder, which must be locked. The id is free from the first step on.
+    ///
+    /// # Errors
+    /// When it can't be renamed nor removed under its own name.
+    pub fn remove(self) -> Result<(), ContainerError> {
+        let hidden = hidden(DELETING, &self.id);
+        let id = self.id.as_str();
+        match rustix::fs::renameat(&self.root, id, &self.root, &hidden) {
+            Ok(()) => remove_folder(&self.root, &hidden, &self.path.with_file_name(&hidden)),
+            Err(Errno::NOENT) => {}
+            Err(e) => {
+                // The longer name may be what a full disk has no room for.
+                remove_folder(&self.root, id, &self.path);
+                if self.is_there() {
+                    return Err(failed("remove", &self.path, e));
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// Removes the container's folder, which must be locked. The id is free from the first step on.
-    pub fn remove(self) {
-        let hidden = hidden(DELETING, &self.id);
-        if rustix::fs::renameat(&self.root, self.id.as_str(), &self.root, &hidden).is_ok() {
-            remove_folder(&self.root, &hidden);
+    /// As [`ContainerDir::remove`], where another error is what the user is to learn.
+    pub fn discard(self) {
+        if let Err(e) = self.remove() {
+            log::warn!("{}", crate::error::chain(&e));
         }
     }
 }
@@ -410,25 +518,35 @@ impl ContainerDir {
 /// for the longest id.
 fn hidden(prefix: &str, id: &ContainerId) -> String {
     const OF_THE_ID: usize = 200;
-    format!(
-        "{prefix}{:.OF_THE_ID$}-{}",
-        id.as_str(),
-        std::process::id()
-    )
+    format!("{prefix}{:.OF_THE_ID$}-{}", id.as_str(), std::process::id())
 }
 
-/// The lock file goes last, so that whoever waits for it finds the state gone.
-fn remove_folder(root: &OwnedFd, name: &str) {
+/// The lock file goes last of what is a container's, so that whoever waits for it finds the state gone. Then goes
+/// what is somebody else's.
+fn remove_folder(root: &OwnedFd, name: &str, path: &Path) {
     if let Ok(dir) = open_dir(root, name) {
         for file in FILES {
             let _ = rustix::fs::unlinkat(&dir, file, AtFlags::empty());
         }
     }
-    if let Err(e) = rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR)
-        && e != Errno::NOENT
-    {
-        log::warn!("cannot remove {name}: {e}");
+    let removed = match rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTEMPTY) => fs::remove_dir_all(path),
+        other => other.map_err(io::Error::from),
+    };
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            log::warn!("cannot remove {}: {e}", path.display());
+        }
+        _ => {}
     }
+}
+
+fn key(root: &OwnedFd) -> rustix::io::Result<StoreKey> {
+    let stat = rustix::fs::fstat(root)?;
+    Ok(StoreKey {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    })
 }
 
 fn open_dir<P: rustix::path::Arg>(at: impl AsFd, path: P) -> Result<OwnedFd, Errno> {
@@ -493,7 +611,7 @@ mod tests {
                 .phase,
             Phase::Creating
         );
-        dir.remove();
+        dir.remove().expect("removed");
         assert!(matches!(
             store.find(&"a".parse().expect("id")),
             Err(ContainerError::Missing(_))
@@ -516,7 +634,7 @@ mod tests {
         let (_root, store) = store();
         let dir = store.create(&state("a")).expect("create");
         let mut late = store.find(dir.id()).expect("find");
-        dir.remove();
+        dir.remove().expect("removed");
         assert!(matches!(late.lock(), Err(ContainerError::Missing(_))));
     }
 
@@ -545,7 +663,7 @@ mod tests {
         let mut left = names(&store);
         left.sort();
         assert_eq!(left, [alive, filters]);
-        assert!(store.list().expect("list").is_empty());
+        assert!(store.list().expect("list").states.is_empty());
     }
 
     #[test]
@@ -558,7 +676,8 @@ mod tests {
                     for n in 0..200 {
                         let id = format!("{thread}-{n}");
                         // Each of these sweeps first.
-                        store.create(&state(&id)).expect("create").remove();
+                        let dir = store.create(&state(&id)).expect("create");
+                        dir.remove().expect("removed");
                     }
                 });
             }
@@ -572,7 +691,7 @@ mod tests {
         let dir = store.create(&state("a")).expect("create");
         fs::write(store.path.join("a/state.json"), "{").expect("write");
         assert!(matches!(dir.load(), Err(ContainerError::Damaged { .. })));
-        assert!(store.list().expect("list").is_empty());
+        assert!(store.list().expect("list").states.is_empty());
     }
 
     #[test]
@@ -589,7 +708,7 @@ mod tests {
         );
         let file = fs::metadata(store.path.join("a/config.json")).expect("a file");
         assert_eq!(file.permissions().mode() & 0o777, 0o600);
-        dir.remove();
+        dir.remove().expect("removed");
         assert!(names(&store).is_empty());
     }
 

@@ -1,6 +1,5 @@
 //! Launching a sandbox, as `create` sees it: start the VMM process, wait for the agent, let go.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::num::NonZeroU8;
@@ -18,7 +17,7 @@ use rustix::pipe::PipeFlags;
 use super::lifeline::{self, Report};
 use super::{
     Agent, BootFiles, HostTerminal, Ports, SandboxError, VmmConfig, VmmDisk, VmmProcess,
-    VmmTerminal, id_maps,
+    VmmTerminal, id_maps, search,
 };
 use crate::container::ContainerDir;
 use crate::spec::{Disk, MemoryPolicy, Share, UserNamespace};
@@ -191,11 +190,9 @@ impl Launch<'_> {
     }
 
     fn execute(&self, config: RawFd) -> io::Result<VmmProcess> {
-        // An id may begin with a dash.
-        let id = format!("--id={}", self.dir.id());
-        let config = format!("--config-fd={config}");
-        let arguments = ["hull", "vmm", &id, &config].map(CString::new).into_iter();
-        let arguments: Vec<_> = arguments.collect::<Result<_, _>>()?;
+        let store = self.dir.store_key()?;
+        let own_cgroup = self.cgroup.is_some();
+        let arguments = search::arguments(store, self.dir.id(), own_cgroup, config)?;
         VmmProcess::spawn(&arguments, self.cgroup.as_ref().map(AsFd::as_fd))
     }
 }
