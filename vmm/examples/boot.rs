@@ -64,10 +64,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut events = EventLoop::new()?;
     events.add(rng);
     let devices = events.stop_handle();
-    let thread = events.spawn("devices", || Ok(()))?;
+    let thread = events.spawn("devices", |_| Ok(()))?;
 
     let stdout = std::io::stdout().as_fd().try_clone_to_owned()?;
-    let running = machine.start(Console::new(stdout, ConsoleLimits::NONE), || Ok(()))?;
+    let held = machine.start(Console::new(stdout, ConsoleLimits::NONE), |_| Ok(()))?;
+    let running = held.let_go();
     poll(
         &mut [PollFd::from_borrowed_fd(running.stopped(), PollFlags::IN)],
         None,

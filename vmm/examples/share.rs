@@ -7,13 +7,13 @@
 use std::error::Error;
 use std::io;
 use std::num::NonZeroU8;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex};
 
 use hull_vmm::jail::{self, Role, tree};
 use hull_vmm::virtio::fs::{self, Fs};
 use hull_vmm::virtio::rng::Rng;
-use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig};
+use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig, StopReason};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, open};
 
@@ -51,32 +51,41 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = Arc::new(Mutex::new(Fs::new(fs::Options {
         tag: "hull".into(),
         root: "/".into(),
-        proc_self_fd: Some(tree.proc_self_fd),
         fd_limit: fs::fd_limit(u64::from(memory_mib) << 20, limits.nofile),
         cache_timeout: fs::CACHE_TIMEOUT,
     })?));
     let rng = Arc::new(Mutex::new(Rng::new()?));
-    machine.attach(Arc::clone(&device))?;
-    machine.attach(Arc::clone(&rng))?;
+    let eventfds = machine.attach(Arc::clone(&device))?;
+    let rng_eventfds = machine.attach(Arc::clone(&rng))?;
 
     let mut events = EventLoop::new()?;
     events.add(rng);
-    events.spawn("devices", || {
-        jail::confine(Role::Main).map_err(io::Error::other)
+    events.keep(rng_eventfds);
+    events.spawn("devices", |needed| {
+        jail::confine(Role::Main, &needed).map_err(io::Error::other)
     })?;
-    fs::spawn(device, || jail::confine(Role::Filesystem))?;
+    fs::spawn(device, eventfds, |mut needed| {
+        let own = tree.threads.own_descriptors().map_err(io::Error::other)?;
+        needed.push(own.as_raw_fd());
+        jail::confine(Role::Filesystem, &needed).map_err(io::Error::other)?;
+        Ok(own)
+    })?;
     let stdout = io::stdout().as_fd().try_clone_to_owned()?;
-    let running = machine.start(Console::new(stdout, ConsoleLimits::NONE), || {
-        jail::confine(Role::Vcpu).map_err(io::Error::other)
+    let held = machine.start(Console::new(stdout, ConsoleLimits::NONE), |needed| {
+        jail::confine(Role::Vcpu, needed).map_err(io::Error::other)
     })?;
-    jail::confine(Role::Main)?;
+    jail::confine(Role::Main, &[held.stopped().as_raw_fd()])?;
+    let running = held.let_go();
     let stopped = running.stopped();
     poll(
         &mut [PollFd::from_borrowed_fd(stopped, PollFlags::IN)],
         None,
     )?;
-    let reason = running.stop()?;
-    eprintln!("share: {reason}");
-    // The other threads end with the process.
-    std::process::exit(i32::from(!reason.is_orderly()))
+    let reason = running.stop_reason();
+    if let Some(reason) = reason {
+        eprintln!("share: {reason}");
+    }
+    // The other threads end with the process. What they have open isn't open in this one.
+    let orderly = reason.is_some_and(StopReason::is_orderly);
+    std::process::exit(i32::from(!orderly))
 }

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -93,6 +93,14 @@ impl Console {
         if !state.line.is_empty() {
             state.end_line();
         }
+    }
+}
+
+impl AsRawFd for Console {
+    /// The log's descriptor.
+    fn as_raw_fd(&self) -> RawFd {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.sink.log.as_raw_fd()
     }
 }
 

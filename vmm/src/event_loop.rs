@@ -1,18 +1,28 @@
-//! A thread that serves devices: event-manager's loop, with an end.
+//! A thread that serves devices: event-manager's loop, with an end, and an account of the file descriptors
+//! that its thread needs.
 
 use std::io;
-use std::sync::{Arc, Mutex, mpsc};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// A device, or whatever else reacts to file descriptors.
-pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
+pub trait Subscriber: MutEventSubscriber + Send {
+    /// What it has open for as long as it is served, by the thread that serves it. All else is closed in
+    /// that thread (see [`jail::confine`](crate::jail::confine)).
+    fn descriptors(&self) -> Vec<RawFd>;
+}
+
+type Served = Arc<Mutex<dyn Subscriber>>;
 
 /// A loop that does not run yet.
 pub struct EventLoop {
-    manager: EventManager<Subscriber>,
+    served: Vec<Served>,
+    /// What is open for its thread besides.
+    kept: Vec<RawFd>,
     stop: Arc<EventFd>,
     stopped: Arc<Mutex<StopListener>>,
 }
@@ -45,18 +55,31 @@ impl EventLoop {
             stop: Arc::clone(&stop),
             stopped: false,
         }));
-        let mut manager = EventManager::new().map_err(to_io)?;
-        manager.add_subscriber(Arc::clone(&stopped) as Subscriber);
         Ok(Self {
-            manager,
+            served: vec![Arc::clone(&stopped) as _],
+            kept: Vec::new(),
             stop,
             stopped,
         })
     }
 
     /// Adds a device.
-    pub fn add(&mut self, subscriber: Subscriber) {
-        self.manager.add_subscriber(subscriber);
+    pub fn add(&mut self, subscriber: Arc<Mutex<dyn Subscriber>>) {
+        self.served.push(subscriber);
+    }
+
+    /// Adds descriptors that its thread needs as well: a device's, by which its queues and interrupts go.
+    pub fn keep(&mut self, descriptors: Vec<RawFd>) {
+        self.kept.extend(descriptors);
+    }
+
+    /// All that must be open in the thread that serves. It opens what it waits by itself.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let served = self.served.iter().flat_map(|served| {
+            let served = served.lock().unwrap_or_else(PoisonError::into_inner);
+            served.descriptors()
+        });
+        served.chain(self.kept.iter().copied()).collect()
     }
 
     /// What ends this loop.
@@ -67,37 +90,46 @@ impl EventLoop {
     /// Serves, in this thread, until it is stopped.
     ///
     /// # Errors
-    /// Waiting for events failed, for a reason other than a signal.
-    pub fn run(mut self) -> io::Result<()> {
-        loop {
-            self.manager.run().map_err(to_io)?; // a signal is no error to it
-            let listener = self.stopped.lock();
-            if listener.is_ok_and(|listener| listener.stopped) {
-                return Ok(());
-            }
-        }
+    /// The process has too many files open, or waiting for events failed, for a reason other than a signal.
+    pub fn run(self) -> io::Result<()> {
+        self.watch()?.serve()
     }
 
-    /// Serves in a thread of its own, which first runs `confine`. Returns once it has.
+    /// Watches for events, by a descriptor that belongs to this thread alone.
+    fn watch(self) -> io::Result<Watching> {
+        let mut manager = EventManager::new().map_err(to_io)?;
+        for subscriber in self.served {
+            manager.add_subscriber(subscriber);
+        }
+        Ok(Watching {
+            manager,
+            stopped: self.stopped,
+        })
+    }
+
+    /// Serves in a thread of its own, which first runs `confine` with the [`Self::descriptors`] that it
+    /// needs. Returns once it has.
     ///
     /// # Errors
     /// There can be no more threads, or the thread could not be confined; then it is gone.
     pub fn spawn(
         self,
         name: &str,
-        confine: impl FnOnce() -> io::Result<()> + Send + 'static,
+        confine: impl FnOnce(Vec<RawFd>) -> io::Result<()> + Send + 'static,
     ) -> io::Result<JoinHandle<io::Result<()>>> {
         let (report, confined) = mpsc::sync_channel(1);
         let own_name = name.to_owned();
         let thread = std::thread::Builder::new().name(name.to_owned());
         let thread = thread.spawn(move || {
-            let result = confine();
-            let is_confined = result.is_ok();
-            let _ = report.send(result);
-            if !is_confined {
-                return Ok(());
-            }
-            let ended = self.run();
+            let watching = match confine(self.descriptors()).and_then(|()| self.watch()) {
+                Ok(watching) => watching,
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                    return Ok(());
+                }
+            };
+            let _ = report.send(Ok(()));
+            let ended = watching.serve();
             if let Err(error) = &ended {
                 // Its devices are dead, and the guest's requests hang.
                 log::error!("{own_name}: the event loop failed: {error}");
@@ -111,9 +143,33 @@ impl EventLoop {
     }
 }
 
+/// A loop that runs.
+struct Watching {
+    manager: EventManager<Served>,
+    stopped: Arc<Mutex<StopListener>>,
+}
+
+impl Watching {
+    fn serve(mut self) -> io::Result<()> {
+        loop {
+            self.manager.run().map_err(to_io)?; // a signal is no error to it
+            let listener = self.stopped.lock();
+            if listener.is_ok_and(|listener| listener.stopped) {
+                return Ok(());
+            }
+        }
+    }
+}
+
 struct StopListener {
     stop: Arc<EventFd>,
     stopped: bool,
+}
+
+impl Subscriber for StopListener {
+    fn descriptors(&self) -> Vec<RawFd> {
+        vec![self.stop.as_raw_fd()]
+    }
 }
 
 impl MutEventSubscriber for StopListener {
@@ -143,15 +199,23 @@ mod tests {
     fn it_runs_until_it_is_stopped() {
         let events = EventLoop::new().expect("epoll");
         let stop = events.stop_handle();
-        let thread = events.spawn("test", || Ok(())).expect("a thread");
+        let thread = events.spawn("test", |_| Ok(())).expect("a thread");
         stop.stop();
         thread.join().expect("no panic").expect("no error");
     }
 
     #[test]
+    fn it_says_what_its_thread_needs() {
+        let mut events = EventLoop::new().expect("epoll");
+        let stop = events.stop.as_raw_fd();
+        events.keep(vec![1000, 1001]);
+        assert_eq!(events.descriptors(), [stop, 1000, 1001]);
+    }
+
+    #[test]
     fn it_does_not_serve_unconfined() {
         let events = EventLoop::new().expect("epoll");
-        let refused = events.spawn("test", || Err(io::Error::other("no filter")));
+        let refused = events.spawn("test", |_| Err(io::Error::other("no filter")));
         assert_eq!(refused.expect_err("refused").to_string(), "no filter");
     }
 }

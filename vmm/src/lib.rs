@@ -25,6 +25,6 @@ pub use arch::BootError;
 pub use console::{Console, ConsoleLimits};
 pub use event_loop::EventLoop;
 pub use image::Image;
-pub use machine::{Machine, MachineConfig, MachineError, RunningMachine};
+pub use machine::{HeldMachine, Machine, MachineConfig, MachineError, RunningMachine};
 pub use vcpu::StopReason;
 pub use vm::VmError;

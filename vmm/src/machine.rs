@@ -1,16 +1,16 @@
 //! A whole machine, from its parts: what a caller of this library sees.
 //!
 //! ```text
-//! Machine::new ──▶ attach a device … ──▶ start ──▶ RunningMachine ──▶ stop
-//!   opens /dev/kvm, loads the kernel       vCPU threads: confined, then let go together
+//! Machine::new ──▶ attach a device … ──▶ start ──▶ HeldMachine ──▶ let_go ──▶ RunningMachine ──▶ stop
+//!   opens /dev/kvm, loads the kernel       vCPU threads, confined     the guest runs
 //! ```
 //!
-//! [`Machine::new`] does all that needs the host's files; a caller can then lock itself in before
-//! [`Machine::start`].
+//! [`Machine::new`] does all that needs the host's files. Once [`Machine::start`] has returned, all that is
+//! unconfined is the caller's own thread, which follows suit before [`HeldMachine::let_go`].
 
 use std::io;
 use std::num::NonZeroU8;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -150,22 +150,24 @@ impl Machine {
 
     /// Gives the machine a device; the guest finds devices in the order in which they were attached.
     ///
-    /// The caller lets an event loop serve it.
+    /// The caller lets an event loop serve it. Returns the descriptors that its thread needs for its queues
+    /// and interrupts.
     ///
     /// # Errors
     /// All interrupt lines are taken, or the process has too many files open.
     pub fn attach<D: VirtioDevice + 'static>(
         &mut self,
         device: Arc<Mutex<D>>,
-    ) -> Result<(), MachineError> {
+    ) -> Result<Vec<RawFd>, MachineError> {
         let slot = self.bus.devices().len();
         let gsi = gsi(slot).ok_or(MachineError::TooManyDevices)?;
         let address = bus::slot_address(slot);
         let transport = MmioTransport::new(Arc::clone(self.memory()), device)
             .map_err(no_resource("a device's eventfds"))?;
         self.vm.connect(&transport, address, gsi.into())?;
+        let descriptors = transport.descriptors();
         self.bus.add(Arc::new(transport));
-        Ok(())
+        Ok(descriptors)
     }
 
     /// The whole command line. Devices come first: what follows "--" is for init.
@@ -177,16 +179,16 @@ impl Machine {
         words.join(" ")
     }
 
-    /// Starts the vCPUs, each in a thread that first runs `confine`. No guest code runs before all of
-    /// them are confined, and none if one can't be.
+    /// Makes the vCPUs' threads, each of which runs `confine` with the descriptors that it needs, and waits.
+    /// Once all are confined, they can be let go; if one can't be, there is no machine.
     ///
     /// # Errors
     /// The command line is not possible, there can be no more threads, or confining one failed.
     pub fn start(
         self,
         console: Console,
-        confine: impl Fn() -> io::Result<()> + Send + Sync + 'static,
-    ) -> Result<RunningMachine, MachineError> {
+        confine: impl Fn(&[RawFd]) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Result<HeldMachine, MachineError> {
         let count = self.bus.devices().len();
         let pins: Vec<u8> = (0..count).filter_map(gsi).collect();
         let boot = BootData {
@@ -214,8 +216,8 @@ impl Machine {
             ended,
         };
         // On an error, dropping `running` ends the threads that there are.
-        running.spawn(self.vcpus, self.bus, Arc::new(confine), alive)?;
-        Ok(running)
+        let gates = running.spawn(self.vcpus, self.bus, Arc::new(confine), alive)?;
+        Ok(HeldMachine { running, gates })
     }
 }
 
@@ -244,6 +246,9 @@ fn load(
     Ok((start, size))
 }
 
+/// Confines a thread that needs these descriptors.
+type Confine = dyn Fn(&[RawFd]) -> io::Result<()> + Send + Sync;
+
 /// What the vCPU threads and the machine's owner share.
 #[derive(Debug)]
 struct Shared {
@@ -261,6 +266,42 @@ impl Shared {
             self.console.flush();
             let _ = rustix::io::write(&self.stopped, &1u64.to_ne_bytes());
         }
+    }
+}
+
+impl Shared {
+    /// What each vCPU's thread needs beside the vCPU.
+    fn descriptors(&self, bus: &Bus) -> Vec<RawFd> {
+        let own = [
+            self.stopped.as_raw_fd(),
+            self.console.as_raw_fd(),
+            self.vm.as_raw_fd(),
+        ];
+        let registers = bus.devices().iter();
+        let registers = registers.flat_map(|device| device.register_descriptors());
+        own.into_iter().chain(registers).collect()
+    }
+}
+
+/// A machine whose vCPUs wait to be let go. Dropping it ends their threads.
+#[derive(Debug)]
+pub struct HeldMachine {
+    running: RunningMachine,
+    gates: Vec<Sender<()>>,
+}
+
+impl HeldMachine {
+    /// See [`RunningMachine::stopped`].
+    pub fn stopped(&self) -> BorrowedFd<'_> {
+        self.running.stopped()
+    }
+
+    /// Lets the guest run. It may take over this process's threads, so all of them are to be confined.
+    pub fn let_go(self) -> RunningMachine {
+        for gate in self.gates {
+            let _ = gate.send(()); // a thread that isn't there has reported so
+        }
+        self.running
     }
 }
 
@@ -318,9 +359,10 @@ impl RunningMachine {
         &mut self,
         vcpus: Vec<VcpuFd>,
         bus: Bus,
-        confine: Arc<dyn Fn() -> io::Result<()> + Send + Sync>,
+        confine: Arc<Confine>,
         alive: Sender<()>,
-    ) -> Result<(), MachineError> {
+    ) -> Result<Vec<Sender<()>>, MachineError> {
+        let common = self.shared.descriptors(&bus);
         let bus = Arc::new(bus);
         let lines = Box::new(DeviceLines {
             vm: Arc::clone(&self.shared.vm),
@@ -331,6 +373,8 @@ impl RunningMachine {
         let (report, reports) = mpsc::channel();
         let mut gates = Vec::with_capacity(vcpus.len());
         for (number, fd) in vcpus.into_iter().enumerate() {
+            let mut descriptors = common.clone();
+            descriptors.push(fd.as_raw_fd());
             let vcpu = Vcpu {
                 fd,
                 platform: Arc::clone(&platform),
@@ -343,7 +387,7 @@ impl RunningMachine {
             let (confine, report, alive) = (Arc::clone(&confine), report.clone(), alive.clone());
             let run = move || {
                 let _alive = alive;
-                let _ = report.send(confine()); // nobody listens any more: nor is the gate opened
+                let _ = report.send(confine(&descriptors)); // nobody listens any more: nor is the gate opened
                 if opened.recv().is_ok() {
                     shared.vcpu_ended(vcpu.run());
                 }
@@ -354,10 +398,7 @@ impl RunningMachine {
         }
         drop((report, alive));
         await_confined(&reports, self.threads.len())?;
-        for gate in gates {
-            let _ = gate.send(()); // a thread that isn't there has reported so
-        }
-        Ok(())
+        Ok(gates)
     }
 }
 

@@ -1,6 +1,7 @@
 //! A VM as KVM knows it, tied to the guest memory that it must not outlive.
 #![allow(unsafe_code)] // giving KVM our memory
 
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -96,6 +97,12 @@ impl Vm {
                 .map_err(failed("take a device's queue"))?;
         }
         Ok(())
+    }
+}
+
+impl AsRawFd for Vm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 }
 

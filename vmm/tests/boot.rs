@@ -97,8 +97,9 @@ fn await_stop(machine: &RunningMachine) {
 fn run(code: &[u8]) -> Option<(StopReason, String)> {
     let log = Log::new();
     let running = machine(code, 1)?
-        .start(log.console(), || Ok(()))
-        .expect("started");
+        .start(log.console(), |_| Ok(()))
+        .expect("started")
+        .let_go();
     await_stop(&running);
     let reason = running.stop().expect("ended");
     Some((reason, log.text()))
@@ -146,7 +147,8 @@ fn the_guest_finds_its_devices() {
     let rng = Arc::new(Mutex::new(Rng::new().expect("a device")));
     machine.attach(rng).expect("attached");
     let log = Log::new();
-    let running = machine.start(log.console(), || Ok(())).expect("started");
+    let held = machine.start(log.console(), |_| Ok(())).expect("started");
+    let running = held.let_go();
     await_stop(&running);
     assert_eq!(running.stop().expect("ended"), StopReason::Reset);
     assert_eq!(log.text(), "virt\n");
@@ -159,8 +161,9 @@ fn a_guest_that_never_ends_is_stopped() {
             return;
         };
         let running = machine
-            .start(Log::new().console(), || Ok(()))
-            .expect("started");
+            .start(Log::new().console(), |_| Ok(()))
+            .expect("started")
+            .let_go();
         assert_eq!(running.stop_reason(), None);
         assert_eq!(running.stop().expect("ended"), StopReason::Stopped);
     }
@@ -174,7 +177,7 @@ fn no_guest_code_runs_unconfined() {
     let log = Log::new();
     let calls = Arc::new(Mutex::new(0));
     let counter = Arc::clone(&calls);
-    let result = machine.start(log.console(), move || {
+    let result = machine.start(log.console(), move |_| {
         let mut calls = counter.lock().expect("no panic");
         *calls += 1;
         if *calls == 2 {
@@ -192,6 +195,17 @@ fn no_guest_code_runs_unconfined() {
 }
 
 #[test]
+fn no_guest_code_runs_before_it_is_let_go() {
+    let Some(machine) = machine(&print("I ran\n"), 2) else {
+        return;
+    };
+    let log = Log::new();
+    let held = machine.start(log.console(), |_| Ok(())).expect("started");
+    drop(held);
+    assert_eq!(log.text(), "", "the threads have ended without running it");
+}
+
+#[test]
 fn bad_configurations_are_refused_by_name() {
     let code = elf(&LOOP_FOREVER);
     let config = MachineConfig {
@@ -206,7 +220,7 @@ fn bad_configurations_are_refused_by_name() {
     }
     let text = |config: MachineConfig<'_>| {
         let machine = Machine::new(&config);
-        let started = machine.and_then(|machine| machine.start(Log::new().console(), || Ok(())));
+        let started = machine.and_then(|machine| machine.start(Log::new().console(), |_| Ok(())));
         started.expect_err("refused").to_string()
     };
     let vcpus = NonZeroU8::new(200).expect("not zero");

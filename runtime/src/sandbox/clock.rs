@@ -6,12 +6,13 @@
 //! slew that is in use (chrony's, by a twelfth) makes less than a second.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use hull_protocol::clock::{NEWS, Reading};
+use hull_vmm::event_loop::Subscriber;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::time::{
@@ -100,6 +101,12 @@ impl ClockWatch {
             Err(Errno::AGAIN | Errno::INTR) => true,
             Err(_) => false,
         }
+    }
+}
+
+impl Subscriber for ClockWatch {
+    fn descriptors(&self) -> Vec<RawFd> {
+        vec![self.timer.as_raw_fd(), self.guest.as_raw_fd()]
     }
 }
 

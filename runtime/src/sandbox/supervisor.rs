@@ -10,7 +10,7 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use hull_vmm::event_loop::StopHandle;
+use hull_vmm::event_loop::{StopHandle, Subscriber};
 
 use super::lifeline::COMMIT;
 use crate::container::ENDED;
@@ -126,6 +126,12 @@ impl Supervisor {
         let mut byte = [0];
         let mut file = File::from(self.watched.exit_status.try_clone().ok()?);
         matches!(file.read(&mut byte), Ok(1)).then_some(byte[0])
+    }
+}
+
+impl Subscriber for Supervisor {
+    fn descriptors(&self) -> Vec<RawFd> {
+        self.fds().map(|(fd, _)| fd).to_vec()
     }
 }
 

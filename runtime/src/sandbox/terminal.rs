@@ -4,10 +4,11 @@
 //! writes goes through a stream that is not one. Only the size has to be told.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use hull_protocol::terminal::Size;
+use hull_vmm::event_loop::Subscriber;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::io::Errno;
@@ -120,6 +121,16 @@ impl SizeWatch {
         }
         sizes.tell();
         Ok(Self { sizes, signals })
+    }
+}
+
+impl Subscriber for SizeWatch {
+    fn descriptors(&self) -> Vec<RawFd> {
+        vec![
+            self.signals.as_raw_fd(),
+            self.sizes.terminal.as_raw_fd(),
+            self.sizes.guest.as_raw_fd(),
+        ]
     }
 }
 

@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -18,8 +18,7 @@ use hull_vmm::virtio::block::{Block, Disk, DiskError};
 use hull_vmm::virtio::fs::{self, Fs};
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
-use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig, RunningMachine};
-use rustix::fs::{Mode, OFlags};
+use hull_vmm::{Console, ConsoleLimits, EventLoop, HeldMachine, Machine, MachineConfig};
 use rustix::mount::MountFlags;
 use rustix::pipe::PipeFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -233,16 +232,17 @@ impl Inherited {
     }
 }
 
-/// A machine that runs, and what its end depends on.
+/// A machine that waits to be let go, and what its end depends on.
 struct Vm {
     events: EventLoop,
-    machine: RunningMachine,
+    machine: HeldMachine,
     supervisor: Arc<Mutex<Supervisor>>,
     stdio: Ports,
 }
 
-/// From a configuration to a running guest. The order matters: what needs the host's files comes before
-/// the tree, the tree before any thread, and each thread is confined before the guest runs.
+/// From a configuration to a machine that waits to be let go. The order matters: what needs the host's
+/// files comes before the tree, the tree before any thread, what threads have in common before any of them
+/// is confined, and all of them are before the guest runs.
 fn assemble(
     config: &VmmConfig,
     mut inherited: Inherited,
@@ -264,7 +264,7 @@ fn assemble(
 
     let mut machine = load_machine(config, &inherited)?;
     let (namespace, shares) = (inherited.user_namespace, inherited.shares);
-    let fs = share(config, namespace, shares, limits.nofile)?;
+    let (fs, threads) = share(config, namespace, shares, limits.nofile)?;
     let fs = Arc::new(Mutex::new(fs));
     let rng = Arc::new(Mutex::new(Rng::new().map_err(io_error("make virtio-rng"))?));
     let mut vsock = Vsock::new(GUEST_CID, ports::FIRST_STREAM, inherited.listener)?;
@@ -277,22 +277,22 @@ fn assemble(
     vsock.attach_at(ports::CLOCK, Direction::Duplex, guests_end)?;
     let vsock = Arc::new(Mutex::new(vsock));
 
-    machine.attach(Arc::clone(&fs))?;
-    machine.attach(Arc::clone(&vsock))?;
-    machine.attach(Arc::clone(&rng))?;
-    let disks = attach_disks(config, inherited.disks, &mut machine)?;
-
     let mut events = EventLoop::new().map_err(io_error("make the event loop"))?;
+    let fs_eventfds = machine.attach(Arc::clone(&fs))?;
+    events.keep(machine.attach(Arc::clone(&vsock))?);
+    events.keep(machine.attach(Arc::clone(&rng))?);
+    let disks = attach_disks(config, inherited.disks, &mut machine)?;
     events.add(Arc::clone(&vsock) as _);
     events.add(rng);
     events.add(Arc::new(Mutex::new(clock)));
     if let Some(watch) = size_watch {
         events.add(Arc::new(Mutex::new(watch)));
     }
-    fs::spawn(fs, || jail::confine(Role::Filesystem))
+    fs::spawn(fs, fs_eventfds, |needed| confine_files(threads, needed))
         .map_err(io_error("start the virtio-fs thread"))?;
     for (disk, name) in disks {
-        let confine = || jail::confine(Role::Block).map_err(io::Error::other);
+        let confine =
+            |needed: Vec<_>| jail::confine(Role::Block, &needed).map_err(io::Error::other);
         disk.spawn(&name, confine)
             .map_err(io_error("start a disk's thread"))?;
     }
@@ -301,8 +301,8 @@ fn assemble(
         ..ConsoleLimits::default()
     };
     let console = Console::new(inherited.console, limits);
-    let machine = machine.start(console, || {
-        jail::confine(Role::Vcpu).map_err(io::Error::other)
+    let machine = machine.start(console, |needed| {
+        jail::confine(Role::Vcpu, needed).map_err(io::Error::other)
     })?;
 
     let stopped = machine.stopped().try_clone_to_owned();
@@ -342,27 +342,35 @@ fn join(config: &VmmConfig, network: Option<OwnedFd>) -> Result<(), VmmError> {
     }
 }
 
+/// Confines the virtio-fs thread. Returns the directory through which it opens inodes.
+fn confine_files(threads: tree::Threads, mut needed: Vec<RawFd>) -> io::Result<File> {
+    let own = threads.own_descriptors().map_err(io::Error::other)?;
+    needed.push(own.as_raw_fd());
+    jail::confine(Role::Filesystem, &needed).map_err(io::Error::other)?;
+    Ok(own)
+}
+
 /// Enters the tree of the shares, for an ordinary user in a user namespace, and makes the device that
-/// serves it.
+/// serves it. Returns with it where its thread finds itself.
 fn share(
     config: &VmmConfig,
     user_namespace: Option<OwnedFd>,
     mut shares: Vec<tree::Share>,
     nofile: u64,
-) -> Result<Fs, VmmError> {
+) -> Result<(Fs, tree::Threads), VmmError> {
     if let Some(namespace) = user_namespace {
         userns::enter(namespace.as_fd())?;
         shares.iter_mut().try_for_each(tree::Share::reopen)?;
     }
     let tree = tree::enter(shares)?;
     let memory_bytes = u64::from(config.memory_mib) << 20;
-    Ok(Fs::new(fs::Options {
+    let fs = Fs::new(fs::Options {
         tag: ports::SHARE_TAG.to_owned(),
         root: "/".into(),
-        proc_self_fd: Some(tree.proc_self_fd),
         fd_limit: fs::fd_limit(memory_bytes, nofile),
         cache_timeout: fs::CACHE_TIMEOUT,
-    })?)
+    })?;
+    Ok((fs, tree.threads))
 }
 
 /// Gives the machine its disks. Returns the loops that are to serve them, each with a name: a disk that
@@ -377,8 +385,8 @@ fn attach_disks(
         let name = disk.serial().to_owned();
         let block = Block::new(disk).map_err(io_error("make virtio-blk"))?;
         let block = Arc::new(Mutex::new(block));
-        machine.attach(Arc::clone(&block))?;
         let mut events = EventLoop::new().map_err(io_error("make a disk's event loop"))?;
+        events.keep(machine.attach(Arc::clone(&block))?);
         events.add(block);
         Ok((events, name))
     };
@@ -419,7 +427,7 @@ fn offer_fixed_ports(vsock: &mut Vsock, ready: OwnedFd) -> Result<OwnedFd, VmmEr
     Ok(exit_status)
 }
 
-/// Takes the container's streams, and leaves /dev/null in their place.
+/// Takes the container's streams, and leaves what is nobody's in their place.
 fn take_stdio() -> io::Result<Vec<(Direction, OwnedFd)>> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let mut streams = Vec::new();
@@ -429,10 +437,7 @@ fn take_stdio() -> io::Result<Vec<(Direction, OwnedFd)>> {
     {
         streams.push((direction, stdio::private_description(fd)?));
     }
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
+    jail::descriptors::abandon_standard_streams()?;
     Ok(streams)
 }
 
@@ -463,7 +468,7 @@ impl TakenTerminal {
 }
 
 impl Vm {
-    /// Tells `create`, confines this thread as well, and serves until the end.
+    /// Confines this thread as well, lets the guest run, tells `create`, and serves until the end.
     fn report_and_run(self, lifeline: &UnixStream) -> Result<ExitCode, VmmError> {
         let Self {
             events,
@@ -471,7 +476,10 @@ impl Vm {
             supervisor,
             stdio,
         } = self;
-        jail::confine(Role::Main)?;
+        let mut needed = events.descriptors();
+        needed.push(lifeline.as_raw_fd());
+        jail::confine(Role::Main, &needed)?;
+        let machine = machine.let_go();
         lifeline::send(lifeline, &Report::Up { stdio }).map_err(io_error("report to create"))?;
         events.run().map_err(io_error("wait for events"))?;
         let end = supervisor

@@ -55,11 +55,13 @@ impl World {
         let options = Options {
             tag: "fuzz".into(),
             root: "/".into(),
-            proc_self_fd: Some(proc_self_fd.try_clone().expect("dup")),
             fd_limit: 100,
             cache_timeout: CACHE_TIMEOUT,
         };
-        let device = Arc::new(Mutex::new(Fs::new(options).expect("a device")));
+        let mut device = Fs::new(options).expect("a device");
+        let descriptors = proc_self_fd.try_clone().expect("dup");
+        device.open(descriptors).expect("the tree");
+        let device = Arc::new(Mutex::new(device));
         let mut events = EventManager::new().expect("epoll");
         events.add_subscriber(Arc::clone(&device));
         let mut world = Self {

@@ -64,6 +64,10 @@ impl VirtioDevice for Checker {
         OFFERED
     }
 
+    fn doorbell(&self) -> Option<std::os::fd::RawFd> {
+        None
+    }
+
     fn config(&self) -> &[u8] {
         &[1, 2, 3, 4, 5]
     }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // fork
 
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -61,6 +61,15 @@ fn end(child: i32, message: String) -> End {
         (_, Some(signal)) => End::Signal(signal),
         _ => End::Panicked(message),
     }
+}
+
+/// All that this process has open.
+pub fn open_fds() -> Vec<RawFd> {
+    let names = std::fs::read_dir("/proc/self/fd").expect("/proc");
+    let numbers = names
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.collect()
 }
 
 /// Whether this process may make mount namespaces; says on standard error why a test is skipped.

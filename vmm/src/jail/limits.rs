@@ -1,8 +1,6 @@
-//! Limits of the VMM process, and the file descriptors that it keeps.
-#![allow(unsafe_code)] // close_range(2), which no library wraps
+//! Limits of the VMM process.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
@@ -20,9 +18,6 @@ pub enum Error {
     /// `PR_SET_DUMPABLE` failed.
     #[error("cannot make the process undumpable")]
     Dumpable(#[source] io::Error),
-    /// close_range(2) failed.
-    #[error("cannot close the other file descriptors; the host's kernel must be 5.9 or newer")]
-    CloseRange(#[source] io::Error),
 }
 
 /// The limits in force after [`apply`].
@@ -71,37 +66,4 @@ fn set(resource: Resource, name: &'static str, limit: u64) -> Result<(), Error> 
         maximum: Some(limit),
     };
     setrlimit(resource, limit).map_err(|e| Error::Rlimit(name, e.into()))
-}
-
-/// Closes every file descriptor but standard input, output and error and those of `keep`.
-///
-/// To be called before the process opens anything that is not in `keep`: what a library has open would
-/// be closed behind its back.
-///
-/// # Errors
-/// [`Error::CloseRange`].
-pub fn close_other_fds(keep: &[BorrowedFd<'_>]) -> Result<(), Error> {
-    let mut kept: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
-    kept.retain(|fd| *fd > 2);
-    kept.sort_unstable();
-    let mut next = 3;
-    for fd in kept {
-        close_range(next, fd - 1)?;
-        next = fd + 1;
-    }
-    close_range(next, RawFd::MAX)
-}
-
-/// Closes `first` to `last`, both included; nothing where `last` comes before `first`.
-fn close_range(first: RawFd, last: RawFd) -> Result<(), Error> {
-    if last < first {
-        return Ok(());
-    }
-    // SAFETY: it takes no pointers. The caller of `close_other_fds` has been told that nobody may own
-    // these descriptors.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    match result {
-        0 => Ok(()),
-        _ => Err(Error::CloseRange(io::Error::last_os_error())),
-    }
 }

@@ -4,14 +4,16 @@
 //! 1. [`close_other_fds`] and [`limits::apply`], early;
 //! 2. for an ordinary user [`userns::enter`], and [`tree::enter`], while there is one thread: the shared
 //!    tree becomes all that is reachable by path;
-//! 3. [`confine`] in each thread, last: no new privileges, capabilities, and the system call filter of
-//!    the thread's [`Role`].
+//! 3. [`confine`] in each thread, last: no new privileges, a table of descriptors of its own, for the
+//!    virtio-fs thread Landlock, capabilities, and the system call filter of the thread's [`Role`].
 //!
 //! What each layer keeps from an attacker, and what it doesn't, is in `docs/security.md`.
 //!
 //! All of this needs root, if only of a user namespace.
 
 mod capabilities;
+pub mod descriptors;
+mod landlock;
 pub mod limits;
 mod seccomp;
 pub mod tree;
@@ -20,13 +22,16 @@ pub mod userns;
 #[cfg(test)]
 pub(crate) mod child;
 #[cfg(test)]
+mod descriptor_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tree_tests;
 
-pub use limits::close_other_fds;
+pub use descriptors::close_other_fds;
 
 use std::io;
+use std::os::fd::RawFd;
 
 /// What a thread of the VMM does, which decides what it may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +52,18 @@ pub enum Error {
     /// `PR_SET_NO_NEW_PRIVS`.
     #[error("cannot set no_new_privs")]
     NoNewPrivs(#[source] io::Error),
+    /// unshare(2) with `CLONE_FILES`.
+    #[error("cannot give a thread file descriptors of its own")]
+    OwnTable(#[source] io::Error),
+    /// close_range(2) failed.
+    #[error("cannot close the other file descriptors; the host's kernel must be 5.9 or newer")]
+    CloseRange(#[source] io::Error),
+    /// The host has Landlock, but refuses what it is told.
+    #[error("cannot restrict the virtio-fs thread to the shared tree by Landlock")]
+    Landlock(#[source] ::landlock::RulesetError),
+    /// Landlock's rule names the root directory, which could not be opened.
+    #[error("cannot open the shared tree for Landlock")]
+    LandlockRoot(#[source] ::landlock::PathFdError),
     /// One of the capability sets could not be changed.
     #[error("cannot give up {set} capabilities")]
     Capabilities {
@@ -70,13 +87,16 @@ pub enum Error {
     Install(#[source] seccompiler::Error),
 }
 
-/// Confines the calling thread to what its role needs, for good.
+/// Confines the calling thread to what its role needs, for good. Of the open files it keeps those of
+/// `descriptors`, by their numbers, in a table of its own.
 ///
 /// # Errors
 /// See [`Error`]. The thread may then have lost some of its privileges, so the process must end.
-pub fn confine(role: Role) -> Result<(), Error> {
+pub fn confine(role: Role, descriptors: &[RawFd]) -> Result<(), Error> {
     rustix::thread::set_no_new_privs(true).map_err(|e| Error::NoNewPrivs(e.into()))?;
+    descriptors::keep_only(descriptors)?;
     if role == Role::Filesystem {
+        landlock::restrict_to_root()?;
         // Takes CAP_SETPCAP, so before the next step.
         capabilities::keep_as_any_user()?;
     }

@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::child::{End, is_root, run};
+use super::child::{self, End, is_root, run};
 use super::tree::{self, Mounted, ReadOnly, Share, Source};
 use super::{Role, close_other_fds, confine, limits};
 
@@ -102,17 +102,20 @@ fn only_the_shares_can_be_reached_by_path() {
             fs::write("/file", "").is_err(),
             "the tree itself is read-only"
         );
-        // /proc/self/fd, and nothing of the rest of /proc.
-        let fd = tree.proc_self_fd.as_raw_fd().to_string();
-        openat(&tree.proc_self_fd, &fd, OFlags::PATH, Mode::empty()).expect("own fd");
+        // The thread's own descriptors, and nothing of the rest of /proc.
+        let own = tree.threads.own_descriptors().expect("the directory");
+        let fd = own.as_raw_fd().to_string();
+        openat(&own, &fd, OFlags::PATH, Mode::empty()).expect("own fd");
         for path in [
             "../status",
-            "../../self/status",
-            "../../sys/kernel/core_pattern",
+            "../../status",
+            "../../../../self/status",
+            "../../../../sys/kernel/core_pattern",
         ] {
-            let climbed = openat(&tree.proc_self_fd, path, OFlags::RDONLY, Mode::empty());
+            let climbed = openat(&own, path, OFlags::RDONLY, Mode::empty());
             assert_eq!(climbed.err(), Some(Errno::NOENT), "{path}");
         }
+        assert_eq!(names("/"), ["c1"], "nothing covers the tree's root");
     });
     assert_eq!(end, End::Returned);
     let path = sources.path().join("rootfs/new");
@@ -248,7 +251,7 @@ fn a_call_that_is_not_the_roles_kills() {
     for role in ROLES {
         for (number, [a, b, c, d]) in forbidden {
             let end = run(|| {
-                confine(role).expect("the jail");
+                confine(role, &child::open_fds()).expect("the jail");
                 // SAFETY: none of these calls touches memory that is in use.
                 unsafe { libc::syscall(number, a, b, c, d, -1, 0) };
             });
@@ -256,7 +259,7 @@ fn a_call_that_is_not_the_roles_kills() {
         }
     }
     let end = run(|| {
-        confine(Role::Vcpu).expect("the jail");
+        confine(Role::Vcpu, &child::open_fds()).expect("the jail");
         let _ = fs::File::open("/etc/passwd");
     });
     assert_eq!(end, End::Signal(libc::SIGSYS), "a vCPU opens no file");
@@ -269,7 +272,7 @@ fn what_a_thread_lives_on_is_allowed() {
     }
     for role in ROLES {
         let end = run(|| {
-            confine(role).expect("the jail");
+            confine(role, &child::open_fds()).expect("the jail");
             let memory = vec![1_u8; 1 << 24];
             drop(memory);
             std::thread::yield_now();

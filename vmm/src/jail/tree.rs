@@ -36,7 +36,7 @@ use rustix::mount::{
 };
 use rustix::process::{Pid, WaitOptions, fchdir, pivot_root, waitpid};
 use rustix::thread::{
-    ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe,
+    ThreadNameSpaceType, UnshareFlags, gettid, move_into_thread_name_spaces, unshare_unsafe,
 };
 
 use super::userns::{self, IdMap};
@@ -183,8 +183,32 @@ pub struct FileSystem {
 /// What of the host is still at hand in the tree.
 #[derive(Debug)]
 pub struct Tree {
-    /// This process's `/proc/self/fd`, and nothing above it: virtio-fs opens its inodes through it.
-    pub proc_self_fd: File,
+    /// For the virtio-fs thread, to find itself in.
+    pub threads: Threads,
+}
+
+/// This process's `/proc/self/task`, mounted over the tree's root, where no path leads to it.
+#[derive(Debug)]
+pub struct Threads(OwnedFd);
+
+impl Threads {
+    /// The calling thread's `/proc/thread-self/fd`, and nothing above it: virtio-fs opens its inodes
+    /// through it. `/proc/self/fd` would be the main thread's, as each thread has descriptors of its own.
+    ///
+    /// The thread must have a working directory of its own; it is the tree's root afterwards.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn own_descriptors(self) -> Result<File, Error> {
+        let own = format!("{}/fd", gettid().as_raw_nonzero());
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let own = open_tree(&self.0, own, flags).map_err(call("open_tree"))?;
+        change(own.as_fd(), Depth::One, SEALED).map_err(call("mount_setattr"))?;
+        fchdir(&self.0).map_err(call("fchdir"))?;
+        unmount(c".", UnmountFlags::DETACH).map_err(call("umount2(MNT_DETACH)"))?;
+        rustix::process::chdir(c"/").map_err(call("chdir"))?;
+        Ok(own.into())
+    }
 }
 
 /// Why the tree could not be entered.
@@ -242,9 +266,9 @@ pub fn enter(shares: Vec<Share>) -> Result<Tree, Error> {
     check_single_threaded()?;
 
     // Mounts can be cloned in the namespace that they belong to, so before the new one.
-    let proc_self_fd =
-        clone_mount(CWD, c"/proc/self/fd", OpenTreeFlags::empty()).map_err(call("open_tree"))?;
-    change(proc_self_fd.as_fd(), Depth::One, SEALED).map_err(call("mount_setattr"))?;
+    let threads =
+        clone_mount(CWD, c"/proc/self/task", OpenTreeFlags::empty()).map_err(call("open_tree"))?;
+    change(threads.as_fd(), Depth::One, SEALED).map_err(call("mount_setattr"))?;
     let shares = shares
         .into_iter()
         .map(Prepared::new)
@@ -256,14 +280,7 @@ pub fn enter(shares: Vec<Share>) -> Result<Tree, Error> {
     mount_change(c"/", private).map_err(call("mount(MS_PRIVATE)"))?;
 
     let root = new_tmpfs()?;
-    move_mount(
-        &root,
-        c"",
-        CWD,
-        c"/",
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-    .map_err(call("move_mount"))?;
+    mount_over_root(&root)?;
     // All mount points first: none is ever made in a share.
     for share in &shares {
         share.make_mount_point(&root)?;
@@ -273,8 +290,9 @@ pub fn enter(shares: Vec<Share>) -> Result<Tree, Error> {
     }
     change(root.as_fd(), Depth::One, read_only(true)).map_err(call("mount_setattr"))?;
     leave_old_root(&root)?;
+    mount_over_root(&threads)?;
     Ok(Tree {
-        proc_self_fd: proc_self_fd.into(),
+        threads: Threads(threads),
     })
 }
 
@@ -549,6 +567,12 @@ fn new_tmpfs() -> Result<OwnedFd, Error> {
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(call("fsmount"))
+}
+
+/// Attaches a clone on top of the root directory.
+fn mount_over_root(clone: &OwnedFd) -> Result<(), Error> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(clone, c"", CWD, c"/", flags).map_err(call("move_mount"))
 }
 
 /// Makes `root` the root of the namespace, and unmounts what was.

@@ -276,7 +276,9 @@ fn a_share_can_be_made_read_only_from_outside() {
         let jailed = match unsafe { libc::fork() } {
             0 => {
                 let share = share_of("c1/rootfs", Mounted::new(o_path(source.path())));
-                let entered = tree::enter(vec![share]).is_ok();
+                let entered = tree::enter(vec![share])
+                    .and_then(|tree| tree.threads.own_descriptors())
+                    .is_ok();
                 let written = fs::write("/c1/rootfs/before", "").is_ok();
                 let _ = rustix::io::write(&tell, &[u8::from(entered && written)]);
                 let _ = kill_process(getpid(), Signal::STOP);

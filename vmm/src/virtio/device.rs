@@ -6,6 +6,7 @@
 //! the loop from the start, writes to it in [`VirtioDevice::activate`], and on that event registers the
 //! queues' kick eventfds.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -101,6 +102,10 @@ pub trait VirtioDevice: Send {
 
     /// The feature bits offered, `VIRTIO_F_VERSION_1` among them.
     fn features(&self) -> u64;
+
+    /// The eventfd by which activation and reset, in a vCPU's thread, tell the thread that serves the
+    /// device; none where nobody has to be told.
+    fn doorbell(&self) -> Option<RawFd>;
 
     /// The device's configuration space. It is read only and does not change while the VM lives.
     fn config(&self) -> &[u8];

@@ -1,5 +1,6 @@
 //! The entropy device (virtio 1.3, 5.4): fills the driver's buffers with random bytes of the host.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -12,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
 use super::watch::Watch;
+use crate::event_loop::Subscriber;
 
 /// Linux asks for one buffer at a time; a few more for those who don't.
 const QUEUE_SIZES: [u16; 1] = [16];
@@ -142,6 +144,10 @@ impl VirtioDevice for Rng {
         1 << VIRTIO_F_VERSION_1
     }
 
+    fn doorbell(&self) -> Option<RawFd> {
+        Some(self.watch.doorbell())
+    }
+
     fn config(&self) -> &[u8] {
         &[]
     }
@@ -163,6 +169,12 @@ impl VirtioDevice for Rng {
     fn reset(&mut self) {
         self.active = None;
         self.watch.driver_went();
+    }
+}
+
+impl Subscriber for Rng {
+    fn descriptors(&self) -> Vec<RawFd> {
+        vec![self.watch.doorbell()]
     }
 }
 

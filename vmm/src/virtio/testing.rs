@@ -52,6 +52,10 @@ impl VirtioDevice for Probe {
         1 << 32 | 1 << 29
     }
 
+    fn doorbell(&self) -> Option<std::os::fd::RawFd> {
+        None
+    }
+
     fn config(&self) -> &[u8] {
         &[1, 2, 3, 4, 5, 6]
     }

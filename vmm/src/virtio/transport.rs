@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -32,6 +33,8 @@ pub struct MmioTransport {
     interrupt_status: Arc<AtomicU32>,
     irqfd: Arc<EventFd>,
     kicks: Vec<Arc<EventFd>>,
+    /// The device's own; see [`VirtioDevice::doorbell`].
+    doorbell: Option<RawFd>,
     registers: Mutex<Registers>,
 }
 
@@ -53,11 +56,12 @@ impl MmioTransport {
         device: Arc<Mutex<dyn VirtioDevice>>,
     ) -> io::Result<Self> {
         let new_eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
-        let (registers, config, queues) = {
+        let (registers, config, queues, doorbell) = {
             let device = lock(&device);
             let sizes = device.queue_sizes();
             let registers = Registers::new(device.device_type(), device.features(), sizes);
-            (registers, device.config().to_vec(), sizes.len())
+            let config = device.config().to_vec();
+            (registers, config, sizes.len(), device.doorbell())
         };
         Ok(Self {
             memory,
@@ -68,6 +72,7 @@ impl MmioTransport {
             kicks: (0..queues)
                 .map(|_| new_eventfd())
                 .collect::<Result<_, _>>()?,
+            doorbell,
             registers: Mutex::new(registers),
         })
     }
@@ -81,6 +86,19 @@ impl MmioTransport {
     /// [`QUEUE_NOTIFY`], each matching its queue's number.
     pub fn kicks(&self) -> impl Iterator<Item = &EventFd> {
         self.kicks.iter().map(AsRef::as_ref)
+    }
+
+    /// The eventfds by which the device is kicked and interrupts: for the thread that serves it.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let kicks = self.kicks.iter().map(|kick| kick.as_raw_fd());
+        kicks.chain([self.irqfd.as_raw_fd()]).collect()
+    }
+
+    /// What serving the registers takes: for a vCPU's thread.
+    pub(crate) fn register_descriptors(&self) -> Vec<RawFd> {
+        let mut descriptors = self.descriptors();
+        descriptors.extend(self.doorbell);
+        descriptors
     }
 
     /// Serves a read at `offset` of the device's registers.

@@ -2,7 +2,7 @@
 //! kicks.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events};
@@ -37,6 +37,11 @@ impl Watch {
     /// Tells the loop that the driver has gone.
     pub(super) fn driver_went(&self) {
         let _ = self.changed.write(1); // if full, the loop is told already
+    }
+
+    /// The eventfd that these two write to.
+    pub(super) fn doorbell(&self) -> RawFd {
+        self.changed.as_raw_fd()
     }
 
     /// Has the loop wait for the driver.

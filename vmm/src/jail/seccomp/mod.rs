@@ -152,6 +152,34 @@ mod tests {
     }
 
     #[test]
+    fn only_virtio_fs_changes_files_other_than_their_bytes() {
+        let changes = [
+            libc::SYS_openat,
+            libc::SYS_openat2,
+            libc::SYS_linkat,
+            libc::SYS_unlinkat,
+            libc::SYS_renameat2,
+            libc::SYS_ftruncate,
+            libc::SYS_fchmod,
+            libc::SYS_fchmodat,
+            libc::SYS_fchown,
+            libc::SYS_fchownat,
+            libc::SYS_utimensat,
+            libc::SYS_fsetxattr,
+            libc::SYS_fremovexattr,
+        ];
+        for role in [Role::Main, Role::Vcpu, Role::Block] {
+            for allowed in table(role) {
+                assert!(
+                    !changes.contains(&allowed.call),
+                    "{role:?}: {}",
+                    allowed.call
+                );
+            }
+        }
+    }
+
+    #[test]
     fn nothing_is_listed_that_would_open_the_jail() {
         let never = [
             libc::SYS_socket,

@@ -2,6 +2,9 @@
 
 use libc::*;
 
+/// `epoll_create1`: a loop makes its own descriptor of events once its thread has a table of its own.
+const EVENTS: Allowed = one_of(SYS_epoll_create1, 0, &[EPOLL_CLOEXEC as u32]);
+
 use super::{Allowed, any, one_of, own_pid, without};
 
 /// What every thread needs to live: the C library's and Rust's runtime.
@@ -41,6 +44,7 @@ pub(super) const COMMON: &[Allowed] = &[
 /// The event loop: what is open already, and connections to the sandbox's own listening socket.
 pub(super) const MAIN: &[Allowed] = &[
     // The loop itself.
+    EVENTS,
     any(SYS_epoll_ctl),
     any(SYS_epoll_wait),
     any(SYS_epoll_pwait),
@@ -58,20 +62,18 @@ pub(super) const MAIN: &[Allowed] = &[
     any(SYS_sendmsg),
     any(SYS_sendto),
     any(SYS_shutdown),
-    // Stdio of the container's processes, the console's log.
+    // Stdio of the container's processes, which may be files of the host: their bytes, and nothing that
+    // cuts them or changes what others who have them open see of it.
     any(SYS_preadv2),
     any(SYS_pwritev2),
     any(SYS_readv),
     any(SYS_writev),
     any(SYS_fstat),
-    any(SYS_ftruncate),
-    any(SYS_lseek),
     one_of(
         SYS_fcntl,
         1,
         &[
             F_GETFL as u32,
-            F_SETFL as u32,
             F_GETFD as u32,
             F_SETFD as u32,
             F_DUPFD_CLOEXEC as u32,
@@ -106,6 +108,7 @@ pub(super) const VCPU: &[Allowed] = &[one_of(
 /// virtio-fs: file system calls within the shared tree.
 pub(super) const FILESYSTEM: &[Allowed] = &[
     // The device's event loop.
+    EVENTS,
     any(SYS_epoll_ctl),
     any(SYS_epoll_wait),
     any(SYS_epoll_pwait),
@@ -175,6 +178,7 @@ pub(super) const FILESYSTEM: &[Allowed] = &[
 /// virtio-blk: one open file, its bytes and its space.
 pub(super) const BLOCK: &[Allowed] = &[
     // The device's event loop.
+    EVENTS,
     any(SYS_epoll_ctl),
     any(SYS_epoll_wait),
     any(SYS_epoll_pwait),

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, RawFd};
 
 use rustix::fs::{FallocateFlags, fallocate, ioctl_blksszget};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
@@ -154,6 +155,12 @@ impl Disk {
         } else {
             Err(Failure::Range)
         }
+    }
+}
+
+impl AsRawFd for Disk {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 }
 

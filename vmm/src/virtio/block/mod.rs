@@ -15,6 +15,7 @@ mod tests;
 pub use disk::{Disk, DiskError, SECTOR, SERIAL_SIZE};
 
 use std::mem::offset_of;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -32,6 +33,7 @@ use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDev
 use super::memory::View;
 use super::queue::{Done, serve};
 use super::watch::Watch;
+use crate::event_loop::Subscriber;
 
 /// Descriptors in the queue: requests in flight, or with indirect descriptors, the longest of one.
 const QUEUE_SIZE: u16 = 128;
@@ -178,6 +180,10 @@ impl VirtioDevice for Block {
         }
     }
 
+    fn doorbell(&self) -> Option<RawFd> {
+        Some(self.watch.doorbell())
+    }
+
     fn config(&self) -> &[u8] {
         &self.config
     }
@@ -203,6 +209,12 @@ impl VirtioDevice for Block {
     fn reset(&mut self) {
         self.active = None;
         self.watch.driver_went();
+    }
+}
+
+impl Subscriber for Block {
+    fn descriptors(&self) -> Vec<RawFd> {
+        vec![self.watch.doorbell(), self.disk.as_raw_fd()]
     }
 }
 

@@ -341,7 +341,7 @@ fn a_driver_that_cannot_flush_is_served_and_the_jail_allows_it_all() {
     let end = child::run(|| {
         let mut rig = Rig::new(false);
         rig.activate(1 << 32);
-        jail::confine(Role::Block).expect("the jail");
+        jail::confine(Role::Block, &child::open_fds()).expect("the jail");
         assert_eq!(rig.request(OUT, 0, (DATA, 512, 0)), OK);
         assert_eq!(rig.request(IN, 0, (DATA, 512, WRITE)), OK);
         assert_eq!(rig.range(WRITE_ZEROES, 0, 1, 0), OK);

@@ -1,7 +1,9 @@
 //! For tests: the guest's side of the device, well-behaved or not.
 #![allow(unsafe_code)] // an eventfd lent to poll
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
@@ -15,7 +17,6 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{CACHE_TIMEOUT, Fs, FsThread, Options, QUEUE_SIZES, spawn};
-use crate::jail;
 use crate::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 
 /// Where the rings of a queue lie: each queue has 64 KiB, in it the descriptors, then the rings.
@@ -40,9 +41,14 @@ pub(super) struct Guest {
     pub(super) device: Arc<Mutex<Fs>>,
     thread: FsThread,
     irq: Arc<EventFd>,
-    kicks: Vec<Arc<EventFd>>,
+    kicks: [Arc<EventFd>; 2],
     available: [u16; 2],
     unique: u64,
+}
+
+/// What a thread of the device does before it serves, where it isn't to be confined.
+pub(super) fn unconfined(_: Vec<RawFd>) -> io::Result<File> {
+    File::open("/proc/thread-self/fd")
 }
 
 impl Guest {
@@ -50,16 +56,21 @@ impl Guest {
     /// `confine`. The device is activated and FUSE is initialised.
     pub(super) fn new(
         options: Options,
-        confine: impl FnOnce() -> Result<(), jail::Error> + Send + 'static,
+        confine: impl FnOnce(Vec<RawFd>) -> io::Result<File> + Send + 'static,
     ) -> Self {
         let ranges = [(GuestAddress(0), MEMORY as usize)];
         let device = Arc::new(Mutex::new(Fs::new(options).expect("a device")));
+        // The machine's: from before there is a thread.
+        let eventfd = || Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
+        let (irq, kicks) = (eventfd(), [eventfd(), eventfd()]);
+        let eventfds = kicks.iter().chain([&irq]).map(|fd| fd.as_raw_fd());
+        let eventfds = eventfds.collect();
         let mut guest = Self {
             memory: Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("guest memory")),
-            thread: spawn(Arc::clone(&device), confine).expect("the thread"),
+            thread: spawn(Arc::clone(&device), eventfds, confine).expect("the thread"),
             device,
-            irq: Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd")),
-            kicks: Vec::new(),
+            irq,
+            kicks,
             available: [0; 2],
             unique: 0,
         };
@@ -70,13 +81,12 @@ impl Guest {
 
     /// A guest whose device serves `root` on a thread that isn't confined.
     pub(super) fn with_root(root: &Path) -> Self {
-        Self::new(options(root), || Ok(()))
+        Self::new(options(root), unconfined)
     }
 
     /// What the driver does up to DRIVER_OK, with empty queues.
     pub(super) fn activate(&mut self) {
         self.available = [0; 2];
-        self.kicks.clear();
         let zeroes = vec![0; (QUEUE_SPAN * 2) as usize];
         self.memory
             .write_slice(&zeroes, GuestAddress(0))
@@ -102,8 +112,7 @@ impl Guest {
         queue.set_avail_ring_address(Some((base + AVAIL) as u32), None);
         queue.set_used_ring_address(Some((base + USED) as u32), None);
         queue.set_ready(true);
-        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
-        self.kicks.push(Arc::clone(&kick));
+        let kick = Arc::clone(&self.kicks[index]);
         ActiveQueue { queue, kick }
     }
 
@@ -295,7 +304,6 @@ pub(super) fn options(root: &Path) -> Options {
     Options {
         tag: "hull".into(),
         root: root.into(),
-        proc_self_fd: None,
         fd_limit: 1000,
         cache_timeout: CACHE_TIMEOUT,
     }

@@ -24,6 +24,8 @@ mod tests;
 pub use options::{CACHE_TIMEOUT, Options, RESERVED_FDS, fd_limit};
 pub use thread::{FsThread, spawn};
 
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -37,6 +39,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::memory::View;
 use super::queue::{Done, serve};
 use super::{ActivateError, Activation, Interrupt, VirtioDevice};
+use crate::event_loop::Subscriber;
 use request::Service;
 
 /// The `tag` field of the configuration space, in bytes (virtio 1.3, 5.11.4).
@@ -74,7 +77,10 @@ pub enum Error {
 
 /// A virtio-fs device.
 pub struct Fs {
-    service: Service,
+    /// From [`Fs::open`] on.
+    service: Option<Service>,
+    /// Up to then.
+    options: Option<Options>,
     config: [u8; CONFIG_SIZE],
     /// Written to when the queues have come or gone, and when a queue's budget is spent.
     control: EventFd,
@@ -101,10 +107,7 @@ struct Served {
 }
 
 impl Fs {
-    /// Makes a device that serves the tree of `options`. Nothing is opened in the tree before the
-    /// guest mounts it.
-    ///
-    /// Sets the process's umask to 0, as the guest decides on its files' modes.
+    /// Makes a device that is to serve the tree of `options`. It serves nothing before [`Self::open`].
     ///
     /// # Errors
     /// See [`Error`].
@@ -118,13 +121,30 @@ impl Fs {
         config[TAG_SIZE..].copy_from_slice(&1_u32.to_le_bytes());
 
         Ok(Self {
-            service: Service::new(options).map_err(Error::Open)?,
+            service: None,
+            options: Some(options),
             config,
             control: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::EventFd)?,
             active: None,
             watched: Vec::new(),
             stale: false,
         })
+    }
+
+    /// Opens the tree, once, in the thread that serves it. `descriptors` is that thread's
+    /// `/proc/thread-self/fd`, through which inodes are opened. Nothing else is opened in the tree before
+    /// the guest mounts it.
+    ///
+    /// Sets the thread's umask to 0, as the guest decides on its files' modes.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn open(&mut self, descriptors: File) -> Result<(), Error> {
+        if let Some(options) = self.options.take() {
+            let service = Service::new(options, descriptors).map_err(Error::Open)?;
+            self.service = Some(service);
+        }
+        Ok(())
     }
 
     /// Wakes the event loop. A counter that is full is readable already.
@@ -135,8 +155,10 @@ impl Fs {
     /// Closes the last driver's files. Any event of a new driver may come first, so this comes before
     /// all of them.
     fn forget_last_driver(&mut self) {
-        if std::mem::take(&mut self.stale) {
-            self.service.forget();
+        if std::mem::take(&mut self.stale)
+            && let Some(service) = &self.service
+        {
+            service.forget();
         }
     }
 
@@ -167,13 +189,13 @@ impl Fs {
     /// Serves a queue until it is empty or the budget is spent; then the rest waits for the next turn
     /// of the event loop.
     fn serve(&mut self, index: usize) {
-        let Some(active) = &mut self.active else {
+        let (Some(active), Some(service)) = (&mut self.active, &self.service) else {
             return;
         };
         let Some(served) = active.queues.get_mut(index) else {
             return;
         };
-        match served.run(&self.service, &active.memory, &active.interrupt) {
+        match served.run(service, &active.memory, &active.interrupt) {
             Ok(Done::All) => {}
             Ok(Done::Some) => self.wake(),
             Err(error) => {
@@ -225,6 +247,10 @@ impl VirtioDevice for Fs {
         1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
     }
 
+    fn doorbell(&self) -> Option<RawFd> {
+        Some(self.control.as_raw_fd())
+    }
+
     fn config(&self) -> &[u8] {
         &self.config
     }
@@ -264,6 +290,12 @@ impl VirtioDevice for Fs {
         self.active = None;
         self.stale = true;
         self.wake();
+    }
+}
+
+impl Subscriber for Fs {
+    fn descriptors(&self) -> Vec<RawFd> {
+        vec![self.control.as_raw_fd()]
     }
 }
 

@@ -34,8 +34,6 @@ pub struct Options {
     pub tag: String,
     /// The directory shared, as the device's thread sees it when the guest mounts: `/` in the jail.
     pub root: PathBuf,
-    /// The directory `/proc/self/fd` of this process; without it the device opens it by path.
-    pub proc_self_fd: Option<File>,
     /// How many inodes and open files the guest may hold; see [`fd_limit`].
     pub fd_limit: u64,
     /// See [`CACHE_TIMEOUT`].
@@ -50,7 +48,7 @@ impl Options {
     }
 }
 
-/// The library's configuration for `options`.
+/// The library's configuration for `options`, with the directory that it opens inodes through.
 pub(super) fn config(options: Options, proc_self_fd: File) -> Config {
     Config {
         root_dir: options.root.to_string_lossy().into_owned(),

@@ -59,12 +59,8 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Opens what is needed to serve the tree of `options`.
-    pub(super) fn new(mut options: Options) -> io::Result<Self> {
-        let proc_self_fd = match options.proc_self_fd.take() {
-            Some(directory) => directory,
-            None => File::open("/proc/self/fd")?,
-        };
+    /// Opens what is needed to serve the tree of `options`; see [`Fs::open`](super::Fs::open).
+    pub(super) fn new(options: Options, proc_self_fd: File) -> io::Result<Self> {
         let unnamed = Unnamed::new(proc_self_fd.try_clone()?, options.unnamed_limit());
         let cache_timeout = options.cache_timeout;
         let passthrough = PassthroughFs::new(options::config(options, proc_self_fd))?;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use virtiofsd::fuse::Opcode;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::driver::{Guest, MEMORY, REPLY, REQUEST, REQUESTS, c_string, options, word};
+use super::driver::{Guest, MEMORY, REPLY, REQUEST, REQUESTS, c_string, options, unconfined, word};
 use super::{Error, Fs};
 use crate::virtio::VirtioDevice;
 
@@ -279,7 +279,7 @@ fn opens_without_end_meet_a_limit() {
     let tree = tree();
     let mut limited = options(tree.path());
     limited.fd_limit = 20;
-    let mut guest = Guest::new(limited, || Ok(()));
+    let mut guest = Guest::new(limited, unconfined);
     let node = guest.lookup(ROOT, "hello").expect("lookup");
     let errors: Vec<_> = (0..50)
         .filter_map(|_| guest.open(node, libc::O_RDONLY).err())

@@ -1,15 +1,16 @@
 //! The device's own thread: an event loop that serves nothing else.
 #![allow(unsafe_code)] // rustix calls unshare(2) unsafe
 
+use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::Fs;
 use crate::event_loop::{EventLoop, StopHandle};
-use crate::jail;
 
 /// The running thread. Dropping it leaves the thread alone: it ends with the process.
 #[derive(Debug)]
@@ -30,7 +31,8 @@ impl FsThread {
     }
 }
 
-/// Runs `device` on a thread of its own, which calls `confine` before it serves anything.
+/// Runs `device` on a thread of its own, which needs `eventfds` for the device's queues. It first calls
+/// `confine` with all the descriptors that it needs, which returns the thread's `/proc/thread-self/fd`.
 ///
 /// The thread has a working directory and a umask of its own, because the library changes both while
 /// it serves.
@@ -39,16 +41,20 @@ impl FsThread {
 /// There can be no more threads or files, or the thread could not be confined; then it is gone.
 pub fn spawn(
     device: Arc<Mutex<Fs>>,
-    confine: impl FnOnce() -> Result<(), jail::Error> + Send + 'static,
+    eventfds: Vec<RawFd>,
+    confine: impl FnOnce(Vec<RawFd>) -> io::Result<File> + Send + 'static,
 ) -> io::Result<FsThread> {
     let mut events = EventLoop::new()?;
-    events.add(device);
+    events.add(Arc::clone(&device) as _);
+    events.keep(eventfds);
     let stop = events.stop_handle();
-    let thread = events.spawn("virtio-fs", || {
+    let thread = events.spawn("virtio-fs", move |descriptors| {
         // SAFETY: with CLONE_FS alone, no resource of another thread is touched: this thread gets a copy
         // of the working directory, root and umask.
         unsafe { unshare_unsafe(UnshareFlags::FS) }?;
-        confine().map_err(io::Error::other)
+        let own_descriptors = confine(descriptors)?;
+        let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+        device.open(own_descriptors).map_err(io::Error::other)
     })?;
     Ok(FsThread { stop, thread })
 }

@@ -53,7 +53,7 @@ pub(super) struct Creation {
 /// The unnamed files that the guest knows.
 #[derive(Debug)]
 pub(super) struct Unnamed {
-    /// The process's `/proc/self/fd`.
+    /// The thread's `/proc/thread-self/fd`.
     proc_self_fd: File,
     /// The most unnamed files and handles of them.
     limit: u64,

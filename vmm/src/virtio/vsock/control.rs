@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use event_manager::{EventOps, EventSet, Events};
@@ -75,6 +75,15 @@ impl Control {
             listener,
             clients: HashMap::new(),
         })
+    }
+
+    /// The sockets of clients, and the one that they come to.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        let clients = self
+            .clients
+            .values()
+            .map(|client| client.socket.as_raw_fd());
+        clients.chain([self.listener.as_raw_fd()])
     }
 
     /// Has the loop report new clients with `token`.

@@ -1,6 +1,6 @@
 //! The device: its queues, and the events that make it work.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use super::muxer::{FIRST_RESERVED, Muxer, Waiter};
 use super::packet::{HEADER_SIZE, PacketError, RxBuffer, TxPacket, truncate};
 use super::queues::Ring;
 use super::{Direction, VsockError};
+use crate::event_loop::Subscriber;
 use crate::virtio::{ActivateError, Activation, Interrupt, VirtioDevice};
 
 /// Receive, transmit, event. Linux fills the receive queue with buffers of 4 KiB: a megabyte of them.
@@ -366,6 +367,10 @@ impl VirtioDevice for Vsock {
         1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX
     }
 
+    fn doorbell(&self) -> Option<RawFd> {
+        Some(self.wake.as_raw_fd())
+    }
+
     fn config(&self) -> &[u8] {
         &self.config
     }
@@ -396,6 +401,15 @@ impl VirtioDevice for Vsock {
         self.muxer.forget_guest();
         self.changed = true;
         self.wake();
+    }
+}
+
+impl Subscriber for Vsock {
+    fn descriptors(&self) -> Vec<RawFd> {
+        let own = [self.wake.as_raw_fd()].into_iter();
+        own.chain(self.muxer.descriptors())
+            .chain(self.control.descriptors())
+            .collect()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet};
@@ -122,6 +122,22 @@ impl Muxer {
             timeouts: Timeouts::default(),
             warnings: RateLimit::default(),
         })
+    }
+
+    /// All that is open for streams, and for those who wait for their end.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        let offers = self.offers.values().map(|offer| &offer.endpoint);
+        let connections = self.connections.values().map(|stream| &stream.endpoint);
+        let waiters = self
+            .groups
+            .values()
+            .filter_map(|group| match &group.waiter {
+                Waiter::EventFd(done) => Some(done.as_raw_fd()),
+                Waiter::Client(_) | Waiter::Nobody => None,
+            });
+        let timer = self.deadlines.as_fd().as_raw_fd();
+        let streams = offers.chain(connections).map(AsRawFd::as_raw_fd);
+        streams.chain(waiters).chain([timer])
     }
 
     /// A number that nothing had before.
