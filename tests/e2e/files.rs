@@ -90,3 +90,14 @@ fn ten_thousand_small_files() {
     assert_eq!(fs::read_dir(&many).unwrap().count(), 5000);
     assert_eq!(fs::read_to_string(many.join("4242")).unwrap(), "file 4242");
 }
+
+/// The kernel knows the call: it looks for the descriptor.
+#[test]
+fn cachestat_is_there() {
+    const CACHESTAT: &str = "451";
+    let container = Container::new(Bundle::new().probe(&["syscall", CACHESTAT, "9999"]));
+
+    let done = container.run().ok();
+
+    assert_eq!(done.out(), format!("errno {}", libc::EBADF));
+}
