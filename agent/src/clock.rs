@@ -67,6 +67,8 @@ pub async fn follow(host: &dyn Dial) {
 
 async fn try_follow(host: &dyn Dial) -> io::Result<()> {
     let mut host = host.dial(ports::CLOCK).await?;
+    // The host joins a stream to its port when something comes on it.
+    host.write_all(&[NEWS]).await?;
     loop {
         while read(&mut host).await?.number != NEWS {}
         // Without a time limit: nobody else waits, and an answer that took long counts for little.

@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use hull_cgroup::stats;
 use hull_protocol::agent::{
-    ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest, ProcessInfo,
+    ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest, HostStream, ProcessInfo,
     SignalProcessRequest, UpdateContainerRequest, WaitProcessRequest,
 };
-use hull_protocol::ports;
 use oci_spec::runtime::Process as ProcessSpec;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use crate::cgroup::Cgroup;
@@ -29,14 +28,15 @@ use crate::process::{Launch, seccomp};
 use crate::processes;
 use crate::reaper::{ExitStatus, Reaper};
 use crate::stdio::{self, AgentEnds, ProcessEnds};
-use crate::transport::Dial;
+use crate::transport::{self, Dial};
 
 /// How long a container or process may take to be made. Long, because its mounts may be slow; the host
 /// has limits of its own.
 const MAKE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long the host may take to answer on a port.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the host may take to answer on the ports of a process's stdio. Long, as it may be busy; it
+/// waits longer itself, and refuses at once when its own side has gone.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// How long, at the sandbox's end, the further processes may take to be reported.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -127,8 +127,8 @@ impl Sandbox {
         let slot = Slot::Created(Arc::clone(&container));
         self.lock().insert(request.container_id, slot);
         reservation.filled = true;
-        if request.sandbox_owner {
-            tokio::spawn(Arc::clone(self).end_with(container));
+        if let Some(host) = request.exit_status.into_option() {
+            tokio::spawn(Arc::clone(self).end_with(container, host));
         }
         Ok(pid)
     }
@@ -156,7 +156,7 @@ impl Sandbox {
             socket.offer(&mut prepared);
         }
         let (theirs, mut ours) = self.open_stdio(request.stdio.get_or_default()).await?;
-        if request.sandbox_owner {
+        if request.exit_status.is_some() {
             ours = ours.of_the_last_process();
         }
         let task = Task::Create(init::Task {
@@ -399,7 +399,7 @@ impl Sandbox {
     }
 
     /// Ends the sandbox with its owner: all is written back, and the host told the exit status.
-    async fn end_with(self: Arc<Self>, owner: Arc<Container>) {
+    async fn end_with(self: Arc<Self>, owner: Arc<Container>, host: HostStream) {
         owner.init.finished.exit.ended().await;
         // What is left of the container, without a pid namespace of its own, ends with its first process.
         // So does what was started in it later. Those who wait for these get their answers.
@@ -419,16 +419,16 @@ impl Sandbox {
         write_back();
         container::mounts::write_back_disks();
         // While the host is dialled, this runtime's other tasks go first: their answers are sent.
-        if let Err(e) = self.tell_host(status).await {
+        if let Err(e) = self.tell_host(status, &host).await {
             log::error!("tell the host the exit status {status}: {e}");
             crate::boot::power_off();
         }
     }
 
-    async fn tell_host(&self, status: ExitStatus) -> std::io::Result<()> {
+    async fn tell_host(&self, status: ExitStatus, to: &HostStream) -> std::io::Result<()> {
         let byte = u8::try_from(status).unwrap_or(u8::MAX);
-        let mut stream = timeout(DIAL_TIMEOUT, self.host.dial(ports::EXIT_STATUS)).await??;
-        stream.write_all(&[byte]).await?;
+        // Without a time limit: nothing is left to do but this, and a lost status can't be made up for.
+        let mut stream = transport::open(&*self.host, to, &[byte]).await?;
         // The host ends the VM. Until then the connection stays open.
         let _ = stream.read(&mut [0]).await;
         Ok(())
@@ -436,9 +436,9 @@ impl Sandbox {
 
     async fn open_stdio(
         &self,
-        ports: &hull_protocol::agent::Stdio,
+        streams: &hull_protocol::agent::Stdio,
     ) -> Result<(ProcessEnds, AgentEnds), Error> {
-        let opened = timeout(DIAL_TIMEOUT, stdio::open(&*self.host, ports)).await;
+        let opened = timeout(DIAL_TIMEOUT, stdio::open(&*self.host, streams)).await;
         opened.map_err(|_| Error::Timeout {
             what: "dialling the host's ports for stdio".to_owned(),
             seconds: DIAL_TIMEOUT.as_secs(),

@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use hull_protocol::agent::Stdio as Ports;
+use hull_protocol::agent::{HostStream, Stdio as Streams};
 use hull_protocol::terminal;
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use crate::error::Error;
 use crate::processes;
 use crate::reaper::{Exit, ExitStatus};
-use crate::transport::{Dial, Stream};
+use crate::transport::{self, Dial, Stream};
 
 /// The unit of copying, in bytes: a pipe's capacity.
 const BUFFER: usize = 64 << 10;
@@ -61,16 +61,16 @@ struct TerminalStreams {
     sizes: Option<Box<dyn Stream>>,
 }
 
-/// Makes the pipes of a process and dials the host's ports for them. Where the port is 0, and for a
+/// Makes the pipes of a process and dials the host's streams for them. Where there is none, and for a
 /// process with a terminal, the process's end is /dev/null.
 ///
 /// # Errors
-/// When the host doesn't answer on a port.
-pub async fn open(host: &dyn Dial, ports: &Ports) -> Result<(ProcessEnds, AgentEnds), Error> {
-    if ports.terminal {
+/// When the host refuses a stream.
+pub async fn open(host: &dyn Dial, streams: &Streams) -> Result<(ProcessEnds, AgentEnds), Error> {
+    if streams.terminal {
         let (text, sizes) = tokio::try_join!(
-            dial(host, "stdin_port", ports.stdin_port),
-            dial(host, "stdout_port", ports.stdout_port),
+            dial(host, "stdin", streams.stdin.as_ref()),
+            dial(host, "stdout", streams.stdout.as_ref()),
         )?;
         let ends = ProcessEnds {
             stdin: null()?,
@@ -86,9 +86,9 @@ pub async fn open(host: &dyn Dial, ports: &Ports) -> Result<(ProcessEnds, AgentE
         return Ok((ends, agent));
     }
     let (stdin, stdout, stderr) = tokio::try_join!(
-        dial(host, "stdin_port", ports.stdin_port),
-        dial(host, "stdout_port", ports.stdout_port),
-        dial(host, "stderr_port", ports.stderr_port),
+        dial(host, "stdin", streams.stdin.as_ref()),
+        dial(host, "stdout", streams.stdout.as_ref()),
+        dial(host, "stderr", streams.stderr.as_ref()),
     )?;
     let (stdin, our_stdin) = match stdin {
         Some(stream) => {
@@ -123,14 +123,15 @@ pub async fn open(host: &dyn Dial, ports: &Ports) -> Result<(ProcessEnds, AgentE
 async fn dial(
     host: &dyn Dial,
     field: &'static str,
-    port: u32,
+    stream: Option<&HostStream>,
 ) -> Result<Option<Box<dyn Stream>>, Error> {
-    if port == 0 {
+    let Some(stream) = stream else {
         return Ok(None);
-    }
-    let stream = host.dial(port).await;
-    stream.map(Some).map_err(Error::io(format!(
-        "dial the host's port {port} of stdio.{field}"
+    };
+    let opened = transport::open(host, stream, &[]).await;
+    opened.map(Some).map_err(Error::io(format!(
+        "dial the host's port {} of stdio.{field}",
+        stream.port
     )))
 }
 

@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use tokio::io::Interest;
@@ -214,6 +215,56 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
 pub fn watch_priority(file: std::fs::File) -> io::Result<AsyncFd<std::fs::File>> {
     // SAFETY: a File keeps its descriptor open and never changes it.
     unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map_err(Into::into)
+}
+
+/// Watches a socket for when it can be written to: by that a connection tells its outcome.
+pub fn watch_writing(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd keeps its descriptor open and never changes it.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE) }.map_err(Into::into)
+}
+
+/// Begins to connect to a vsock port of the host, which has this long to answer.
+pub fn dial_host(port: u32, limit: Duration) -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    /// `SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD` (linux/vm_sockets.h), with the C library's own timeval.
+    const CONNECT_TIMEOUT: libc::c_int = 6;
+    let socket = socket_with(
+        AddressFamily::VSOCK,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    let limit = libc::timeval {
+        tv_sec: limit.as_secs().cast_signed(),
+        tv_usec: limit.subsec_micros().into(),
+    };
+    // SAFETY: the pointer and the size are those of a timeval that outlives the call.
+    check(libc::c_long::from(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            CONNECT_TIMEOUT,
+            (&raw const limit).cast(),
+            size_of_val(&limit) as libc::socklen_t,
+        )
+    }))?;
+    // SAFETY: sockaddr_vm is plain old data for which all zeroes is a value.
+    let mut host: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    host.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    host.svm_cid = libc::VMADDR_CID_HOST;
+    host.svm_port = port;
+    // SAFETY: the pointer and the size are those of an address that outlives the call.
+    let connected = check(libc::c_long::from(unsafe {
+        libc::connect(
+            socket.as_raw_fd(),
+            (&raw const host).cast(),
+            size_of_val(&host) as libc::socklen_t,
+        )
+    }));
+    match connected {
+        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
+        _ => Ok(socket),
+    }
 }
 
 /// Brings the interface `lo` of the caller's network namespace up.

@@ -1,8 +1,9 @@
 //! How the guest learns the host's wall clock: on one connection the host says when its clock was set, and
 //! from time to time that it may have drifted from the guest's, and the agent asks for the time.
 //!
-//! The agent asks with one byte, a number that it chooses, and is answered with a [`Reading`] of that number.
-//! By the number it knows how old a reading is at most, and so what it is worth.
+//! The agent first says [`NEWS`]: that it listens. It asks with one byte, a number that it chooses, and is
+//! answered with a [`Reading`] of that number. By the number it knows how old a reading is at most, and so
+//! what it is worth.
 
 use std::time::Duration;
 

@@ -6,11 +6,11 @@
 /// The agent listens here, in the guest, and serves ttrpc.
 pub const AGENT: u32 = 1024;
 
-/// The agent dials this port of the host once it listens, and sends a [`hello`](crate::hello).
+/// The agent dials this port of the host once it listens, and sends a [`hello`](crate::hello). It needs no
+/// token, as every other port does: there is no container yet whose processes could be quicker.
 pub const READY: u32 = 1;
 
-/// The agent dials this port of the host when the sandbox's own container has ended and its output has
-/// been sent, and sends its exit status: one byte, as a shell would report it. The host then ends the VM.
+/// On this port of the host the exit status of the sandbox's own container is awaited.
 pub const EXIT_STATUS: u32 = 2;
 
 /// The agent dials this port of the host to learn its wall clock: see [`clock`](crate::clock).

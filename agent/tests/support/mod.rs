@@ -13,7 +13,7 @@ use hull_agent::sandbox::Sandbox;
 use hull_agent::transport::{self, Dial, Stream};
 use hull_agent::{cgroup, server};
 use hull_protocol::agent::{
-    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, SeccompFilter,
+    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, HostStream, SeccompFilter,
     SignalProcessRequest, StartContainerRequest, Stdio, WaitProcessRequest,
 };
 use hull_protocol::agent_ttrpc::AgentClient;
@@ -159,7 +159,10 @@ impl Guest {
             container_id: id.to_owned(),
             spec_json: spec.to_string().into_bytes(),
             stdio: Some(stdio).into(),
-            sandbox_owner: self.sandbox_owner,
+            exit_status: self
+                .sandbox_owner
+                .then(|| on_offer(ports::EXIT_STATUS))
+                .into(),
             seccomp: self.seccomp.clone().into(),
             ..Default::default()
         };
@@ -244,27 +247,26 @@ impl Guest {
     }
 
     pub async fn exit_status(&self) -> u8 {
-        let (mut stream, _) = soon("the exit status", self.exit_status.accept())
-            .await
-            .expect("accept");
+        let mut stream = accept(&self.exit_status).await;
         stream.read_u8().await.expect("one byte")
     }
 
     fn stdio(&self, process: &Value) -> (Stdio, Vec<UnixListener>) {
         let terminal = process["terminal"] == true;
         let streams = if terminal { 1 } else { 3 };
-        let mut numbers = [0; 3];
+        let mut offered = [const { None }; 3];
         let mut ears = Vec::new();
-        for number in numbers.iter_mut().take(streams) {
-            *number = self.next_port.fetch_add(1, Ordering::Relaxed);
-            let path = self.directory.path().join(number.to_string());
+        for stream in offered.iter_mut().take(streams) {
+            let port = self.next_port.fetch_add(1, Ordering::Relaxed);
+            let path = self.directory.path().join(port.to_string());
             ears.push(UnixListener::bind(path).expect("bind"));
+            *stream = Some(on_offer(port));
         }
-        let [stdin_port, stdout_port, stderr_port] = numbers;
+        let [stdin, stdout, stderr] = offered;
         let stdio = Stdio {
-            stdin_port,
-            stdout_port,
-            stderr_port,
+            stdin: stdin.into(),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
             terminal,
             ..Default::default()
         };
@@ -274,8 +276,7 @@ impl Guest {
     async fn process(&self, id: &str, exec_id: &str, pid: i32, ears: Vec<UnixListener>) -> Process {
         let mut streams = Vec::new();
         for ear in ears {
-            let (stream, _) = soon("a stream", ear.accept()).await.expect("accept");
-            streams.push(Some(stream));
+            streams.push(Some(accept(&ear).await));
         }
         let client = self.client.clone();
         let request = WaitProcessRequest {
@@ -295,6 +296,29 @@ impl Guest {
             waiter: Some(waiter),
         }
     }
+}
+
+/// A stream, as the host offers it: each port's token is its own.
+fn on_offer(port: u32) -> HostStream {
+    HostStream {
+        port,
+        token: port.to_le_bytes().repeat(4),
+        ..Default::default()
+    }
+}
+
+/// Accepts a stream, which must begin with the token of its port.
+async fn accept(ear: &UnixListener) -> UnixStream {
+    let (mut stream, _) = soon("a stream", ear.accept()).await.expect("accept");
+    let mut token = [0; 16];
+    soon("a token", stream.read_exact(&mut token))
+        .await
+        .expect("read");
+    let address = ear.local_addr().expect("an address");
+    let port = address.as_pathname().and_then(Path::file_name);
+    let port = port.and_then(|name| name.to_str()?.parse().ok());
+    assert_eq!(on_offer(port.expect("a port")).token, token);
+    stream
 }
 
 /// A process, as the host holds it.

@@ -278,7 +278,7 @@ fn bring_up(
         dir.save(state)?;
         sandbox.begin()?;
     }
-    let stdio = sandbox.wait_up(dir)?;
+    let streams = sandbox.wait_up(dir)?;
     run_create_hooks(&Hooks::of(bundle.spec()), state)?;
     let boot_timeout = Duration::from_secs(limits.config.boot_timeout.into());
     let agent = sandbox.wait_ready(dir, boot_timeout)?;
@@ -287,7 +287,7 @@ fn bring_up(
             dir.id(),
             guest_spec,
             &state.bundle,
-            stdio,
+            streams,
             notify::is_wanted(),
         )
         .map_err(Error::container_process)?;

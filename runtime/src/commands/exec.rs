@@ -177,7 +177,7 @@ fn start(
             &exec_id,
             json,
             args.cgroup.as_deref().unwrap_or_default(),
-            stdio.ports(),
+            stdio.offer(),
         )
         .map_err(Error::exec_process)?;
     let started = Started {

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hull_protocol::agent::{
-    CreateContainerRequest, ExecProcessRequest, SignalProcessRequest, StartContainerRequest, Stdio,
-    WaitProcessRequest, WaitReadyRequest,
+    self as messages, CreateContainerRequest, ExecProcessRequest, SignalProcessRequest,
+    StartContainerRequest, Stdio, WaitProcessRequest, WaitReadyRequest,
 };
 use hull_protocol::agent_ttrpc::AgentClient;
 use hull_protocol::ports;
@@ -19,9 +19,9 @@ use tokio::runtime::{Builder, Runtime};
 use ttrpc::Code;
 use ttrpc::context::{self, Context};
 
-use super::Ports;
 use super::control::printable;
 use super::socket::{self, CALL_TIMEOUT, CREATE_TIMEOUT};
+use super::{HostStream, Offer, Streams};
 use crate::container::{ContainerDir, ContainerId};
 use crate::spec::GuestSpec;
 
@@ -127,7 +127,7 @@ impl Agent {
         id: &ContainerId,
         spec: GuestSpec,
         bundle: &Path,
-        stdio: Ports,
+        streams: Streams,
         notify: bool,
     ) -> Result<(), AgentError> {
         let request = CreateContainerRequest {
@@ -136,8 +136,8 @@ impl Agent {
             block_devices: spec.block_devices,
             seccomp: spec.seccomp.into(),
             bundle: bundle.to_string_lossy().into_owned(),
-            stdio: Some(to_message(stdio)).into(),
-            sandbox_owner: true,
+            stdio: Some(stdio_message(streams.stdio)).into(),
+            exit_status: Some(stream_message(streams.exit_status)).into(),
             notify,
             ..Default::default()
         };
@@ -176,14 +176,14 @@ impl Agent {
         exec_id: &str,
         process_json: Vec<u8>,
         cgroup: &str,
-        stdio: Ports,
+        stdio: Offer,
     ) -> Result<(), AgentError> {
         let request = ExecProcessRequest {
             container_id: id.to_string(),
             exec_id: exec_id.to_owned(),
             process_json,
             cgroup: cgroup.to_owned(),
-            stdio: Some(to_message(stdio)).into(),
+            stdio: Some(stdio_message(stdio)).into(),
             ..Default::default()
         };
         self.call(
@@ -297,15 +297,24 @@ pub(super) async fn within<T>(
     }
 }
 
-fn to_message(ports: Ports) -> Stdio {
-    let (terminal, [stdin_port, stdout_port, stderr_port]) = match ports {
-        Ports::Streams(ports) => (false, ports),
-        Ports::Terminal { text, sizes } => (true, [text, sizes, 0]),
+fn stream_message(stream: HostStream) -> messages::HostStream {
+    messages::HostStream {
+        port: stream.port,
+        token: stream.token.to_vec(),
+        ..Default::default()
+    }
+}
+
+fn stdio_message(offer: Offer) -> Stdio {
+    let (terminal, streams) = match offer {
+        Offer::Streams(streams) => (false, streams),
+        Offer::Terminal { text, sizes } => (true, [text, sizes, None]),
     };
+    let [stdin, stdout, stderr] = streams.map(|stream| stream.map(stream_message).into());
     Stdio {
-        stdin_port,
-        stdout_port,
-        stderr_port,
+        stdin,
+        stdout,
+        stderr,
         terminal,
         ..Default::default()
     }

@@ -94,8 +94,11 @@ impl ClockWatch {
         match recv(&self.guest, &mut questions, RecvFlags::DONTWAIT) {
             Ok((0, _)) => false,
             Ok((count, _)) => {
-                let last = questions.get(count - 1).copied().unwrap_or(NEWS);
-                self.tell(last);
+                match questions.get(count - 1) {
+                    Some(&question) if question != NEWS => self.tell(question),
+                    // It says that it listens.
+                    _ => {}
+                }
                 true
             }
             Err(Errno::AGAIN | Errno::INTR) => true,

@@ -16,7 +16,7 @@ use rustix::pipe::PipeFlags;
 
 use super::lifeline::{self, Report};
 use super::{
-    Agent, BootFiles, HostTerminal, Ports, SandboxError, VmmConfig, VmmDisk, VmmProcess,
+    Agent, BootFiles, HostTerminal, SandboxError, Streams, VmmConfig, VmmDisk, VmmProcess,
     VmmTerminal, id_maps, search,
 };
 use crate::container::ContainerDir;
@@ -232,18 +232,18 @@ impl Sandbox {
         lifeline::begin(&self.lifeline).map_err(SandboxError::host("let the VMM process begin"))
     }
 
-    /// Waits until the VMM process has set up the machine and runs it. Returns where the container's
-    /// stdio is.
+    /// Waits until the VMM process has set up the machine and runs it. Returns what it has on offer for
+    /// the guest's agent.
     ///
     /// # Errors
     /// When it reports a failure, dies, or takes too long.
-    pub fn wait_up(&mut self, dir: &ContainerDir) -> Result<Ports, SandboxError> {
+    pub fn wait_up(&mut self, dir: &ContainerDir) -> Result<Streams, SandboxError> {
         let wait = SandboxError::host("learn whether the VMM is up");
         self.lifeline
             .set_read_timeout(Some(SETUP_TIMEOUT))
             .map_err(SandboxError::host("set a time limit"))?;
         match lifeline::receive(&self.lifeline).map_err(wait)? {
-            Some(Report::Up { stdio }) => Ok(stdio),
+            Some(Report::Up(streams)) => Ok(streams),
             Some(Report::Failed(why)) => Err(SandboxError::Vmm(why)),
             None => Err(self.died(dir)),
         }

@@ -11,19 +11,25 @@ use std::os::unix::net::UnixStream;
 
 use serde::{Deserialize, Serialize};
 
-use super::Ports;
+use super::{HostStream, Offer};
 
 /// What the VMM process says, once.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
     /// The guest is booting.
-    Up {
-        /// Where the container's stdio is.
-        stdio: Ports,
-    },
+    Up(Streams),
     /// It can't, and why; the process is about to end.
     Failed(String),
+}
+
+/// Where the guest's agent finds what it needs for the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streams {
+    /// The container's stdio.
+    pub stdio: Offer,
+    /// Where its exit status is awaited.
+    pub exit_status: HostStream,
 }
 
 /// The longest report, in bytes.
@@ -89,14 +95,16 @@ mod tests {
     #[test]
     fn a_report_arrives_whole() {
         let (create, vmm) = UnixStream::pair().expect("pair");
-        let stdio = Ports::Streams([1, 2, 3]);
-        send(&vmm, &Report::Up { stdio }).expect("send");
-        assert!(matches!(
-            receive(&create),
-            Ok(Some(Report::Up {
-                stdio: Ports::Streams([1, 2, 3])
-            }))
-        ));
+        let stream = |port| HostStream {
+            port,
+            token: [port as u8; 16],
+        };
+        let streams = Streams {
+            stdio: Offer::Streams([Some(stream(1)), None, Some(stream(3))]),
+            exit_status: stream(4),
+        };
+        send(&vmm, &Report::Up(streams)).expect("send");
+        assert!(matches!(receive(&create), Ok(Some(Report::Up(s))) if s == streams));
     }
 
     #[test]

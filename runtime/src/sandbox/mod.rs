@@ -23,9 +23,10 @@ pub use assets::{Boot, BootFiles};
 pub use config::{VmmConfig, VmmDisk, VmmTerminal};
 pub use control::{Limited, Pressure, PressureLine, ProcessInfo, Stats};
 pub use launch::{Launch, Sandbox};
+pub use lifeline::Streams;
 pub use process::VmmProcess;
 pub use search::{RunningVmm, running as running_vmms};
-pub use stdio::{AttachedStdio, Ports, Stdio};
+pub use stdio::{AttachedStdio, HostStream, Offer, Stdio};
 pub use terminal::{HostTerminal, Sizes, TerminalStreams};
 pub use vmm::run as run_vmm;
 

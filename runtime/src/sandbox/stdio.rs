@@ -1,11 +1,12 @@
 //! A process's standard streams: handed to the VMM, which joins each to a vsock port.
 
+use std::fmt;
 use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use hull_vmm::virtio::vsock::Direction;
+use hull_vmm::virtio::vsock::{Direction, Offered, Token};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
@@ -22,26 +23,48 @@ pub const DIRECTIONS: [Direction; 3] = [
 ];
 
 /// The longest line that a VMM answers with, in bytes.
-const LONGEST_ANSWER: u64 = 64;
+const LONGEST_ANSWER: u64 = 160;
 
-/// The host's vsock ports that a process's stdio is joined to.
+/// Where the guest's agent finds a stream.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStream {
+    /// The host's vsock port.
+    pub port: u32,
+    /// What the agent sends there first; nobody else in the guest may learn it.
+    pub token: Token,
+}
+
+/// Without the token, which belongs in no log.
+impl fmt::Debug for HostStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "port {}", self.port)
+    }
+}
+
+impl From<Offered> for HostStream {
+    fn from(Offered { port, token }: Offered) -> Self {
+        Self { port, token }
+    }
+}
+
+/// Where the guest's agent finds a process's stdio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ports {
-    /// Of stdin, stdout and stderr.
-    Streams([u32; 3]),
-    /// Of a terminal.
+pub enum Offer {
+    /// As stdin, stdout and stderr.
+    Streams([Option<HostStream>; 3]),
+    /// As a terminal.
     Terminal {
         /// What is typed and shown.
-        text: u32,
+        text: Option<HostStream>,
         /// Its sizes.
-        sizes: u32,
+        sizes: Option<HostStream>,
     },
 }
 
-impl Ports {
-    /// From the ports that the VMM has given to what it was handed, in its order.
-    pub fn of(terminal: bool, [first, second, third]: [u32; 3]) -> Self {
+impl Offer {
+    /// From the streams that the VMM offers for what it was handed, in its order.
+    pub fn of(terminal: bool, [first, second, third]: [Option<HostStream>; 3]) -> Self {
         if terminal {
             Self::Terminal {
                 text: first,
@@ -66,7 +89,7 @@ pub enum Stdio<'a> {
 #[derive(Debug)]
 pub struct AttachedStdio {
     vmm: BufReader<UnixStream>,
-    ports: Ports,
+    offer: Offer,
 }
 
 impl AttachedStdio {
@@ -90,14 +113,14 @@ impl AttachedStdio {
         send(&mut vmm, request, &own).map_err(failed("take the standard streams"))?;
         let mut vmm = BufReader::new(vmm);
         let line = answer(&mut vmm).map_err(failed("give the standard streams ports"))?;
-        let ports = parse(&line).ok_or(AgentError::NotServing)?;
-        let ports = Ports::of(terminal, ports);
-        Ok(Self { vmm, ports })
+        let streams = parse(&line).ok_or(AgentError::NotServing)?;
+        let offer = Offer::of(terminal, streams);
+        Ok(Self { vmm, offer })
     }
 
-    /// Where they are.
-    pub fn ports(&self) -> Ports {
-        self.ports
+    /// Where the guest's agent finds them.
+    pub fn offer(&self) -> Offer {
+        self.offer
     }
 
     /// Waits until everything that the process wrote has reached this side.
@@ -117,13 +140,17 @@ fn answer(vmm: &mut impl BufRead) -> io::Result<String> {
     Ok(line)
 }
 
-fn parse(line: &str) -> Option<[u32; 3]> {
-    let mut ports = line
-        .trim_end()
-        .strip_prefix("OK ")?
-        .split(' ')
-        .map(str::parse);
-    let mut next = || ports.next()?.ok();
+fn parse(line: &str) -> Option<[Option<HostStream>; 3]> {
+    let mut streams = line.trim_end().strip_prefix("OK ")?.split(' ');
+    let mut next = || match streams.next()? {
+        "0" => Some(None),
+        stream => {
+            let (port, token) = stream.split_once(':')?;
+            let (port, token) = (port.parse().ok()?, u128::from_str_radix(token, 16).ok()?);
+            let token = token.to_be_bytes();
+            Some(Some(HostStream { port, token }))
+        }
+    };
     Some([next()?, next()?, next()?])
 }
 
@@ -190,9 +217,20 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_read_from_the_answer() {
-        assert_eq!(parse("OK 65536 65537 65538\n"), Some([65536, 65537, 65538]));
-        assert_eq!(parse("NO\n"), None);
+    fn streams_are_read_from_the_answer() {
+        let stream = |port, byte| {
+            let token = [byte; 16];
+            Some(HostStream { port, token })
+        };
+        let (a, b) = ("0a".repeat(16), "ff".repeat(16));
+        let line = format!("OK 4294967295:{a} 0 65538:{b}\n");
+        let streams = [stream(u32::MAX, 10), None, stream(65538, 255)];
+        assert_eq!(parse(&line), Some(streams));
+        for bad in ["NO\n", "OK 1 2 3\n", "OK 0 0\n", "OK 1:x 0 0\n"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+        let longest = format!("OK {0} {0} {0}\n", format_args!("{}:{b}", u32::MAX));
+        assert!(longest.len() as u64 <= LONGEST_ANSWER);
     }
 
     #[test]

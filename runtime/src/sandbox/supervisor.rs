@@ -123,9 +123,10 @@ impl Supervisor {
     }
 
     fn read_status(&self) -> Option<u8> {
-        let mut byte = [0];
+        // One byte, and nothing else, is a status.
+        let mut bytes = [0; 2];
         let mut file = File::from(self.watched.exit_status.try_clone().ok()?);
-        matches!(file.read(&mut byte), Ok(1)).then_some(byte[0])
+        matches!(file.read(&mut bytes), Ok(1)).then_some(bytes[0])
     }
 }
 
@@ -216,6 +217,15 @@ mod tests {
         assert!(tells.try_recv().is_ok());
         let this = rustix::thread::name().expect("the thread's name");
         assert_eq!(this.as_c_str(), ENDED);
+    }
+
+    #[test]
+    fn more_than_a_byte_is_no_status() {
+        let (mut supervisor, mut outside) = supervisor();
+        outside.exit_status.write_all(&[7, 7]).expect("write");
+        supervisor.happened(EXIT_STATUS);
+        supervisor.happened(OUTPUT_DONE);
+        assert_eq!(supervisor.end(), None);
     }
 
     #[test]

@@ -28,7 +28,10 @@ use super::clock::ClockWatch;
 use super::lifeline::{self, Report};
 use super::supervisor::{End, Supervisor, Watched};
 use super::terminal::SizeWatch;
-use super::{HostTerminal, Ports, Sizes, TerminalStreams, VmmConfig, VmmTerminal, id_maps, stdio};
+use super::{
+    HostStream, HostTerminal, Offer, Sizes, Streams, TerminalStreams, VmmConfig, VmmTerminal,
+    id_maps, stdio,
+};
 use crate::error::chain;
 use crate::spec::{AccessTimes, Owners, ReadOnly, Share, Source, Times};
 
@@ -237,7 +240,7 @@ struct Vm {
     events: EventLoop,
     machine: HeldMachine,
     supervisor: Arc<Mutex<Supervisor>>,
-    stdio: Ports,
+    streams: Streams,
 }
 
 /// From a configuration to a machine that waits to be let go. The order matters: what needs the host's
@@ -269,12 +272,12 @@ fn assemble(
     let rng = Arc::new(Mutex::new(Rng::new().map_err(io_error("make virtio-rng"))?));
     let mut vsock = Vsock::new(GUEST_CID, ports::FIRST_STREAM, inherited.listener)?;
     let Attached {
-        ports: stdio_ports,
+        streams: stdio,
         done,
     } = vsock.attach(streams)?;
-    let exit_status = offer_fixed_ports(&mut vsock, inherited.ready)?;
+    let (exit_status, exit_stream) = offer_fixed_ports(&mut vsock, inherited.ready)?;
     let (clock, guests_end) = ClockWatch::new().map_err(io_error("watch the clock"))?;
-    vsock.attach_at(ports::CLOCK, Direction::Duplex, guests_end)?;
+    vsock.attach_open(ports::CLOCK, Direction::Duplex, guests_end)?;
     let vsock = Arc::new(Mutex::new(vsock));
 
     let mut events = EventLoop::new().map_err(io_error("make the event loop"))?;
@@ -320,12 +323,16 @@ fn assemble(
     });
     let supervisor = Arc::new(Mutex::new(supervisor));
     events.add(Arc::clone(&supervisor) as _);
-    let stdio = [0, 1, 2].map(|n| stdio_ports.get(n).copied().unwrap_or(0));
+    let stdio = [0, 1, 2].map(|n| stdio.get(n).copied().map(HostStream::from));
+    let streams = Streams {
+        stdio: Offer::of(is_terminal, stdio),
+        exit_status: exit_stream,
+    };
     Ok(Vm {
         events,
         machine,
         supervisor,
-        stdio: Ports::of(is_terminal, stdio),
+        streams,
     })
 }
 
@@ -418,13 +425,15 @@ fn load_machine(config: &VmmConfig, inherited: &Inherited) -> Result<Machine, Vm
     })?)
 }
 
-/// The two ports that the agent dials to tell something. Returns where its exit status arrives.
-fn offer_fixed_ports(vsock: &mut Vsock, ready: OwnedFd) -> Result<OwnedFd, VmmError> {
+/// The two ports that the agent dials to tell something. Returns where the exit status arrives, and where
+/// the agent sends it.
+fn offer_fixed_ports(vsock: &mut Vsock, ready: OwnedFd) -> Result<(OwnedFd, HostStream), VmmError> {
     let (exit_status, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
         .map_err(|e| io_error("make a pipe")(e.into()))?;
-    vsock.attach_at(ports::READY, Direction::FromGuest, ready)?;
-    vsock.attach_at(ports::EXIT_STATUS, Direction::FromGuest, writer)?;
-    Ok(exit_status)
+    vsock.attach_open(ports::READY, Direction::FromGuest, ready)?;
+    let port = ports::EXIT_STATUS;
+    let token = vsock.attach_at(port, Direction::FromGuest, writer)?;
+    Ok((exit_status, HostStream { port, token }))
 }
 
 /// Takes the container's streams, and leaves what is nobody's in their place.
@@ -474,13 +483,13 @@ impl Vm {
             events,
             machine,
             supervisor,
-            stdio,
+            streams,
         } = self;
         let mut needed = events.descriptors();
         needed.push(lifeline.as_raw_fd());
         jail::confine(Role::Main, &needed)?;
         let machine = machine.let_go();
-        lifeline::send(lifeline, &Report::Up { stdio }).map_err(io_error("report to create"))?;
+        lifeline::send(lifeline, &Report::Up(streams)).map_err(io_error("report to create"))?;
         events.run().map_err(io_error("wait for events"))?;
         let end = supervisor
             .lock()

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, SubscriberOps};
-use hull_vmm::virtio::vsock::{Direction, Vsock};
+use hull_vmm::virtio::vsock::{Direction, Offered, Vsock};
 use hull_vmm::virtio::{ActiveQueue, VirtioDevice};
 use hull_vmm_fuzz::{Input, activation, come_to_rest, eventfd, memory, put};
 use libfuzzer_sys::fuzz_target;
@@ -24,6 +24,9 @@ use vmm_sys_util::eventfd::EventFd;
 const MEMORY: usize = 1 << 20;
 const QUEUE_SIZE: u16 = 16;
 const FIRST_PORT: u32 = 0x1_0000;
+/// Operations of packets.
+const REQUEST: u8 = 1;
+const RW: u8 = 5;
 /// Turns of the loop within which it must come to rest after one step.
 const TURNS: usize = 2000;
 
@@ -94,6 +97,8 @@ struct World {
     tx: DriverQueue,
     clients: Vec<UnixStream>,
     sockets: Vec<UnixStream>,
+    /// What the guest knows of the ports on offer.
+    offered: Vec<Offered>,
 }
 
 impl World {
@@ -116,6 +121,7 @@ impl World {
             tx: DriverQueue::new(0x2000),
             clients: Vec::new(),
             sockets: Vec::new(),
+            offered: Vec::new(),
         };
         world.attach();
         world
@@ -131,7 +137,27 @@ impl World {
             self.sockets.push(far);
             streams.push((direction, near.into()));
         }
-        let _ = self.device.lock().expect("no panic").attach(streams);
+        let attached = self.device.lock().expect("no panic").attach(streams);
+        self.offered
+            .extend(attached.into_iter().flat_map(|a| a.streams));
+    }
+
+    /// The packet with the token that follows a `REQUEST`, but for a guest who guesses.
+    fn token(&mut self, request: &[u8; 44]) {
+        let honest = request[30] == REQUEST && request[32] != 3;
+        let port = u32::from_le_bytes([request[20], request[21], request[22], request[23]]);
+        let offered = self.offered.iter().find(|offered| offered.port == port);
+        let (true, Some(offered)) = (honest, offered) else {
+            return;
+        };
+        let mut header = *request;
+        header[24..28].copy_from_slice(&16_u32.to_le_bytes());
+        header[30] = RW;
+        put(&self.memory, 0x2_0100, &header);
+        put(&self.memory, 0x2_0200, &offered.token);
+        let memory = Arc::clone(&self.memory);
+        self.tx
+            .offer(&memory, &[(0x2_0100, 44, 1, 1), (0x2_0200, 16, 0, 0)]);
     }
 
     fn activate(&mut self, features: u64) {
@@ -182,6 +208,7 @@ impl World {
         let memory = Arc::clone(&self.memory);
         self.tx
             .offer(&memory, &[(0x2_0000, 44, 1, 1), (0x3_0000, len, 0, 0)]);
+        self.token(&header);
     }
 
     fn step(&mut self, input: &mut Input<'_>) {

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use vm_memory::VolatileSlice;
 
 use super::Direction;
+use super::claims::Claim;
 use super::endpoint::{Endpoint, Moved};
 use super::packet::{
     Header, MAX_PAYLOAD, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, advance, op,
@@ -45,7 +46,6 @@ pub(super) enum Violation {
 #[derive(Debug, Default)]
 struct Owed {
     request: bool,
-    response: bool,
     shutdown: bool,
     credit_request: bool,
     credit_update: bool,
@@ -121,13 +121,9 @@ impl Connection {
         connection
     }
 
-    /// A connection that the guest's `REQUEST` has opened.
-    pub fn accept(
-        guest_cid: u64,
-        request: &Header,
-        direction: Direction,
-        endpoint: Endpoint,
-    ) -> Self {
+    /// A connection that the guest has opened, and shown that it may. The guest has its answer already.
+    pub fn accept(guest_cid: u64, claim: &Claim, direction: Direction, endpoint: Endpoint) -> Self {
+        let request = &claim.request;
         let mut connection = Self::new(
             guest_cid,
             request.dst_port,
@@ -137,7 +133,8 @@ impl Connection {
         );
         connection.learn_credit(request);
         connection.established = true;
-        connection.owed.response = true;
+        connection.inbound.received = claim.sent();
+        connection.inbound.forwarded = claim.sent();
         connection
     }
 
@@ -358,12 +355,7 @@ impl Connection {
     /// Whether a control packet is due.
     pub fn owes_control(&self) -> bool {
         let owed = &self.owed;
-        !self.gone
-            && (owed.request
-                || owed.response
-                || owed.shutdown
-                || owed.credit_request
-                || owed.credit_update)
+        !self.gone && (owed.request || owed.shutdown || owed.credit_request || owed.credit_update)
     }
 
     /// How many bytes may be read from the descriptor for the guest now. Asks the guest for credit
@@ -406,8 +398,6 @@ impl Connection {
         let owed = &mut self.owed;
         let op = if take(&mut owed.request) {
             op::REQUEST
-        } else if take(&mut owed.response) {
-            op::RESPONSE
         } else if take(&mut owed.shutdown) {
             op::SHUTDOWN
         } else if take(&mut owed.credit_request) {

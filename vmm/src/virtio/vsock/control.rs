@@ -14,9 +14,9 @@ use rustix::net::{
     accept_with, recv, recvmsg, send,
 };
 
-use super::Direction;
 use super::deadlines::Deadline;
 use super::muxer::{Muxer, Waiter};
+use super::{Direction, Offered};
 
 /// The longest request line in bytes, with its newline.
 const MAX_LINE: usize = 64;
@@ -185,7 +185,7 @@ impl Control {
     ) {
         muxer.deadlines.cancel(Deadline::Line(number));
         let streams = modes.into_iter().flatten().zip(fds).collect();
-        let (group, ports) = match muxer.attach(streams, Waiter::Client(number)) {
+        let (group, offered) = match muxer.attach(streams, Waiter::Client(number)) {
             Ok(attached) => attached,
             Err(error) => {
                 log::warn!("{error}: a control client is sent away");
@@ -196,8 +196,11 @@ impl Control {
             return;
         };
         client.group = Some(group);
-        let mut ports = ports.into_iter();
-        let [a, b, c] = modes.map(|mode| mode.and_then(|_| ports.next()).unwrap_or(0));
+        let mut offered = offered.into_iter();
+        let [a, b, c] = modes.map(|mode| match mode.and_then(|_| offered.next()) {
+            Some(Offered { port, token }) => format!("{port}:{:032x}", u128::from_be_bytes(token)),
+            None => "0".to_owned(),
+        });
         let answer = format!("OK {a} {b} {c}\n");
         if send_line(client.socket.as_fd(), answer.as_bytes()).is_err() {
             self.dismiss(number, muxer, ops);

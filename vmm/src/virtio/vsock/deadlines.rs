@@ -16,6 +16,8 @@ pub(super) enum Deadline {
     Response(u32),
     /// The guest's answer to a complete `SHUTDOWN` on this host port.
     Shutdown(u32),
+    /// The token of the claim with this number.
+    Token(u64),
     /// A control client's request line.
     Line(u32),
     /// A stream group without a client: its ports that the guest hasn't dialled.

@@ -19,7 +19,7 @@ use super::endpoint::Moved;
 use super::muxer::{FIRST_RESERVED, Muxer, Waiter};
 use super::packet::{HEADER_SIZE, PacketError, RxBuffer, TxPacket, truncate};
 use super::queues::Ring;
-use super::{Direction, VsockError};
+use super::{Direction, Offered, Token, VsockError};
 use crate::event_loop::Subscriber;
 use crate::virtio::{ActivateError, Activation, Interrupt, VirtioDevice};
 
@@ -49,8 +49,8 @@ const EVENT_KICK: u32 = FIRST_RESERVED + 5;
 /// Streams on offer to the guest.
 #[derive(Debug)]
 pub struct Attached {
-    /// The host's port of each stream, in the order they were given.
-    pub ports: Vec<u32>,
+    /// Where the guest finds each stream, in the order they were given.
+    pub streams: Vec<Offered>,
     /// Readable once every stream has ended and every byte was written. The process must not exit
     /// before, or output is lost.
     pub done: EventFd,
@@ -112,7 +112,8 @@ impl Vsock {
         })
     }
 
-    /// Offers descriptors to the guest on fresh ports; each serves the first connection made to it.
+    /// Offers descriptors to the guest on fresh ports; each serves the first connection that sends its
+    /// token.
     ///
     /// # Errors
     /// If there are too many streams, or a descriptor can't be examined.
@@ -122,11 +123,12 @@ impl Vsock {
             action: "duplicate an eventfd",
             source,
         })?;
-        let (_, ports) = self.muxer.attach(streams, Waiter::EventFd(waiter))?;
-        Ok(Attached { ports, done })
+        let (_, streams) = self.muxer.attach(streams, Waiter::EventFd(waiter))?;
+        Ok(Attached { streams, done })
     }
 
-    /// Offers a descriptor to the guest on a port below the `first_port` of [`Self::new`].
+    /// Offers a descriptor to the guest on a port below the `first_port` of [`Self::new`]. Returns the
+    /// token that is to be sent first.
     ///
     /// # Errors
     /// If the port is taken, there are too many streams, or the descriptor can't be examined.
@@ -135,8 +137,22 @@ impl Vsock {
         port: u32,
         direction: Direction,
         fd: OwnedFd,
-    ) -> Result<(), VsockError> {
+    ) -> Result<Token, VsockError> {
         self.muxer.attach_at(port, direction, fd)
+    }
+
+    /// The same without a token, for what is over before the guest has anybody who isn't meant: the
+    /// first connection that sends something gets it.
+    ///
+    /// # Errors
+    /// As [`Self::attach_at`].
+    pub fn attach_open(
+        &mut self,
+        port: u32,
+        direction: Direction,
+        fd: OwnedFd,
+    ) -> Result<(), VsockError> {
+        self.muxer.attach_open(port, direction, fd)
     }
 
     /// To be called when the vCPUs have stopped for good: what the guest has sent is still written to
@@ -242,12 +258,12 @@ impl Vsock {
             }
             let mut malformed = None;
             let warn = |error| malformed = Some(error);
-            if let Some(header) = self.muxer.next_reset() {
+            if let Some(header) = self.muxer.next_reply() {
                 match active.rx.next_buffer(&memory, warn) {
                     Some(buffer) => {
                         buffer.write_header(header);
                         active.rx.publish(&memory, buffer.head, HEADER_SIZE as u32);
-                        self.muxer.reset_sent();
+                        self.muxer.reply_sent();
                     }
                     None => active.rx_starved = true,
                 }
@@ -470,8 +486,17 @@ impl Vsock {
         self.muxer.streams()
     }
 
-    pub(super) fn queued_resets(&self) -> usize {
-        self.muxer.queued_resets()
+    pub(super) fn queued_replies(&self) -> usize {
+        self.muxer.queued_replies()
+    }
+
+    pub(super) fn claims(&self) -> usize {
+        self.muxer.claims()
+    }
+
+    /// The token of a port on offer.
+    pub(super) fn token(&self, port: u32) -> Option<Token> {
+        self.muxer.token(port)
     }
 
     pub(super) fn buffered(&self) -> usize {
@@ -482,6 +507,7 @@ impl Vsock {
         self.muxer.timeouts = super::muxer::Timeouts {
             response: Duration::from_millis(20),
             shutdown: Duration::from_millis(20),
+            token: Duration::from_millis(20),
             unclaimed: Duration::from_millis(20),
             line: Duration::from_millis(20),
         };

@@ -2,8 +2,8 @@
 //!
 //! The device and its muxer live in one event loop, and nothing in it ever blocks. Streams come to be
 //! in three ways:
-//! - the VMM offers a descriptor on a port ([`Vsock::attach`], [`Vsock::attach_at`]) and the guest
-//!   dials that port, once;
+//! - the VMM offers a descriptor on a port ([`Vsock::attach`], [`Vsock::attach_at`]); the guest dials
+//!   that port and sends the offer's token first, 16 bytes that nobody else in the guest knows;
 //! - a client of the control socket does the same for its own descriptors (`ATTACH`);
 //! - a client of the control socket has a port of the guest dialled for it (`CONNECT`).
 //!
@@ -18,8 +18,9 @@
 //!
 //! `ATTACH <modes>`: three letters, `rww` or `d--` say, for stdin, stdout and stderr. Each is `r` (the
 //! muxer reads the descriptor for the guest), `w` (it writes what the guest sends), `d` (both) or `-`
-//! (none). The descriptors come with the line, in one sendmsg(2), as SCM_RIGHTS. The muxer answers `OK <port> <port> <port>`, 0 where there is none,
-//! and offers these ports to the guest. When all the streams have ended and every byte has been
+//! (none). The descriptors come with the line, in one sendmsg(2), as SCM_RIGHTS. The muxer answers
+//! `OK <stream> <stream> <stream>`, each `<port>:<token>` with the token in 32 hexadecimal digits, or 0
+//! where there is none, and offers these ports to the guest. When all the streams have ended and every byte has been
 //! written it sends `DONE` and closes the socket. Streams outlive a client that leaves early, but a
 //! port that the guest hasn't dialled 30 seconds after that is withdrawn.
 //!
@@ -27,7 +28,7 @@
 //! | it may… | and then |
 //! |---|---|
 //! | send any bytes as a packet | the packet is dropped, or answered with `RST` |
-//! | dial ports, endlessly | only offered ports make a connection, each once; the `RST`s queued are bounded |
+//! | dial ports, endlessly | only offered ports are answered, and make a connection for who sends the token, once; at most 64 are about to, for five seconds, and the `RST`s queued are bounded |
 //! | send more than its credit | that connection is reset; at most 256 KiB are kept for each |
 //! | take no buffers, or give no credit | its streams stand still; nothing is kept for it |
 //! | make a queue's rings nonsense | that queue is not served any more until the device is reset |
@@ -35,6 +36,7 @@
 //!
 //! Each event is answered with a bounded amount of work; the rest waits for the loop's next turn.
 
+mod claims;
 mod connection;
 mod control;
 mod deadlines;
@@ -48,10 +50,20 @@ mod tests;
 
 use std::io;
 
+pub use claims::{TOKEN_LENGTH, Token};
 pub use device::{Attached, Vsock};
 
 /// The host's context id (`VMADDR_CID_HOST`).
 pub const HOST_CID: u64 = 2;
+
+/// Where the guest finds a stream on offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offered {
+    /// The host's port.
+    pub port: u32,
+    /// What is to be sent there first. The stream's own bytes follow.
+    pub token: Token,
+}
 
 /// Which way a stream's bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,21 +7,23 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet};
+use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::connection::Connection;
+use super::claims::{Claim, Claims, Shown, TOKEN_LENGTH, Token};
+use super::connection::{BUFFER_SIZE, Connection};
 use super::deadlines::{Deadline, Deadlines};
 use super::endpoint::Endpoint;
 use super::packet::{Header, TYPE_STREAM, op};
-use super::{Direction, HOST_CID, VsockError};
+use super::{Direction, HOST_CID, Offered, VsockError};
 use crate::rate_limit::RateLimit;
 
 /// Streams there may be, connected and on offer.
 pub(super) const MAX_STREAMS: usize = 1024;
 
-/// `RST`s that wait for a buffer of the guest's; more are dropped.
-pub(super) const MAX_RESETS: usize = 256;
+/// `RST`s and answers to claims that wait for a buffer of the guest's; more are dropped.
+pub(super) const MAX_REPLIES: usize = 256;
 
 /// Numbers from here on are no ports but other events' tokens.
 pub(super) const FIRST_RESERVED: u32 = u32::MAX - 0xff;
@@ -33,6 +35,8 @@ pub(super) struct Timeouts {
     pub response: Duration,
     /// The guest's answer to a `SHUTDOWN` of both directions.
     pub shutdown: Duration,
+    /// The token of a claim.
+    pub token: Duration,
     /// The guest's dialling of a port whose client has left.
     pub unclaimed: Duration,
     /// A client's request line.
@@ -47,6 +51,8 @@ impl Default for Timeouts {
             response: Duration::from_secs(60),
             // Nobody waits for it any more.
             shutdown: Duration::from_secs(2),
+            // It is sent as soon as the connection is there.
+            token: Duration::from_secs(5),
             unclaimed: Duration::from_secs(30),
             line: Duration::from_secs(30),
         }
@@ -60,9 +66,22 @@ fn take_over(fd: OwnedFd) -> Result<Endpoint, VsockError> {
     })
 }
 
+/// A token that nobody can guess.
+fn new_token() -> Result<Token, VsockError> {
+    let mut token = [0; TOKEN_LENGTH];
+    // Up to 256 bytes come whole.
+    getrandom(&mut token[..], GetRandomFlags::empty()).map_err(|errno| VsockError::Io {
+        action: "choose a stream's token",
+        source: errno.into(),
+    })?;
+    Ok(token)
+}
+
 /// A descriptor that waits for the guest to dial its port.
 #[derive(Debug)]
 struct Offer {
+    /// What is to be sent first; `None` where whoever sends anything gets it.
+    token: Option<Token>,
     direction: Direction,
     endpoint: Endpoint,
     group: Option<u32>,
@@ -95,8 +114,9 @@ pub(super) struct Muxer {
     next_number: u32,
     offers: HashMap<u32, Offer>,
     connections: HashMap<u32, Connection>,
+    claims: Claims,
     groups: HashMap<u32, Group>,
-    resets: VecDeque<Header>,
+    replies: VecDeque<Header>,
     /// Connections with something for the guest, in turn.
     senders: VecDeque<u32>,
     /// Control clients whose groups have ended.
@@ -114,8 +134,9 @@ impl Muxer {
             next_number: first_port,
             offers: HashMap::new(),
             connections: HashMap::new(),
+            claims: Claims::default(),
             groups: HashMap::new(),
-            resets: VecDeque::new(),
+            replies: VecDeque::new(),
             senders: VecDeque::new(),
             done_clients: Vec::new(),
             deadlines: Deadlines::new()?,
@@ -161,38 +182,62 @@ impl Muxer {
         Ok(())
     }
 
-    /// Offers descriptors on fresh ports, as one group. Returns its number and the ports.
+    /// Offers descriptors on fresh ports, as one group. Returns its number and the streams' addresses.
     pub fn attach(
         &mut self,
         streams: Vec<(Direction, OwnedFd)>,
         waiter: Waiter,
-    ) -> Result<(u32, Vec<u32>), VsockError> {
+    ) -> Result<(u32, Vec<Offered>), VsockError> {
         self.check_room(streams.len())?;
         let group = self.next_number()?;
         let mut offers = Vec::with_capacity(streams.len());
+        let mut offered = Vec::with_capacity(streams.len());
         for (direction, fd) in streams {
-            let endpoint = take_over(fd)?;
+            let (port, token) = (self.next_number()?, new_token()?);
             let offer = Offer {
+                token: Some(token),
                 direction,
-                endpoint,
+                endpoint: take_over(fd)?,
                 group: Some(group),
             };
-            offers.push((self.next_number()?, offer));
+            offers.push((port, offer));
+            offered.push(Offered { port, token });
         }
-        let ports: Vec<_> = offers.iter().map(|(port, _)| *port).collect();
         self.offers.extend(offers);
-        let streams = ports.len();
+        let streams = offered.len();
         self.groups.insert(group, Group { streams, waiter });
         if streams == 0 {
             self.end_group(group);
         }
-        Ok((group, ports))
+        Ok((group, offered))
     }
 
-    /// Offers a descriptor on a fixed port.
+    /// Offers a descriptor on a fixed port, to whoever sends something.
+    pub fn attach_open(
+        &mut self,
+        port: u32,
+        direction: Direction,
+        fd: OwnedFd,
+    ) -> Result<(), VsockError> {
+        self.offer_at(port, None, direction, fd)
+    }
+
+    /// Offers a descriptor on a fixed port. Returns its token.
     pub fn attach_at(
         &mut self,
         port: u32,
+        direction: Direction,
+        fd: OwnedFd,
+    ) -> Result<Token, VsockError> {
+        let token = new_token()?;
+        self.offer_at(port, Some(token), direction, fd)?;
+        Ok(token)
+    }
+
+    fn offer_at(
+        &mut self,
+        port: u32,
+        token: Option<Token>,
         direction: Direction,
         fd: OwnedFd,
     ) -> Result<(), VsockError> {
@@ -205,6 +250,7 @@ impl Muxer {
         self.check_room(1)?;
         let endpoint = take_over(fd)?;
         let offer = Offer {
+            token,
             direction,
             endpoint,
             group: None,
@@ -256,31 +302,103 @@ impl Muxer {
                 }
                 self.settle(port, ops);
             }
+            None if self.claims.of(header).is_some() => self.receive_claim(header, payload, ops),
             None if header.op == op::REQUEST && self.offers.contains_key(&port) => {
-                self.accept(header, ops);
+                self.claim(header);
             }
             _ => self.refuse(header),
         }
     }
 
-    /// Connects the guest to the offer that it has dialled.
-    fn accept(&mut self, request: &Header, ops: &mut EventOps) {
-        let port = request.dst_port;
-        let Some(mut offer) = self.offers.remove(&port) else {
+    /// Has the guest show that it may have the offer that it has dialled.
+    fn claim(&mut self, request: &Header) {
+        let (number, oldest) = self.claims.add(*request);
+        self.deadlines
+            .set(Deadline::Token(number), self.timeouts.token);
+        self.push_reply(Header {
+            op: op::RESPONSE,
+            buf_alloc: BUFFER_SIZE,
+            ..request.reset()
+        });
+        oldest.into_iter().for_each(|claim| self.turn_down(claim));
+    }
+
+    /// Takes a packet of somebody who claims an offer.
+    fn receive_claim(
+        &mut self,
+        header: &Header,
+        mut payload: Vec<VolatileSlice<'_>>,
+        ops: &mut EventOps,
+    ) {
+        let port = header.dst_port;
+        let (Some(claim), Some(offer)) = (self.claims.of(header), self.offers.get(&port)) else {
+            return self.refuse(header);
+        };
+        claim.learn_credit(header);
+        let number = claim.number;
+        let shown = match header.op {
+            op::RW => claim.show(offer.token.as_ref(), &mut payload),
+            // It was told of all the credit there is.
+            op::CREDIT_UPDATE | op::CREDIT_REQUEST => Shown::Part,
+            _ => Shown::Other,
+        };
+        if shown == Shown::Part {
+            return;
+        }
+        self.deadlines.cancel(Deadline::Token(number));
+        let Some(claim) = self.claims.take(number) else {
             return;
         };
+        match shown {
+            Shown::Token => self.join(&claim, header, payload, ops),
+            _ if header.op == op::RST => {}
+            _ => {
+                self.warn(format_args!("port {port} was dialled without its token"));
+                self.turn_down(claim);
+            }
+        }
+    }
+
+    /// Connects the guest to the offer whose token it has sent, with what came behind that.
+    fn join(
+        &mut self,
+        claim: &Claim,
+        header: &Header,
+        rest: Vec<VolatileSlice<'_>>,
+        ops: &mut EventOps,
+    ) {
+        let port = header.dst_port;
+        let Some(mut offer) = self.offers.remove(&port) else {
+            return self.refuse(header);
+        };
+        self.turn_down_all(|claimed| claimed == port);
         if let Err(error) = offer.endpoint.register(offer.direction, port, ops) {
             self.warn(format_args!(
                 "port {port}: cannot watch its descriptor: {error}"
             ));
-            self.refuse(request);
+            self.refuse(header);
             return self.leave_group(offer.group);
         }
         let mut connection =
-            Connection::accept(self.guest_cid, request, offer.direction, offer.endpoint);
+            Connection::accept(self.guest_cid, claim, offer.direction, offer.endpoint);
         connection.group = offer.group;
         self.connections.insert(port, connection);
-        self.settle(port, ops);
+        if rest.is_empty() {
+            self.settle(port, ops);
+        } else {
+            self.receive(header, rest, ops);
+        }
+    }
+
+    fn turn_down(&mut self, claim: Claim) {
+        self.deadlines.cancel(Deadline::Token(claim.number));
+        self.push_reply(claim.request.reset());
+    }
+
+    fn turn_down_all(&mut self, which: impl Fn(u32) -> bool) {
+        for claim in self.claims.take_all(which) {
+            self.turn_down(claim);
+        }
     }
 
     /// Tells a `CONNECT` client that its stream is there.
@@ -339,19 +457,19 @@ impl Muxer {
             && !std::mem::replace(&mut connection.gone, true)
         {
             let header = connection.reset_header();
-            self.push_reset(header);
+            self.push_reply(header);
         }
     }
 
     fn refuse(&mut self, header: &Header) {
         if header.op != op::RST {
-            self.push_reset(header.reset());
+            self.push_reply(header.reset());
         }
     }
 
-    fn push_reset(&mut self, header: Header) {
-        if self.resets.len() < MAX_RESETS {
-            self.resets.push_back(header);
+    fn push_reply(&mut self, header: Header) {
+        if self.replies.len() < MAX_REPLIES {
+            self.replies.push_back(header);
         }
     }
 
@@ -361,6 +479,11 @@ impl Muxer {
             Deadline::Response(port) | Deadline::Shutdown(port) => {
                 self.reset(port);
                 self.settle(port, ops);
+            }
+            Deadline::Token(number) => {
+                if let Some(claim) = self.claims.take(number) {
+                    self.turn_down(claim);
+                }
             }
             Deadline::Unclaimed(group) => self.withdraw(|offer| offer.group == Some(group)),
             Deadline::Line(_) | Deadline::Accept => {}
@@ -377,12 +500,13 @@ impl Muxer {
     }
 
     fn withdraw(&mut self, which: impl Fn(&Offer) -> bool) {
-        let withdrawn: Vec<_> = self
+        let withdrawn: HashMap<_, _> = self
             .offers
             .extract_if(|_, offer| which(offer))
-            .map(|(_, offer)| offer.group)
+            .map(|(port, offer)| (port, offer.group))
             .collect();
-        for group in withdrawn {
+        self.turn_down_all(|port| withdrawn.contains_key(&port));
+        for group in withdrawn.into_values() {
             self.leave_group(group);
         }
     }
@@ -413,7 +537,8 @@ impl Muxer {
     /// The guest, or its driver, is no more: every connection is as if it had been reset. The loop
     /// must then call [`Self::settle_all`].
     pub fn forget_guest(&mut self) {
-        self.resets.clear();
+        self.turn_down_all(|_| true);
+        self.replies.clear();
         for connection in self.connections.values_mut() {
             connection.gone = true;
         }
@@ -434,15 +559,15 @@ impl Muxer {
 
     /// Whether anything waits to be sent to the guest.
     pub fn has_packets(&self) -> bool {
-        !self.resets.is_empty() || !self.senders.is_empty()
+        !self.replies.is_empty() || !self.senders.is_empty()
     }
 
-    pub fn next_reset(&self) -> Option<&Header> {
-        self.resets.front()
+    pub fn next_reply(&self) -> Option<&Header> {
+        self.replies.front()
     }
 
-    pub fn reset_sent(&mut self) {
-        self.resets.pop_front();
+    pub fn reply_sent(&mut self) {
+        self.replies.pop_front();
     }
 
     /// The connection whose turn it is to send.
@@ -472,8 +597,16 @@ impl Muxer {
 
 #[cfg(test)]
 impl Muxer {
-    pub fn queued_resets(&self) -> usize {
-        self.resets.len()
+    pub fn queued_replies(&self) -> usize {
+        self.replies.len()
+    }
+
+    pub fn claims(&self) -> usize {
+        self.claims.len()
+    }
+
+    pub fn token(&self, port: u32) -> Option<Token> {
+        self.offers.get(&port)?.token
     }
 
     pub fn buffered(&self) -> usize {

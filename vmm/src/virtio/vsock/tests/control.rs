@@ -48,14 +48,19 @@ fn connected(guest: &mut Guest) -> (UnixStream, Header) {
     (client, request)
 }
 
-fn ports(answer: &str) -> [u32; 3] {
-    let numbers: Vec<u32> = answer
-        .trim_end()
-        .strip_prefix("OK ")
-        .expect("OK")
-        .split(' ')
-        .map(|number| number.parse().expect("a number"))
-        .collect();
+/// The ports in an answer, whose tokens must be those of the offers.
+fn ports(guest: &Guest, answer: &str) -> [u32; 3] {
+    let streams = answer.trim_end().strip_prefix("OK ").expect("OK");
+    let port = |stream: &str| {
+        let Some((port, token)) = stream.split_once(':') else {
+            return stream.parse().expect("a number");
+        };
+        let port = port.parse().expect("a number");
+        let token = u128::from_str_radix(token, 16).expect("hexadecimal digits");
+        assert_eq!(guest.device().token(port), Some(token.to_be_bytes()));
+        port
+    };
+    let numbers: Vec<u32> = streams.split(' ').map(port).collect();
     numbers.try_into().expect("three")
 }
 
@@ -124,7 +129,8 @@ fn attach_offers_descriptors_and_says_when_they_are_done() {
     let mut client = guest.client();
     send_fds(&client, b"ATTACH rw-\n", &[stdin.as_fd(), stdout.as_fd()]);
     drop((stdin, stdout));
-    let [stdin, stdout, none] = ports(&line(&mut guest, &mut client));
+    let answer = line(&mut guest, &mut client);
+    let [stdin, stdout, none] = ports(&guest, &answer);
     assert_eq!(none, 0);
     guest.dial(1, stdin);
     guest.dial(2, stdout);
@@ -146,7 +152,8 @@ fn streams_outlive_a_client_that_leaves() {
     let mut client = guest.client();
     send_fds(&client, b"ATTACH -w-\n", &[writer.as_fd()]);
     drop(writer);
-    let [_, port, _] = ports(&line(&mut guest, &mut client));
+    let answer = line(&mut guest, &mut client);
+    let [_, port, _] = ports(&guest, &answer);
     drop(client);
     guest.turn();
     guest.dial(1, port);

@@ -389,8 +389,15 @@ impl Guest {
         self.send(header, &[]);
     }
 
-    /// Dials a port of the host that is on offer.
+    /// Dials a port of the host that is on offer, and shows its token.
     pub(crate) fn dial(&mut self, from: u32, to: u32) {
+        let token = self.device().token(to);
+        self.claim(from, to);
+        self.send_data(from, to, &token.expect("it is on offer"));
+    }
+
+    /// Dials a port of the host that is on offer, and nothing more.
+    pub(crate) fn claim(&mut self, from: u32, to: u32) {
         self.send_op(from, to, op::REQUEST);
         let (header, _) = self.expect(op::RESPONSE);
         assert_eq!((header.src_port, header.dst_port), (to, from));

@@ -4,20 +4,27 @@ use std::io::Write;
 
 use proptest::prelude::*;
 
-use super::driver::{FIRST_PORT, GUEST_CID, Guest, is_readable, pipe};
+use super::driver::{FIRST_PORT, GUEST_CID, Guest, is_readable, pipe, read_to_end};
+use crate::virtio::vsock::claims::{MAX_CLAIMS, TOKEN_LENGTH};
 use crate::virtio::vsock::connection::BUFFER_SIZE;
-use crate::virtio::vsock::muxer::MAX_RESETS;
+use crate::virtio::vsock::muxer::MAX_REPLIES;
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header, SHUTDOWN_SEND, op};
 use crate::virtio::vsock::{Direction, HOST_CID};
 
 const PORT: u32 = 5000;
 
-/// A guest with one stream from it, and its port.
-fn with_stream() -> (Guest, std::os::fd::OwnedFd, u32) {
-    let mut guest = Guest::new();
+/// A guest that is offered one stream from it, and its port.
+fn with_offer() -> (Guest, std::os::fd::OwnedFd, u32) {
+    let guest = Guest::new();
     let (reader, writer) = pipe();
     let attached = guest.device().attach(vec![(Direction::FromGuest, writer)]);
-    let port = attached.expect("attach").ports[0];
+    let port = attached.expect("attach").streams[0].port;
+    (guest, reader, port)
+}
+
+/// A guest with one stream from it, and its port.
+fn with_stream() -> (Guest, std::os::fd::OwnedFd, u32) {
+    let (mut guest, reader, port) = with_offer();
     guest.dial(PORT, port);
     (guest, reader, port)
 }
@@ -43,6 +50,133 @@ fn a_port_serves_one_connection_in_its_life() {
 }
 
 #[test]
+fn a_guess_is_reset_and_leaves_the_offer() {
+    let (mut guest, reader, port) = with_offer();
+    let token = guest.device().token(port).expect("on offer");
+    for byte in 0..TOKEN_LENGTH {
+        let mut guess = token;
+        guess[byte] ^= 1;
+        guest.claim(PORT, port);
+        guest.send_data(PORT, port, &guess);
+        assert_eq!(guest.expect(op::RST).0.dst_port, PORT);
+    }
+    guest.dial(PORT, port);
+    guest.send_data(PORT, port, b"mine");
+    guest.send_shutdown(PORT, port, SHUTDOWN_SEND);
+    guest.expect(op::RST);
+    assert_eq!(read_to_end(reader), b"mine");
+}
+
+#[test]
+fn who_sits_on_a_port_does_not_keep_the_other_out() {
+    let (mut guest, reader, port) = with_offer();
+    // More than there may be: the first ones go.
+    for squatter in 0..MAX_CLAIMS as u32 + 4 {
+        guest.send_op(PORT + 1 + squatter, port, op::REQUEST);
+        while guest.received().is_some() {}
+    }
+    assert_eq!(guest.device().claims(), MAX_CLAIMS);
+
+    let token = guest.device().token(port).expect("on offer");
+    guest.send_op(PORT, port, op::REQUEST);
+    while guest.received().is_some() {}
+    guest.send_data(PORT, port, &token);
+    guest.send_data(PORT, port, b"mine");
+
+    let mut resets = 0;
+    while let Some((header, _)) = guest.received() {
+        assert_eq!(header.op, op::RST);
+        assert_ne!(header.dst_port, PORT);
+        resets += 1;
+    }
+    assert_eq!((resets, guest.device().claims()), (MAX_CLAIMS - 1, 0));
+    assert!(is_readable(&reader));
+}
+
+#[test]
+fn half_a_token_is_reset_after_a_while_and_leaves_the_offer() {
+    let (mut guest, reader, port) = with_offer();
+    guest.device().shorten_timeouts();
+    let token = guest.device().token(port).expect("on offer");
+    for part in [&token[..0], &token[..1], &token[..15]] {
+        guest.claim(PORT, port);
+        if !part.is_empty() {
+            guest.send_data(PORT, port, part);
+        }
+        guest.expect(op::RST);
+    }
+    assert!(!is_readable(&reader));
+    guest.dial(PORT, port);
+}
+
+#[test]
+fn a_token_may_come_in_parts_and_with_what_follows_it() {
+    let (mut guest, reader, port) = with_offer();
+    let token = guest.device().token(port).expect("on offer");
+    guest.claim(PORT, port);
+    guest.send_data(PORT, port, &token[..1]);
+    guest.send_data(PORT, port, &token[1..9]);
+    assert_eq!(guest.device().claims(), 1);
+    guest.send_data(PORT, port, &[&token[9..], b"and more"].concat());
+    guest.send_shutdown(PORT, port, SHUTDOWN_SEND);
+    guest.expect(op::RST);
+    assert_eq!(read_to_end(reader), b"and more");
+}
+
+#[test]
+fn more_than_the_token_on_a_stream_to_the_guest_resets_it() {
+    let mut guest = Guest::new();
+    let (reader, _writer) = pipe();
+    let attached = guest.device().attach(vec![(Direction::ToGuest, reader)]);
+    let stream = attached.expect("attach").streams[0];
+    guest.claim(PORT, stream.port);
+    guest.send_data(PORT, stream.port, &[&stream.token[..], b"?"].concat());
+    guest.expect(op::RST);
+    assert_eq!(guest.device().streams(), 0);
+}
+
+#[test]
+fn nothing_but_a_token_is_taken_from_who_claims_a_port() {
+    for operation in [0, 8, op::REQUEST, op::RESPONSE, op::SHUTDOWN, op::RST] {
+        let (mut guest, reader, port) = with_offer();
+        guest.claim(PORT, port);
+        guest.send_op(PORT, port, operation);
+        if operation != op::RST {
+            guest.expect(op::RST);
+        }
+        guest.expect_nothing();
+        assert_eq!(guest.device().claims(), 0, "operation {operation}");
+        assert!(!is_readable(&reader));
+        guest.dial(PORT, port);
+    }
+}
+
+#[test]
+fn a_dial_that_is_given_up_leaves_the_offer_without_a_token_too() {
+    let mut guest = Guest::new();
+    let (reader, writer) = pipe();
+    let offered = guest.device().attach_open(1, Direction::FromGuest, writer);
+    offered.expect("offer");
+    guest.claim(PORT, 1);
+    guest.send_op(PORT, 1, op::RST);
+    guest.claim(PORT + 1, 1);
+    guest.send_data(PORT + 1, 1, b"hello");
+    guest.send_shutdown(PORT + 1, 1, SHUTDOWN_SEND);
+    guest.expect(op::RST);
+    assert_eq!(read_to_end(reader), b"hello");
+}
+
+#[test]
+fn tokens_are_not_alike() {
+    let guest = Guest::new();
+    let streams = (0..32).map(|_| (Direction::FromGuest, pipe().1)).collect();
+    let attached = guest.device().attach(streams).expect("attach");
+    let tokens: std::collections::HashSet<_> =
+        attached.streams.iter().map(|stream| stream.token).collect();
+    assert_eq!(tokens.len(), 32);
+}
+
+#[test]
 fn more_data_than_credit_resets_the_stream() {
     let (mut guest, _reader, port) = with_stream();
     let pipe_and_buffer = 65536 + BUFFER_SIZE;
@@ -62,7 +196,7 @@ fn data_for_a_stream_to_the_guest_resets_it() {
     let mut guest = Guest::new();
     let (reader, _writer) = pipe();
     let attached = guest.device().attach(vec![(Direction::ToGuest, reader)]);
-    let port = attached.expect("attach").ports[0];
+    let port = attached.expect("attach").streams[0].port;
     guest.dial(PORT, port);
     guest.send_data(PORT, port, b"?");
     guest.expect(op::RST);
@@ -185,10 +319,10 @@ fn receive_buffers_that_are_none_are_given_back() {
 fn a_flood_of_requests_leaves_a_bounded_number_of_resets() {
     let mut guest = Guest::new();
     guest.refill = false;
-    for port in 0..10 * MAX_RESETS as u32 {
+    for port in 0..10 * MAX_REPLIES as u32 {
         guest.send_op(port, port, op::REQUEST);
     }
-    assert_eq!(guest.device().queued_resets(), MAX_RESETS);
+    assert_eq!(guest.device().queued_replies(), MAX_REPLIES);
 }
 
 #[test]
@@ -216,6 +350,8 @@ fn a_head_outside_the_table_stops_the_queue() {
 #[derive(Debug, Clone)]
 enum Step {
     Packet(Header, Vec<u8>),
+    /// The token of one of the ports on offer, from a port.
+    Token(u32, u32),
     Raw(Vec<(u64, u32, u16)>),
     Client(Vec<u8>),
     Read,
@@ -267,6 +403,8 @@ fn any_step() -> impl Strategy<Value = Step> {
             }
             Step::Packet(header, payload)
         }),
+        2 => (prop_oneof![Just(PORT), Just(1024)], FIRST_PORT..FIRST_PORT + 8)
+            .prop_map(|(from, to)| Step::Token(from, to)),
         1 => prop::collection::vec(descriptor, 1..4).prop_map(Step::Raw),
         2 => line.prop_map(Step::Client),
         3 => Just(Step::Read),
@@ -299,6 +437,12 @@ proptest! {
                         guest.send(header, &payload);
                     }
                 }
+                Step::Token(from, to) => {
+                    let token = guest.device().token(to);
+                    if let Some(token) = token && guest.can_send() {
+                        guest.send_data(from, to, &token);
+                    }
+                }
                 Step::Raw(chain) => {
                     let memory = guest.memory.clone();
                     if let Some(head) = guest.tx.take_free() {
@@ -316,7 +460,8 @@ proptest! {
             guest.turn();
             let device = guest.device();
             prop_assert!(device.streams() <= 3 + clients.len());
-            prop_assert!(device.queued_resets() <= MAX_RESETS);
+            prop_assert!(device.claims() <= MAX_CLAIMS);
+            prop_assert!(device.queued_replies() <= MAX_REPLIES);
             prop_assert!(device.buffered() <= device.streams() * BUFFER_SIZE as usize);
         }
     }

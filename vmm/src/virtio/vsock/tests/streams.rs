@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use super::driver::{GUEST_BUFFER, Guest, is_readable, pipe, read_to_end};
+use crate::virtio::vsock::claims::TOKEN_LENGTH;
 use crate::virtio::vsock::connection::BUFFER_SIZE;
 use crate::virtio::vsock::packet::{SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
 use crate::virtio::vsock::{Direction, VsockError};
@@ -16,7 +17,7 @@ fn offer(guest: &Guest, direction: Direction, fd: OwnedFd) -> u32 {
         .device()
         .attach(vec![(direction, fd)])
         .expect("attach");
-    attached.ports[0]
+    attached.streams[0].port
 }
 
 #[test]
@@ -177,7 +178,10 @@ fn a_request_for_credit_is_answered() {
     guest.send_data(PORT, port, b"12345");
     guest.send_op(PORT, port, op::CREDIT_REQUEST);
     let (header, _) = guest.expect(op::CREDIT_UPDATE);
-    assert_eq!((header.buf_alloc, header.fwd_cnt), (BUFFER_SIZE, 5));
+    assert_eq!(
+        (header.buf_alloc, header.fwd_cnt),
+        (BUFFER_SIZE, TOKEN_LENGTH as u32 + 5)
+    );
 }
 
 #[test]
@@ -187,14 +191,14 @@ fn a_group_is_done_when_all_is_written() {
     let (stdin, _stdin_writer) = pipe();
     let streams = vec![(Direction::ToGuest, stdin), (Direction::FromGuest, writer)];
     let group = guest.device().attach(streams).expect("attach");
-    guest.dial(PORT, group.ports[0]);
-    guest.dial(PORT + 1, group.ports[1]);
+    guest.dial(PORT, group.streams[0].port);
+    guest.dial(PORT + 1, group.streams[1].port);
     // More than the pipe takes: a rest is buffered.
     let piece = vec![1; 64 * 1024];
-    guest.send_data(PORT + 1, group.ports[1], &piece);
-    guest.send_data(PORT + 1, group.ports[1], &piece);
-    guest.send_shutdown(PORT + 1, group.ports[1], SHUTDOWN_BOTH);
-    guest.send_shutdown(PORT, group.ports[0], SHUTDOWN_BOTH);
+    guest.send_data(PORT + 1, group.streams[1].port, &piece);
+    guest.send_data(PORT + 1, group.streams[1].port, &piece);
+    guest.send_shutdown(PORT + 1, group.streams[1].port, SHUTDOWN_BOTH);
+    guest.send_shutdown(PORT, group.streams[0].port, SHUTDOWN_BOTH);
     guest.turn();
     assert!(group.done.read().is_err(), "half of it isn't written");
     let reading = std::thread::spawn(|| read_to_end(reader).len());
@@ -212,10 +216,10 @@ fn output_survives_the_guests_end() {
         (Direction::FromGuest, unclaimed),
     ];
     let group = guest.device().attach(streams).expect("attach");
-    guest.dial(PORT, group.ports[0]);
+    guest.dial(PORT, group.streams[0].port);
     let piece = vec![1; 64 * 1024];
-    guest.send_data(PORT, group.ports[0], &piece);
-    guest.send_data(PORT, group.ports[0], &piece);
+    guest.send_data(PORT, group.streams[0].port, &piece);
+    guest.send_data(PORT, group.streams[0].port, &piece);
     guest.device().guest_stopped();
     let reading = std::thread::spawn(|| read_to_end(reader).len());
     guest.turn_until("the group's end", |_| group.done.read().is_ok());
