@@ -39,3 +39,4 @@ mod systemd;
 mod systemd_user;
 mod terminal;
 mod verbs;
+mod walls;

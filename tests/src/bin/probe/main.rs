@@ -8,21 +8,25 @@ mod locks;
 mod privileges;
 mod report;
 mod syscall;
+mod trace;
+mod vsock;
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hull_tests::pattern;
 
 const USAGE: &str =
     "probe identity | report PATH… | files DIR | big-file FILE BYTES | small-files DIR COUNT |
       pattern-out BYTES | pattern-in BYTES | adopt PID-FILE CMD… | try-lock flock|fcntl FILE |
-      acls DIR | set-id DIR | trusted DIR | notify MESSAGE | syscall NUMBER ARGUMENT |
-      syscall32 NUMBER ARGUMENT";
+      acls DIR | set-id DIR | trusted DIR |
+      notify MESSAGE | syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT | reach-vsock |
+      forge-exit-status STATUS | take-streams SECONDS | flood-agent COUNT | into-init |
+      hold-thread TID SECONDS";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +52,14 @@ fn main() -> ExitCode {
         ["syscall32", call, argument] => {
             syscall::of_32_bits(number(call), number(argument));
             Ok(())
+        }
+        ["reach-vsock"] => vsock::reach(),
+        ["forge-exit-status", status] => vsock::forge_exit_status(number(status) as u8),
+        ["take-streams", seconds] => vsock::take_streams(number(seconds)),
+        ["flood-agent", count] => vsock::flood(number(count) as usize),
+        ["into-init"] => trace::into_init(),
+        ["hold-thread", thread, seconds] => {
+            trace::hold(number(thread) as i32, Duration::from_secs(number(seconds)))
         }
         _ => {
             eprintln!("usage: {USAGE}");
