@@ -18,6 +18,7 @@ mod fields;
 mod files;
 mod hooks;
 mod host_cgroup;
+mod host_namespaces;
 mod hostile_guest;
 mod kills;
 mod lifecycle;

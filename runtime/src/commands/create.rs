@@ -307,7 +307,7 @@ fn bring_up(
 }
 
 /// The hooks of `create`, while the guest boots: the process that the state names is there, in the
-/// container's network namespace, and the container's own isn't.
+/// container's namespaces of the host, and the container's own process isn't.
 fn run_create_hooks(hooks: &Hooks, state: &State) -> Result<(), Error> {
     // `delete --force` kills it, and must not have to wait for a hook.
     let sandbox = state.vmm.and_then(|vmm| vmm.open());

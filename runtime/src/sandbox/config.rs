@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{MemoryPolicy, Share};
+use crate::spec::{MemoryPolicy, Network, Share};
 
 /// Everything a VMM process needs to know. The descriptors are named by their number in that process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,8 +27,8 @@ pub struct VmmConfig {
     pub user_namespace: Option<RawFd>,
     /// The host's block devices that the guest has.
     pub disks: Vec<VmmDisk>,
-    /// The network namespace to join.
-    pub network: Option<RawFd>,
+    /// The network namespace that the process is in.
+    pub network: Network<RawFd>,
     /// The policy by which the host allocates the VM's memory.
     pub memory_policy: Option<MemoryPolicy>,
     /// The guest kernel, where it is not the built-in one.

@@ -17,10 +17,10 @@ use rustix::pipe::PipeFlags;
 use super::lifeline::{self, Report};
 use super::{
     Agent, BootFiles, HostTerminal, SandboxError, Streams, VmmConfig, VmmDisk, VmmProcess,
-    VmmTerminal, id_maps, search,
+    VmmTerminal, id_maps, namespaces, search,
 };
 use crate::container::ContainerDir;
-use crate::spec::{Disk, MemoryPolicy, Share, UserNamespace};
+use crate::spec::{Disk, MemoryPolicy, Network, Share, UserNamespace};
 use hull_protocol::hello;
 
 /// How long the VMM process may take until the guest's first instruction.
@@ -50,8 +50,8 @@ pub struct Launch<'a> {
     pub shares: Vec<Share>,
     /// The host's block devices that the guest has.
     pub disks: Vec<Disk>,
-    /// The network namespace that the VMM process joins, if not this process's.
-    pub network: Option<OwnedFd>,
+    /// The network namespace that the VMM process is in.
+    pub network: Network,
     /// The policy by which the host allocates the VM's memory.
     pub memory_policy: Option<MemoryPolicy>,
     /// The user namespace that the VMM process is to be root in.
@@ -107,7 +107,9 @@ impl Launch<'_> {
         Ok(Sandbox {
             child: self
                 .execute(config.as_raw_fd())
-                .map_err(SandboxError::host("execute the VMM process"))?,
+                .map_err(SandboxError::host(
+                    "start the VMM process in namespaces of its own",
+                ))?,
             in_user_namespace: ends.user_namespace.is_some(),
             lifeline,
             ready,
@@ -159,7 +161,7 @@ impl Launch<'_> {
             shares: shares.collect::<Result<_, _>>()?,
             user_namespace: ends.user_namespace.as_ref().map(AsRawFd::as_raw_fd),
             disks: self.disks.iter().map(disk).collect(),
-            network: self.network.as_ref().map(AsRawFd::as_raw_fd),
+            network: self.network.with(AsRawFd::as_raw_fd),
             memory_policy: self.memory_policy.clone(),
             kernel: self.boot.kernel.as_ref().map(AsRawFd::as_raw_fd),
             initramfs: self.boot.initramfs.as_ref().map(AsRawFd::as_raw_fd),
@@ -182,7 +184,7 @@ impl Launch<'_> {
         inherited.extend(ends.user_namespace.iter().map(AsFd::as_fd));
         inherited.extend(self.shares.iter().filter_map(Share::fd));
         inherited.extend(self.disks.iter().map(|disk| disk.device.as_fd()));
-        inherited.extend(self.network.as_ref().map(AsFd::as_fd));
+        inherited.extend(self.network.fd().map(AsFd::as_fd));
         let boot = self.boot.kernel.iter().chain(&self.boot.initramfs);
         inherited.extend(boot.map(AsFd::as_fd));
         inherited.extend(self.terminal.iter().flat_map(HostTerminal::fds));
@@ -193,7 +195,8 @@ impl Launch<'_> {
         let store = self.dir.store_key()?;
         let own_cgroup = self.cgroup.is_some();
         let arguments = search::arguments(store, self.dir.id(), own_cgroup, config)?;
-        VmmProcess::spawn(&arguments, self.cgroup.as_ref().map(AsFd::as_fd))
+        let own = namespaces::at_birth(&self.network, self.user_namespace.is_some());
+        VmmProcess::spawn(&arguments, self.cgroup.as_ref().map(AsFd::as_fd), own)
     }
 }
 

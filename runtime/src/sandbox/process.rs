@@ -29,11 +29,16 @@ pub struct VmmProcess {
 
 impl VmmProcess {
     /// Executes this program once more, with an empty environment and these arguments (the first is its
-    /// name), in the cgroup whose directory is given, or in this process's.
+    /// name), in the cgroup whose directory is given, or in this process's, and in new namespaces of these
+    /// kinds (CLONE_NEW*). No signal is ignored in it, whatever this process was started with.
     ///
     /// # Errors
     /// When it can't be started. That it could not be executed is seen by its end.
-    pub fn spawn(arguments: &[CString], cgroup: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+    pub fn spawn(
+        arguments: &[CString],
+        cgroup: Option<BorrowedFd<'_>>,
+        namespaces: u64,
+    ) -> io::Result<Self> {
         let mut argv: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).collect();
         argv.push(ptr::null());
         let environment = [ptr::null()];
@@ -43,14 +48,17 @@ impl VmmProcess {
         };
         // SAFETY: the structure is of integers, for which zeroes are values.
         let mut clone: libc::clone_args = unsafe { std::mem::zeroed() };
-        clone.flags = flag;
+        clone.flags = flag | namespaces;
         clone.cgroup = cgroup.map_err(io::Error::other)?;
         clone.exit_signal = libc::SIGCHLD.unsigned_abs().into();
         // SAFETY: without CLONE_VM this is a fork. The child, which has the calling thread alone, makes
-        // two system calls on memory that was made before, and returns from neither.
+        // system calls on memory that was made before, and doesn't return from the last two.
         let pid = unsafe {
             let pid = libc::syscall(libc::SYS_clone3, &raw mut clone, size_of_val(&clone));
             if pid == 0 {
+                for signal in 1..=libc::SIGRTMAX() {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
                 libc::execve(
                     c"/proc/self/exe".as_ptr(),
                     argv.as_ptr(),
@@ -133,7 +141,7 @@ mod tests {
     fn a_process_is_started_killed_and_waited_for() {
         // The test's own binary, which has no such test.
         let arguments = [c"hull".to_owned(), c"none".to_owned()];
-        let mut ended = VmmProcess::spawn(&arguments, None).expect("spawn");
+        let mut ended = VmmProcess::spawn(&arguments, None, 0).expect("spawn");
         assert!(ended.wait().expect("wait").success());
         assert_eq!(
             ended.try_wait().expect("wait"),

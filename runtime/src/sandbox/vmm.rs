@@ -21,7 +21,6 @@ use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
 use hull_vmm::{Console, ConsoleLimits, EventLoop, HeldMachine, Machine, MachineConfig};
 use rustix::mount::MountFlags;
 use rustix::pipe::PipeFlags;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::assets::{self, Program};
 use super::clock::ClockWatch;
@@ -30,7 +29,7 @@ use super::supervisor::{End, Supervisor, Watched};
 use super::terminal::SizeWatch;
 use super::{
     HostStream, HostTerminal, Offer, Sizes, Streams, TerminalStreams, VmmConfig, VmmTerminal,
-    id_maps, stdio,
+    id_maps, namespaces, stdio,
 };
 use crate::error::chain;
 use crate::spec::{AccessTimes, Owners, ReadOnly, Share, Source, Times};
@@ -52,8 +51,8 @@ enum VmmError {
         #[source]
         source: io::Error,
     },
-    #[error("config.json: linux.namespaces: join the network namespace")]
-    Network(#[source] io::Error),
+    #[error(transparent)]
+    Namespaces(#[from] namespaces::Error),
     #[error("config.json: linux.memoryPolicy: the host's kernel refuses it")]
     MemoryPolicy(#[source] io::Error),
     #[error(transparent)]
@@ -147,7 +146,7 @@ fn inherit(config: &VmmConfig) -> io::Result<Inherited> {
         lifeline: take(config.lifeline)?.into(),
         ready: take(config.ready)?,
         console: take(config.console)?,
-        network: config.network.map(take).transpose()?,
+        network: config.network.fd().copied().map(take).transpose()?,
         shares: config.shares.iter().map(share).collect::<io::Result<_>>()?,
         user_namespace: config.user_namespace.map(take).transpose()?,
         terminal: config.terminal.as_ref().map(terminal).transpose()?,
@@ -251,6 +250,7 @@ fn assemble(
     mut inherited: Inherited,
     report_to: &UnixStream,
 ) -> Result<Vm, VmmError> {
+    namespaces::let_signals_end_it()?;
     // Before any thread, and any memory of the guest's.
     join(config, inherited.network.take())?;
     let mut keep = inherited.keep();
@@ -336,12 +336,11 @@ fn assemble(
     })
 }
 
-/// Joins the network namespace that config.json names, and takes its memory policy.
+/// Takes the places on the host that config.json names: namespaces and the memory policy.
 fn join(config: &VmmConfig, network: Option<OwnedFd>) -> Result<(), VmmError> {
-    if let Some(network) = network {
-        let kind = Some(LinkNameSpaceType::Network);
-        move_into_link_name_space(network.as_fd(), kind)
-            .map_err(|e| VmmError::Network(e.into()))?;
+    network.iter().try_for_each(namespaces::join)?;
+    if config.user_namespace.is_none() {
+        namespaces::complete(&config.network, false)?;
     }
     match &config.memory_policy {
         Some(policy) => policy.apply().map_err(VmmError::MemoryPolicy),
@@ -367,6 +366,7 @@ fn share(
 ) -> Result<(Fs, tree::Threads), VmmError> {
     if let Some(namespace) = user_namespace {
         userns::enter(namespace.as_fd())?;
+        namespaces::complete(&config.network, true)?;
         shares.iter_mut().try_for_each(tree::Share::reopen)?;
     }
     let tree = tree::enter(shares)?;

@@ -44,6 +44,7 @@ pub use fields::{supports, supports_value};
 pub use memory_policy::MemoryPolicy;
 pub use mount_options::supported as supported_mount_options;
 pub use mounts::within_root;
+pub use network::Network;
 pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
 pub use seccomp::{FILTERS, FilterCache};

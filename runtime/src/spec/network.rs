@@ -1,4 +1,5 @@
-//! A network namespace that config.json names: opened, and looked into before the VM's process joins it.
+//! The network namespace of the host that config.json asks for: one that it names is opened, and looked
+//! into before the VM's process joins it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,32 +11,64 @@ use nix::net::if_::InterfaceFlags;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{CWD, Mode, OFlags, fstat, openat, stat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde::{Deserialize, Serialize};
 
 use super::SpecError;
 
 /// The network namespace of whoever asks.
 const OWN: &str = "/proc/self/ns/net";
 
-/// Opens the network namespace that a config.json names, if it names one.
+/// The host's network namespace that the VM's process is in, where engines look for the container's. The
+/// descriptor is this process's own in a plan, and a number of the VMM process's in what that is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network<Fd = OwnedFd> {
+    /// Its creator's: config.json has no such namespace.
+    Creators,
+    /// A new one.
+    New,
+    /// This one.
+    Named(Fd),
+}
+
+impl<Fd> Network<Fd> {
+    /// Its descriptor, if it has one.
+    pub fn fd(&self) -> Option<&Fd> {
+        match self {
+            Self::Named(fd) => Some(fd),
+            Self::Creators | Self::New => None,
+        }
+    }
+
+    /// The same, with another form of descriptor.
+    pub fn with<To>(&self, of: impl FnOnce(&Fd) -> To) -> Network<To> {
+        match self {
+            Self::Creators => Network::Creators,
+            Self::New => Network::New,
+            Self::Named(fd) => Network::Named(of(fd)),
+        }
+    }
+}
+
+/// What a config.json asks for; a namespace that it names is opened.
 ///
 /// # Errors
 /// When there is none at that path, or one whose network a VM would not have.
-pub fn named(spec: &Spec) -> Result<Option<OwnedFd>, SpecError> {
+pub fn asked_for(spec: &Spec) -> Result<Network, SpecError> {
     let namespaces = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
-    let named = namespaces
-        .into_iter()
-        .flatten()
-        .enumerate()
-        .find_map(|(index, namespace)| {
-            let path = namespace
-                .path()
-                .as_deref()
-                .filter(|p| !p.as_os_str().is_empty())?;
-            (namespace.typ() == LinuxNamespaceType::Network).then_some((index, path))
-        });
-    let Some((index, path)) = named else {
-        return Ok(None);
+    let asked = (namespaces.into_iter().flatten().enumerate())
+        .find(|(_, namespace)| namespace.typ() == LinuxNamespaceType::Network);
+    let Some((index, namespace)) = asked else {
+        return Ok(Network::Creators);
     };
+    let path = namespace.path().as_deref();
+    match path.filter(|path| !path.as_os_str().is_empty()) {
+        Some(path) => open(index, path).map(Network::Named),
+        None => Ok(Network::New),
+    }
+}
+
+/// Opens the namespace that the element `index` of `linux.namespaces` names.
+fn open(index: usize, path: &Path) -> Result<OwnedFd, SpecError> {
     let field = format!("linux.namespaces[{index}].path");
     let failed = |source: io::Error| SpecError::Source {
         field: field.clone(),
@@ -56,7 +89,7 @@ pub fn named(spec: &Spec) -> Result<Option<OwnedFd>, SpecError> {
             );
             Err(SpecError::invalid(field, why))
         }
-        None => Ok(Some(namespace)),
+        None => Ok(namespace),
     }
 }
 
@@ -86,12 +119,13 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn named_at(path: &str) -> Result<Option<OwnedFd>, SpecError> {
-        let spec = json!({
-            "ociVersion": "1.2.0",
-            "linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": path}]},
-        });
-        named(&serde_json::from_value(spec).expect("a config.json"))
+    fn asked(namespaces: &serde_json::Value) -> Result<Network, SpecError> {
+        let spec = json!({ "ociVersion": "1.2.0", "linux": { "namespaces": namespaces } });
+        asked_for(&serde_json::from_value(spec).expect("a config.json"))
+    }
+
+    fn named_at(path: &str) -> Result<Network, SpecError> {
+        asked(&json!([{"type": "pid"}, {"type": "network", "path": path}]))
     }
 
     #[test]
@@ -116,7 +150,10 @@ mod tests {
     }
 
     #[test]
-    fn no_path_names_none() {
-        assert!(named_at("").expect("nothing to open").is_none());
+    fn without_a_path_it_is_a_new_one_if_there_is_to_be_one() {
+        assert!(matches!(named_at(""), Ok(Network::New)));
+        let (new, none) = (json!([{"type": "network"}]), json!([{"type": "pid"}]));
+        assert!(matches!(asked(&new), Ok(Network::New)));
+        assert!(matches!(asked(&none), Ok(Network::Creators)));
     }
 }

@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::{BlockDevice, SeccompFilter};
@@ -29,7 +29,7 @@ use super::refuse::GUEST_DEVICES;
 use super::share::{AccessTimes, Mounted, ReadOnly, Share, Source};
 use super::sizing::Host;
 use super::user_namespace::{self, UserNamespace};
-use super::{Bundle, FilterCache, MemoryPolicy, Sizing, SpecError, bind, network};
+use super::{Bundle, FilterCache, MemoryPolicy, Network, Sizing, SpecError, bind, network};
 use crate::config::Config;
 
 /// What is done about a bundle.
@@ -47,8 +47,8 @@ pub struct Plan {
     pub disks: Vec<Disk>,
     /// What the agent makes the container of.
     pub guest_spec: GuestSpec,
-    /// The network namespace for the VM's process, if config.json names one.
-    pub network: Option<OwnedFd>,
+    /// The network namespace for the VM's process.
+    pub network: Network,
     /// By what policy the VM's memory is allocated.
     pub memory_policy: Option<MemoryPolicy>,
     cpus: Option<CpuList>,
@@ -176,7 +176,7 @@ pub fn plan(
             block_devices,
             seccomp: profile.map(|profile| filters.filter(profile)).transpose()?,
         },
-        network: network::named(&bundle.spec)?,
+        network: network::asked_for(&bundle.spec)?,
         memory_policy: policy.map(MemoryPolicy::of).transpose()?,
         cpus: cpus(resources),
     })

@@ -15,6 +15,7 @@ mod capabilities;
 pub mod descriptors;
 mod landlock;
 pub mod limits;
+mod proc_numbers;
 mod seccomp;
 pub mod tree;
 pub mod userns;

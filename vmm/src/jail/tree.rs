@@ -36,9 +36,10 @@ use rustix::mount::{
 };
 use rustix::process::{Pid, WaitOptions, fchdir, pivot_root, waitpid};
 use rustix::thread::{
-    ThreadNameSpaceType, UnshareFlags, gettid, move_into_thread_name_spaces, unshare_unsafe,
+    ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe,
 };
 
+use super::proc_numbers;
 use super::userns::{self, IdMap};
 
 /// What the tree's own tmpfs may hold: it has directories and empty files, which take no blocks.
@@ -200,7 +201,9 @@ impl Threads {
     /// # Errors
     /// When there are too many open files.
     pub fn own_descriptors(self) -> Result<File, Error> {
-        let own = format!("{}/fd", gettid().as_raw_nonzero());
+        let own = proc_numbers::of_this_thread(self.0.as_fd());
+        let own = own.map_err(|e| Error::Call("finding the thread in /proc", e))?;
+        let own = format!("{own}/fd");
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let own = open_tree(&self.0, own, flags).map_err(call("open_tree"))?;
         change(own.as_fd(), Depth::One, SEALED).map_err(call("mount_setattr"))?;

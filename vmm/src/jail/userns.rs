@@ -15,6 +15,8 @@ use rustix::process::{
 };
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
+use super::proc_numbers;
+
 /// A range of ids, in the words of user_namespaces(7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdMap {
@@ -98,7 +100,8 @@ pub fn make(uids: &[IdMap], gids: &[IdMap]) -> Result<OwnedFd, Error> {
 }
 
 fn map(pid: Pid, uids: &[IdMap], gids: &[IdMap]) -> Result<OwnedFd, Error> {
-    let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let number = proc_numbers::of_child(pid).map_err(failed("find a child in /proc"))?;
+    let process = PathBuf::from(format!("/proc/{number}"));
     if !geteuid().is_root() && is_one(gids, getegid().as_raw()) {
         // The kernel's condition: a group that takes rights away must not be left that way.
         fs::write(process.join("setgroups"), "deny").map_err(failed("deny setgroups(2)"))?;
@@ -108,7 +111,7 @@ fn map(pid: Pid, uids: &[IdMap], gids: &[IdMap]) -> Result<OwnedFd, Error> {
         (gids, "gid_map", "newgidmap"),
     ] {
         match fs::write(process.join(file), lines(maps)) {
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => run(program, pid, maps)?,
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => run(program, number, maps)?,
             written => written.map_err(failed("map the ids of a user namespace"))?,
         }
     }
@@ -130,9 +133,9 @@ fn lines(maps: &[IdMap]) -> String {
 }
 
 /// Has a set-uid program of the host's write a mapping: it knows which ids a user may map.
-fn run(program: &'static str, pid: Pid, maps: &[IdMap]) -> Result<(), Error> {
+fn run(program: &'static str, pid: u32, maps: &[IdMap]) -> Result<(), Error> {
     let output = Command::new(program)
-        .arg(pid.as_raw_nonzero().to_string())
+        .arg(pid.to_string())
         .args(
             maps.iter()
                 .flat_map(|map| [map.inside, map.outside, map.count])
@@ -171,4 +174,31 @@ pub fn enter(namespace: BorrowedFd<'_>) -> Result<(), Error> {
     // SAFETY: CLONE_NEWNS and the CLONE_FS that it implies touch no other thread: there is none.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
         .map_err(|e| failed("make a mount namespace in the user namespace")(e.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jail::child::{self, End};
+
+    #[test]
+    fn one_is_made_in_a_process_id_namespace_of_the_processs_own() {
+        if !child::is_root() {
+            return;
+        }
+        let ids = [IdMap {
+            inside: 0,
+            outside: 1000,
+            count: 1,
+        }];
+        let end = child::run(|| {
+            // SAFETY: the child has one thread; the namespace is its children's.
+            unsafe { unshare_unsafe(UnshareFlags::NEWPID) }.expect("a namespace");
+            let inner = child::run(|| {
+                make(&ids, &ids).expect("a user namespace");
+            });
+            assert_eq!(inner, End::Returned);
+        });
+        assert_eq!(end, End::Returned);
+    }
 }

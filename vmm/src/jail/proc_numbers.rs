@@ -1,0 +1,85 @@
+//! The numbers that /proc has for this process's children and threads. It is the host's, and this process may
+//! be in a process id namespace of its own, in which they have others.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::fs::{Dir, Mode, OFlags, openat};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::gettid;
+
+/// A child's.
+///
+/// # Errors
+/// When there is none, or /proc is not mounted.
+pub(super) fn of_child(child: Pid) -> io::Result<u32> {
+    let pidfd = pidfd_open(child, PidfdFlags::empty())?;
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let number = about.lines().find_map(|line| line.strip_prefix("Pid:"));
+    number
+        .and_then(|number| number.trim().parse().ok())
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// The calling thread's, in a `/proc/<pid>/task` of this process.
+///
+/// # Errors
+/// When it isn't there.
+pub(super) fn of_this_thread(threads: BorrowedFd<'_>) -> io::Result<u32> {
+    let own = gettid().as_raw_nonzero().to_string();
+    // It may be a descriptor that only stands for the directory (O_PATH).
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    for thread in Dir::new(openat(threads, c".", flags, Mode::empty())?)? {
+        let name = thread?.file_name().to_string_lossy().into_owned();
+        // Others come and go meanwhile.
+        let Ok(number) = name.parse() else { continue };
+        if number_of(threads, &name).is_ok_and(|number| number == own) {
+            return Ok(number);
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
+}
+
+/// What a thread calls itself: the last of its numbers, from the outermost namespace inwards.
+fn number_of(threads: BorrowedFd<'_>, name: &str) -> io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let status = openat(threads, format!("{name}/status"), flags, Mode::empty())?;
+    let mut text = String::new();
+    File::from(status).read_to_string(&mut text)?;
+    // A kernel without these namespaces has no such line.
+    let numbers = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let own = numbers.and_then(|numbers| numbers.split_ascii_whitespace().last());
+    Ok(own.unwrap_or(name).to_owned())
+}
+
+#[cfg(test)]
+#[allow(unsafe_code)] // unshare
+mod tests {
+    use super::*;
+    use crate::jail::child::{self, End};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_thread_is_found_in_a_process_id_namespace() {
+        if !child::is_root() {
+            return;
+        }
+        let find = || {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let threads = rustix::fs::open("/proc/self/task", flags, Mode::empty()).expect("/proc");
+            let told = fs::read_link("/proc/thread-self").expect("/proc");
+            let number = of_this_thread(threads.as_fd()).expect("a number");
+            assert!(told.ends_with(number.to_string()), "{told:?}: {number}");
+        };
+        std::thread::spawn(find).join().expect("outside of one");
+        let end = child::run(|| {
+            use rustix::thread::{UnshareFlags, unshare_unsafe};
+            // SAFETY: the child has one thread; the namespace is its children's.
+            unsafe { unshare_unsafe(UnshareFlags::NEWPID) }.expect("a namespace");
+            let inner = child::run(|| std::thread::spawn(find).join().expect("in one"));
+            assert_eq!(inner, End::Returned);
+        });
+        assert_eq!(end, End::Returned);
+    }
+}
