@@ -4,7 +4,7 @@
 //! bundle ([`spec`]), launches the VMM process ([`sandbox`]) and asks the agent in the guest for the
 //! container; [`container`] is what remains on disk between commands, and [`cgroup`] where the VM
 //! runs on the host. [`config`] is what an operator can
-//! change about all that.
+//! change about all that, and [`inherited`] what a caller can't.
 
 mod cgroup;
 mod cli;
@@ -12,6 +12,7 @@ mod commands;
 mod config;
 mod container;
 mod error;
+mod inherited;
 mod logging;
 mod sandbox;
 mod spec;
@@ -20,5 +21,6 @@ mod staged;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    inherited::put_right();
     cli::run()
 }

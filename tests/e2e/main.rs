@@ -20,6 +20,7 @@ mod hooks;
 mod host_cgroup;
 mod host_namespaces;
 mod hostile_guest;
+mod inherited;
 mod kills;
 mod lifecycle;
 mod many;

@@ -21,6 +21,7 @@ use crate::container::{
     Call, ContainerDir, ContainerId, Hooks, Phase, ProcessId, Stage, State, Status, Store,
 };
 use crate::error::{Error, chain};
+use crate::inherited;
 use crate::sandbox::{Agent, BootFiles, HostTerminal, Launch, Sandbox, VmmProcess};
 use crate::spec::{self, Bundle, FilterCache, GuestSpec, Plan, Sizing};
 
@@ -104,6 +105,12 @@ pub fn create(
         Some(_) => None,
         None => plan.pin()?,
     };
+    for limit in inherited::too_low() {
+        log::warn!(
+            "the caller's {limit} holds for the VM process too, as this user may not raise it (setrlimit(2)): \
+             raise it where the caller is started if the VM fails"
+        );
+    }
     let store = Store::open(&global.root)?;
     let sizing = plan.sizing;
     let mut state = first_state(&id, &bundle, sizing, cgroup);

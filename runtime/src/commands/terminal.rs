@@ -14,10 +14,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
+use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::getpgrp;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
 
 use crate::sandbox::{SandboxError, Sizes, TerminalStreams};
 
@@ -131,6 +133,12 @@ fn make_raw(terminal: BorrowedFd<'_>) -> rustix::io::Result<Termios> {
     Ok(before)
 }
 
+/// Whether this process may change a terminal without being stopped: unless it is the session's, and
+/// another process group has it (a shell's job control).
+fn is_foreground(terminal: BorrowedFd<'_>) -> bool {
+    tcgetpgrp(terminal).map_or(true, |group| group == getpgrp())
+}
+
 /// The user's terminal in the foreground, joined to a stream of the VMM's.
 #[derive(Debug)]
 pub struct Relay {
@@ -155,6 +163,9 @@ impl Relay {
 
     /// Makes the terminal raw and begins to copy.
     ///
+    /// In the background of a shell the terminal is another job's: its mode is left alone, and nothing is
+    /// read from it, then or later.
+    ///
     /// # Errors
     /// When there can't be a further thread, or the terminal doesn't obey.
     pub fn start(self) -> Result<RunningRelay, TerminalError> {
@@ -168,14 +179,23 @@ impl Relay {
             let thread = std::thread::Builder::new().name(name.to_owned());
             thread.spawn(copy).map_err(host("start a thread"))
         };
-        let before = make_raw(sizes.terminal()).map_err(host("make the terminal raw"))?;
+        let before = is_foreground(sizes.terminal()).then(|| make_raw(sizes.terminal()));
+        let before = before.transpose();
+        let before = before.map_err(host("make the terminal raw"))?;
         let mut relay = RunningRelay {
             sizes,
             before,
             output: None,
         };
         // The end of stdin is not the terminal's: what runs there goes on. The thread ends with the process.
-        spawn("keyboard", Box::new(move || copy(stdin, to_guest)))?;
+        let keyboard = move || {
+            // In the background reading fails then, and does not stop the process.
+            let mut blocked = SigSet::empty();
+            blocked.add(Signal::SIGTTIN);
+            let _ = blocked.thread_block();
+            copy(stdin, to_guest);
+        };
+        spawn("keyboard", Box::new(keyboard))?;
         let screen = move || {
             if let Ok(end) = from_guest.try_clone() {
                 copy(from_guest, stdout);
@@ -221,7 +241,8 @@ fn copy(mut from: impl io::Read, mut to: impl Write) {
 #[derive(Debug)]
 pub struct RunningRelay {
     sizes: Sizes,
-    before: Termios,
+    /// Its mode, if that was changed.
+    before: Option<Termios>,
     output: Option<JoinHandle<()>>,
 }
 
@@ -242,7 +263,11 @@ impl RunningRelay {
 
 impl Drop for RunningRelay {
     fn drop(&mut self) {
-        let _ = tcsetattr(self.sizes.terminal(), OptionalActions::Now, &self.before);
+        let terminal = self.sizes.terminal();
+        // A shell that has taken it back has set its mode.
+        if let Some(before) = self.before.as_ref().filter(|_| is_foreground(terminal)) {
+            let _ = tcsetattr(terminal, OptionalActions::Now, before);
+        }
     }
 }
 

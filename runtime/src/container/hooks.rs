@@ -21,6 +21,8 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use crate::inherited;
+
 /// How much of each of a hook's outputs is kept, in bytes.
 const OUTPUT_LIMIT: usize = 4 << 10;
 
@@ -245,6 +247,7 @@ fn prepare(parent: Pid, own_mounts: bool) -> io::Result<()> {
     if rustix::process::getppid() != Some(parent) {
         return Err(Errno::SRCH.into());
     }
+    inherited::restore_limits()?;
     if own_mounts {
         // SAFETY: a mount namespace is nothing that this process's memory or files depend on.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;

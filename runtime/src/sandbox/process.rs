@@ -42,6 +42,9 @@ impl VmmProcess {
         let mut argv: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).collect();
         argv.push(ptr::null());
         let environment = [ptr::null()];
+        // The kernel's `struct sigaction` with SIG_DFL, no flags and an empty mask. The C library's own call
+        // leaves out the two signals that are its own.
+        let by_default = [0_u64; 4];
         let (flag, cgroup) = match cgroup {
             Some(cgroup) => (CLONE_INTO_CGROUP, u64::try_from(cgroup.as_raw_fd())),
             None => (0, Ok(0)),
@@ -57,7 +60,15 @@ impl VmmProcess {
             let pid = libc::syscall(libc::SYS_clone3, &raw mut clone, size_of_val(&clone));
             if pid == 0 {
                 for signal in 1..=libc::SIGRTMAX() {
-                    libc::signal(signal, libc::SIG_DFL);
+                    let nothing = ptr::null::<u64>();
+                    let mask_size = size_of::<u64>();
+                    libc::syscall(
+                        libc::SYS_rt_sigaction,
+                        signal,
+                        by_default.as_ptr(),
+                        nothing,
+                        mask_size,
+                    );
                 }
                 libc::execve(
                     c"/proc/self/exe".as_ptr(),

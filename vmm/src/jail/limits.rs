@@ -33,8 +33,8 @@ pub struct Limits {
 ///   each inode that the guest knows.
 /// - `CORE`: 0. A core dump would put the guest's memory on the host's disk.
 /// - `MEMLOCK`: 0. Nothing here locks memory, and guest memory must stay swappable.
-/// - `FSIZE`, `AS` and the like: untouched. Files are the guest's own business (its kernel enforces the
-///   container's `RLIMIT_FSIZE`), and the memory cgroup is what bounds memory.
+/// - `FSIZE`, `AS` and the like: untouched, the caller has raised them. Files are the guest's own business
+///   (its kernel enforces the container's `RLIMIT_FSIZE`), and the memory cgroup is what bounds memory.
 /// - umask 0: the guest decides on its files' modes.
 /// - Not dumpable: no ptrace, and `/proc/<pid>` is root's, also after a change of uid.
 /// - `PR_SET_PDEATHSIG` is not set: the sandbox outlives the command that creates it.
