@@ -186,7 +186,10 @@ impl Store {
         let mut listed = Listed::default();
         for entry in fs::read_dir(&self.path).map_err(|e| failed("read", &self.path, e))? {
             let entry = entry.map_err(|e| failed("read", &self.path, e))?;
-            let Some(id) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+            // What isn't a folder is nobody's state, as with runc.
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let id = entry.file_name().to_str().and_then(|n| n.parse().ok());
+            let Some(id) = id.filter(|_| is_folder) else {
                 continue;
             };
             match self.find(&id).and_then(|dir| dir.load()) {
@@ -627,6 +630,20 @@ mod tests {
             said.contains("/dev/null/hull") && said.contains("--root"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn a_root_may_be_a_link_and_have_others_files_in_it() {
+        let (root, store) = store();
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(&store.path, &link).expect("a link");
+        fs::write(store.path.join("file"), "").expect("write");
+        let linked = Store::open(&link).expect("a store");
+        let dir = linked.create(&state("a")).expect("create");
+        let listed = store.list().expect("list");
+        assert_eq!((listed.states.len(), listed.damaged.len()), (1, 0));
+        assert_eq!(linked.key().expect("key"), store.key().expect("key"));
+        dir.remove().expect("removed");
     }
 
     #[test]
