@@ -153,7 +153,7 @@ fn a_container_that_takes_all_it_can_is_killed() {
         );
     let container = Container::new(bundle);
     let running = container.run_until_ready();
-    let mut load: Vec<_> = (0..4)
+    let mut load: Vec<_> = (0..2)
         .map(|_| {
             let mut command = std::process::Command::new("sh");
             Running::spawn(command.args(["-c", "while :; do :; done"]))

@@ -18,7 +18,7 @@ use crate::sandbox::{Agent, AgentError, SandboxError};
 
 /// How long the guest may take to end a container that is killed. A kill and the end of a VM that is ended
 /// for want of it are to take less than ten seconds, on a busy host too.
-const GUEST_TIMEOUT: Duration = Duration::from_secs(5);
+const GUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// `hull kill`.
 #[derive(Debug, clap::Args)]
