@@ -62,7 +62,7 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
     let mut mounts = mounts::prepare(&mut task.spec)?;
     let nodes = Nodes::prepare(&mut task.spec, mounts.of_dev(), &task.bundle)?;
     let sysctls = Sysctls::take(&mut task.spec)?;
-    let paths = Paths::take(&mut task.spec)?;
+    let paths = Paths::take(&mut task.spec);
     let json = serde_json::to_vec(&task.spec).map_err(|e| Failure::other(e.to_string()))?;
     fs::write(task.bundle.join("config.json"), json).map_err(Failure::io("write config.json"))?;
     let console = match task.launch.process.terminal() {

@@ -3,15 +3,14 @@
 //! libcontainer's own way is not used: what it makes read-only loses its devices, set-id bits and
 //! programs as well, and it comes before the mounts and nodes that are made after libcontainer.
 //!
-//! What masks a file is the guest's own /dev/null, and never what has that name in the container: runc's
-//! CVE-2025-31133 was a link there. Each path is resolved once, within the root; the mount goes on what was
+//! What masks a file is the container's /dev/null, as with runc, and nothing else that has this name there:
+//! runc's CVE-2025-31133 was a link. Each path is resolved once, within the root; the mount goes on what was
 //! opened.
 
-use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use oci_spec::runtime::Spec;
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, major, minor, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, major, minor, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -26,30 +25,21 @@ use crate::sys::{self, MountChange};
 pub struct Paths {
     masked: Vec<String>,
     read_only: Vec<String>,
-    null: Option<Null>,
 }
 
 impl Paths {
-    /// Takes them out of libcontainer's part. The caller is in the guest's own mount namespace.
-    ///
-    /// # Errors
-    /// When the guest's /dev/null isn't one.
-    pub fn take(spec: &mut Spec) -> Result<Self, Failure> {
+    /// Takes them out of libcontainer's part.
+    pub fn take(spec: &mut Spec) -> Self {
         let mut paths = Self {
             masked: Vec::new(),
             read_only: Vec::new(),
-            null: None,
         };
         if let Some(linux) = spec.linux_mut() {
             paths.masked = linux.masked_paths().clone().unwrap_or_default();
             paths.read_only = linux.readonly_paths().clone().unwrap_or_default();
             linux.set_masked_paths(None).set_readonly_paths(None);
         }
-        if !paths.masked.is_empty() {
-            let null = Null::of(DEV_NULL);
-            paths.null = Some(null.map_err(Failure::io(format!("take {DEV_NULL} for masks")))?);
-        }
-        Ok(paths)
+        paths
     }
 
     /// Mounts over them in a container's root, read-only ones first. The caller is in its mount
@@ -62,8 +52,8 @@ impl Paths {
             forbid_writing(root, path)
                 .map_err(Failure::field(format!("linux.readonlyPaths: {path}")))?;
         }
-        for (path, null) in self.masked.iter().zip(self.null.iter().cycle()) {
-            mask(root, path, null).map_err(Failure::field(format!("linux.maskedPaths: {path}")))?;
+        for path in &self.masked {
+            mask(root, path).map_err(Failure::field(format!("linux.maskedPaths: {path}")))?;
         }
         Ok(())
     }
@@ -82,55 +72,29 @@ fn forbid_writing(root: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
     mount_on(&copy, &there)
 }
 
-/// A device that reads as empty, once for each file that is masked.
-#[derive(Debug)]
-struct Null {
-    mount: OwnedFd,
-    /// Whether the mount has found its place. Only then can it be copied.
-    placed: Cell<bool>,
-}
-
-/// The guest's own.
-const DEV_NULL: &str = "/dev/null";
-
-/// Its device number (Documentation/admin-guide/devices.txt of Linux).
-const NULL: (u32, u32) = (1, 3);
-
-impl Null {
-    /// Copies the mount of such a device; `EINVAL` if it is another file.
-    fn of(path: &str) -> Result<Self, Errno> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let mount = open_tree(CWD, path, flags)?;
-        let stat = fstat(&mount)?;
-        let number = (major(stat.st_rdev), minor(stat.st_rdev));
-        let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-        if !is_device || number != NULL {
-            return Err(Errno::INVAL);
-        }
-        Ok(Self {
-            mount,
-            placed: Cell::new(false),
-        })
-    }
-
-    fn cover(&self, there: &OwnedFd) -> Result<(), Errno> {
-        if self.placed.get() {
-            return mount_on(&copy(&self.mount)?, there);
-        }
-        mount_on(&self.mount, there)?;
-        self.placed.set(true);
-        Ok(())
-    }
-}
-
 /// A file reads as empty, and a folder is.
-fn mask(root: BorrowedFd<'_>, path: &str, null: &Null) -> Result<(), Errno> {
+fn mask(root: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
     let Some(there) = open(root, path)? else {
         return Ok(());
     };
-    match FileType::from_raw_mode(fstat(&there)?.st_mode) {
-        FileType::Directory => mount_on(&empty_folder()?, &there),
-        _ => null.cover(&there),
+    let cover = match FileType::from_raw_mode(fstat(&there)?.st_mode) {
+        FileType::Directory => empty_folder()?,
+        _ => copy(&null(root)?)?,
+    };
+    mount_on(&cover, &there)
+}
+
+/// The device number of /dev/null (Documentation/admin-guide/devices.txt of Linux).
+const NULL: (u32, u32) = (1, 3);
+
+/// The container's /dev/null; `EINVAL` if another file has its name.
+fn null(root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let null = open(root, "/dev/null")?.ok_or(Errno::NOENT)?;
+    let stat = fstat(&null)?;
+    let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+    match (major(stat.st_rdev), minor(stat.st_rdev)) {
+        NULL if is_device => Ok(null),
+        _ => Err(Errno::INVAL),
     }
 }
 
@@ -169,15 +133,17 @@ fn mount_on(mount: &OwnedFd, place: &OwnedFd) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::{self, File};
+    use std::os::fd::AsFd;
 
     #[test]
-    fn only_the_null_device_masks() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
-        assert!(Null::of("/dev/null").is_ok());
-        for other in ["/dev/zero", "/proc/self/exe"] {
-            assert!(Null::of(other).is_err(), "{other}");
-        }
+    fn nothing_but_the_null_device_masks() {
+        let host = File::open("/").expect("the root");
+        assert!(null(host.as_fd()).is_ok());
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join("dev")).expect("a folder");
+        fs::write(folder.path().join("dev/null"), "").expect("a file");
+        let root = File::open(folder.path()).expect("the root");
+        assert_eq!(null(root.as_fd()).err(), Some(Errno::INVAL));
     }
 }
