@@ -21,6 +21,7 @@ mod host_cgroup;
 mod host_namespaces;
 mod hostile_guest;
 mod inherited;
+mod jail;
 mod kills;
 mod lifecycle;
 mod many;

@@ -6,6 +6,7 @@
 
 pub mod bundle;
 pub mod calls;
+pub mod captive;
 pub mod disk;
 pub mod guest;
 pub mod leaks;
@@ -15,6 +16,7 @@ pub mod process;
 pub mod random;
 pub mod runtime;
 pub mod terminal;
+pub mod threads;
 
 pub use bundle::Bundle;
 pub use process::{Finished, Running};

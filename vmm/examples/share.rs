@@ -10,7 +10,7 @@ use std::num::NonZeroU8;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex};
 
-use hull_vmm::jail::{self, Role, tree};
+use hull_vmm::jail::{self, Identity, Role, tree};
 use hull_vmm::virtio::fs::{self, Fs};
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig, StopReason};
@@ -42,6 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         initramfs: initramfs[..].into(),
         cmdline: CMDLINE,
     })?;
+    let identity = Identity::nobody()?;
     let tree = tree::enter(vec![tree::Share {
         name: "the directory".into(),
         source: tree::Source::Mounted(tree::Mounted::new(directory)),
@@ -61,20 +62,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut events = EventLoop::new()?;
     events.add(rng);
     events.keep(rng_eventfds);
-    events.spawn("devices", |needed| {
-        jail::confine(Role::Main, &needed).map_err(io::Error::other)
+    events.spawn("devices", move |needed| {
+        jail::confine(Role::Main, identity, &needed).map_err(io::Error::other)
     })?;
     fs::spawn(device, eventfds, |mut needed| {
         let own = tree.threads.own_descriptors().map_err(io::Error::other)?;
         needed.push(own.as_raw_fd());
-        jail::confine(Role::Filesystem, &needed).map_err(io::Error::other)?;
+        jail::confine(Role::Filesystem, Identity::Kept, &needed).map_err(io::Error::other)?;
         Ok(own)
     })?;
     let stdout = io::stdout().as_fd().try_clone_to_owned()?;
-    let held = machine.start(Console::new(stdout, ConsoleLimits::NONE), |needed| {
-        jail::confine(Role::Vcpu, needed).map_err(io::Error::other)
+    let held = machine.start(Console::new(stdout, ConsoleLimits::NONE), move |needed| {
+        jail::confine(Role::Vcpu, identity, needed).map_err(io::Error::other)
     })?;
-    jail::confine(Role::Main, &[held.stopped().as_raw_fd()])?;
+    jail::confine(Role::Main, identity, &[held.stopped().as_raw_fd()])?;
     let running = held.let_go();
     let stopped = running.stopped();
     poll(

@@ -195,6 +195,18 @@ fn no_guest_code_runs_unconfined() {
 }
 
 #[test]
+fn there_are_no_performance_counters_to_read() {
+    // xor ecx, ecx; rdpmc: counter 0, which AMD's processors have without CPUID telling of it.
+    let mut code = vec![0x31, 0xc9, 0x0f, 0x33];
+    code.extend(print("counted\n"));
+    code.extend(reset());
+    let Some((reason, text)) = run(&code) else {
+        return;
+    };
+    assert_eq!((reason, &*text), (StopReason::Shutdown, ""), "a fault");
+}
+
+#[test]
 fn no_guest_code_runs_before_it_is_let_go() {
     let Some(machine) = machine(&print("I ran\n"), 2) else {
         return;

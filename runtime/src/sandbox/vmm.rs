@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use hull_protocol::ports;
-use hull_vmm::jail::{self, Role, tree, userns};
+use hull_vmm::jail::{self, Identity, Role, tree, userns};
 use hull_vmm::virtio::block::{Block, Disk, DiskError};
 use hull_vmm::virtio::fs::{self, Fs};
 use hull_vmm::virtio::rng::Rng;
@@ -238,6 +238,7 @@ impl Inherited {
 struct Vm {
     events: EventLoop,
     machine: HeldMachine,
+    identity: Identity,
     supervisor: Arc<Mutex<Supervisor>>,
     streams: Streams,
 }
@@ -267,6 +268,10 @@ fn assemble(
 
     let mut machine = load_machine(config, &inherited)?;
     let (namespace, shares) = (inherited.user_namespace, inherited.shares);
+    let identity = match namespace {
+        Some(_) => Identity::Kept,
+        None => Identity::nobody()?,
+    };
     let (fs, threads) = share(config, namespace, shares, limits.nofile)?;
     let fs = Arc::new(Mutex::new(fs));
     let rng = Arc::new(Mutex::new(Rng::new().map_err(io_error("make virtio-rng"))?));
@@ -294,8 +299,9 @@ fn assemble(
     fs::spawn(fs, fs_eventfds, |needed| confine_files(threads, needed))
         .map_err(io_error("start the virtio-fs thread"))?;
     for (disk, name) in disks {
-        let confine =
-            |needed: Vec<_>| jail::confine(Role::Block, &needed).map_err(io::Error::other);
+        let confine = move |needed: Vec<_>| {
+            jail::confine(Role::Block, identity, &needed).map_err(io::Error::other)
+        };
         disk.spawn(&name, confine)
             .map_err(io_error("start a disk's thread"))?;
     }
@@ -304,8 +310,8 @@ fn assemble(
         ..ConsoleLimits::default()
     };
     let console = Console::new(inherited.console, limits);
-    let machine = machine.start(console, |needed| {
-        jail::confine(Role::Vcpu, needed).map_err(io::Error::other)
+    let machine = machine.start(console, move |needed| {
+        jail::confine(Role::Vcpu, identity, needed).map_err(io::Error::other)
     })?;
 
     let stopped = machine.stopped().try_clone_to_owned();
@@ -331,6 +337,7 @@ fn assemble(
     Ok(Vm {
         events,
         machine,
+        identity,
         supervisor,
         streams,
     })
@@ -352,7 +359,7 @@ fn join(config: &VmmConfig, network: Option<OwnedFd>) -> Result<(), VmmError> {
 fn confine_files(threads: tree::Threads, mut needed: Vec<RawFd>) -> io::Result<File> {
     let own = threads.own_descriptors().map_err(io::Error::other)?;
     needed.push(own.as_raw_fd());
-    jail::confine(Role::Filesystem, &needed).map_err(io::Error::other)?;
+    jail::confine(Role::Filesystem, Identity::Kept, &needed).map_err(io::Error::other)?;
     Ok(own)
 }
 
@@ -482,12 +489,13 @@ impl Vm {
         let Self {
             events,
             machine,
+            identity,
             supervisor,
             streams,
         } = self;
         let mut needed = events.descriptors();
         needed.push(lifeline.as_raw_fd());
-        jail::confine(Role::Main, &needed)?;
+        jail::confine(Role::Main, identity, &needed)?;
         let machine = machine.let_go();
         lifeline::send(lifeline, &Report::Up(streams)).map_err(io_error("report to create"))?;
         events.run().map_err(io_error("wait for events"))?;

@@ -49,8 +49,9 @@ pub(super) fn of(role: Role) -> &'static [(Capability, &'static str)] {
 
 /// Lets the calling thread keep its capabilities while it is another user, and for good.
 ///
-/// It creates files as the guest's processes, in folders that the guest's kernel has let them into: by
-/// the mode, or by a capability of theirs that the host doesn't know of.
+/// The virtio-fs thread creates files as the guest's processes, in folders that the guest's kernel has let them into: by
+/// the mode, or by a capability of theirs that the host doesn't know of. The others stop being root before
+/// they give their capabilities up.
 pub(super) fn keep_as_any_user() -> Result<(), Error> {
     let bits =
         CapabilitiesSecureBits::NO_SETUID_FIXUP | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED;

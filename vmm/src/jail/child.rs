@@ -1,9 +1,11 @@
 //! For tests: runs code in a forked child, which can jail itself.
 #![allow(unsafe_code)] // fork
 
-use std::io::{Read, Write};
-use std::os::fd::{OwnedFd, RawFd};
+use std::io::Read;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, waitpid};
@@ -19,8 +21,31 @@ pub enum End {
     Signal(i32),
 }
 
+/// Where a child says how it panicked; the parent has no such place.
+static MESSAGE: AtomicI32 = AtomicI32::new(-1);
+
+/// A child can't have a hook of its own: another thread of the parent may hold the lock to change it by, in
+/// a panic of its own, and leaves it held in the child for ever. So the hook is the parent's, and there once.
+fn tell_of_panics_in_children() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            match MESSAGE.load(Ordering::Relaxed) {
+                -1 => others(info),
+                // SAFETY: the child has the pipe open until it ends.
+                fd => drop(rustix::io::write(
+                    unsafe { BorrowedFd::borrow_raw(fd) },
+                    info.to_string().as_bytes(),
+                )),
+            }
+        }));
+    });
+}
+
 /// Runs `body` in a child that has one thread, and waits for it.
 pub fn run(body: impl FnOnce()) -> End {
+    tell_of_panics_in_children();
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
     // SAFETY: the child runs `body` and exits without returning. The C library makes its allocator
     // usable after a fork; of other locks, the tests' closures take none.
@@ -39,10 +64,7 @@ pub fn run(body: impl FnOnce()) -> End {
 }
 
 fn in_child(body: impl FnOnce(), writer: OwnedFd) -> ! {
-    std::panic::set_hook(Box::new(move |info| {
-        let text = format!("{info}");
-        let _ = std::fs::File::from(writer.try_clone().expect("dup")).write_all(text.as_bytes());
-    }));
+    MESSAGE.store(writer.as_raw_fd(), Ordering::Relaxed);
     let status = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(()) => 0,
         Err(_) => 1,

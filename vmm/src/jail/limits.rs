@@ -1,4 +1,5 @@
 //! Limits of the VMM process.
+#![allow(unsafe_code)] // prctl(2) with options that no library knows
 
 use std::io;
 
@@ -36,6 +37,8 @@ pub struct Limits {
 /// - `FSIZE`, `AS` and the like: untouched, the caller has raised them. Files are the guest's own business
 ///   (its kernel enforces the container's `RLIMIT_FSIZE`), and the memory cgroup is what bounds memory.
 /// - umask 0: the guest decides on its files' modes.
+/// - No memory becomes executable that wasn't, in no thread (`PR_SET_MDWE`), where the host's kernel has
+///   this: Linux 6.3.
 /// - Not dumpable: no ptrace, and `/proc/<pid>` is root's, also after a change of uid.
 /// - `PR_SET_PDEATHSIG` is not set: the sandbox outlives the command that creates it.
 ///
@@ -46,8 +49,23 @@ pub fn apply() -> Result<Limits, Error> {
     set(Resource::Core, "RLIMIT_CORE", 0)?;
     set(Resource::Memlock, "RLIMIT_MEMLOCK", 0)?;
     rustix::process::umask(rustix::fs::Mode::empty());
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| Error::Dumpable(e.into()))?;
+    forbid_dumps()?;
+    refuse_executable_memory();
     Ok(Limits { nofile })
+}
+
+pub(super) fn forbid_dumps() -> Result<(), Error> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| Error::Dumpable(e.into()))
+}
+
+/// A second lock: the filters of all threads refuse it as well.
+fn refuse_executable_memory() {
+    let refuse = libc::c_ulong::from(libc::PR_MDWE_REFUSE_EXEC_GAIN);
+    // SAFETY: the call takes numbers alone.
+    let refused = unsafe { libc::prctl(libc::PR_SET_MDWE, refuse, 0_usize, 0_usize, 0_usize) };
+    if refused != 0 {
+        log::debug!("the host's kernel has no PR_SET_MDWE: the process goes without");
+    }
 }
 
 fn raise_nofile() -> Result<u64, Error> {

@@ -13,6 +13,7 @@
 
 mod capabilities;
 pub mod descriptors;
+mod identity;
 mod landlock;
 pub mod limits;
 mod proc_numbers;
@@ -30,6 +31,7 @@ mod tests;
 mod tree_tests;
 
 pub use descriptors::close_other_fds;
+pub use identity::Identity;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -65,6 +67,12 @@ pub enum Error {
     /// Landlock's rule names the root directory, which could not be opened.
     #[error("cannot open the shared tree for Landlock")]
     LandlockRoot(#[source] ::landlock::PathFdError),
+    /// The user or the group could not be changed.
+    #[error("cannot become a user that no other process is")]
+    Identity(#[source] io::Error),
+    /// The process would stay open to ptrace.
+    #[error(transparent)]
+    Limits(#[from] limits::Error),
     /// One of the capability sets could not be changed.
     #[error("cannot give up {set} capabilities")]
     Capabilities {
@@ -75,7 +83,7 @@ pub enum Error {
         source: caps::errors::CapsError,
     },
     /// `PR_SET_SECUREBITS`.
-    #[error("cannot keep the capabilities of the virtio-fs thread")]
+    #[error("cannot keep capabilities across a change of user")]
     SecureBits(#[source] io::Error),
     /// The library of virtio-fs could not learn the thread's capabilities.
     #[error("cannot prepare virtio-fs for its capabilities")]
@@ -88,18 +96,24 @@ pub enum Error {
     Install(#[source] seccompiler::Error),
 }
 
-/// Confines the calling thread to what its role needs, for good. Of the open files it keeps those of
-/// `descriptors`, by their numbers, in a table of its own.
+/// Confines the calling thread to what its role needs, for good. `identity` is who it becomes, unless it is
+/// virtio-fs, which acts as root. Of the open files it keeps those of `descriptors`, by their numbers, in a
+/// table of its own.
 ///
 /// # Errors
 /// See [`Error`]. The thread may then have lost some of its privileges, so the process must end.
-pub fn confine(role: Role, descriptors: &[RawFd]) -> Result<(), Error> {
+pub fn confine(role: Role, identity: Identity, descriptors: &[RawFd]) -> Result<(), Error> {
     rustix::thread::set_no_new_privs(true).map_err(|e| Error::NoNewPrivs(e.into()))?;
     descriptors::keep_only(descriptors)?;
     if role == Role::Filesystem {
         landlock::restrict_to_root()?;
-        // Takes CAP_SETPCAP, so before the next step.
-        capabilities::keep_as_any_user()?;
+    }
+    // Takes CAP_SETPCAP, so before the next step.
+    capabilities::keep_as_any_user()?;
+    if let (Role::Main | Role::Vcpu | Role::Block, Identity::Nobody(id)) = (role, identity) {
+        identity::become_user(id)?;
+        // With the user the kernel has set it anew.
+        limits::forbid_dumps()?;
     }
     capabilities::keep_only(capabilities::of(role))?;
     if role == Role::Filesystem {

@@ -15,7 +15,10 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::child::{self, End, is_root, run};
 use super::tree::{self, Mounted, ReadOnly, Share, Source};
-use super::{Role, close_other_fds, confine, limits};
+use super::{Identity, Role, close_other_fds, confine, limits};
+
+/// Whoever; nobody has files.
+const NOBODY: Identity = Identity::Nobody(0xf000_0001);
 
 const ROLES: [Role; 4] = [Role::Main, Role::Vcpu, Role::Filesystem, Role::Block];
 
@@ -227,6 +230,32 @@ fn no_capability_is_left_but_those_of_the_role() {
 }
 
 #[test]
+fn nobody_is_root_but_who_touches_files() {
+    if !is_root() {
+        return;
+    }
+    for role in ROLES {
+        let end = run(|| {
+            limits::apply().expect("the limits");
+            let status = fs::File::open("/proc/self/status").expect("the status");
+            let nobody = Identity::nobody().expect("a user");
+            let uid = std::process::id() | 0xf000_0000;
+            let uid = if role == Role::Filesystem { 0 } else { uid };
+            confine(role, nobody, &child::open_fds()).expect("the jail");
+            let mut text = [0; 4096];
+            let length = rustix::io::read(&status, &mut text).expect("the status");
+            let text = String::from_utf8_lossy(&text[..length]).into_owned();
+            for field in ["Uid", "Gid"] {
+                let line = format!("\n{field}:\t{uid}\t{uid}\t{uid}\t{uid}\n");
+                assert!(text.contains(&line), "{role:?}: {text}");
+            }
+            std::mem::forget(status);
+        });
+        assert_eq!(end, End::Returned, "{role:?}");
+    }
+}
+
+#[test]
 fn a_call_that_is_not_the_roles_kills() {
     if !is_root() {
         return;
@@ -251,7 +280,7 @@ fn a_call_that_is_not_the_roles_kills() {
     for role in ROLES {
         for (number, [a, b, c, d]) in forbidden {
             let end = run(|| {
-                confine(role, &child::open_fds()).expect("the jail");
+                confine(role, NOBODY, &child::open_fds()).expect("the jail");
                 // SAFETY: none of these calls touches memory that is in use.
                 unsafe { libc::syscall(number, a, b, c, d, -1, 0) };
             });
@@ -259,7 +288,7 @@ fn a_call_that_is_not_the_roles_kills() {
         }
     }
     let end = run(|| {
-        confine(Role::Vcpu, &child::open_fds()).expect("the jail");
+        confine(Role::Vcpu, NOBODY, &child::open_fds()).expect("the jail");
         let _ = fs::File::open("/etc/passwd");
     });
     assert_eq!(end, End::Signal(libc::SIGSYS), "a vCPU opens no file");
@@ -272,7 +301,7 @@ fn what_a_thread_lives_on_is_allowed() {
     }
     for role in ROLES {
         let end = run(|| {
-            confine(role, &child::open_fds()).expect("the jail");
+            confine(role, NOBODY, &child::open_fds()).expect("the jail");
             let memory = vec![1_u8; 1 << 24];
             drop(memory);
             std::thread::yield_now();
@@ -324,6 +353,18 @@ fn the_limits_hold() {
                 .expect("a value")
                 .to_owned()
         };
+        let readable = rustix::mm::ProtFlags::READ;
+        let private = rustix::mm::MapFlags::PRIVATE;
+        // SAFETY: the mapping is new, and nobody uses it.
+        let changed = unsafe {
+            let page = rustix::mm::mmap_anonymous(std::ptr::null_mut(), 4096, readable, private);
+            let executable = rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::EXEC;
+            rustix::mm::mprotect(page.expect("a page"), 4096, executable)
+        };
+        // SAFETY: it takes no pointers. An older kernel doesn't know it.
+        let refuses =
+            unsafe { libc::prctl(libc::PR_GET_MDWE, 0_usize, 0_usize, 0_usize, 0_usize) } == 1;
+        assert_eq!(changed.is_err(), refuses, "memory becomes executable");
         assert_eq!(line("Max core file size"), "0");
         assert_eq!(line("Max locked memory"), "0");
         assert_eq!(line("Max open files"), limits.nofile.to_string());

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
 use crate::jail::child::{self, End, is_root};
-use crate::jail::{self, Role};
+use crate::jail::{self, Identity, Role};
 
 const MEMORY: usize = 1 << 20;
 const AVAIL: u64 = 0x1000;
@@ -341,7 +341,8 @@ fn a_driver_that_cannot_flush_is_served_and_the_jail_allows_it_all() {
     let end = child::run(|| {
         let mut rig = Rig::new(false);
         rig.activate(1 << 32);
-        jail::confine(Role::Block, &child::open_fds()).expect("the jail");
+        let identity = Identity::nobody().expect("a user");
+        jail::confine(Role::Block, identity, &child::open_fds()).expect("the jail");
         assert_eq!(rig.request(OUT, 0, (DATA, 512, 0)), OK);
         assert_eq!(rig.request(IN, 0, (DATA, 512, WRITE)), OK);
         assert_eq!(rig.range(WRITE_ZEROES, 0, 1, 0), OK);

@@ -13,7 +13,7 @@ use virtiofsd::fuse::Opcode;
 use super::driver::{Guest, c_string, options, word};
 use crate::jail::child::{End, is_root, run};
 use crate::jail::tree::{self, Mounted, Share, Source};
-use crate::jail::{Role, confine, limits};
+use crate::jail::{Identity, Role, confine, limits};
 
 const ROOT: u64 = 1;
 
@@ -359,7 +359,7 @@ fn every_kind_of_request_is_served_in_the_jail() {
             let own = tree.threads.own_descriptors();
             let own = own.map_err(io::Error::other)?;
             needed.push(own.as_raw_fd());
-            confine(Role::Filesystem, &needed).map_err(io::Error::other)?;
+            confine(Role::Filesystem, Identity::Kept, &needed).map_err(io::Error::other)?;
             Ok(own)
         });
         let mut jailed = Jailed(guest);
