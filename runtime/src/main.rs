@@ -15,6 +15,7 @@ mod error;
 mod inherited;
 mod logging;
 mod sandbox;
+mod selinux;
 mod spec;
 mod staged;
 

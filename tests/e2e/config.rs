@@ -90,3 +90,10 @@ fn what_is_wrong_is_named_by_file_line_and_key() {
         .exits(1)
         .fails_saying("hull.toml");
 }
+
+#[test]
+fn a_vm_may_have_its_cores_to_itself() {
+    only_hull!("runc has no such file");
+    let container = configured(Bundle::new().shell("echo done"), "core_scheduling = true\n");
+    assert_eq!(container.run().ok().out(), "done");
+}

@@ -94,6 +94,7 @@ pub fn run(global: &Global, args: &Exec) -> Result<ExitCode, Error> {
         Some(path) => spec::load_process(path)?,
         None => args.changes.apply(&own_process(&dir)?, &args.command)?,
     };
+    let process = without_label(process, &dir)?;
     let terminal = process.terminal().unwrap_or(false);
     let console = Console::of(terminal, args.detach, args.console_socket.as_deref())?;
     if args.detach {
@@ -107,6 +108,23 @@ pub fn run(global: &Global, args: &Exec) -> Result<ExitCode, Error> {
 fn own_process(dir: &ContainerDir) -> Result<Process, Error> {
     let process = dir.load_config()?.process().clone();
     Ok(process.ok_or(spec::SpecError::Missing("process"))?)
+}
+
+/// The process as the guest can have it. Its SELinux label, if any, is that of the container, whose VM has
+/// it: one VM can't have two.
+fn without_label(mut process: Process, dir: &ContainerDir) -> Result<Process, Error> {
+    let asked_for = process.selinux_label().clone().unwrap_or_default();
+    if !asked_for.is_empty() {
+        let own = own_process(dir)?.selinux_label().clone();
+        if own.as_ref() != Some(&asked_for) {
+            let own = own.unwrap_or_default();
+            return Err(Error::Usage(format!(
+                "process.selinuxLabel: {asked_for:?} is not the label of the container's VM, {own:?}"
+            )));
+        }
+        process.set_selinux_label(None);
+    }
+    Ok(process)
 }
 
 /// A process that has been started in the guest.

@@ -127,7 +127,7 @@ fn features() -> Value {
             "apparmor": {
                 "enabled": supports_value("process.apparmorProfile", &json!("a-profile")),
             },
-            "selinux": { "enabled": supports("process.selinuxLabel") },
+            "selinux": { "enabled": supports_value("process.selinuxLabel", &json!("a-label")) },
             "intelRdt": { "enabled": supports("linux.intelRdt") },
             "memoryPolicy": {
                 "modes": supported("linux.memoryPolicy.mode", MEMORY_MODES),

@@ -39,7 +39,7 @@ pub struct Changes {
     /// An AppArmor profile: refused, for guests have no AppArmor
     #[arg(long, value_name = "PROFILE")]
     apparmor: Option<String>,
-    /// An SELinux label: refused, for guests have no SELinux
+    /// An SELinux label: refused, for it is the container's VM that has one
     #[arg(long, value_name = "LABEL")]
     process_label: Option<String>,
 }
@@ -56,7 +56,8 @@ impl Changes {
         }
         if self.apparmor.is_some() || self.process_label.is_some() {
             return Err(usage(
-                "--apparmor, --process-label: the guest's kernel has neither module",
+                "--apparmor, --process-label: the guest's kernel has neither module (a container's own \
+                 SELinux label is its VM's)",
             ));
         }
         let mut process = base.clone();

@@ -70,6 +70,10 @@ impl Config {
                 .parse::<u64>()
                 .map(Value::from)
                 .map_err(|_| Refused::Value(format!("{text:?} is not a number")))?,
+            Value::Bool(_) => text
+                .parse::<bool>()
+                .map(Value::from)
+                .map_err(|_| Refused::Value(format!("{text:?} is not true or false")))?,
             _ => Value::from(text),
         };
         serde_json::from_value(values).map_err(wrong)
@@ -82,7 +86,9 @@ mod tests {
 
     fn with(annotations: &[(&str, &str)]) -> Result<Config, String> {
         let config = Config {
-            annotations: vec!["default_memory".to_owned(), "kernel_params".to_owned()],
+            annotations: ["default_memory", "kernel_params", "core_scheduling"]
+                .map(str::to_owned)
+                .to_vec(),
             ..Config::default()
         };
         let annotations = annotations
@@ -98,6 +104,7 @@ mod tests {
         let config = with(&[
             ("io.hull.default_memory", "512"),
             ("io.hull.kernel_params", "quiet"),
+            ("io.hull.core_scheduling", "true"),
             ("org.example.default_memory", "1"),
         ]);
         let config = config.expect("taken");
@@ -105,6 +112,7 @@ mod tests {
             (config.default_memory, &*config.kernel_params),
             (512, "quiet")
         );
+        assert!(config.core_scheduling);
     }
 
     #[test]
@@ -124,6 +132,10 @@ mod tests {
                 "\"much\" is not a number",
             ),
             (("io.hull.default_memory", "1"), "1 is not between 128 and"),
+            (
+                ("io.hull.core_scheduling", "1"),
+                "\"1\" is not true or false",
+            ),
         ];
         for (annotation, expected) in cases {
             let said = with(&[annotation]).expect_err("refused");

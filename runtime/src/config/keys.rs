@@ -77,6 +77,11 @@ pub const KEYS: &[Key] = &[
         "The most that is kept of what a guest writes to its console, in KiB.",
     ),
     key(
+        "core_scheduling",
+        "Whether a VM shares no processor core with other processes, where cores have several threads:\n\
+         true or false. It shuts side channels between siblings, and costs processor time.",
+    ),
+    key(
         ANNOTATIONS,
         "Keys of this file that a container's annotations may set, for that container: with\n\
          [\"default_memory\"], the annotation io.hull.default_memory does. Others are refused.",

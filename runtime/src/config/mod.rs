@@ -51,6 +51,8 @@ pub struct Config {
     pub vm_memory_allowance: u16,
     /// The most of a guest's console that is kept, in KiB.
     pub console_log_size: u32,
+    /// Whether a VM shares a processor's core with no other process.
+    pub core_scheduling: bool,
     /// The keys that a container's annotations may set.
     #[serde(deserialize_with = "settable")]
     pub annotations: Vec<String>,
@@ -71,6 +73,7 @@ impl Default for Config {
             guest_memory_allowance: 48,
             vm_memory_allowance: 64,
             console_log_size: 256,
+            core_scheduling: false, // it leaves half of a core empty wherever a VM has one runnable thread
             annotations: Vec::new(),
         }
     }

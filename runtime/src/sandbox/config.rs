@@ -21,6 +21,8 @@ pub struct VmmConfig {
     pub cmdline: String,
     /// The most that is kept of the guest's console, in bytes.
     pub console_log_size: u64,
+    /// Whether it shares a processor's core with no other process.
+    pub core_scheduling: bool,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<Share<RawFd>>,
     /// The user namespace that the process is root in, where it is not the host's root.

@@ -20,6 +20,7 @@ use super::{
     VmmTerminal, id_maps, namespaces, search,
 };
 use crate::container::ContainerDir;
+use crate::selinux::NextLabel;
 use crate::spec::{Disk, MemoryPolicy, Network, Share, UserNamespace};
 use hull_protocol::hello;
 
@@ -46,6 +47,8 @@ pub struct Launch<'a> {
     pub cmdline: String,
     /// The most that is kept of the guest's console, in bytes.
     pub console_log_size: u64,
+    /// Whether the VMM process shares a processor's core with no other process.
+    pub core_scheduling: bool,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<Share>,
     /// The host's block devices that the guest has.
@@ -54,6 +57,8 @@ pub struct Launch<'a> {
     pub network: Network,
     /// The policy by which the host allocates the VM's memory.
     pub memory_policy: Option<MemoryPolicy>,
+    /// The VMM process's label, on a host with SELinux.
+    pub selinux_label: Option<String>,
     /// The user namespace that the VMM process is to be root in.
     pub user_namespace: Option<UserNamespace>,
     /// The kernel and the initramfs, where they are not the built-in ones.
@@ -104,6 +109,8 @@ impl Launch<'_> {
             rustix::io::fcntl_setfd(fd, FdFlags::empty())
                 .map_err(|e| SandboxError::host("pass on a file descriptor")(e.into()))?;
         }
+        let label = self.selinux_label.as_deref().map(NextLabel::set);
+        let _label = label.transpose().map_err(SandboxError::SelinuxLabel)?;
         Ok(Sandbox {
             child: self
                 .execute(config.as_raw_fd())
@@ -158,6 +165,7 @@ impl Launch<'_> {
             memory_mib: self.memory_mib,
             cmdline: self.cmdline.clone(),
             console_log_size: self.console_log_size,
+            core_scheduling: self.core_scheduling,
             shares: shares.collect::<Result<_, _>>()?,
             user_namespace: ends.user_namespace.as_ref().map(AsRawFd::as_raw_fd),
             disks: self.disks.iter().map(disk).collect(),

@@ -78,6 +78,9 @@ pub enum SandboxError {
     /// An ordinary user can't have config.json's mappings.
     #[error("config.json: linux.uidMappings and linux.gidMappings")]
     UserNamespace(#[source] hull_vmm::jail::userns::Error),
+    /// The host's policy doesn't know the label.
+    #[error("config.json: process.selinuxLabel: the host's SELinux policy refuses it")]
+    SelinuxLabel(#[source] io::Error),
     /// The VMM process said why it could not go on.
     #[error("{0}")]
     Vmm(String),

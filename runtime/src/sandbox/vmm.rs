@@ -60,6 +60,8 @@ enum VmmError {
     #[error(transparent)]
     Jail(#[from] jail::Error),
     #[error(transparent)]
+    CoreScheduling(#[from] jail::core_scheduling::Unsupported),
+    #[error(transparent)]
     UserNamespace(#[from] userns::Error),
     #[error(transparent)]
     Tree(#[from] tree::Error),
@@ -258,6 +260,9 @@ fn assemble(
     keep.push(report_to.as_fd());
     jail::close_other_fds(&keep)?;
     let limits = jail::limits::apply()?;
+    if config.core_scheduling {
+        jail::core_scheduling::begin()?;
+    }
     // The container's terminal and its signals are not this process's.
     let _ = rustix::process::setsid();
     let stdio = take_stdio().map_err(io_error("take over the standard streams"))?;

@@ -130,10 +130,9 @@ pub const FIELDS: &[Field] = &[
     row("process.scheduler.runtime", Guest),
     row("process.scheduler.deadline", Guest),
     row("process.scheduler.period", Guest),
-    refused(
-        "process.selinuxLabel",
-        "the guest's kernel has no SELinux",
-        "remove it (engines: label=disable)",
+    row("process.selinuxLabel", Host).unless(
+        refuse::selinux,
+        "the VM process gets it, nothing in the guest does; refused where the host has no SELinux",
     ),
     row("process.ioPriority.class", Guest),
     row("process.ioPriority.priority", Guest),
@@ -287,10 +286,10 @@ pub const FIELDS: &[Field] = &[
     row("linux.rootfsPropagation", Guest),
     row("linux.maskedPaths", Guest),
     row("linux.readonlyPaths", Guest),
-    refused(
-        "linux.mountLabel",
-        "the guest's kernel has no SELinux",
-        "remove it (engines: label=disable)",
+    row("linux.mountLabel", Host).unless(
+        refuse::selinux,
+        "nothing to do: what is mounted for the container alone is mounted in the guest, where nothing has a \
+         label; refused where the host has no SELinux",
     ),
     refused(
         "linux.intelRdt",

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::selinux;
+
 /// Why a value is refused, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -171,6 +173,18 @@ pub fn apparmor(node: Node<'_>) -> Option<Refusal> {
             "remove it or say \"unconfined\" (engines: apparmor=unconfined)",
         )),
     }
+}
+
+/// `process.selinuxLabel`, `linux.mountLabel`: the host's to enforce, if it can. runc refuses them too
+/// where there is no SELinux.
+pub fn selinux(node: Node<'_>) -> Option<Refusal> {
+    let label = node.value.as_str()?;
+    (!label.is_empty() && !selinux::is_enabled()).then(|| {
+        Refusal::new(
+            "this host has no SELinux (/sys/fs/selinux is not mounted)",
+            "remove it (engines: label=disable)",
+        )
+    })
 }
 
 /// `process.scheduler.flags`: two that come without the number they are about.

@@ -7,6 +7,7 @@
 //! - the path of a network namespace: the host's has no part in the guest's kernel, which makes one;
 //! - the seccomp profile, which goes to the agent compiled;
 //! - the memory policy: the VM's memory is the host's;
+//! - the SELinux label, which is the VM process's;
 //! - cpuset and limits of block devices, in `unified` too: the guest's CPUs and devices aren't the host's.
 
 use std::collections::HashMap;
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use hull_protocol::agent::{BlockDevice, SeccompFilter};
 use hull_protocol::paths::SHARE;
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Root, Spec,
+    Hooks, Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec,
 };
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, openat, statat};
 
@@ -51,6 +52,8 @@ pub struct Plan {
     pub network: Network,
     /// By what policy the VM's memory is allocated.
     pub memory_policy: Option<MemoryPolicy>,
+    /// The VM process's label, on a host with SELinux.
+    pub selinux_label: Option<String>,
     cpus: Option<CpuList>,
 }
 
@@ -155,6 +158,9 @@ pub fn plan(
     guest.set_mounts(Some(mounts));
     guest.set_hooks(guest_hooks(&bundle.spec));
     guest.set_linux(Some(guest_linux(guest.linux().clone())));
+    if let Some(process) = guest.process_mut() {
+        process.set_selinux_label(None);
+    }
 
     let json = serde_json::to_vec(&guest).map_err(|source| SpecError::Type {
         field: "(top level)".to_owned(),
@@ -178,8 +184,15 @@ pub fn plan(
         },
         network: network::asked_for(&bundle.spec)?,
         memory_policy: policy.map(MemoryPolicy::of).transpose()?,
+        selinux_label: (bundle.spec.process().as_ref()).and_then(label_of),
         cpus: cpus(resources),
     })
+}
+
+/// The label that a process is to have, if any.
+fn label_of(process: &Process) -> Option<String> {
+    let label = process.selinux_label().clone();
+    label.filter(|label| !label.is_empty())
 }
 
 fn has_user_namespace(spec: &Spec) -> bool {
@@ -479,6 +492,7 @@ fn guest_linux(linux: Option<Linux>) -> Linux {
     linux
         .set_cgroups_path(None)
         .set_memory_policy(None)
+        .set_mount_label(None)
         .set_seccomp(None);
     for namespace in linux.namespaces_mut().iter_mut().flatten() {
         namespace.set_path(None);

@@ -12,6 +12,7 @@
 //! All of this needs root, if only of a user namespace.
 
 mod capabilities;
+pub mod core_scheduling;
 pub mod descriptors;
 mod identity;
 mod landlock;
