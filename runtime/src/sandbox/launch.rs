@@ -15,6 +15,7 @@ use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 
 use super::lifeline::{self, Report};
+use super::process::NO_PROGRAM;
 use super::{
     Agent, BootFiles, HostTerminal, SandboxError, Streams, VmmConfig, VmmDisk, VmmProcess,
     VmmTerminal, id_maps, namespaces, search,
@@ -220,12 +221,12 @@ impl Sandbox {
 
     /// The process has ended, or has closed its connections as it is about to.
     fn died(&mut self, dir: &ContainerDir) -> SandboxError {
-        let status = self
-            .child
-            .wait()
-            .map_or_else(|e| e.to_string(), |status| status.to_string());
+        let status = self.child.wait();
+        if matches!(&status, Ok(status) if status.code() == Some(NO_PROGRAM)) {
+            return SandboxError::NotExecuted;
+        }
         SandboxError::VmmDied {
-            status,
+            status: status.map_or_else(|e| e.to_string(), |status| status.to_string()),
             tail: dir.console_tail(TAIL),
         }
     }

@@ -81,6 +81,12 @@ pub enum SandboxError {
     /// The host's policy doesn't know the label.
     #[error("config.json: process.selinuxLabel: the host's SELinux policy refuses it")]
     SelinuxLabel(#[source] io::Error),
+    /// execve(2) of this program itself.
+    #[error(
+        "the host refused to execute hull's own binary for the VM process; where config.json has a \
+         process.selinuxLabel, its type must be one that may run VMs (engines: label=type:container_kvm_t)"
+    )]
+    NotExecuted,
     /// The VMM process said why it could not go on.
     #[error("{0}")]
     Vmm(String),

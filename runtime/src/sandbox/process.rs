@@ -14,7 +14,7 @@ use std::ptr;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 
 /// What a process that could not execute its program exits with, as in shells.
-const NO_PROGRAM: i32 = 127;
+pub const NO_PROGRAM: i32 = 127;
 
 /// CLONE_INTO_CGROUP of linux/sched.h; libc's has lost its bits.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;

@@ -132,7 +132,8 @@ pub const FIELDS: &[Field] = &[
     row("process.scheduler.period", Guest),
     row("process.selinuxLabel", Host).unless(
         refuse::selinux,
-        "the VM process gets it, nothing in the guest does; refused where the host has no SELinux",
+        "the VM process gets it, so its type must be one that may run VMs (engines: \
+         `label=type:container_kvm_t`); refused where the host has no SELinux",
     ),
     row("process.ioPriority.class", Guest),
     row("process.ioPriority.priority", Guest),
