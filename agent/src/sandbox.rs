@@ -163,6 +163,7 @@ impl Sandbox {
             id: id.clone(),
             bundle: bundle.path().to_owned(),
             spec: Box::new(prepared.spec.clone()),
+            root_options: request.root_options.clone(),
             launch: prepared.launch.clone(),
         });
         let size = prepared.launch.process.console_size();

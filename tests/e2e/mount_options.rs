@@ -207,6 +207,53 @@ fn the_attributes_of_mounts_below_a_source_stay() {
     );
 }
 
+/// What a container sees of its root, and of a mount below it, where the host's mounts of them have these
+/// attributes; with these changes of its config.json.
+fn root(attributes: &str, change: impl Fn(Bundle) -> Bundle) -> String {
+    let bundle = Bundle::new().shell(&format!(
+        "{LINE} for place in / /mnt; do
+             echo $(line $place | cut -d' ' -f6) $(touch $place/new && echo w) \
+                  $($place/bin/busybox true && echo x)
+         done"
+    ));
+    let container = Container::new(change(bundle));
+    let rootfs = container.bundle.rootfs();
+    let below = rootfs.join("mnt");
+    let _root = HostMount::with(&rootfs, attributes);
+    let _below = HostMount::tmpfs(&below, "noexec,nodev,noatime,size=8m");
+    fs::create_dir(below.join("bin")).unwrap();
+    fs::copy(rootfs.join("bin/busybox"), below.join("bin/busybox")).unwrap();
+    container.run().ok().out()
+}
+
+#[test]
+fn the_root_has_the_attributes_of_its_mounts_unless_it_is_made_read_only() {
+    let below = "rw,nodev,noexec,noatime w";
+    for (attributes, seen) in [
+        ("nosuid,nodev", "rw,nosuid,nodev,relatime w x"),
+        ("strictatime,nodiratime", "rw,nodiratime w x"),
+        ("ro,noatime", "ro,noatime x"),
+    ] {
+        let found = root(attributes, |bundle| bundle);
+        assert_eq!(found, format!("{seen}\n{below}"), "{attributes}");
+    }
+    let read_only = |bundle: Bundle| bundle.set("/root/readonly", json!(true));
+    let found = root("nosuid,noatime", read_only);
+    assert_eq!(found, format!("ro,noatime x\n{below}"));
+    let maps = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
+    let found = root("nosuid,noatime", |bundle| {
+        read_only(bundle).in_user_namespace(maps.clone())
+    });
+    assert_eq!(found, format!("ro,nosuid,noatime x\n{below}"));
+}
+
+#[test]
+fn nothing_is_executed_from_a_root_whose_mount_forbids_it() {
+    let container = Container::new(Bundle::new());
+    let _mount = HostMount::with(&container.bundle.rootfs(), "noexec");
+    let _ = container.run().exits(1).fails_saying("permission denied");
+}
+
 #[test]
 fn what_a_user_namespace_locks_stays() {
     let in_namespace = |options: &[&str]| {

@@ -45,6 +45,8 @@ pub struct Task {
     pub bundle: PathBuf,
     /// libcontainer's part of config.json.
     pub spec: Box<Spec>,
+    /// What its root has of the host's mounts, as options of a mount.
+    pub root_options: Vec<String>,
     /// The last step.
     pub launch: Launch,
 }
@@ -59,7 +61,7 @@ pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
     if let Some(linux) = task.spec.linux() {
         idmap::provide(linux).map_err(Failure::io("make newuidmap and newgidmap"))?;
     }
-    let mut mounts = mounts::prepare(&mut task.spec)?;
+    let mut mounts = mounts::prepare(&mut task.spec, task.root_options)?;
     let nodes = Nodes::prepare(&mut task.spec, mounts.of_dev(), &task.bundle)?;
     let sysctls = Sysctls::take(&mut task.spec)?;
     let paths = Paths::take(&mut task.spec);

@@ -133,6 +133,7 @@ impl Agent {
         let request = CreateContainerRequest {
             container_id: id.to_string(),
             spec_json: spec.json,
+            root_options: spec.root_options,
             block_devices: spec.block_devices,
             seccomp: spec.seccomp.into(),
             bundle: bundle.to_string_lossy().into_owned(),

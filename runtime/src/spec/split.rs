@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::{BlockDevice, SeccompFilter};
@@ -79,6 +79,8 @@ impl Plan {
 pub struct GuestSpec {
     /// The config.json as the guest is to see it.
     pub json: Vec<u8>,
+    /// What the guest lacks to give the root the attributes of its mounts on the host.
+    pub root_options: Vec<String>,
     /// The host's block devices in it.
     pub block_devices: Vec<BlockDevice>,
     /// Its seccomp profile, compiled.
@@ -106,14 +108,14 @@ pub fn plan(
     let resources = resources(&bundle.spec);
     let sizing = Sizing::of(resources, Host::read(), config);
 
-    let rootfs = bundle
-        .rootfs
-        .try_clone()
-        .map_err(|source| SpecError::Source {
-            field: "root.path".to_owned(),
-            path: bundle.rootfs_path.clone(),
-            source,
-        })?;
+    let locked = !is_root || has_user_namespace(&bundle.spec);
+    let of_rootfs = |source| SpecError::Source {
+        field: "root.path".to_owned(),
+        path: bundle.rootfs_path.clone(),
+        source,
+    };
+    let rootfs = bundle.rootfs.try_clone().map_err(of_rootfs)?;
+    let root_options = root_options(&bundle.spec, &rootfs, locked).map_err(of_rootfs)?;
     let mut shares = vec![Share {
         name: "config.json: root.path".to_owned(),
         target: format!("{id}/rootfs"),
@@ -130,7 +132,6 @@ pub fn plan(
 
     let mut disks = Disks::of(&bundle.spec);
     disks.add_devices(&bundle.spec)?;
-    let locked = !is_root || has_user_namespace(&bundle.spec);
     // Where each share is mounted, by its index.
     let mut placed = Vec::new();
     let mut mounts = guest.mounts().clone().unwrap_or_default();
@@ -179,6 +180,7 @@ pub fn plan(
         disks,
         guest_spec: GuestSpec {
             json,
+            root_options,
             block_devices,
             seccomp: profile.map(|profile| filters.filter(profile)).transpose()?,
         },
@@ -215,6 +217,19 @@ fn guest_root(spec: &Spec, id: &str) -> Root {
     let mut root = spec.root().clone().unwrap_or_default();
     root.set_path(PathBuf::from(format!("{SHARE}/{id}/rootfs")));
     root
+}
+
+/// What the root has of the host's mounts. To runc it is a bind mount, and `readonly` a flag that is set.
+fn root_options(spec: &Spec, rootfs: &OwnedFd, locked: bool) -> io::Result<Vec<String>> {
+    let read_only = spec.root().as_ref().and_then(Root::readonly) == Some(true);
+    let asked = if read_only {
+        &["ro".to_owned()][..]
+    } else {
+        &[]
+    };
+    let mut options = bind::Source::of(rootfs, locked)?.inherited(asked);
+    options.extend(bind::below(rootfs)?);
+    Ok(options)
 }
 
 /// The hooks that run in the container.

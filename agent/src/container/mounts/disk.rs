@@ -85,7 +85,7 @@ pub fn write_back() {
 impl Drop for Disks {
     fn drop(&mut self) {
         for place in self.0.drain(..) {
-            // With what covers it: see `source::keep_times`.
+            // With what covers it: see `source::cover`.
             while unmount(&place, UnmountFlags::DETACH).is_ok() {}
             if let Err(e) = fs::remove_dir(&place) {
                 log::warn!("unmount {}: {e}", place.display());

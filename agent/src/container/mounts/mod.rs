@@ -82,11 +82,12 @@ enum Work {
     Propagate(Propagation),
 }
 
-/// Rewrites the mounts of a config.json for libcontainer. Returns what it won't do.
+/// Rewrites the mounts of a config.json for libcontainer. Returns what it won't do. The root gets
+/// `root_options` before.
 ///
 /// # Errors
 /// When a destination may not be mounted on, or can't be looked at.
-pub fn prepare(spec: &mut Spec) -> Result<Rest, Failure> {
+pub fn prepare(spec: &mut Spec, root_options: Vec<String>) -> Result<Rest, Failure> {
     let mut rest = Rest::default();
     let root = spec.root_mut().as_mut();
     let root = root.ok_or_else(|| Failure::config("root: it is required and isn't there"))?;
@@ -106,6 +107,7 @@ pub fn prepare(spec: &mut Spec) -> Result<Rest, Failure> {
         linux.set_rootfs_propagation(None);
         spec.set_linux(Some(linux));
     }
+    source::prepare_root(&root, root_options).map_err(Failure::io("root.path"))?;
     let mut places = Places::open(&root).map_err(Failure::field("root.path"))?;
     let mut kept = Vec::new();
     for (index, mut mount) in spec.mounts().clone().into_iter().flatten().enumerate() {
@@ -153,12 +155,15 @@ fn remount(mount: &Mount, options: &Options) -> Option<Work> {
 
 /// Does with the source of a bind mount what has to be done before the container has a copy of it.
 fn prepare_source(mount: &Mount, options: &Options, user_namespace: bool) -> Result<(), Errno> {
+    let Some(source) = mount.source() else {
+        return Ok(());
+    };
     for below in &options.below {
-        source::cross(mount, below)?;
+        source::cross(source, below)?;
     }
-    match (mount.source(), options.times()) {
-        (Some(source), Some(times)) if user_namespace && is_bind(mount) => {
-            source::keep_times(source, times)
+    match options.times() {
+        Some(times) if user_namespace && is_bind(mount) => {
+            source::cover(source, times.set, times.clear)
         }
         _ => Ok(()),
     }
@@ -334,7 +339,7 @@ mod tests {
             "ociVersion": "1.2.0", "root": {"path": root.path()}, "mounts": [mount],
         }))
         .expect("a config.json");
-        let rest = prepare(&mut spec).expect("divided");
+        let rest = prepare(&mut spec, Vec::new()).expect("divided");
         let theirs = spec.mounts().as_ref().and_then(|mounts| mounts.first());
         let theirs = theirs.and_then(|mount| mount.options().clone());
         let work: Vec<_> = rest.steps.iter().map(|step| name(&step.work)).collect();
@@ -385,7 +390,7 @@ mod tests {
             "mounts": [tmpfs("/a/b"), tmpfs("/ab"), tmpfs("/a"), tmpfs("/a/c")],
         }))
         .expect("a config.json");
-        let rest = prepare(&mut spec).expect("divided");
+        let rest = prepare(&mut spec, Vec::new()).expect("divided");
         let left: Vec<_> = rest.steps.iter().map(|step| step.index).collect();
         assert_eq!(left, [1, 2, 3]);
     }

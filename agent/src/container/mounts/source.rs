@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::change;
-use super::options::{ATTRIBUTES, Below, Times};
+use super::options::{ATTRIBUTES, Below, Options};
 
 /// Crosses a mount of the host's below a share. The guest's kernel makes a mount of it then, which gets
 /// the attributes that the host's has: by itself the kernel gives it those of the mount above.
@@ -18,10 +18,7 @@ use super::options::{ATTRIBUTES, Below, Times};
 /// # Errors
 /// When the kernel refuses the attributes. A mount that is gone by now is none, and one that covers a
 /// single file is a file of the share, as FUSE has no mounts of that kind.
-pub fn cross(mount: &Mount, below: &Below) -> Result<(), Errno> {
-    let Some(source) = mount.source() else {
-        return Ok(());
-    };
+pub fn cross(source: &Path, below: &Below) -> Result<(), Errno> {
     let path = source.join(&below.path);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match openat(CWD, &path, flags, Mode::empty()) {
@@ -34,18 +31,18 @@ pub fn cross(mount: &Mount, below: &Below) -> Result<(), Errno> {
     }
 }
 
-/// Covers a source with a mount of itself that keeps access times in this way. The mount namespace of a
-/// user namespace has its copies locked to what their originals do (mount_namespaces(7)), so nobody can
-/// say it later.
+/// Covers a source with a mount of itself that has other attributes: some are set, others cleared before.
+/// The mount namespace of a user namespace has its copies locked to what their originals do about access
+/// times (mount_namespaces(7)), so nobody can say it later.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn keep_times(source: &Path, times: Times) -> Result<(), Errno> {
+pub fn cover(source: &Path, set: u64, clear: u64) -> Result<(), Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
     let mount = open_tree(CWD, source, flags)?;
-    change(mount.as_fd(), times.set, times.clear)?;
+    change(mount.as_fd(), set, clear)?;
     move_mount(
         &mount,
         "",
@@ -53,4 +50,22 @@ pub fn keep_times(source: &Path, times: Times) -> Result<(), Errno> {
         source,
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )
+}
+
+/// Gives a container's root, and the mounts below it, the attributes that these options name: those that
+/// the host's mounts have. Here, as its program is looked for before libcontainer has returned.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn prepare_root(root: &Path, options: Vec<String>) -> Result<(), Errno> {
+    let mut mount = Mount::default();
+    mount.set_options(Some(options));
+    let options = Options::read(&mount);
+    for below in &options.below {
+        cross(root, below)?;
+    }
+    match options.set {
+        0 => Ok(()),
+        set => cover(root, set, ATTRIBUTES),
+    }
 }
