@@ -54,6 +54,26 @@ fn stdio_of_its_own() {
 }
 
 #[test]
+fn what_a_child_that_was_left_behind_writes_is_awaited() {
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+    let _ = container.exec_shell("mkfifo /tmp/lives /tmp/says").ok();
+
+    // The shell's end is the end of /tmp/lives.
+    let script = "exec 3>/tmp/lives; cat /tmp/says 3>&- & echo first; exit 3";
+    let output = container.bundle.file("output", "");
+    let mut command = container.exec_command(&[], &["sh", "-c", script]);
+    let mut exec = Running::spawn(command.stdout(fs::File::create(&output).unwrap()));
+    let script = "cat /tmp/lives; echo last >/tmp/says";
+    let mut command = container.exec_command(&[], &["sh", "-c", script]);
+    let other = Running::spawn(&mut command);
+
+    assert_eq!(exec.exit().code(), Some(3));
+    assert_eq!(fs::read_to_string(output).unwrap(), "first\nlast\n");
+    let _ = other.finish().ok();
+}
+
+#[test]
 fn ten_at_once() {
     let container = Container::new(waiting());
     let _running = container.run_until_ready();
