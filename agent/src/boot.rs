@@ -5,6 +5,7 @@
 
 use std::ffi::CStr;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,11 +15,12 @@ use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{chdir, chroot};
 use rustix::system::{RebootCommand, reboot, sethostname};
 
+use crate::clock::HostClock;
 use crate::error::{Fatal, chain};
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
-use crate::transport::{self, Vsock};
-use crate::{cgroup, clock, console, server, sys};
+use crate::transport::{self, Dial, Vsock};
+use crate::{cgroup, console, server, sys};
 
 /// The guest's own host name. Containers have theirs.
 const HOSTNAME: &[u8] = b"hull";
@@ -122,12 +124,82 @@ fn live() -> Result<(), Fatal> {
         let listener = Vsock::listen().map_err(Fatal::at("listen on vsock"))?;
         let _server = server::serve(sandbox, listener)
             .await
-            .map_err(|e| Fatal::at("serve ttrpc")(std::io::Error::other(e)))?;
-        transport::greet(&Vsock)
+            .map_err(|e| Fatal::at("serve ttrpc")(io::Error::other(e)))?;
+        let clock = meet(&Vsock)
             .await
             .map_err(Fatal::at("greet the host on its vsock port"))?;
         log::info!("serving");
-        clock::follow(&Vsock).await;
+        if let Some(clock) = clock {
+            clock.follow().await;
+        }
         std::future::pending().await
     })
+}
+
+/// Connects to the host's clock, and greets the host. In this order: the clock's port has no token, so it
+/// must be taken before there is a container, and once it was greeted the host asks for one.
+async fn meet(host: &dyn Dial) -> io::Result<Option<HostClock>> {
+    let clock = HostClock::connect(host).await;
+    let clock = clock.inspect_err(|e| log::warn!("the host's clock is not followed: {e}"));
+    transport::greet(host).await?;
+    Ok(clock.ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use hull_protocol::{clock, hello};
+    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+
+    use crate::transport::Stream;
+
+    /// A host that refuses a port, and has been dialled on others.
+    struct Host {
+        refuses: u32,
+        dialled: Mutex<Vec<(u32, DuplexStream)>>,
+    }
+
+    #[async_trait]
+    impl Dial for Host {
+        async fn dial(&self, port: u32) -> io::Result<Box<dyn Stream>> {
+            if port == self.refuses {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            let (ours, hosts) = duplex(64);
+            let mut dialled = self.dialled.lock().expect("no panic");
+            dialled.push((port, hosts));
+            Ok(Box::new(ours))
+        }
+    }
+
+    /// The ports that such a host is dialled on, with what it hears there once both are met, and whether
+    /// there is a clock.
+    fn heard(refuses: u32) -> (Vec<(u32, Vec<u8>)>, bool) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.expect("a runtime").block_on(async {
+            let dialled = Mutex::default();
+            let host = Host { refuses, dialled };
+            let clock = meet(&host).await.expect("it greets");
+            let is_followed = clock.is_some();
+            drop(clock);
+            let mut heard = Vec::new();
+            for (port, mut stream) in host.dialled.into_inner().expect("no panic") {
+                let mut bytes = Vec::new();
+                stream.read_to_end(&mut bytes).await.expect("read");
+                heard.push((port, bytes));
+            }
+            (heard, is_followed)
+        })
+    }
+
+    #[test]
+    fn the_clocks_port_is_taken_before_the_host_is_greeted() {
+        let greeting = (ports::READY, hello::encode().to_vec());
+        let listens = (ports::CLOCK, vec![clock::NEWS]);
+        assert_eq!(heard(0), (vec![listens, greeting.clone()], true));
+        assert_eq!(heard(ports::CLOCK), (vec![greeting], false));
+    }
 }

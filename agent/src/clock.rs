@@ -17,7 +17,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::sys;
-use crate::transport::{Dial, Stream};
+use crate::transport::{self, Dial, Stream};
 
 /// So many questions for one measure.
 const MOST_QUESTIONS: u8 = 4;
@@ -58,21 +58,35 @@ impl Offset {
     }
 }
 
-/// Follows the host's clock for as long as there is a host.
-pub async fn follow(host: &dyn Dial) {
-    if let Err(e) = try_follow(host).await {
-        log::warn!("the host's clock is not followed: {e}");
-    }
-}
+/// The connection to the host's clock.
+pub struct HostClock(Box<dyn Stream>);
 
-async fn try_follow(host: &dyn Dial) -> io::Result<()> {
-    let mut host = host.dial(ports::CLOCK).await?;
-    // The host joins a stream to its port when something comes on it.
-    host.write_all(&[NEWS]).await?;
-    loop {
-        while read(&mut host).await?.number != NEWS {}
-        // Without a time limit: nobody else waits, and an answer that took long counts for little.
-        correct(measure(&mut host).await?.correction())?;
+impl HostClock {
+    /// Makes the connection, and says that it listens: the host then has it joined to its port, which
+    /// nobody else gets any more.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub async fn connect(host: &dyn Dial) -> io::Result<Self> {
+        let mut host = transport::dial(host, ports::CLOCK).await?;
+        host.write_all(&[NEWS]).await?;
+        Ok(Self(host))
+    }
+
+    /// Follows it for as long as there is a host.
+    pub async fn follow(mut self) {
+        if let Err(e) = self.try_follow().await {
+            log::warn!("the host's clock is not followed: {e}");
+        }
+    }
+
+    async fn try_follow(&mut self) -> io::Result<()> {
+        let Self(host) = self;
+        loop {
+            while read(host).await?.number != NEWS {}
+            // Without a time limit: nobody else waits, and an answer that took long counts for little.
+            correct(measure(host).await?.correction())?;
+        }
     }
 }
 

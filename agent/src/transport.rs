@@ -141,7 +141,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
 
 /// Dials a port of the host for as long as it doesn't answer. Each try waits by itself, so this doesn't
 /// turn in circles.
-async fn dial(host: &dyn Dial, port: u32) -> io::Result<Box<dyn Stream>> {
+///
+/// # Errors
+/// When the host refuses.
+pub async fn dial(host: &dyn Dial, port: u32) -> io::Result<Box<dyn Stream>> {
     loop {
         match host.dial(port).await {
             Err(e) if e.kind() == io::ErrorKind::TimedOut => {

@@ -285,9 +285,8 @@ fn assemble(
         streams: stdio,
         done,
     } = vsock.attach(streams)?;
-    let (exit_status, exit_stream) = offer_fixed_ports(&mut vsock, inherited.ready)?;
     let (clock, guests_end) = ClockWatch::new().map_err(io_error("watch the clock"))?;
-    vsock.attach_open(ports::CLOCK, Direction::Duplex, guests_end)?;
+    let (exit_status, exit_stream) = offer_fixed_ports(&mut vsock, guests_end, inherited.ready)?;
     let vsock = Arc::new(Mutex::new(vsock));
 
     let mut events = EventLoop::new().map_err(io_error("make the event loop"))?;
@@ -437,11 +436,17 @@ fn load_machine(config: &VmmConfig, inherited: &Inherited) -> Result<Machine, Vm
     })?)
 }
 
-/// The two ports that the agent dials to tell something. Returns where the exit status arrives, and where
-/// the agent sends it.
-fn offer_fixed_ports(vsock: &mut Vsock, ready: OwnedFd) -> Result<(OwnedFd, HostStream), VmmError> {
+/// The ports with fixed numbers. The clock's and that of the agent's greeting have no token: the
+/// agent takes them, in this order, before there is a container. Returns where the exit status arrives, and
+/// where the agent sends it.
+fn offer_fixed_ports(
+    vsock: &mut Vsock,
+    clock: OwnedFd,
+    ready: OwnedFd,
+) -> Result<(OwnedFd, HostStream), VmmError> {
     let (exit_status, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
         .map_err(|e| io_error("make a pipe")(e.into()))?;
+    vsock.attach_open(ports::CLOCK, Direction::Duplex, clock)?;
     vsock.attach_open(ports::READY, Direction::FromGuest, ready)?;
     let port = ports::EXIT_STATUS;
     let token = vsock.attach_at(port, Direction::FromGuest, writer)?;

@@ -141,8 +141,8 @@ impl Vsock {
         self.muxer.attach_at(port, direction, fd)
     }
 
-    /// The same without a token, for what is over before the guest has anybody who isn't meant: the
-    /// first connection that sends something gets it.
+    /// The same without a token, for what is taken before the guest has anybody who isn't meant: the
+    /// first connection that sends something gets it, and later ones nothing.
     ///
     /// # Errors
     /// As [`Self::attach_at`].

@@ -1,6 +1,7 @@
 //! A guest that breaks every rule: nothing panics, and nothing grows.
 
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 
 use proptest::prelude::*;
 
@@ -164,6 +165,27 @@ fn a_dial_that_is_given_up_leaves_the_offer_without_a_token_too() {
     guest.send_shutdown(PORT + 1, 1, SHUTDOWN_SEND);
     guest.expect(op::RST);
     assert_eq!(read_to_end(reader), b"hello");
+}
+
+#[test]
+fn a_port_without_a_token_stays_with_who_speaks_first() {
+    let mut guest = Guest::new();
+    let (_ours, theirs) = UnixStream::pair().expect("a pair");
+    let offered = guest
+        .device()
+        .attach_open(3, Direction::Duplex, theirs.into());
+    offered.expect("offer");
+    guest.claim(PORT + 1, 3);
+    guest.claim(PORT, 3);
+    guest.send_data(PORT, 3, &[0]);
+    assert_eq!(guest.expect(op::RST).0.dst_port, PORT + 1);
+    guest.send_op(PORT + 2, 3, op::REQUEST);
+    assert_eq!(guest.expect(op::RST).0.dst_port, PORT + 2);
+
+    guest.send_op(PORT, 3, op::RST);
+    assert_eq!(guest.device().streams(), 0);
+    guest.send_op(PORT, 3, op::REQUEST);
+    guest.expect(op::RST);
 }
 
 #[test]
