@@ -51,6 +51,7 @@ lint: ## Check formatting, lints and documentation
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 	@tests/conformance/docs --check
+	@docs/check
 
 build: packages kernel initramfs hull ## Build target/…/release/hull with its guest inside
 
