@@ -62,6 +62,39 @@ fn broken_json() {
     refuses_to_create(&container, words);
 }
 
+/// Where runc takes what hull refuses.
+#[test]
+fn a_config_of_more_than_one_json_text() {
+    type Change = fn(String) -> Vec<u8>;
+    let cases: [(Change, &str); 3] = [
+        (|text| (text + " more").into(), "trailing characters"),
+        (
+            |text| {
+                let mut bytes = text.into_bytes();
+                let name = bytes.windows(3).position(|word| word == b"box");
+                bytes[name.expect("the host's name")] = 0xff;
+                bytes
+            },
+            "invalid unicode",
+        ),
+        (
+            |text| (text + &" ".repeat(3 << 20)).into(),
+            "larger than 3 MiB",
+        ),
+    ];
+    for (change, refusal) in cases {
+        let container = Container::new(Bundle::new());
+        let config = container.bundle.path().join("config.json");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, change(text)).unwrap();
+        if runtime::is_hull() {
+            refuses_to_create(&container, &["config.json", refusal]);
+        } else {
+            let _ = container.run().ok();
+        }
+    }
+}
+
 #[test]
 fn a_field_of_a_wrong_type() {
     let container = Container::new(Bundle::new().set("/process/args", json!("not a list")));
