@@ -417,8 +417,7 @@ impl Sandbox {
         if timeout(LAST_WORDS_TIMEOUT, last_words).await.is_err() {
             log::warn!("a process of {} holds its output open", owner.id);
         }
-        write_back();
-        container::mounts::write_back_disks();
+        container::mounts::write_back();
         // While the host is dialled, this runtime's other tasks go first: their answers are sent.
         if let Err(e) = self.tell_host(status, &host).await {
             log::error!("tell the host the exit status {status}: {e}");
@@ -524,19 +523,6 @@ fn further_process(json: &[u8], defaults: &ProcessSpec) -> Result<ProcessSpec, E
         process.set_exec_cpu_affinity(defaults.exec_cpu_affinity().clone());
     }
     Ok(process)
-}
-
-/// Has the kernel write what it still holds of the shared tree.
-fn write_back() {
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
-    let share = rustix::fs::open(
-        hull_protocol::paths::SHARE,
-        flags,
-        rustix::fs::Mode::empty(),
-    );
-    if let Err(e) = share.and_then(rustix::fs::syncfs) {
-        log::warn!("write the shared tree back: {e}");
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::paths::DISKS;
 use oci_spec::runtime::Mount;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsmount, mount_remount,
@@ -72,10 +72,7 @@ pub fn write_back() {
     let places = fs::read_dir(PLACES).into_iter().flatten().flatten();
     for place in places.map(|entry| entry.path()) {
         let closed = mount_remount(&place, MountFlags::RDONLY, c"");
-        let written = closed.or_else(|_| {
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            rustix::fs::syncfs(rustix::fs::open(&place, flags, Mode::empty())?)
-        });
+        let written = closed.or_else(|_| file_system::write_back(&place));
         if let Err(e) = written {
             log::warn!("write {} back: {e}", place.display());
         }

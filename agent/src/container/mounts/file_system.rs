@@ -1,9 +1,11 @@
-//! A file system that the guest's kernel makes, and what it refuses of one: fsopen(2), fsconfig(2).
+//! A file system of the guest's kernel: made, with what that refuses of one (fsopen(2), fsconfig(2)), and
+//! written back.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags, open, syncfs};
 use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsopen};
 
@@ -37,6 +39,15 @@ pub fn make(kind: &str, source: Option<&Path>, options: Vec<String>) -> Result<O
     Ok(context)
 }
 
+/// Has the kernel write what it still holds of the one that is mounted here.
+///
+/// # Errors
+/// When there is none, or the kernel can't.
+pub fn write_back(place: &Path) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    syncfs(open(place, flags, Mode::empty())?)
+}
+
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (what, error) = match self {
@@ -47,5 +58,18 @@ impl fmt::Display for Refused {
             Self::Type(error) | Self::Whole(error) => (String::new(), error),
         };
         write!(f, "{what}{}", Message(&(*error).into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_cannot_be_written_back() {
+        let folder = tempfile::tempdir().expect("a directory");
+        assert_eq!(write_back(folder.path()), Ok(()));
+        let gone = folder.path().join("gone");
+        assert_eq!(write_back(&gone), Err(Errno::NOENT));
     }
 }

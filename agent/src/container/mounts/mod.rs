@@ -25,6 +25,7 @@ mod source;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use hull_protocol::paths::SHARE;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
@@ -35,7 +36,6 @@ use rustix::mount::{
 use super::inside::Inside;
 use crate::error::Failure;
 use crate::sys::{self, MountChange};
-pub use disk::write_back as write_back_disks;
 pub use failure::Theirs;
 use options::{Options, Propagation};
 use place::Places;
@@ -142,6 +142,15 @@ pub fn prepare(spec: &mut Spec, root_options: Vec<String>) -> Result<Rest, Failu
     }
     spec.set_mounts(Some(kept));
     Ok(rest)
+}
+
+/// Has what containers have written reach the host, once they have ended: nobody unmounts anything in a
+/// guest that ends.
+pub fn write_back() {
+    if let Err(e) = file_system::write_back(Path::new(SHARE)) {
+        log::warn!("write the shared tree back: {e}");
+    }
+    disk::write_back();
 }
 
 /// The work of an entry that makes no mount but changes one.
