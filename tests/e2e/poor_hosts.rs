@@ -99,6 +99,17 @@ fn a_kernel_that_does_not_boot_is_given_up() {
 }
 
 #[test]
+fn why_a_guest_ended_by_itself_is_in_its_console() {
+    only_hull!("runc boots no kernel");
+    let done = guest_of(&guest::faulting(), 60).run().exits(1);
+    let said = done.err();
+    assert!(
+        said.contains("hull: error: the guest ended by itself"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_kernel_that_is_none() {
     only_hull!("runc boots no kernel");
     for (image, word) in [

@@ -15,6 +15,11 @@ pub fn mute() -> Vec<u8> {
     elf(unsafe { between(&raw const guest_mute, &raw const guest_mute_end) })
 }
 
+/// A guest that ends at once, by a fault that it can't handle.
+pub fn faulting() -> Vec<u8> {
+    elf(&[0x0f, 0x0b]) // ud2, with no table of interrupts
+}
+
 /// A guest that writes to its serial port for ever.
 pub fn shouting() -> Vec<u8> {
     // SAFETY: as in `mute`.

@@ -1,4 +1,5 @@
-//! The guest's console: what its kernel says while no agent can be asked, collected in a log.
+//! The guest's console: what its kernel says while no agent can be asked, collected in a log, in which whoever
+//! runs the machine can have its say as well.
 //!
 //! The guest writes it, so it is bounded in size and rate, and holds nothing but printable lines: a
 //! terminal that shows the log can't be made to do anything.
@@ -6,7 +7,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// How much of the console is kept.
@@ -54,7 +55,7 @@ pub struct Console {
 
 #[derive(Debug)]
 struct State {
-    sink: Sink,
+    sink: Arc<Mutex<Sink>>,
     line: Vec<u8>,
 }
 
@@ -71,6 +72,10 @@ impl Console {
             refilled: Instant::now(),
             dropping: false,
         };
+        Self::of(Arc::new(Mutex::new(sink)))
+    }
+
+    fn of(sink: Arc<Mutex<Sink>>) -> Self {
         Self {
             state: Mutex::new(State {
                 sink,
@@ -79,8 +84,14 @@ impl Console {
         }
     }
 
-    /// Takes bytes from the guest; lines are written when they end.
-    pub(crate) fn write(&self, bytes: &[u8]) {
+    /// A further writer to the same log, within the same limits, with lines of its own.
+    pub fn beside(&self) -> Self {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::of(Arc::clone(&state.sink))
+    }
+
+    /// Takes bytes, from the guest or another writer; lines are written when they end.
+    pub fn write(&self, bytes: &[u8]) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         for byte in bytes {
             state.put(*byte);
@@ -100,11 +111,15 @@ impl AsRawFd for Console {
     /// The log's descriptor.
     fn as_raw_fd(&self) -> RawFd {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.sink.log.as_raw_fd()
+        state.sink().log.as_raw_fd()
     }
 }
 
 impl State {
+    fn sink(&self) -> MutexGuard<'_, Sink> {
+        self.sink.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn put(&mut self, byte: u8) {
         match byte {
             b'\n' => return self.end_line(),
@@ -118,14 +133,14 @@ impl State {
             }
         }
         if self.line.len() >= LINE {
-            self.sink.write(&self.line);
+            self.sink().write(&self.line);
             self.line.clear();
         }
     }
 
     fn end_line(&mut self) {
         self.line.push(b'\n');
-        self.sink.write(&self.line);
+        self.sink().write(&self.line);
         self.line.clear();
     }
 }
@@ -235,6 +250,17 @@ mod tests {
         console.flush();
         console.flush();
         assert_eq!(log.text(), "panic\n");
+    }
+
+    #[test]
+    fn writers_do_not_mix_their_lines() {
+        let log = Captured::new();
+        let console = log.console();
+        let other = console.beside();
+        console.write(b"the guest's ");
+        other.write(b"another's\n");
+        console.write(b"line\n");
+        assert_eq!(log.text(), "another's\nthe guest's line\n");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod config;
 mod control;
 mod launch;
 mod lifeline;
+mod messages;
 mod namespaces;
 mod process;
 mod search;

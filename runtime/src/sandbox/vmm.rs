@@ -25,6 +25,7 @@ use rustix::pipe::PipeFlags;
 use super::assets::{self, Program};
 use super::clock::ClockWatch;
 use super::lifeline::{self, Report};
+use super::messages::Messages;
 use super::supervisor::{End, Supervisor, Watched};
 use super::terminal::SizeWatch;
 use super::{
@@ -242,6 +243,7 @@ struct Vm {
     machine: HeldMachine,
     identity: Identity,
     supervisor: Arc<Mutex<Supervisor>>,
+    messages: Arc<Mutex<Messages>>,
     streams: Streams,
 }
 
@@ -272,6 +274,8 @@ fn assemble(
     let (streams, size_watch) = terminal.map_or((stdio, None), |t| (t.streams, t.watch));
 
     let mut machine = load_machine(config, &inherited)?;
+    let console = console(config, inherited.console);
+    let messages = Messages::hear(&console).map_err(io_error("replace standard error"))?;
     let (namespace, shares) = (inherited.user_namespace, inherited.shares);
     let identity = match namespace {
         Some(_) => Identity::Kept,
@@ -297,6 +301,8 @@ fn assemble(
     events.add(Arc::clone(&vsock) as _);
     events.add(rng);
     events.add(Arc::new(Mutex::new(clock)));
+    let messages = Arc::new(Mutex::new(messages));
+    events.add(Arc::clone(&messages) as _);
     if let Some(watch) = size_watch {
         events.add(Arc::new(Mutex::new(watch)));
     }
@@ -309,11 +315,6 @@ fn assemble(
         disk.spawn(&name, confine)
             .map_err(io_error("start a disk's thread"))?;
     }
-    let limits = ConsoleLimits {
-        total: config.console_log_size,
-        ..ConsoleLimits::default()
-    };
-    let console = Console::new(inherited.console, limits);
     let machine = machine.start(console, move |needed| {
         jail::confine(Role::Vcpu, identity, needed).map_err(io::Error::other)
     })?;
@@ -343,8 +344,18 @@ fn assemble(
         machine,
         identity,
         supervisor,
+        messages,
         streams,
     })
+}
+
+/// The log of what the guest writes to its serial port, and of what this process has to say.
+fn console(config: &VmmConfig, log: OwnedFd) -> Console {
+    let limits = ConsoleLimits {
+        total: config.console_log_size,
+        ..ConsoleLimits::default()
+    };
+    Console::new(log, limits)
 }
 
 /// Takes the places on the host that config.json names: namespaces and the memory policy.
@@ -501,6 +512,7 @@ impl Vm {
             machine,
             identity,
             supervisor,
+            messages,
             streams,
         } = self;
         let mut needed = events.descriptors();
@@ -523,6 +535,9 @@ impl Vm {
                 CRASHED
             }
         };
+        if let Ok(messages) = messages.lock() {
+            messages.pass_on();
+        }
         // No destructor has anything to do that the kernel doesn't do faster.
         std::process::exit(status.into())
     }
