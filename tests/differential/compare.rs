@@ -32,6 +32,8 @@ pub enum Verdict {
     Neither(String),
     /// hull takes no such bundle, and names the field.
     Refused(String),
+    /// The control crashed, so there is nothing to hold hull against.
+    ControlCrashed(String),
     /// It differs.
     Differs(Vec<Difference>),
 }
@@ -53,6 +55,7 @@ impl fmt::Display for Verdict {
             Self::Same => write!(f, "the same"),
             Self::Neither(why) => write!(f, "neither takes it: {why}"),
             Self::Refused(why) => write!(f, "refused: {why}"),
+            Self::ControlCrashed(why) => write!(f, "the control crashed: {why}"),
             Self::Differs(differences) => {
                 write!(f, "it differs:")?;
                 for Difference { at, hull, control } in differences {
@@ -168,9 +171,11 @@ pub fn compare(
 ) -> Verdict {
     let (mut hull, mut control) = match (hull, control) {
         (Outcome::Report(hull), Outcome::Report(control)) => (hull, control),
+        (hull, control) if control.is_crash() => {
+            return Verdict::ControlCrashed(both(&hull, &control));
+        }
         (hull @ Outcome::None { .. }, control @ Outcome::None { .. }) => {
-            let why = [&hull, &control].map(|outcome| summary(outcome).to_string());
-            return Verdict::Neither(why.join("; "));
+            return Verdict::Neither(both(&hull, &control));
         }
         (
             Outcome::None {
@@ -206,6 +211,12 @@ pub fn compare(
         true => Verdict::Same,
         false => Verdict::Differs(differences),
     }
+}
+
+fn both(hull: &Outcome, control: &Outcome) -> String {
+    [hull, control]
+        .map(|outcome| summary(outcome).to_string())
+        .join("; ")
 }
 
 fn summary(outcome: &Outcome) -> Value {
@@ -272,5 +283,23 @@ mod tests {
         assert!(excused(["a", "b"], Value::Null));
         assert!(!excused(["a", "b"], json!(2)));
         assert!(!excused(["b", "b"], Value::Null));
+    }
+    #[test]
+    fn a_crash_of_the_control_is_no_difference_and_an_error_of_it_is() {
+        let explained: Explanations =
+            serde_json::from_value(json!({ "unknown_to_control": [], "differences": [] })).unwrap();
+        let judged = |said: &str| {
+            let control = Outcome::None {
+                code: Some(2),
+                said: said.to_owned(),
+            };
+            compare(&json!({}), Outcome::Report(json!({})), control, &explained)
+        };
+        let panic = "panic: operation not permitted\n\ngoroutine 1 [running, locked to thread]:\nmain.main()";
+        assert!(matches!(judged(panic), Verdict::ControlCrashed(_)));
+        assert!(matches!(
+            judged("unable to start container"),
+            Verdict::Differs(_)
+        ));
     }
 }

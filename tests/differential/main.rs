@@ -57,7 +57,7 @@ fn bundles_drawn_at_random_are_the_same_to_both() {
     let explained = Explanations::read();
     let path = std::env::var_os("HULL_DIFFERENTIAL_ROWS").map(PathBuf::from);
     let mut rows = Rows::open(path.as_deref()).unwrap();
-    let (mut failed, mut refused) = (0, 0);
+    let (mut failed, mut refused, mut crashed) = (0, 0, 0);
     for seed in seeds() {
         if rows.has(seed) {
             continue;
@@ -69,6 +69,7 @@ fn bundles_drawn_at_random_are_the_same_to_both() {
         match &verdict {
             Verdict::Same | Verdict::Neither(_) => {}
             Verdict::Refused(_) => refused += 1,
+            Verdict::ControlCrashed(_) => crashed += 1,
             Verdict::Differs(differences) => {
                 failed += 1;
                 // Shown first, as to reduce it takes minutes; and once for each kind of difference.
@@ -84,7 +85,7 @@ fn bundles_drawn_at_random_are_the_same_to_both() {
         }
         rows.add(seed, &verdict, &case, reduced.as_ref()).unwrap();
     }
-    println!("{refused} refused by hull by their field");
+    println!("{refused} refused by hull by their field, {crashed} where the control crashed");
     assert_eq!(failed, 0, "bundles differ");
 }
 

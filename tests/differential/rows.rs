@@ -59,13 +59,14 @@ impl Rows {
         let Some(file) = &mut self.file else {
             return Ok(());
         };
-        let hull = match verdict {
-            Verdict::Same | Verdict::Neither(_) => "passed",
-            Verdict::Refused(_) => "skipped",
-            Verdict::Differs(_) => "failed",
+        let (hull, control) = match verdict {
+            Verdict::Same | Verdict::Neither(_) => ("passed", "passed"),
+            Verdict::Refused(_) => ("skipped", "passed"),
+            Verdict::ControlCrashed(_) => ("skipped", "failed"),
+            Verdict::Differs(_) => ("failed", "passed"),
         };
         let mut row = json!({
-            "suite": "differential", "test": name(seed), "hull": hull, "runc": "passed",
+            "suite": "differential", "test": name(seed), "hull": hull, "runc": control,
             "crun": null, "listed": false,
         });
         if *verdict != Verdict::Same {

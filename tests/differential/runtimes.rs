@@ -25,6 +25,17 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// Whether the runtime crashed: it left a traceback of Go's.
+    pub fn is_crash(&self) -> bool {
+        let Self::None { said, .. } = self else {
+            return false;
+        };
+        said.lines()
+            .any(|line| line.starts_with("goroutine ") && line.contains(" [running"))
+    }
+}
+
 /// hull, and the runtime that it is held against.
 #[derive(Debug)]
 pub struct Runtimes {
