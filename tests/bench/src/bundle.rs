@@ -19,18 +19,20 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Writes a bundle to `path` whose container runs `args` in the root file system `rootfs`.
-    pub fn write(path: &Path, rootfs: &Path, args: &[&str]) -> Result<Self> {
-        Self::with_config(path, &config(rootfs, args))
+    /// Writes a bundle below `work` whose container runs `args` in a copy of the root file system `rootfs`.
+    pub fn write(work: &Path, rootfs: &Path, args: &[&str]) -> Result<Self> {
+        let rootfs = copy_rootfs(rootfs, work)?;
+        Self::with_config(work.join("bundle"), &config(&rootfs, args))
     }
 
     /// Writes a bundle as docker does: its mounts and masks, its capabilities, its seccomp profile.
-    pub fn write_as_docker(path: &Path, rootfs: &Path, args: &[&str]) -> Result<Self> {
-        let mut config = config(rootfs, args);
+    pub fn write_as_docker(work: &Path, rootfs: &Path, args: &[&str]) -> Result<Self> {
+        let rootfs = copy_rootfs(rootfs, work)?;
+        let mut config = config(&rootfs, args);
         let dockers: Value = serde_json::from_str(include_str!("docker.json"))?;
         merge(&mut config, dockers);
-        let bundle = Self::with_config(path, &config)?;
-        let engine = path.join("engine");
+        let bundle = Self::with_config(work.join("bundle"), &config)?;
+        let engine = bundle.path.join("engine");
         std::fs::create_dir_all(&engine).with_context(|| format!("make {}", engine.display()))?;
         for name in ["resolv.conf", "hostname", "hosts"] {
             let file = engine.join(name);
@@ -39,19 +41,17 @@ impl Bundle {
         Ok(bundle)
     }
 
-    fn with_config(path: &Path, config: &Value) -> Result<Self> {
-        std::fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
+    fn with_config(path: PathBuf, config: &Value) -> Result<Self> {
+        std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
         let file = path.join("config.json");
         std::fs::write(&file, serde_json::to_vec_pretty(config)?)
             .with_context(|| format!("write {}", file.display()))?;
-        Ok(Self {
-            path: path.to_owned(),
-        })
+        Ok(Self { path })
     }
 }
 
 /// Copies `rootfs` below `work`, off whatever slow file system it lies on, and returns where it is.
-pub fn copy_rootfs(rootfs: &Path, work: &Path) -> Result<PathBuf> {
+fn copy_rootfs(rootfs: &Path, work: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(work).with_context(|| format!("make {}", work.display()))?;
     let copy = work.join("rootfs");
     let status = Command::new("cp")

@@ -1,115 +1,109 @@
-//! What is measured, in the order in which the report shows it.
+//! What is measured.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 
 use crate::bundle::Bundle;
 use crate::memory::{self, Footprint};
 use crate::process::Handle;
-use crate::report::{Measurement, Report, Unit};
+use crate::report::{Measurement, Unit};
 use crate::runtime::Runtime;
 
 const TRUE: &str = "/bin/true";
 
-/// What the containers are made from.
-#[derive(Clone, Copy, Debug)]
-pub struct Bundles<'a> {
-    /// Ends at once.
-    pub briefly: &'a Bundle,
-    /// The same as docker would write it.
-    pub docker: &'a Bundle,
-    /// Does nothing for ever.
-    pub idle: &'a Bundle,
+/// What is measured together, of one runtime on one host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Case {
+    /// `run` of /bin/true in total, and its parts as commands of their own
+    RunTrue,
+    /// `run` of /bin/true in docker's bundle
+    RunDockerBundle,
+    /// A guest's kernel to its first process, by hull's own word
+    GuestReady,
+    /// `exec` of /bin/true, and the memory of the idle container that it is done in
+    ExecTrue,
+    /// The bytes of the binary
+    Install,
 }
 
-/// Measures every case with `runtime`, or those that `only` names. The first failure ends it; what was
-/// measured until then stays in `report`. Containers are removed either way.
-pub fn measure(
-    runtime: &Runtime,
-    bundles: Bundles<'_>,
-    only: &[String],
-    repeats: usize,
-    report: &mut Report,
-) -> Result<()> {
-    let wanted = |case: &str| only.is_empty() || only.iter().any(|name| name == case);
-    if wanted("run-true") {
-        run_true(runtime, bundles.briefly, repeats, report).context("run-true")?;
+impl Case {
+    /// Measures it, in containers made of copies below `work` of the root file system `rootfs`.
+    pub fn measure(
+        self,
+        runtime: &Runtime,
+        rootfs: &Path,
+        work: &Path,
+        repeats: usize,
+    ) -> Result<Vec<Measurement>> {
+        let briefly = || Bundle::write(work, rootfs, &[TRUE]);
+        match self {
+            Self::RunTrue => run_true(runtime, &briefly()?, repeats),
+            Self::RunDockerBundle => {
+                let bundle = Bundle::write_as_docker(work, rootfs, &[TRUE])?;
+                run_as_docker(runtime, &bundle, repeats)
+            }
+            Self::GuestReady => guest_ready(runtime, &briefly()?, repeats),
+            Self::ExecTrue => {
+                let bundle = Bundle::write(work, rootfs, &["/bin/sleep", "3600"])?;
+                idle(runtime, &bundle, repeats)
+            }
+            Self::Install => install(runtime),
+        }
     }
-    if wanted("run-docker-bundle") {
-        run_as_docker(runtime, bundles.docker, repeats, report).context("run-docker-bundle")?;
-    }
-    if wanted("guest-ready") {
-        guest_ready(runtime, bundles.briefly, repeats, report).context("guest-ready")?;
-    }
-    if wanted("exec-true") {
-        idle(runtime, bundles.idle, repeats, report)?;
-    }
-    if wanted("install") {
-        let size = std::fs::metadata(&runtime.path)
-            .with_context(|| format!("look at {}", runtime.path.display()))?
-            .len();
-        report.add(Measurement::once(
-            "install",
-            &runtime.name,
-            Unit::Bytes,
-            size,
-        ));
-    }
-    Ok(())
+}
+
+/// How many bytes the binary has.
+fn install(runtime: &Runtime) -> Result<Vec<Measurement>> {
+    let size = std::fs::metadata(&runtime.path)
+        .with_context(|| format!("look at {}", runtime.path.display()))?
+        .len();
+    Ok(vec![Measurement::once(
+        "install",
+        &runtime.name,
+        Unit::Bytes,
+        size,
+    )])
 }
 
 /// exec-true, and the memory of the idle container that it is done in.
-fn idle(runtime: &Runtime, idle: &Bundle, repeats: usize, report: &mut Report) -> Result<()> {
+fn idle(runtime: &Runtime, bundle: &Bundle, repeats: usize) -> Result<Vec<Measurement>> {
     let before = memory::processes()?;
-    let result = exec_true(runtime, idle, repeats, report)
-        .context("exec-true")
-        .map(|()| {
-            let mut pids = memory::processes().unwrap_or_default();
-            pids.retain(|pid| !before.contains(pid));
-            let Footprint { host, guest } = memory::footprint(&pids);
-            report.add(Measurement::once(
-                "idle-host-memory",
-                &runtime.name,
-                Unit::Bytes,
-                host,
-            ));
-            report.add(Measurement::once(
-                "idle-guest-memory",
-                &runtime.name,
-                Unit::Bytes,
-                guest,
-            ));
-        });
+    let result = exec_true(runtime, bundle, repeats).and_then(|exec| {
+        let mut pids = memory::processes()?;
+        pids.retain(|pid| !before.contains(pid));
+        let Footprint { host, guest } = memory::footprint(&pids);
+        let bytes = |case, value| Measurement::once(case, &runtime.name, Unit::Bytes, value);
+        Ok(vec![
+            exec,
+            bytes("idle-host-memory", host),
+            bytes("idle-guest-memory", guest),
+        ])
+    });
     let deleted = runtime
         .delete_force("idle")
         .context("delete the idle container");
-    result.and(deleted.map(drop))
+    result.and_then(|measured| deleted.map(|_| measured))
 }
 
 /// `run` of /bin/true in docker's bundle, in total.
-fn run_as_docker(
-    runtime: &Runtime,
-    bundle: &Bundle,
-    repeats: usize,
-    report: &mut Report,
-) -> Result<()> {
+fn run_as_docker(runtime: &Runtime, bundle: &Bundle, repeats: usize) -> Result<Vec<Measurement>> {
     runtime.run(&[], bundle, "docker-warm")?;
     let totals = (0..repeats)
         .map(|n| runtime.run(&[], bundle, &format!("docker-{n}")))
         .collect::<Result<Vec<_>>>()?;
-    report.add(Measurement::times(
+    Ok(vec![Measurement::times(
         "run-docker-bundle",
         &runtime.name,
         &totals,
-    ));
-    Ok(())
+    )])
 }
 
 /// `run` of /bin/true in total, and its parts as commands of their own.
-fn run_true(runtime: &Runtime, bundle: &Bundle, repeats: usize, report: &mut Report) -> Result<()> {
+fn run_true(runtime: &Runtime, bundle: &Bundle, repeats: usize) -> Result<Vec<Measurement>> {
     runtime.run(&[], bundle, "warm")?;
     let totals = (0..repeats)
         .map(|n| runtime.run(&[], bundle, &format!("run-{n}")))
@@ -126,8 +120,8 @@ fn run_true(runtime: &Runtime, bundle: &Bundle, repeats: usize, report: &mut Rep
             phases.entry(phase).or_default().push(taken);
         }
     }
-    report.add(Measurement::times("run-true", &runtime.name, &totals).with_phases(&phases));
-    Ok(())
+    let totals = Measurement::times("run-true", &runtime.name, &totals);
+    Ok(vec![totals.with_phases(&phases)])
 }
 
 /// Each part of a container's life, timed: `exit` is from the return of `start` to the end of the
@@ -141,7 +135,7 @@ fn step_by_step(
     let init = Handle::of_pid_file(&runtime.pid_file())?;
     let start = runtime.start(id)?;
     let started = Instant::now();
-    init.wait_exit()?;
+    init.wait_exit(runtime.limit())?;
     let exit = started.elapsed();
     let delete = runtime.delete(id)?;
     Ok([
@@ -153,42 +147,33 @@ fn step_by_step(
 }
 
 /// `exec` of /bin/true in a running container, which is left running as `idle`.
-fn exec_true(
-    runtime: &Runtime,
-    bundle: &Bundle,
-    repeats: usize,
-    report: &mut Report,
-) -> Result<()> {
+fn exec_true(runtime: &Runtime, bundle: &Bundle, repeats: usize) -> Result<Measurement> {
     runtime.create(bundle, "idle")?;
     runtime.start("idle")?;
     runtime.exec("idle", Path::new(TRUE))?;
     let times = (0..repeats)
         .map(|_| runtime.exec("idle", Path::new(TRUE)))
         .collect::<Result<Vec<_>>>()?;
-    report.add(Measurement::times("exec-true", &runtime.name, &times));
-    Ok(())
+    Ok(Measurement::times("exec-true", &runtime.name, &times))
 }
 
 /// How long a guest's kernel took to its first process, by hull's own word.
-fn guest_ready(
-    runtime: &Runtime,
-    bundle: &Bundle,
-    repeats: usize,
-    report: &mut Report,
-) -> Result<()> {
-    if runtime.name != "hull" {
-        return Ok(());
-    }
-    let mut times = Vec::new();
-    for n in 0..repeats {
-        runtime.run(&["--debug"], bundle, &format!("debug-{n}"))?;
-        let log = std::fs::read_to_string(runtime.log()).context("read hull's log")?;
-        times.extend(log.lines().find_map(parse_guest_ready));
-    }
-    if !times.is_empty() {
-        report.add(Measurement::times("guest-ready", &runtime.name, &times));
-    }
-    Ok(())
+fn guest_ready(runtime: &Runtime, bundle: &Bundle, repeats: usize) -> Result<Vec<Measurement>> {
+    runtime.run(&[], bundle, "debug-warm")?;
+    let times = (0..repeats)
+        .map(|n| {
+            runtime.run(&["--debug"], bundle, &format!("debug-{n}"))?;
+            let log = std::fs::read_to_string(runtime.log()).context("read hull's log")?;
+            log.lines()
+                .find_map(parse_guest_ready)
+                .context("no line `guest ready in … ms` in hull's log")
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(vec![Measurement::times(
+        "guest-ready",
+        &runtime.name,
+        &times,
+    )])
 }
 
 /// Reads a debug line with `guest ready` and, after it, a number of milliseconds: `… in 123.4 ms`.

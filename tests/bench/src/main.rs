@@ -1,5 +1,6 @@
 //! Measures OCI runtimes side by side, on the same bundle, in the same run: how long they take, and
-//! what an idle sandbox costs. `tests/bench/run` builds this and starts it on the KVM host.
+//! what an idle sandbox costs. `tests/bench/run` builds this, and has each case of each runtime measured
+//! on a KVM host of its own; their results become one report.
 //!
 //! It is a compiled program because on an emulated host an interpreter's own time would drown what is
 //! measured. It knows runtimes by their command line only.
@@ -13,46 +14,71 @@ mod runtime;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use clap::Parser;
+use anyhow::{Result, ensure};
+use clap::{Args, Parser};
 
-use bundle::Bundle;
-use cases::Bundles;
+use cases::Case;
 use report::Report;
 use runtime::Runtime;
 
 /// Measures OCI runtimes side by side.
 #[derive(Debug, Parser)]
-struct Cli {
-    /// A runtime to measure, with options to give it before each verb
-    #[arg(long = "runtime", value_name = "NAME=PATH [OPTION…]", required = true)]
-    runtimes: Vec<Runtime>,
+enum Cli {
+    /// Measure one case of one runtime
+    Measure(MeasureArgs),
+    /// Join what was measured into a report, and print its table
+    Report(ReportArgs),
+}
+
+#[derive(Debug, Args)]
+struct MeasureArgs {
+    /// The runtime, with options to give it before each verb
+    #[arg(long, value_name = "NAME=PATH [OPTION…]")]
+    runtime: Runtime,
+    /// What is measured
+    #[arg(long, value_enum)]
+    case: Case,
     /// The root file system of the containers: needs /bin/true and /bin/sleep
     #[arg(long, value_name = "DIR")]
     rootfs: PathBuf,
-    /// Where bundles and the runtimes' state are put: best a tmpfs
+    /// Where the bundle and the runtime's state are put: best a tmpfs
     #[arg(long, value_name = "DIR", default_value = "/tmp/hull-bench")]
     work: PathBuf,
-    /// Measure this case alone; may be given several times
-    #[arg(long, value_name = "CASE")]
-    only: Vec<String>,
-    /// How often each case is measured; the median counts
+    /// How often it is measured; the median counts
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeats: usize,
-    /// What the clock counts, for the report
+    /// Seconds, by the clock that measures, that no single command takes
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    limit: u64,
+    /// Write what was measured to this file, once all of it is
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct ReportArgs {
+    /// What the clock counts
     #[arg(long, value_name = "TEXT", default_value = "wall")]
     clock: String,
-    /// What the host is, for the report
+    /// What the host is
     #[arg(long, value_name = "TEXT", default_value = "")]
     host: String,
-    /// Write the results to this file, as JSON
+    /// Write the report to this file, as JSON
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    json: PathBuf,
+    /// The files that `measure` has written
+    #[arg(value_name = "FRAGMENT", required = true)]
+    fragments: Vec<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    let result = match Cli::parse() {
+        Cli::Measure(args) => measure(&args),
+        Cli::Report(args) => report(&args),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("bench: {e:#}");
@@ -61,32 +87,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<()> {
-    ensure!(cli.repeats > 0, "--repeats must be at least 1");
-    let rootfs = bundle::copy_rootfs(&cli.rootfs, &cli.work)?;
-    let briefly = Bundle::write(&cli.work.join("briefly"), &rootfs, &["/bin/true"])?;
-    let docker = Bundle::write_as_docker(&cli.work.join("docker"), &rootfs, &["/bin/true"])?;
-    let idle = Bundle::write(&cli.work.join("idle"), &rootfs, &["/bin/sleep", "3600"])?;
+fn measure(args: &MeasureArgs) -> Result<()> {
+    ensure!(args.repeats > 0, "--repeats must be at least 1");
+    let limit = Duration::from_secs(args.limit);
+    let runtime = args.runtime.with(args.work.join("state"), limit)?;
+    let measured = args
+        .case
+        .measure(&runtime, &args.rootfs, &args.work, args.repeats)?;
+    report::write_fragment(&args.output, &measured)
+}
 
-    let mut report = Report::new(&cli.clock, &cli.host);
-    for runtime in &cli.runtimes {
-        let runtime = runtime.with_root(cli.work.join("state"))?;
-        eprintln!("bench: measuring {}", runtime.name);
-        // One runtime's failure is a gap in the table, said, and no reason to lose the others' figures.
-        let bundles = Bundles {
-            briefly: &briefly,
-            docker: &docker,
-            idle: &idle,
-        };
-        if let Err(e) = cases::measure(&runtime, bundles, &cli.only, cli.repeats, &mut report) {
-            eprintln!("bench: {}: {e:#}", runtime.name);
-        }
-    }
-    if let Some(path) = &cli.json {
-        std::fs::write(path, report.to_json()?)
-            .with_context(|| format!("write {}", path.display()))?;
-    }
+fn report(args: &ReportArgs) -> Result<()> {
+    let report = Report::join(&args.clock, &args.host, &args.fragments)?;
+    report.write(&args.json)?;
     print!("{report}");
-    ensure!(!report.is_empty(), "nothing could be measured");
     Ok(())
 }

@@ -11,12 +11,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// No step takes this long, even emulated.
-const LIMIT: Duration = Duration::from_secs(120);
-
-/// Runs `command` with its output in the file `log`, and returns the time from before the fork to
-/// after the exit. An error quotes the log.
-pub fn time(command: &mut Command, log: &Path) -> Result<Duration> {
+/// Runs `command`, for at most `limit`, with its output in the file `log`, and returns the time from
+/// before the fork to after the exit. An error quotes the log.
+pub fn time(command: &mut Command, log: &Path, limit: Duration) -> Result<Duration> {
     let output = File::create(log).with_context(|| format!("make {}", log.display()))?;
     let errors = output.try_clone().context("duplicate a file descriptor")?;
     command.stdin(Stdio::null()).stdout(output).stderr(errors);
@@ -26,7 +23,7 @@ pub fn time(command: &mut Command, log: &Path) -> Result<Duration> {
         .spawn()
         .with_context(|| format!("start {command:?}"))?;
     let handle = Handle::of(child.id().cast_signed())?;
-    if let Err(e) = handle.wait_exit() {
+    if let Err(e) = handle.wait_exit(limit) {
         child
             .kill()
             .and_then(|()| child.wait())
@@ -78,17 +75,14 @@ impl Handle {
         )
     }
 
-    /// Waits until the process has ended.
-    pub fn wait_exit(&self) -> Result<()> {
-        let limit = Timespec {
-            tv_sec: LIMIT.as_secs().cast_signed(),
-            tv_nsec: 0,
-        };
+    /// Waits, for at most `limit`, until the process has ended.
+    pub fn wait_exit(&self, limit: Duration) -> Result<()> {
+        let timeout = Timespec::try_from(limit).context("turn the time limit into a timespec")?;
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
-        match poll(&mut fds, Some(&limit)).context("wait for a process")? {
+        match poll(&mut fds, Some(&timeout)).context("wait for a process")? {
             0 => bail!(
                 "timed out after {} s waiting for the end of a process",
-                LIMIT.as_secs()
+                limit.as_secs_f64()
             ),
             _ => Ok(()),
         }

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What ratios are relative to.
 const BASELINE: &str = "runc";
 
 /// What a value counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
     /// Seconds.
     #[serde(rename = "s")]
@@ -39,9 +40,9 @@ impl Unit {
 }
 
 /// One figure of one runtime.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
-    case: &'static str,
+    case: String,
     runtime: String,
     unit: Unit,
     /// The median, where there are several.
@@ -49,16 +50,16 @@ pub struct Measurement {
     /// All that were measured, in order.
     values: Vec<f64>,
     /// The medians of its parts, in seconds; each was measured by itself.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     phases: BTreeMap<String, f64>,
 }
 
 impl Measurement {
     /// A figure that was measured several times.
-    pub fn times(case: &'static str, runtime: &str, times: &[Duration]) -> Self {
+    pub fn times(case: &str, runtime: &str, times: &[Duration]) -> Self {
         let values: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
         Self {
-            case,
+            case: case.into(),
             runtime: runtime.into(),
             unit: Unit::Seconds,
             value: median(&values),
@@ -69,10 +70,10 @@ impl Measurement {
 
     /// A figure that was measured once.
     #[allow(clippy::cast_precision_loss)] // bytes of memory and of files stay far below 2^53
-    pub fn once(case: &'static str, runtime: &str, unit: Unit, value: u64) -> Self {
+    pub fn once(case: &str, runtime: &str, unit: Unit, value: u64) -> Self {
         let value = value as f64;
         Self {
-            case,
+            case: case.into(),
             runtime: runtime.into(),
             unit,
             value,
@@ -100,6 +101,19 @@ fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// Writes what was measured on one host, for [`Report::join`]: whole, or not at all.
+pub fn write_fragment(path: &Path, measurements: &[Measurement]) -> Result<()> {
+    write_json(path, &measurements)
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_vec_pretty(value).context("write the results as JSON")?;
+    let unfinished = path.with_extension("new");
+    std::fs::write(&unfinished, json)
+        .and_then(|()| std::fs::rename(&unfinished, path))
+        .with_context(|| format!("write {}", path.display()))
+}
+
 /// All figures of one run.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -109,28 +123,25 @@ pub struct Report {
 }
 
 impl Report {
-    /// An empty report.
-    pub fn new(clock: &str, host: &str) -> Self {
-        Self {
+    /// The report of what [`write_fragment`] has written into these files, in their order.
+    pub fn join(clock: &str, host: &str, fragments: &[impl AsRef<Path>]) -> Result<Self> {
+        let mut results = Vec::new();
+        for path in fragments.iter().map(AsRef::as_ref) {
+            let json = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            let measurements: Vec<Measurement> = serde_json::from_slice(&json)
+                .with_context(|| format!("{} holds no measurements", path.display()))?;
+            results.extend(measurements);
+        }
+        Ok(Self {
             clock: clock.into(),
             host: host.into(),
-            results: Vec::new(),
-        }
+            results,
+        })
     }
 
-    /// Adds a figure.
-    pub fn add(&mut self, measurement: Measurement) {
-        self.results.push(measurement);
-    }
-
-    /// Whether there is no figure.
-    pub fn is_empty(&self) -> bool {
-        self.results.is_empty()
-    }
-
-    /// The report as JSON.
-    pub fn to_json(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec_pretty(self).context("write the report as JSON")
+    /// Writes the report as JSON.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        write_json(path, self)
     }
 
     /// The table's rows: a label, its unit, and each runtime's value. A case's phases follow it.
@@ -145,7 +156,7 @@ impl Report {
         };
         for result in &self.results {
             put(
-                result.case.to_owned(),
+                result.case.clone(),
                 result.unit,
                 &result.runtime,
                 result.value,
@@ -201,20 +212,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_shows_medians_phases_and_ratios() {
+    fn fragments_become_one_table_with_medians_phases_and_ratios() {
         let ms = Duration::from_millis;
-        let mut report = Report::new("wall", "here");
         let phases = BTreeMap::from([("create", vec![ms(50)])]);
-        report.add(
-            Measurement::times("run-true", "hull", &[ms(900), ms(200), ms(100)])
-                .with_phases(&phases),
-        );
-        report.add(Measurement::times("run-true", "runc", &[ms(100)]));
+        let hull = Measurement::times("run-true", "hull", &[ms(900), ms(200), ms(100)])
+            .with_phases(&phases);
+        let runc = Measurement::times("run-true", "runc", &[ms(100)]);
+        let folder = std::env::temp_dir().join(format!("hull-bench-{}", std::process::id()));
+        std::fs::create_dir(&folder).expect("a folder");
+        let fragments = [folder.join("hull.json"), folder.join("runc.json")];
+        write_fragment(&fragments[0], std::slice::from_ref(&hull)).expect("a fragment");
+        write_fragment(&fragments[1], std::slice::from_ref(&runc)).expect("a fragment");
+
+        let report = Report::join("wall", "here", &fragments).expect("a report");
+        let results = folder.join("results.json");
+        report.write(&results).expect("results");
+        let json = std::fs::read(&results).expect("results");
+        std::fs::remove_dir_all(&folder).expect("remove the folder");
+
+        assert_eq!(report.results, [hull, runc]);
         let text = report.to_string();
         assert!(text.contains("0.200 s (2.00)"), "{text}");
         assert!(text.contains("  create"), "{text}");
-        let json: serde_json::Value =
-            serde_json::from_slice(&report.to_json().expect("JSON")).expect("JSON");
+        let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
         assert_eq!(json["results"][0]["value"], 0.2);
         assert_eq!(json["results"][0]["phases"]["create"], 0.05);
     }

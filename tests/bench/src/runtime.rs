@@ -21,6 +21,8 @@ pub struct Runtime {
     options: Vec<String>,
     /// Where its state and our logs of it are.
     root: PathBuf,
+    /// What none of its commands takes.
+    limit: Duration,
 }
 
 impl FromStr for Runtime {
@@ -36,19 +38,25 @@ impl FromStr for Runtime {
             path,
             options,
             root: PathBuf::new(),
+            limit: Duration::MAX,
         })
     }
 }
 
 impl Runtime {
-    /// The same runtime with its state in a folder of its own below `roots`.
-    pub fn with_root(&self, roots: PathBuf) -> Result<Self> {
-        let root = roots.join(&self.name);
+    /// The same runtime with its state in the folder `root`, and at most `limit` for each command.
+    pub fn with(&self, root: PathBuf, limit: Duration) -> Result<Self> {
         std::fs::create_dir_all(&root).with_context(|| format!("make {}", root.display()))?;
         Ok(Self {
             root,
+            limit,
             ..self.clone()
         })
+    }
+
+    /// How long to wait for the end of something that it was told to do.
+    pub fn limit(&self) -> Duration {
+        self.limit
     }
 
     /// The file that `create` writes the container's pid to.
@@ -69,7 +77,7 @@ impl Runtime {
     }
 
     fn time(&self, command: &mut Command) -> Result<Duration> {
-        process::time(command, &self.log())
+        process::time(command, &self.log(), self.limit)
     }
 
     /// `run`, to the end of the container; `global` are options before the verb.
