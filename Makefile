@@ -28,9 +28,9 @@ test: build rootfs ## Pass the unit tests, the end-to-end tests, and a sample of
 	@.ci/packages host conformance
 	@tests/run
 
-bench: build rootfs ## Measure hull beside runc, crun and gVisor on the counting clock
+bench: build rootfs ## Measure hull beside runc, crun and gVisor on the counting clock; FRESH=1
 	@.ci/packages host bench
-	@tests/bench/run
+	@tests/bench/run $(if $(FRESH),--fresh)
 
 conformance: build rootfs ## Pass others' suites, and 500 bundles as runc does; ONLY=suite[:regex], FRESH=1
 	@.ci/packages host conformance
