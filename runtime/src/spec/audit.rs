@@ -94,8 +94,8 @@ impl<'a> Walk<'a> {
         match branch.below.get(key).or_else(|| branch.below.get("*")) {
             Some(branch) => self.visit(branch, key, value, path),
             None => self.findings.push(Finding {
+                verdict: verdict_of_another(branch, key, value),
                 path,
-                verdict: Verdict::Unknown,
             }),
         }
     }
@@ -146,6 +146,19 @@ impl<'a> Walk<'a> {
             },
         };
         self.findings.push(finding);
+    }
+}
+
+/// What becomes of a key that the table doesn't have. A name in other letters than the specification's is
+/// the field to runc, as Go reads JSON, and would be nobody's here.
+fn verdict_of_another(branch: &Branch, key: &str, value: &Value) -> Verdict {
+    let mut names = branch.below.keys();
+    match names.find(|name| name.eq_ignore_ascii_case(key)) {
+        Some(name) if !is_unset(value) => {
+            let reason = format!("the specification has it in other letters: {name}");
+            Verdict::Refused(Refusal::new(reason, "write it so"))
+        }
+        _ => Verdict::Unknown,
     }
 }
 
@@ -202,6 +215,13 @@ mod tests {
             verdict: Verdict::Unknown,
         };
         assert!(findings.contains(&unknown), "{findings:?}");
+    }
+
+    #[test]
+    fn a_name_in_other_letters_is_refused() {
+        let config =
+            json!({"Root": {"path": "r"}, "process": {"NoNewPrivileges": true, "Cwd": ""}});
+        assert_eq!(refused(&config), ["Root", "process.NoNewPrivileges"]);
     }
 
     #[test]
