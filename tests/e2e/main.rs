@@ -35,6 +35,7 @@ mod privileges;
 mod process;
 mod rootless;
 mod seccomp;
+mod selinux;
 mod starved;
 mod states;
 mod stdio;
