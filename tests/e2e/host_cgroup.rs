@@ -70,6 +70,23 @@ fn a_path_of_several_levels_is_made() {
     fs::remove_dir(directory(&container)).unwrap();
 }
 
+#[test]
+fn a_vm_process_that_gets_no_time_is_given_up_as_late_as_asked() {
+    only_hull!("runc waits for ever");
+    let bundle = waiting();
+    let path = format!("/{}/frozen", bundle.token());
+    let container = Container::new(bundle.set("/linux/cgroupsPath", json!(path)));
+    let container = container.with_global(&["--boot-timeout", "3"]);
+    fs::create_dir(directory(&container)).unwrap();
+    fs::write(directory(&container).join("cgroup.freeze"), "1").unwrap();
+
+    let _ = (container.run())
+        .fails_saying("waited 3 s for the VM process to set up the machine, in vain");
+
+    assert!(!directory(&container).join("frozen").exists());
+    fs::remove_dir(directory(&container)).unwrap();
+}
+
 /// A container with a limit of each kind.
 fn limited() -> Bundle {
     let mib = 1 << 20;

@@ -287,9 +287,9 @@ fn bring_up(
         dir.save(state)?;
         sandbox.begin()?;
     }
-    let streams = sandbox.wait_up(dir)?;
-    run_create_hooks(&Hooks::of(bundle.spec()), state)?;
     let boot_timeout = Duration::from_secs(limits.config.boot_timeout.into());
+    let streams = sandbox.wait_up(dir, boot_timeout)?;
+    run_create_hooks(&Hooks::of(bundle.spec()), state)?;
     let agent = sandbox.wait_ready(dir, boot_timeout)?;
     agent
         .create(

@@ -25,9 +25,6 @@ use crate::selinux::NextLabel;
 use crate::spec::{Disk, MemoryPolicy, Network, Share, UserNamespace};
 use hull_protocol::hello;
 
-/// How long the VMM process may take until the guest's first instruction.
-const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// How many of the console's last lines an error shows.
 const TAIL: usize = 12;
 
@@ -248,16 +245,24 @@ impl Sandbox {
     /// the guest's agent.
     ///
     /// # Errors
-    /// When it reports a failure, dies, or takes too long.
-    pub fn wait_up(&mut self, dir: &ContainerDir) -> Result<Streams, SandboxError> {
-        let wait = SandboxError::host("learn whether the VMM is up");
+    /// When it reports a failure, dies, or takes longer than `timeout`.
+    pub fn wait_up(
+        &mut self,
+        dir: &ContainerDir,
+        timeout: Duration,
+    ) -> Result<Streams, SandboxError> {
         self.lifeline
-            .set_read_timeout(Some(SETUP_TIMEOUT))
+            .set_read_timeout(Some(timeout))
             .map_err(SandboxError::host("set a time limit"))?;
-        match lifeline::receive(&self.lifeline).map_err(wait)? {
-            Some(Report::Up(streams)) => Ok(streams),
-            Some(Report::Failed(why)) => Err(SandboxError::Vmm(why)),
-            None => Err(self.died(dir)),
+        match lifeline::receive(&self.lifeline) {
+            Ok(Some(Report::Up(streams))) => Ok(streams),
+            Ok(Some(Report::Failed(why))) => Err(SandboxError::Vmm(why)),
+            Ok(None) => Err(self.died(dir)),
+            // A socket's time limit is over.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(SandboxError::SetupTimeout {
+                seconds: timeout.as_secs(),
+            }),
+            Err(e) => Err(SandboxError::host("learn whether the VM process is up")(e)),
         }
     }
 

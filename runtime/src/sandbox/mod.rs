@@ -102,6 +102,15 @@ pub enum SandboxError {
     /// The host can't make the container's root read-only.
     #[error("config.json: root.readonly")]
     ReadOnlyRoot(#[source] hull_vmm::jail::tree::Error),
+    /// The VMM process took too long until the guest's first instruction.
+    #[error(
+        "waited {seconds} s for the VM process to set up the machine, in vain; a busy host may need a longer \
+         --boot-timeout"
+    )]
+    SetupTimeout {
+        /// How long.
+        seconds: u64,
+    },
     /// The guest took too long.
     #[error("waited {seconds} s for the guest's agent to come up, in vain{}", console(.tail))]
     BootTimeout {
