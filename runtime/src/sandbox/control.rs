@@ -210,9 +210,18 @@ impl From<ContainerStatsResponse> for Stats {
 /// The first `longest` characters of a text, without what would do something to a terminal.
 pub(super) fn printable(text: &str, longest: usize) -> String {
     let characters = text.chars().take(longest);
+    let changes = |c: char| c.is_control() || is_invisible(c);
     characters
-        .map(|c| if c.is_control() { '?' } else { c })
+        .map(|c| if changes(c) { '?' } else { c })
         .collect()
+}
+
+/// What shows nothing itself but has other text look other than it is: turned around, broken into lines, or
+/// joined (the characters of the Unicode categories Cf, Zl and Zp that are of no use in a name).
+fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 fn table<T>(entries: impl IntoIterator<Item = (String, T)>) -> BTreeMap<String, T> {
@@ -229,6 +238,10 @@ mod tests {
     #[test]
     fn what_a_guest_says_can_be_printed() {
         assert_eq!(printable("sh\n\x1b[2J\u{9b}é", 64), "sh??[2J?é");
+        assert_eq!(
+            printable("\u{202e}live\u{200b}\u{2028}\u{feff}", 64),
+            "?live???"
+        );
         assert_eq!(printable(&"x".repeat(5000), LONGEST_COMMAND).len(), 512);
     }
 
