@@ -3,6 +3,7 @@
 use std::io;
 
 use hull_cgroup::limits::LimitError;
+use hull_protocol::answers;
 use serde::{Deserialize, Serialize};
 use ttrpc::{Code, get_status};
 
@@ -122,7 +123,9 @@ fn why(error: &LimitError) -> String {
 
 impl From<Error> for ttrpc::Error {
     fn from(error: Error) -> Self {
-        Self::RpcStatus(get_status(error.code(), error))
+        let mut reason = error.to_string();
+        reason.truncate(reason.floor_char_boundary(answers::LONGEST_REASON));
+        Self::RpcStatus(get_status(error.code(), reason))
     }
 }
 

@@ -11,6 +11,7 @@ use hull_protocol::agent::{
     ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest, HostStream, ProcessInfo,
     SignalProcessRequest, UpdateContainerRequest, WaitProcessRequest,
 };
+use hull_protocol::answers;
 use oci_spec::runtime::Process as ProcessSpec;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::AsyncReadExt;
@@ -43,9 +44,6 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a killed container may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// So many processes of a container fit into one answer.
-const MOST_LISTED: usize = 4096;
 
 /// Prepares what containers need, once, before the first of them.
 pub type Prepare = Box<dyn Fn() -> Result<(), Fatal> + Send + Sync>;
@@ -350,18 +348,17 @@ impl Sandbox {
         limits::update(container.cgroup.directory(), &request.resources_json)
     }
 
-    /// Lists a container's processes.
+    /// Lists the container's next processes after a pid, as many as fit into an answer.
     ///
     /// # Errors
-    /// When there are too many to tell.
-    pub fn processes(&self, id: &str) -> Result<Vec<ProcessInfo>, Error> {
+    /// When there is no such container.
+    pub fn processes(&self, id: &str, after: i32) -> Result<Vec<ProcessInfo>, Error> {
         let mut pids = self.find(id)?.cgroup.processes()?;
-        if pids.len() > MOST_LISTED {
-            let what = format!("{MOST_LISTED} of the {} processes are listed", pids.len());
-            return Err(Error::Full(what));
-        }
+        pids.retain(|pid| *pid > after);
         pids.sort_unstable();
-        Ok(pids.into_iter().filter_map(processes::describe).collect())
+        // Those that have just ended leave their places to the next ones: an answer with room left is the last.
+        let processes = pids.into_iter().filter_map(processes::describe);
+        Ok(processes.take(answers::PROCESSES).collect())
     }
 
     /// Reads a container's statistics.

@@ -141,7 +141,8 @@ impl agent_ttrpc::Agent for Service {
         _: &TtrpcContext,
         request: ListProcessesRequest,
     ) -> ttrpc::Result<ListProcessesResponse> {
-        let processes = answer("ListProcesses", self.0.processes(&request.container_id))?;
+        let processes = self.0.processes(&request.container_id, request.after);
+        let processes = answer("ListProcesses", processes)?;
         Ok(ListProcessesResponse {
             processes,
             ..Default::default()

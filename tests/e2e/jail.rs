@@ -251,3 +251,27 @@ fn what_is_not_its_roles_ends_the_vm_process() {
         assert!(wait_for_death(pid, limit()), "{role:?}: it lives on");
     }
 }
+
+/// The C library shrinks an arena that isn't the main one only after it has opened a file of /proc, and the
+/// filters kill for that.
+#[test]
+fn no_thread_of_the_vm_process_has_an_arena_of_its_own() {
+    only_hull!("runc has no VM process");
+    let mut container = Container::new(Bundle::new().shell("sleep 3600"));
+    container.create();
+    let _ = container.start().ok();
+
+    let maps = fs::read_to_string(format!("/proc/{}/maps", container.state().pid)).unwrap();
+
+    // Each arena is a piece of a reserved range of 64 MiB (malloc/arena.c: HEAP_MAX_SIZE).
+    let reserved = maps.lines().filter(|line| line.contains(" ---p "));
+    let sizes = reserved.map(|line| {
+        let range = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        let [start, end] = [range.0, range.1].map(|text| u64::from_str_radix(text, 16).unwrap());
+        end - start
+    });
+    let arenas: Vec<_> = sizes
+        .filter(|size| (48 * MIB..=64 * MIB).contains(size))
+        .collect();
+    assert!(arenas.is_empty(), "{arenas:?}: {maps}");
+}

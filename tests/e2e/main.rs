@@ -24,6 +24,7 @@ mod inherited;
 mod jail;
 mod kills;
 mod lifecycle;
+mod lying_agent;
 mod many;
 mod mount_options;
 mod mounts;

@@ -248,11 +248,16 @@ fn busybox() -> &'static (PathBuf, Vec<String>) {
     })
 }
 
-/// The probe, which cargo puts two folders above a test's own binary.
+/// The probe, on the host.
 pub fn probe_on_host() -> PathBuf {
+    program("probe")
+}
+
+/// A program of `src/bin`, which cargo puts two folders above a test's own binary.
+pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a process has a binary");
     let folder = own.ancestors().nth(2).expect("it lies in target/…/deps");
-    folder.join("probe")
+    folder.join(name)
 }
 
 /// What `runc spec` writes, except for the terminal, the read-only root and a cgroup of our own.

@@ -1,7 +1,8 @@
 //! The end-to-end suite's tools: bundles, a runc-compatible runtime under test, bounded waits, and
 //! the search for what a container left behind.
 //!
-//! What is being tested lies in `e2e/`; nothing here knows hull's insides. `HULL_RUNTIME` names the
+//! What is being tested lies in `e2e/`; nothing here knows hull's insides, but for `bin/liar`, which speaks as
+//! its agent does. `HULL_RUNTIME` names the
 //! runtime (default: the release build of this repository).
 
 pub mod bundle;

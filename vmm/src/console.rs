@@ -68,7 +68,7 @@ impl Console {
             log: File::from(log),
             limits,
             left: limits.total,
-            credit: limits.burst.into(),
+            credit: i64::from(limits.burst),
             refilled: Instant::now(),
             dropping: false,
         };
@@ -152,8 +152,9 @@ struct Sink {
     limits: ConsoleLimits,
     /// Bytes until the log is full.
     left: u64,
-    /// Bytes that may be written now.
-    credit: u64,
+    /// Bytes that may be written now. Below zero after the log has told of a loss: that has to be earned, too,
+    /// or else a guest that alternates between lines and losses writes as fast as it likes.
+    credit: i64,
     refilled: Instant,
     /// The last write was lost, and the log says so.
     dropping: bool,
@@ -175,19 +176,21 @@ impl Sink {
         } else if !self.dropping {
             self.dropping = true;
             self.left = self.left.saturating_sub(DROPPED.len() as u64);
+            self.credit -= DROPPED.len() as i64;
             let _ = self.log.write_all(DROPPED);
         }
     }
 
     /// A token bucket; the clock is read only when it is empty.
     fn has_credit(&mut self, size: u64) -> bool {
+        let size = i64::try_from(size).unwrap_or(i64::MAX);
         if self.credit < size {
             let now = Instant::now();
             let passed = now.duration_since(self.refilled).as_millis();
             let earned = passed.saturating_mul(self.limits.rate.into()) / 1000;
             if earned > 0 {
                 self.refilled = now;
-                let earned = u64::try_from(earned).unwrap_or(u64::MAX);
+                let earned = i64::try_from(earned).unwrap_or(i64::MAX);
                 let credit = self.credit.saturating_add(earned);
                 self.credit = credit.min(self.limits.burst.into());
             }
@@ -233,6 +236,7 @@ mod tests {
     use super::testing::Captured;
     use super::*;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     #[test]
     fn lines_come_through_and_control_bytes_are_escaped() {
@@ -293,6 +297,23 @@ mod tests {
         let text = log.text();
         assert_eq!(text.matches("0123456789").count(), 10);
         assert_eq!(text.matches("too fast").count(), 1);
+    }
+
+    #[test]
+    fn what_tells_of_a_loss_is_no_way_around_the_rate() {
+        let log = Captured::new();
+        let limits = ConsoleLimits {
+            total: u64::MAX,
+            burst: 64,
+            rate: 1000,
+        };
+        let console = log.limited(limits);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(300) {
+            console.write(b"\n");
+        }
+        let most = 64 + DROPPED.len() + begun.elapsed().as_millis() as usize;
+        assert!(log.text().len() <= most, "{} of {most}", log.text().len());
     }
 
     proptest! {

@@ -11,16 +11,13 @@
 use std::io;
 use std::num::NonZeroU8;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::signal::Killable;
 
 use crate::arch::{self, BootData, BootError, Lines, Msi, Platform, layout};
 use crate::bus::{self, Bus};
@@ -29,7 +26,8 @@ use crate::image::Image;
 use crate::kernel::{self, KernelError, KernelImage, low_memory};
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, MemoryError};
-use crate::vcpu::{StopReason, Vcpu, install_kick_handler, kick_signal};
+use crate::stop::{StopFlag, Stopper};
+use crate::vcpu::{StopReason, Vcpu, install_kick_handler};
 use crate::virtio::VirtioDevice;
 use crate::virtio::transport::MmioTransport;
 use crate::vm::{Vm, VmError, failed};
@@ -106,6 +104,7 @@ pub struct Machine {
     vcpus: Vec<VcpuFd>,
     vm: Arc<Vm>,
     bus: Bus,
+    stop: StopFlag,
     cmdline: String,
     /// Guest physical address and size of the initramfs.
     initramfs: (u64, u64),
@@ -138,6 +137,7 @@ impl Machine {
             vcpus,
             vm: Arc::new(vm),
             bus: Bus::default(),
+            stop: StopFlag::default(),
             cmdline: config.cmdline.trim().to_owned(),
             initramfs,
         })
@@ -162,7 +162,7 @@ impl Machine {
         let slot = self.bus.devices().len();
         let gsi = gsi(slot).ok_or(MachineError::TooManyDevices)?;
         let address = bus::slot_address(slot);
-        let transport = MmioTransport::new(Arc::clone(self.memory()), device)
+        let transport = MmioTransport::new(Arc::clone(self.memory()), device, self.stop.clone())
             .map_err(no_resource("a device's eventfds"))?;
         self.vm.connect(&transport, address, gsi.into())?;
         let descriptors = transport.descriptors();
@@ -203,7 +203,6 @@ impl Machine {
         let stopped = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
             .map_err(|errno| no_resource("an eventfd")(errno.into()))?;
         let shared = Arc::new(Shared {
-            stop: Arc::new(AtomicBool::new(false)),
             reason: OnceLock::new(),
             stopped,
             console: Arc::new(console),
@@ -212,11 +211,11 @@ impl Machine {
         let (alive, ended) = mpsc::channel();
         let mut running = RunningMachine {
             shared,
-            threads: Vec::new(),
+            stopper: Stopper::new(self.stop.clone()),
             ended,
         };
         // On an error, dropping `running` ends the threads that there are.
-        let gates = running.spawn(self.vcpus, self.bus, Arc::new(confine), alive)?;
+        let gates = running.spawn(self.vcpus, self.bus, self.stop, Arc::new(confine), alive)?;
         Ok(HeldMachine { running, gates })
     }
 }
@@ -252,7 +251,6 @@ type Confine = dyn Fn(&[RawFd]) -> io::Result<()> + Send + Sync;
 /// What the vCPU threads and the machine's owner share.
 #[derive(Debug)]
 struct Shared {
-    stop: Arc<AtomicBool>,
     reason: OnceLock<StopReason>,
     stopped: OwnedFd,
     console: Arc<Console>,
@@ -296,6 +294,11 @@ impl HeldMachine {
         self.running.stopped()
     }
 
+    /// See [`RunningMachine::stopper`].
+    pub fn stopper(&self) -> Stopper {
+        self.running.stopper()
+    }
+
     /// Lets the guest run. It may take over this process's threads, so all of them are to be confined.
     pub fn let_go(self) -> RunningMachine {
         for gate in self.gates {
@@ -309,7 +312,7 @@ impl HeldMachine {
 #[derive(Debug)]
 pub struct RunningMachine {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    stopper: Stopper,
     /// Disconnected when the last thread has ended.
     ended: Receiver<()>,
 }
@@ -319,6 +322,12 @@ impl RunningMachine {
     /// it the machine. It needs no reading.
     pub fn stopped(&self) -> BorrowedFd<'_> {
         self.shared.stopped.as_fd()
+    }
+
+    /// What stops it without waiting for it. One vCPU's end leaves the others running: whoever sees
+    /// [`Self::stopped`] is to use this.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
     }
 
     /// Why the machine does not run any more; `None` while it runs.
@@ -342,14 +351,11 @@ impl RunningMachine {
     }
 
     fn end_threads(&mut self) -> Result<(), MachineError> {
-        self.shared.stop.store(true, Ordering::Release);
-        for thread in &self.threads {
-            let _ = thread.kill(kick_signal()); // fails only for one that has ended
-        }
+        self.stopper.stop();
         if self.ended.recv_timeout(THREADS_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             return Err(MachineError::Timeout { awaited: "end" });
         }
-        for thread in self.threads.drain(..) {
+        for thread in self.stopper.threads().drain(..) {
             let _ = thread.join(); // a panic has ended the process
         }
         Ok(())
@@ -359,6 +365,7 @@ impl RunningMachine {
         &mut self,
         vcpus: Vec<VcpuFd>,
         bus: Bus,
+        stop: StopFlag,
         confine: Arc<Confine>,
         alive: Sender<()>,
     ) -> Result<Vec<Sender<()>>, MachineError> {
@@ -379,7 +386,7 @@ impl RunningMachine {
                 fd,
                 platform: Arc::clone(&platform),
                 bus: Arc::clone(&bus),
-                stop: Arc::clone(&self.shared.stop),
+                stop: stop.clone(),
             };
             let (gate, opened) = mpsc::channel::<()>();
             gates.push(gate);
@@ -394,17 +401,17 @@ impl RunningMachine {
             };
             let thread = std::thread::Builder::new().name(format!("vcpu{number}"));
             let thread = thread.spawn(run).map_err(no_resource("a vCPU thread"))?;
-            self.threads.push(thread);
+            self.stopper.threads().push(thread);
         }
         drop((report, alive));
-        await_confined(&reports, self.threads.len())?;
+        await_confined(&reports, gates.len())?;
         Ok(gates)
     }
 }
 
 impl Drop for RunningMachine {
     fn drop(&mut self) {
-        if !self.threads.is_empty()
+        if !self.stopper.threads().is_empty()
             && let Err(error) = self.end_threads()
         {
             log::error!("{error}");

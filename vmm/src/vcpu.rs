@@ -7,13 +7,14 @@ use std::io;
 use std::ops::ControlFlow;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::arch::Platform;
 use crate::bus::Bus;
+use crate::stop::StopFlag;
 
 /// Why a machine does not run any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,14 +146,14 @@ pub(crate) struct Vcpu {
     pub(crate) platform: Arc<Platform>,
     pub(crate) bus: Arc<Bus>,
     /// Set when the machine is to stop, before the thread is kicked.
-    pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) stop: StopFlag,
 }
 
 impl Vcpu {
     /// Runs the guest until it ends or the machine is to stop.
     pub(crate) fn run(mut self) -> StopReason {
         let _target = KickTarget::new(&mut self.fd);
-        while !self.stop.load(Ordering::Acquire) {
+        while !self.stop.is_set() {
             if let ControlFlow::Break(reason) = self.run_once() {
                 return reason;
             }

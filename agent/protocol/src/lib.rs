@@ -3,6 +3,7 @@
 //! Both sides are built from one tree and shipped in one file, so there is one version and no
 //! negotiation: the handshake only makes a mismatch loud.
 
+pub mod answers;
 pub mod clock;
 pub mod hello;
 pub mod paths;

@@ -19,6 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 use ttrpc::Code;
 use ttrpc::context::{self, Context};
 
+use super::answers::BoundedAnswers;
 use super::control::printable;
 use super::socket::{self, CALL_TIMEOUT, CREATE_TIMEOUT};
 use super::{HostStream, Offer, Streams};
@@ -72,6 +73,9 @@ pub enum AgentError {
         /// How long.
         seconds: u64,
     },
+    /// The agent says what no agent says.
+    #[error("the guest's agent tells {0}: the guest has been tampered with")]
+    Nonsense(&'static str),
     /// The agent says that there is no such process or container.
     #[error("{0}")]
     NotFound(String),
@@ -111,7 +115,7 @@ impl Agent {
         let client = {
             let _inside = runtime.enter();
             let stream = tokio::net::UnixStream::from_std(stream).map_err(AgentError::Client)?;
-            let socket = ttrpc::r#async::transport::Socket::new(stream);
+            let socket = ttrpc::r#async::transport::Socket::new(BoundedAnswers::new(stream));
             AgentClient::new(ttrpc::r#async::Client::new(socket))
         };
         Ok(Self { runtime, client })

@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 
 use hull_protocol::agent::{
-    ContainerStatsRequest, ContainerStatsResponse, CpuStats, ListProcessesRequest,
-    PauseContainerRequest, ResumeContainerRequest, UpdateContainerRequest, WaitOomRequest,
+    self as messages, ContainerStatsRequest, ContainerStatsResponse, CpuStats,
+    ListProcessesRequest, PauseContainerRequest, ResumeContainerRequest, UpdateContainerRequest,
+    WaitOomRequest,
 };
+use hull_protocol::answers;
 use ttrpc::context::Context;
 
 use super::agent::{classify, limit, within};
@@ -18,8 +20,11 @@ use crate::container::ContainerId;
 
 pub use hull_protocol::agent::{Limited, Pressure, PressureLine};
 
-/// As many processes as an agent lists.
+/// As many processes are listed, and maybe the rest of an answer's.
 const MOST_PROCESSES: usize = 4096;
+
+/// The highest pid that a guest's kernel gives: one less than `PID_MAX_LIMIT` of linux/threads.h.
+const HIGHEST_PID: i32 = (4 << 20) - 1;
 
 /// The longest command of a process, in characters.
 const LONGEST_COMMAND: usize = 512;
@@ -125,31 +130,51 @@ impl Agent {
         .map(drop)
     }
 
-    /// Lists the container's processes.
+    /// Lists the container's processes, by their pids.
     ///
     /// # Errors
-    /// When the agent refuses.
+    /// When the agent refuses, or lists what can't be.
     pub fn processes(&self, id: &ContainerId) -> Result<Vec<ProcessInfo>, AgentError> {
+        let mut listed: Vec<ProcessInfo> = Vec::new();
+        let mut last = 0;
+        while listed.len() < MOST_PROCESSES {
+            let answer = self.processes_after(id, last)?;
+            let is_last = answer.len() < answers::PROCESSES;
+            for process in answer {
+                // Each has to be news, so that they come to an end.
+                if process.pid <= last || process.pid > HIGHEST_PID || process.parent < 0 {
+                    return Err(AgentError::Nonsense("processes that can't be"));
+                }
+                last = process.pid;
+                listed.push(process.into());
+            }
+            if is_last {
+                return Ok(listed);
+            }
+        }
+        log::warn!(
+            "there may be more processes: the first {} are listed",
+            listed.len()
+        );
+        Ok(listed)
+    }
+
+    fn processes_after(
+        &self,
+        id: &ContainerId,
+        after: i32,
+    ) -> Result<Vec<messages::ProcessInfo>, AgentError> {
         let request = ListProcessesRequest {
             container_id: id.to_string(),
+            after,
             ..Default::default()
         };
         let answer = self.call(
             "list the container's processes",
             CALL_TIMEOUT,
             |context, client| async move { client.list_processes(context, &request).await },
-        )?;
-        let processes = answer.processes.into_iter().take(MOST_PROCESSES);
-        let processes = processes.map(|process| ProcessInfo {
-            pid: process.pid,
-            parent: process.parent,
-            uid: process.uid,
-            cpu_ms: process.cpu_ms,
-            age_ms: process.age_ms,
-            terminal: printable(&process.terminal, LONGEST_NAME),
-            command: printable(&process.command, LONGEST_COMMAND),
-        });
-        Ok(processes.collect())
+        );
+        Ok(answer?.processes)
     }
 
     /// Reads the container's statistics. For use inside [`Agent::block_on`].
@@ -181,11 +206,25 @@ impl Agent {
         let kills = answer
             .map_err(|e| classify(e, "tell of a lack of memory", CALL_TIMEOUT))?
             .kills;
-        // Each answer has to be news, so that they come to an end.
+        // Each answer has to be news.
         if kills > known {
             Ok(kills)
         } else {
-            Err(AgentError::NotServing)
+            Err(AgentError::Nonsense("no news of a lack of memory"))
+        }
+    }
+}
+
+impl From<messages::ProcessInfo> for ProcessInfo {
+    fn from(process: messages::ProcessInfo) -> Self {
+        Self {
+            pid: process.pid,
+            parent: process.parent,
+            uid: process.uid,
+            cpu_ms: process.cpu_ms,
+            age_ms: process.age_ms,
+            terminal: printable(&process.terminal, LONGEST_NAME),
+            command: printable(&process.command, LONGEST_COMMAND),
         }
     }
 }

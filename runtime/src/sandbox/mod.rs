@@ -4,6 +4,7 @@
 //! a container talks to the [`agent`] over the VMM's control socket. Containers' state is elsewhere.
 
 mod agent;
+mod answers;
 mod assets;
 mod clock;
 mod config;

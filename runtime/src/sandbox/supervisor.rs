@@ -34,9 +34,9 @@ pub struct Watched {
     pub output_done: EventFd,
     /// Readable once the vCPUs have stopped.
     pub stopped: OwnedFd,
-    /// Called then, and when the container has ended: no more is taken from the guest, what it has sent
-    /// is written out, and after that `output_done` is readable.
-    pub guest_stopped: Box<dyn Fn() + Send>,
+    /// Called then, and when the container has ended: the guest runs no more, nothing is taken from it, what
+    /// it has sent is written out, and after that `output_done` is readable.
+    pub stop_guest: Box<dyn Fn() + Send>,
     /// The connection to `create`.
     pub lifeline: UnixStream,
     /// Ends the main loop.
@@ -93,7 +93,7 @@ impl Supervisor {
             OUTPUT_DONE => self.output_done = true,
             STOPPED => {
                 self.stopped = true;
-                (self.watched.guest_stopped)();
+                (self.watched.stop_guest)();
             }
             LIFELINE => {
                 let mut byte = [0];
@@ -112,14 +112,15 @@ impl Supervisor {
         }
     }
 
-    /// The agent has sent all output before the status. Who still holds an output of the container's open
-    /// holds nobody up, as when it is the guest that claims so.
+    /// The agent has sent all output before the status, and written all files back: the guest has nothing
+    /// left to do, and may do nothing more in the shares while somebody takes long to read the output. Who
+    /// still holds an output of the container's open holds nobody up, as when it is the guest that claims so.
     fn container_ended(&mut self, status: u8) {
         self.status = Some(status);
         if let Err(e) = rustix::thread::set_name(ENDED) {
             log::debug!("the container's end shows with this process's: {e}");
         }
-        (self.watched.guest_stopped)();
+        (self.watched.stop_guest)();
     }
 
     fn read_status(&self) -> Option<u8> {
@@ -174,14 +175,14 @@ mod tests {
         supervisor_with(Box::new(|| ()))
     }
 
-    fn supervisor_with(guest_stopped: Box<dyn Fn() + Send>) -> (Supervisor, Outside) {
+    fn supervisor_with(stop_guest: Box<dyn Fn() + Send>) -> (Supervisor, Outside) {
         let (reader, writer) = rustix::pipe::pipe().expect("pipe");
         let (create, lifeline) = UnixStream::pair().expect("pair");
         let watched = Watched {
             exit_status: reader,
             output_done: EventFd::new(0).expect("eventfd"),
             stopped: OwnedFd::from(File::open("/dev/null").expect("open")),
-            guest_stopped,
+            stop_guest,
             lifeline,
             main_loop: EventLoop::new().expect("event loop").stop_handle(),
         };

@@ -319,10 +319,11 @@ fn assemble(
         jail::confine(Role::Vcpu, identity, needed).map_err(io::Error::other)
     })?;
 
-    let stopped = machine.stopped().try_clone_to_owned();
+    let (stopped, stopper) = (machine.stopped().try_clone_to_owned(), machine.stopper());
     let supervisor = Supervisor::new(Watched {
         exit_status,
-        guest_stopped: Box::new(move || {
+        stop_guest: Box::new(move || {
+            stopper.stop();
             if let Ok(mut vsock) = vsock.lock() {
                 vsock.guest_stopped();
             }

@@ -9,6 +9,7 @@
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, SubscriberOps};
+use hull_vmm::stop::StopFlag;
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::virtio::transport::MmioTransport;
 use hull_vmm::virtio::{ActivateError, Activation, VirtioDevice};
@@ -139,8 +140,8 @@ fuzz_target!(|data: &[u8]| {
     let rng = Arc::new(Mutex::new(Rng::new().expect("a device")));
     let checker = Arc::new(Mutex::new(Checker::default()));
     let transports = [
-        MmioTransport::new(Arc::clone(&memory), rng.clone()).expect("eventfds"),
-        MmioTransport::new(Arc::clone(&memory), checker.clone()).expect("eventfds"),
+        MmioTransport::new(Arc::clone(&memory), rng.clone(), StopFlag::default()).expect("eventfds"),
+        MmioTransport::new(Arc::clone(&memory), checker.clone(), StopFlag::default()).expect("eventfds"),
     ];
     let mut events = EventManager::<Arc<Mutex<Rng>>>::new().expect("epoll");
     events.add_subscriber(rng);

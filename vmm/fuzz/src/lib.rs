@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use event_manager::{EventManager, MutEventSubscriber};
+use hull_vmm::stop::StopFlag;
 use hull_vmm::virtio::{Activation, ActiveQueue, Interrupt};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
@@ -81,6 +82,7 @@ pub fn activation(
         features,
         queues,
         interrupt: Interrupt::new(Arc::new(AtomicU32::new(0)), eventfd()),
+        stop: StopFlag::default(),
     }
 }
 

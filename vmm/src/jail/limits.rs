@@ -1,5 +1,5 @@
 //! Limits of the VMM process.
-#![allow(unsafe_code)] // prctl(2) with options that no library knows
+#![allow(unsafe_code)] // prctl(2) and mallopt(3) with options that no library knows
 
 use std::io;
 
@@ -39,6 +39,9 @@ pub struct Limits {
 /// - umask 0: the guest decides on its files' modes.
 /// - No memory becomes executable that wasn't, in no thread (`PR_SET_MDWE`), where the host's kernel has
 ///   this: Linux 6.3.
+/// - All threads allocate from one arena. An arena of a thread's own is shrunk by opening
+///   `/proc/sys/vm/overcommit_memory`, at the first time that much is freed, and the filters kill for that: a
+///   guest could choose the moment. It is also less memory.
 /// - Not dumpable: no ptrace, and `/proc/<pid>` is root's, also after a change of uid.
 /// - `PR_SET_PDEATHSIG` is not set: the sandbox outlives the command that creates it.
 ///
@@ -51,6 +54,7 @@ pub fn apply() -> Result<Limits, Error> {
     rustix::process::umask(rustix::fs::Mode::empty());
     forbid_dumps()?;
     refuse_executable_memory();
+    share_one_arena();
     Ok(Limits { nofile })
 }
 
@@ -66,6 +70,11 @@ fn refuse_executable_memory() {
     if refused != 0 {
         log::debug!("the host's kernel has no PR_SET_MDWE: the process goes without");
     }
+}
+
+fn share_one_arena() {
+    // SAFETY: the call takes numbers alone. It has no way to fail for this option.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 fn raise_nofile() -> Result<u64, Error> {

@@ -14,6 +14,8 @@ use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::stop::StopFlag;
+
 /// Bit 0 of the MMIO `InterruptStatus` register: a used buffer notification (virtio 1.3, 4.2.2).
 pub const INTERRUPT_USED_BUFFER: u32 = 1 << 0;
 /// Bit 1 of it: the configuration or the device's status has changed.
@@ -33,6 +35,9 @@ pub enum ActivateError {
         /// Queues the driver set up.
         found: usize,
     },
+    /// The machine has been stopped; a vCPU was just on its way here.
+    #[error("the machine has been stopped")]
+    Stopped,
     /// A system call of the device's own failed.
     #[error("cannot start the device")]
     Io(#[from] std::io::Error),
@@ -90,6 +95,8 @@ pub struct Activation {
     pub queues: Vec<ActiveQueue>,
     /// How to interrupt the guest.
     pub interrupt: Interrupt,
+    /// Whether the machine has been stopped: then the queues are served no more.
+    pub stop: StopFlag,
 }
 
 /// A virtio device behind a transport. Every argument comes from a hostile guest.

@@ -194,6 +194,7 @@ impl MutEventSubscriber for Rng {
 mod tests {
     use super::super::testing;
     use super::*;
+    use crate::stop::StopFlag;
     use virtio_queue::desc::{RawDescriptor, split::Descriptor};
     use virtio_queue::mock::MockSplitQueue;
     use vm_memory::GuestAddress;
@@ -235,6 +236,7 @@ mod tests {
                     kick: eventfd(),
                 }],
                 interrupt: Interrupt::new(status, Arc::clone(&irqfd)),
+                stop: StopFlag::default(),
             })
             .expect("active");
             Self {

@@ -7,6 +7,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::device::{ActivateError, Activation, Interrupt, VirtioDevice};
 use super::transport::MmioTransport;
+use crate::stop::StopFlag;
 
 /// 64 KiB of guest memory.
 pub(crate) fn memory() -> Arc<GuestMemoryMmap> {
@@ -83,7 +84,8 @@ impl VirtioDevice for Probe {
 /// The registers of a [`Probe`], and the probe.
 pub(crate) fn transport() -> (MmioTransport, Arc<Mutex<Probe>>) {
     let probe = Arc::new(Mutex::new(Probe::default()));
-    let transport = MmioTransport::new(memory(), probe.clone()).expect("eventfds");
+    let transport =
+        MmioTransport::new(memory(), probe.clone(), StopFlag::default()).expect("eventfds");
     (transport, probe)
 }
 
@@ -93,7 +95,8 @@ pub(crate) fn transport_of_type(device_type: u32) -> MmioTransport {
         device_type,
         ..Probe::default()
     };
-    MmioTransport::new(memory(), Arc::new(Mutex::new(probe))).expect("eventfds")
+    MmioTransport::new(memory(), Arc::new(Mutex::new(probe)), StopFlag::default())
+        .expect("eventfds")
 }
 
 /// A driver that keeps the rules, for a device with two queues.

@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
 use super::registers::{Effect, Registers};
+use crate::stop::StopFlag;
 
 /// Offset of the register that a driver kicks a queue with, by writing the queue's number.
 pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
@@ -35,6 +36,7 @@ pub struct MmioTransport {
     kicks: Vec<Arc<EventFd>>,
     /// The device's own; see [`VirtioDevice::doorbell`].
     doorbell: Option<RawFd>,
+    stop: StopFlag,
     registers: Mutex<Registers>,
 }
 
@@ -47,13 +49,14 @@ impl fmt::Debug for MmioTransport {
 }
 
 impl MmioTransport {
-    /// Joins registers to a device.
+    /// Joins registers to a device, which no driver can bring up any more once `stop` is set.
     ///
     /// # Errors
     /// No eventfd is to be had: the process has too many files open.
     pub fn new(
         memory: Arc<GuestMemoryMmap>,
         device: Arc<Mutex<dyn VirtioDevice>>,
+        stop: StopFlag,
     ) -> io::Result<Self> {
         let new_eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
         let (registers, config, queues, doorbell) = {
@@ -73,6 +76,7 @@ impl MmioTransport {
                 .map(|_| new_eventfd())
                 .collect::<Result<_, _>>()?,
             doorbell,
+            stop,
             registers: Mutex::new(registers),
         })
     }
@@ -192,11 +196,17 @@ impl MmioTransport {
                 queue,
                 kick: Arc::clone(kick),
             });
-        lock(&self.device).activate(Activation {
+        let mut device = lock(&self.device);
+        // Under the lock: who resets the device after the stop finds it as it is from then on.
+        if self.stop.is_set() {
+            return Err(ActivateError::Stopped);
+        }
+        device.activate(Activation {
             memory: Arc::clone(&self.memory),
             features: registers.features(),
             queues: queues.collect(),
             interrupt: self.interrupt(),
+            stop: self.stop.clone(),
         })
     }
 
@@ -260,6 +270,16 @@ mod tests {
         assert_eq!(transport.irqfd().read().ok(), Some(1));
         driver.write(0x64, 2);
         assert_eq!(driver.read(0x60), 0);
+    }
+
+    #[test]
+    fn no_driver_brings_up_a_device_of_a_machine_that_was_stopped() {
+        let (transport, probe) = transport();
+        transport.stop.set();
+        let driver = Driver(&transport);
+        driver.start();
+        assert_eq!(driver.status(), 15 | 64);
+        assert!(lock(&probe).activations.is_empty());
     }
 
     #[test]

@@ -19,6 +19,10 @@ use crate::error::Error;
 use crate::sandbox::{Agent, AgentError, SandboxError, Stats};
 use stats::VmStats;
 
+/// The least time between two messages of a lack of memory. What happens in between, which may be the
+/// doing of a guest that lies, comes as one.
+const OOM_PAUSE: Duration = Duration::from_secs(1);
+
 /// `hull events`.
 #[derive(Debug, clap::Args)]
 pub struct Events {
@@ -82,13 +86,17 @@ impl Watched<'_> {
         // What was before is not news.
         let mut known = self.stats().await?.oom_kills;
         let mut ticks = tokio::time::interval_at(Instant::now() + interval, interval);
-        let mut oom = Box::pin(self.agent.wait_oom(self.id, known));
+        let next = |known, pause| async move {
+            tokio::time::sleep(pause).await;
+            self.agent.wait_oom(self.id, known).await
+        };
+        let mut oom = Box::pin(next(known, Duration::ZERO));
         loop {
             tokio::select! {
                 kills = &mut oom => {
                     known = kills.map_err(SandboxError::from)?;
                     print(self.id, "oom", None)?;
-                    oom = Box::pin(self.agent.wait_oom(self.id, known));
+                    oom = Box::pin(next(known, OOM_PAUSE));
                 }
                 _ = ticks.tick() => self.print_stats().await?,
             }

@@ -34,6 +34,7 @@ use super::memory::View;
 use super::queue::{Done, serve};
 use super::watch::Watch;
 use crate::event_loop::Subscriber;
+use crate::stop::StopFlag;
 
 /// Descriptors in the queue: requests in flight, or with indirect descriptors, the longest of one.
 const QUEUE_SIZE: u16 = 128;
@@ -59,6 +60,7 @@ struct Active {
     queue: Queue,
     kick: Arc<EventFd>,
     interrupt: Interrupt,
+    stop: StopFlag,
     /// The driver knows nothing of flushing.
     write_through: bool,
 }
@@ -145,14 +147,21 @@ impl Active {
     fn serve(&mut self, disk: &Disk) -> Result<Done, virtio_queue::Error> {
         let memory = self.memory.memory();
         let write_through = self.write_through;
-        serve(&mut self.queue, memory, &self.interrupt, BUDGET, |chain| {
-            let served = request::serve(disk, write_through, memory, chain);
-            let written = served.unwrap_or_else(|error| {
-                log::debug!("virtio-blk: {}: {error}", disk.serial());
-                0
-            });
-            written as u32 // at most 4 MiB, so it fits
-        })
+        serve(
+            &mut self.queue,
+            memory,
+            &self.interrupt,
+            &self.stop,
+            BUDGET,
+            |chain| {
+                let served = request::serve(disk, write_through, memory, chain);
+                let written = served.unwrap_or_else(|error| {
+                    log::debug!("virtio-blk: {}: {error}", disk.serial());
+                    0
+                });
+                written as u32 // at most 4 MiB, so it fits
+            },
+        )
     }
 }
 
@@ -200,6 +209,7 @@ impl VirtioDevice for Block {
             queue,
             kick,
             interrupt: activation.interrupt,
+            stop: activation.stop,
             write_through,
         });
         self.watch.driver_came()?;

@@ -81,6 +81,7 @@ impl Rig {
                 kick: Arc::clone(&self.kick),
             }],
             interrupt: Interrupt::new(Arc::new(AtomicU32::new(0)), Arc::clone(&self.irq)),
+            stop: StopFlag::default(),
         };
         self.block.activate(activation).expect("active");
     }

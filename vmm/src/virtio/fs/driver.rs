@@ -17,6 +17,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{CACHE_TIMEOUT, Fs, FsThread, Options, QUEUE_SIZES, spawn};
+use crate::stop::StopFlag;
 use crate::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 
 /// Where the rings of a queue lie: each queue has 64 KiB, in it the descriptors, then the rings.
@@ -100,6 +101,7 @@ impl Guest {
                 features,
                 queues,
                 interrupt: Interrupt::new(Arc::new(AtomicU32::new(0)), Arc::clone(&self.irq)),
+                stop: StopFlag::default(),
             })
             .expect("activation");
     }

@@ -40,6 +40,7 @@ use super::memory::View;
 use super::queue::{Done, serve};
 use super::{ActivateError, Activation, Interrupt, VirtioDevice};
 use crate::event_loop::Subscriber;
+use crate::stop::StopFlag;
 use request::Service;
 
 /// The `tag` field of the configuration space, in bytes (virtio 1.3, 5.11.4).
@@ -96,6 +97,7 @@ struct Active {
     memory: View,
     queues: Vec<Served>,
     interrupt: Interrupt,
+    stop: StopFlag,
 }
 
 /// A queue, its eventfd, and whether it can still be served.
@@ -195,7 +197,7 @@ impl Fs {
         let Some(served) = active.queues.get_mut(index) else {
             return;
         };
-        match served.run(service, &active.memory, &active.interrupt) {
+        match served.run(service, &active.memory, &active.interrupt, &active.stop) {
             Ok(Done::All) => {}
             Ok(Done::Some) => self.wake(),
             Err(error) => {
@@ -219,12 +221,13 @@ impl Served {
         service: &Service,
         view: &View,
         interrupt: &Interrupt,
+        stop: &StopFlag,
     ) -> Result<Done, virtio_queue::Error> {
         if self.broken {
             return Ok(Done::All);
         }
         let memory = view.memory();
-        serve(&mut self.queue, memory, interrupt, BUDGET, |chain| {
+        serve(&mut self.queue, memory, interrupt, stop, BUDGET, |chain| {
             let written = service.serve(memory, chain).unwrap_or_else(|error| {
                 log::debug!("virtio-fs: request refused: {error}");
                 0
@@ -280,6 +283,7 @@ impl VirtioDevice for Fs {
             memory,
             queues,
             interrupt: activation.interrupt,
+            stop: activation.stop,
         });
         self.control.write(1)?;
         Ok(())

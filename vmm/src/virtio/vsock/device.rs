@@ -155,8 +155,8 @@ impl Vsock {
         self.muxer.attach_open(port, direction, fd)
     }
 
-    /// To be called when the vCPUs have stopped for good: what the guest has sent is still written to
-    /// its descriptors, and then the groups of streams end.
+    /// To be called once the machine has been told to stop: what the guest has sent is still written to its
+    /// descriptors, and then the groups of streams end.
     pub fn guest_stopped(&mut self) {
         self.muxer.withdraw_all();
         self.reset();

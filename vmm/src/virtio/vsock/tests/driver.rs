@@ -13,6 +13,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::stop::StopFlag;
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header, TYPE_STREAM, op};
 use crate::virtio::vsock::{HOST_CID, Vsock};
 use crate::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
@@ -212,6 +213,7 @@ impl Guest {
             features: 1 << 32 | u64::from(self.event_idx) << 29,
             queues: vec![queue(&self.rx), queue(&self.tx), queue(&event)],
             interrupt: Interrupt::new(Arc::new(AtomicU32::new(0)), Arc::clone(&self.irqfd)),
+            stop: StopFlag::default(),
         };
         self.device().activate(activation).expect("activation");
         while let Some(head) = self.rx.take_free() {
