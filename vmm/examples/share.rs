@@ -63,7 +63,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     events.add(rng);
     events.keep(rng_eventfds);
     events.spawn("devices", move |needed| {
-        jail::confine(Role::Main, identity, &needed).map_err(io::Error::other)
+        let own = jail::confine(Role::Main, identity, &needed);
+        own.map(drop).map_err(io::Error::other)
     })?;
     fs::spawn(device, eventfds, |mut needed| {
         let own = tree.threads.own_descriptors().map_err(io::Error::other)?;

@@ -23,6 +23,7 @@ use crate::arch::{self, BootData, BootError, Lines, Msi, Platform, layout};
 use crate::bus::{self, Bus};
 use crate::console::Console;
 use crate::image::Image;
+use crate::jail::OwnTable;
 use crate::kernel::{self, KernelError, KernelImage, low_memory};
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, MemoryError};
@@ -187,7 +188,7 @@ impl Machine {
     pub fn start(
         self,
         console: Console,
-        confine: impl Fn(&[RawFd]) -> io::Result<()> + Send + Sync + 'static,
+        confine: impl Fn(&[RawFd]) -> io::Result<OwnTable> + Send + Sync + 'static,
     ) -> Result<HeldMachine, MachineError> {
         let count = self.bus.devices().len();
         let pins: Vec<u8> = (0..count).filter_map(gsi).collect();
@@ -245,8 +246,8 @@ fn load(
     Ok((start, size))
 }
 
-/// Confines a thread that needs these descriptors.
-type Confine = dyn Fn(&[RawFd]) -> io::Result<()> + Send + Sync;
+/// Confines a thread that needs these descriptors, and returns the table of its own that it has them in.
+type Confine = dyn Fn(&[RawFd]) -> io::Result<OwnTable> + Send + Sync;
 
 /// What the vCPU threads and the machine's owner share.
 #[derive(Debug)]
@@ -394,9 +395,15 @@ impl RunningMachine {
             let (confine, report, alive) = (Arc::clone(&confine), report.clone(), alive.clone());
             let run = move || {
                 let _alive = alive;
-                let _ = report.send(confine(&descriptors)); // nobody listens any more: nor is the gate opened
+                let (table, confined) = match confine(&descriptors) {
+                    Ok(table) => (table, Ok(())),
+                    Err(error) => (OwnTable::default(), Err(error)),
+                };
+                let _ = report.send(confined); // nobody listens any more: nor is the gate opened
                 if opened.recv().is_ok() {
                     shared.vcpu_ended(vcpu.run());
+                    // The last of these threads takes the VM down.
+                    table.close();
                 }
             };
             let thread = std::thread::Builder::new().name(format!("vcpu{number}"));

@@ -6,6 +6,7 @@ use std::num::NonZeroU8;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hull_vmm::jail::OwnTable;
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::{
     Console, ConsoleLimits, Machine, MachineConfig, MachineError, RunningMachine, StopReason,
@@ -97,7 +98,7 @@ fn await_stop(machine: &RunningMachine) {
 fn run(code: &[u8]) -> Option<(StopReason, String)> {
     let log = Log::new();
     let running = machine(code, 1)?
-        .start(log.console(), |_| Ok(()))
+        .start(log.console(), |_| Ok(OwnTable::default()))
         .expect("started")
         .let_go();
     await_stop(&running);
@@ -147,7 +148,9 @@ fn the_guest_finds_its_devices() {
     let rng = Arc::new(Mutex::new(Rng::new().expect("a device")));
     machine.attach(rng).expect("attached");
     let log = Log::new();
-    let held = machine.start(log.console(), |_| Ok(())).expect("started");
+    let held = machine
+        .start(log.console(), |_| Ok(OwnTable::default()))
+        .expect("started");
     let running = held.let_go();
     await_stop(&running);
     assert_eq!(running.stop().expect("ended"), StopReason::Reset);
@@ -161,7 +164,7 @@ fn a_guest_that_never_ends_is_stopped() {
             return;
         };
         let running = machine
-            .start(Log::new().console(), |_| Ok(()))
+            .start(Log::new().console(), |_| Ok(OwnTable::default()))
             .expect("started")
             .let_go();
         assert_eq!(running.stop_reason(), None);
@@ -183,7 +186,7 @@ fn no_guest_code_runs_unconfined() {
         if *calls == 2 {
             return Err(io::Error::other("no filter"));
         }
-        Ok(())
+        Ok(OwnTable::default())
     });
     assert!(matches!(result, Err(MachineError::Confine(_))));
     assert_eq!(
@@ -212,7 +215,9 @@ fn no_guest_code_runs_before_it_is_let_go() {
         return;
     };
     let log = Log::new();
-    let held = machine.start(log.console(), |_| Ok(())).expect("started");
+    let held = machine
+        .start(log.console(), |_| Ok(OwnTable::default()))
+        .expect("started");
     drop(held);
     assert_eq!(log.text(), "", "the threads have ended without running it");
 }
@@ -232,7 +237,8 @@ fn bad_configurations_are_refused_by_name() {
     }
     let text = |config: MachineConfig<'_>| {
         let machine = Machine::new(&config);
-        let started = machine.and_then(|machine| machine.start(Log::new().console(), |_| Ok(())));
+        let started = machine
+            .and_then(|machine| machine.start(Log::new().console(), |_| Ok(OwnTable::default())));
         started.expect_err("refused").to_string()
     };
     let vcpus = NonZeroU8::new(200).expect("not zero");

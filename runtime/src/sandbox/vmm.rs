@@ -310,7 +310,8 @@ fn assemble(
         .map_err(io_error("start the virtio-fs thread"))?;
     for (disk, name) in disks {
         let confine = move |needed: Vec<_>| {
-            jail::confine(Role::Block, identity, &needed).map_err(io::Error::other)
+            let own = jail::confine(Role::Block, identity, &needed);
+            own.map(drop).map_err(io::Error::other)
         };
         disk.spawn(&name, confine)
             .map_err(io_error("start a disk's thread"))?;
@@ -394,10 +395,12 @@ fn share(
     }
     let tree = tree::enter(shares)?;
     let memory_bytes = u64::from(config.memory_mib) << 20;
+    let fd_limit = fs::fd_limit(memory_bytes, nofile);
+    jail::limits::bound_files(nofile.min(fd_limit + fs::RESERVED_FDS))?;
     let fs = Fs::new(fs::Options {
         tag: ports::SHARE_TAG.to_owned(),
         root: "/".into(),
-        fd_limit: fs::fd_limit(memory_bytes, nofile),
+        fd_limit,
         cache_timeout: fs::CACHE_TIMEOUT,
     })?;
     Ok((fs, tree.threads))
@@ -538,6 +541,11 @@ impl Vm {
         };
         if let Ok(messages) = messages.lock() {
             messages.pass_on();
+        }
+        // The kernel takes down the VM and this process's namespaces, and each holds up the other where both are
+        // taken down at once.
+        if let Err(error) = machine.stop() {
+            log::debug!("{error}");
         }
         // No destructor has anything to do that the kernel doesn't do faster.
         std::process::exit(status.into())

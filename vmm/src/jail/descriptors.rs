@@ -11,6 +11,7 @@
 #![allow(unsafe_code)] // close_range(2), which no library wraps, and rustix's unshare
 
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -42,12 +43,40 @@ pub fn close_other_fds(keep: &[BorrowedFd<'_>]) -> Result<(), Error> {
     close_all_but(keep.iter().map(AsRawFd::as_raw_fd).collect())
 }
 
+/// The table of descriptors that a thread has to itself.
+#[derive(Debug, Default)]
+pub struct OwnTable {
+    open: Vec<RawFd>,
+    /// It is of no use to another thread.
+    _here: PhantomData<*const ()>,
+}
+
+impl OwnTable {
+    /// Closes what the thread was given, at its end. The kernel does so, too, but some time later: who waits
+    /// for what the last descriptor's end entails, as for a VM's being taken down, waits for this.
+    pub(crate) fn close(self) {
+        for fd in self.open {
+            // SAFETY: the number stands for nothing but this thread's own reference, in this thread's own
+            // table, and the thread uses it no more.
+            unsafe { rustix::io::close(fd) };
+        }
+    }
+}
+
 /// Gives the calling thread a table of its own, in which nothing is open but the standard streams and
 /// those of `keep`.
-pub(super) fn keep_only(keep: &[RawFd]) -> Result<(), Error> {
+pub(super) fn keep_only(keep: &[RawFd]) -> Result<OwnTable, Error> {
     // SAFETY: the other threads keep their table as it is. This one gets a copy.
     unsafe { unshare_unsafe(UnshareFlags::FILES) }.map_err(|e| Error::OwnTable(e.into()))?;
-    close_all_but(keep.to_vec())
+    let mut open = keep.to_vec();
+    open.retain(|fd| *fd > 2);
+    open.sort_unstable();
+    open.dedup();
+    close_all_but(open.clone())?;
+    Ok(OwnTable {
+        open,
+        _here: PhantomData,
+    })
 }
 
 fn close_all_but(mut kept: Vec<RawFd>) -> Result<(), Error> {

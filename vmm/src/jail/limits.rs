@@ -31,7 +31,7 @@ pub struct Limits {
 /// Sets the limits, umask and dumpability of the VMM process.
 ///
 /// - `NOFILE`: 2^20, or the hard limit where it is lower and can't be raised: virtio-fs holds one for
-///   each inode that the guest knows.
+///   each inode that the guest knows. Once it is known how many these are, [`bound_files`] lowers it.
 /// - `CORE`: 0. A core dump would put the guest's memory on the host's disk.
 /// - `MEMLOCK`: 0. Nothing here locks memory, and guest memory must stay swappable.
 /// - `FSIZE`, `AS` and the like: untouched, the caller has raised them. Files are the guest's own business
@@ -56,6 +56,15 @@ pub fn apply() -> Result<Limits, Error> {
     refuse_executable_memory();
     share_one_arena();
     Ok(Limits { nofile })
+}
+
+/// Lowers the limit of open files to `files`: a thread in an attacker's hands is to open no more of them than its
+/// guest may have, for all processes of the host share `fs.file-max`.
+///
+/// # Errors
+/// See [`Error`].
+pub fn bound_files(files: u64) -> Result<(), Error> {
+    set(Resource::Nofile, "RLIMIT_NOFILE", files)
 }
 
 pub(super) fn forbid_dumps() -> Result<(), Error> {

@@ -31,7 +31,7 @@ mod tests;
 #[cfg(test)]
 mod tree_tests;
 
-pub use descriptors::close_other_fds;
+pub use descriptors::{OwnTable, close_other_fds};
 pub use identity::Identity;
 
 use std::io;
@@ -99,13 +99,13 @@ pub enum Error {
 
 /// Confines the calling thread to what its role needs, for good. `identity` is who it becomes, unless it is
 /// virtio-fs, which acts as root. Of the open files it keeps those of `descriptors`, by their numbers, in a
-/// table of its own.
+/// table of its own, which is returned.
 ///
 /// # Errors
 /// See [`Error`]. The thread may then have lost some of its privileges, so the process must end.
-pub fn confine(role: Role, identity: Identity, descriptors: &[RawFd]) -> Result<(), Error> {
+pub fn confine(role: Role, identity: Identity, descriptors: &[RawFd]) -> Result<OwnTable, Error> {
     rustix::thread::set_no_new_privs(true).map_err(|e| Error::NoNewPrivs(e.into()))?;
-    descriptors::keep_only(descriptors)?;
+    let table = descriptors::keep_only(descriptors)?;
     if role == Role::Filesystem {
         landlock::restrict_to_root()?;
     }
@@ -123,5 +123,6 @@ pub fn confine(role: Role, identity: Identity, descriptors: &[RawFd]) -> Result<
         virtiofsd::passthrough::credentials::drop_effective_cap("FSETID")
             .map_err(Error::CapabilityCache)?;
     }
-    seccomp::install(role)
+    seccomp::install(role)?;
+    Ok(table)
 }

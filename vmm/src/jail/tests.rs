@@ -268,6 +268,7 @@ fn a_call_that_is_not_the_roles_kills() {
         (libc::SYS_execve, [0; 4]),
         (libc::SYS_fork, [0; 4]),
         (libc::SYS_mmap, [0, 4096, executable, private]),
+        (libc::SYS_mmap, [0, 2 << 20, 1, private | libc::MAP_HUGETLB]),
         (libc::SYS_mprotect, [0, 0, executable, 0]),
         (libc::SYS_umount2, [0; 4]),
         (libc::SYS_ptrace, [libc::PTRACE_PEEKDATA as i32, 1, 0, 0]),
@@ -342,7 +343,7 @@ fn the_limits_hold() {
     let end = run(|| {
         let limits = limits::apply().expect("the limits");
         let status = fs::read_to_string("/proc/self/limits").expect("limits");
-        let line = |name: &str| {
+        let line = |status: &str, name: &str| {
             let line = status
                 .lines()
                 .find(|line| line.starts_with(name))
@@ -365,9 +366,12 @@ fn the_limits_hold() {
         let refuses =
             unsafe { libc::prctl(libc::PR_GET_MDWE, 0_usize, 0_usize, 0_usize, 0_usize) } == 1;
         assert_eq!(changed.is_err(), refuses, "memory becomes executable");
-        assert_eq!(line("Max core file size"), "0");
-        assert_eq!(line("Max locked memory"), "0");
-        assert_eq!(line("Max open files"), limits.nofile.to_string());
+        assert_eq!(line(&status, "Max core file size"), "0");
+        assert_eq!(line(&status, "Max locked memory"), "0");
+        assert_eq!(line(&status, "Max open files"), limits.nofile.to_string());
+        limits::bound_files(5000).expect("fewer files");
+        let status = fs::read_to_string("/proc/self/limits").expect("limits");
+        assert_eq!(line(&status, "Max open files"), "5000");
         let dumpable = rustix::process::dumpable_behavior().expect("prctl");
         assert_eq!(dumpable, rustix::process::DumpableBehavior::NotDumpable);
     });

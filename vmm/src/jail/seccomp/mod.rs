@@ -30,8 +30,8 @@ enum Only {
     Anything,
     /// The argument of this index is one of these.
     OneOf(u8, &'static [u32]),
-    /// The argument of this index has none of these bits.
-    Without(u8, u32),
+    /// Each argument of such an index has none of these bits.
+    Without(&'static [(u8, u32)]),
     /// The argument of this index is the id of this process.
     OwnPid(u8),
 }
@@ -50,10 +50,10 @@ const fn one_of(call: libc::c_long, argument: u8, values: &'static [u32]) -> All
     }
 }
 
-const fn without(call: libc::c_long, argument: u8, bits: u32) -> Allowed {
+const fn without(call: libc::c_long, arguments: &'static [(u8, u32)]) -> Allowed {
     Allowed {
         call,
-        only: Only::Without(argument, bits),
+        only: Only::Without(arguments),
     }
 }
 
@@ -66,11 +66,11 @@ const fn own_pid(call: libc::c_long, argument: u8) -> Allowed {
 
 impl Allowed {
     fn rules(&self) -> Result<Vec<SeccompRule>, BackendError> {
+        let condition = |argument, operator, value| {
+            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+        };
         let rule = |argument, operator, value| {
-            let width = SeccompCmpArgLen::Dword;
-            SeccompRule::new(vec![SeccompCondition::new(
-                argument, width, operator, value,
-            )?])
+            SeccompRule::new(vec![condition(argument, operator, value)?])
         };
         match self.only {
             Only::Anything => Ok(Vec::new()),
@@ -78,9 +78,14 @@ impl Allowed {
                 .iter()
                 .map(|value| rule(argument, SeccompCmpOp::Eq, u64::from(*value)))
                 .collect(),
-            Only::Without(argument, bits) => {
-                let operator = SeccompCmpOp::MaskedEq(u64::from(bits));
-                Ok(vec![rule(argument, operator, 0)?])
+            Only::Without(arguments) => {
+                let without = |(argument, bits): &(u8, u32)| {
+                    condition(*argument, SeccompCmpOp::MaskedEq(u64::from(*bits)), 0)
+                };
+                let conditions = arguments.iter().map(without);
+                Ok(vec![SeccompRule::new(
+                    conditions.collect::<Result<_, _>>()?,
+                )?])
             }
             Only::OwnPid(argument) => {
                 let pid = std::process::id().into();

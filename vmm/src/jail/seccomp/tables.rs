@@ -9,10 +9,10 @@ use super::{Allowed, any, one_of, own_pid, without};
 
 /// What every thread needs to live: the C library's and Rust's runtime.
 pub(super) const COMMON: &[Allowed] = &[
-    // Memory for the allocator. Nothing becomes executable.
+    // Memory for the allocator. Nothing becomes executable, and the host's pool of huge pages is others'.
     any(SYS_brk),
-    without(SYS_mmap, 2, PROT_EXEC as u32),
-    without(SYS_mprotect, 2, PROT_EXEC as u32),
+    without(SYS_mmap, &[(2, PROT_EXEC as u32), (3, MAP_HUGETLB as u32)]),
+    without(SYS_mprotect, &[(2, PROT_EXEC as u32)]),
     any(SYS_mremap),
     any(SYS_munmap),
     any(SYS_madvise),
