@@ -34,6 +34,7 @@ const PROGRAM: &str = "/proc/self/exe";
 
 /// PID 1's whole life. It doesn't return: the machine ends with it.
 pub fn run() -> ExitCode {
+    sys::take_no_faults();
     let result = start().and_then(|()| live());
     if let Err(fatal) = result {
         console::say(Level::Error, &format!("cannot go on: {}", chain(&fatal)));

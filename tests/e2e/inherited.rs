@@ -98,6 +98,17 @@ fn a_limit_that_may_not_be_raised_is_named() {
 }
 
 #[test]
+fn the_vm_processs_addresses_are_random_whatever_the_callers_are() {
+    only_hull!("runc's personality is the container's");
+    let container = Container::new(Bundle::new().shell("echo ready; sleep 3600"));
+    let container = container.wrapped(&["setarch", "--addr-no-randomize"]);
+    let _running = container.run_until_ready();
+    let pid = container.state().pid;
+    let personality = fs::read_to_string(format!("/proc/{pid}/personality")).unwrap();
+    assert_eq!(personality.trim(), "00000000");
+}
+
+#[test]
 fn hooks_have_the_callers_limits() {
     let bundle = Bundle::new();
     let told = bundle.beside("told");

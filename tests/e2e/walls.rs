@@ -118,6 +118,20 @@ fn nobody_gets_into_the_agent() {
 }
 
 #[test]
+fn no_signals_end_the_agent() {
+    only_hull!("runc has no agent");
+    // The three that programs like the agent have handlers for, and then all. They come at once: the agent
+    // doesn't get the CPU in between.
+    let script = "probe signal 1 7 11 17; probe signal 1 $(seq 64); echo ready; sleep 3600";
+    let scheduler = json!({ "policy": "SCHED_FIFO", "priority": 50 });
+    let bundle = root(&[]).shell(script).set("/process/scheduler", scheduler);
+    let container = Container::new(in_the_guests_namespaces(bundle));
+    let _running = container.run_until_ready();
+
+    let _ = container.exec(&["/bin/true"]).ok();
+}
+
+#[test]
 fn an_exit_status_can_not_be_forged() {
     let bundle = nobody(&[]).shell("probe forge-exit-status 0 & sleep 2; exit 3");
     let _ = Container::new(bundle).run().exits(3);

@@ -30,7 +30,8 @@ pub struct VmmProcess {
 impl VmmProcess {
     /// Executes this program once more, with an empty environment and these arguments (the first is its
     /// name), in the cgroup whose directory is given, or in this process's, and in new namespaces of these
-    /// kinds (CLONE_NEW*). No signal is ignored in it, whatever this process was started with.
+    /// kinds (CLONE_NEW*). No signal is ignored in it and its personality (personality(2)) is Linux's own,
+    /// whatever this process was started with.
     ///
     /// # Errors
     /// When it can't be started. That it could not be executed is seen by its end.
@@ -70,6 +71,8 @@ impl VmmProcess {
                         mask_size,
                     );
                 }
+                // Its layout is random, also where the caller's isn't (setarch -R).
+                libc::syscall(libc::SYS_personality, 0);
                 libc::execve(
                     c"/proc/self/exe".as_ptr(),
                     argv.as_ptr(),
@@ -82,10 +85,8 @@ impl VmmProcess {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
         // It is -1, or a pid.
         let pid = pid.filter(|pid| pid.as_raw_nonzero().get() > 0);
-        Ok(Self {
-            pid: pid.ok_or_else(io::Error::last_os_error)?,
-            status: None,
-        })
+        let pid = pid.ok_or_else(io::Error::last_os_error)?;
+        Ok(Self { pid, status: None })
     }
 
     /// Its pid, which nobody else gets before it has been waited for.

@@ -24,7 +24,7 @@ const USAGE: &str =
     "probe identity | report PATH… | files DIR | big-file FILE BYTES | small-files DIR COUNT |
       pattern-out BYTES | pattern-in BYTES | adopt PID-FILE CMD… | try-lock flock|fcntl FILE |
       acls DIR | set-id DIR | trusted DIR |
-      notify MESSAGE | syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT | reach-vsock |
+      notify MESSAGE | syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT | signal PID SIGNAL… | reach-vsock |
       forge-exit-status STATUS | take-streams SECONDS | flood-agent COUNT | into-init |
       hold-thread TID SECONDS";
 
@@ -51,6 +51,11 @@ fn main() -> ExitCode {
         }
         ["syscall32", call, argument] => {
             syscall::of_32_bits(number(call), number(argument));
+            Ok(())
+        }
+        ["signal", pid, ref signals @ ..] => {
+            let signals: Vec<i32> = signals.iter().map(|text| number(text) as i32).collect();
+            syscall::signal(number(pid) as i32, &signals);
             Ok(())
         }
         ["reach-vsock"] => vsock::reach(),

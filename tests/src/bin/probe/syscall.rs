@@ -40,3 +40,11 @@ pub fn of_32_bits(number: u64, argument: u64) {
         result => println!("{result}"),
     }
 }
+
+/// Sends a process signals without a pause between them.
+pub fn signal(pid: i32, signals: &[i32]) {
+    for signal in signals {
+        // SAFETY: kill takes no pointers.
+        unsafe { libc::kill(pid, *signal) };
+    }
+}
