@@ -43,6 +43,32 @@ fn without_memory() {
 }
 
 #[test]
+fn with_few_open_files() {
+    let container = Container::new(Bundle::new().shell("cat /etc/passwd >/dev/null; exit 7"));
+    let container = container.wrapped(&[
+        "setpriv",
+        "--bounding-set=-sys_resource",
+        "--inh-caps=-sys_resource",
+        "prlimit",
+        "--nofile=1024",
+    ]);
+    let _ = container.run().exits(7);
+}
+
+#[test]
+fn without_cgroups() {
+    let bundle = Bundle::new().unset("/linux", "cgroupsPath");
+    let container = Container::new(bundle).after("umount --lazy /sys/fs/cgroup");
+    let done = container.run();
+    if runtime::is_hull() {
+        let done = done.ok();
+        assert!(done.err().contains("no cgroup2"), "{}", done.err());
+    } else {
+        let _ = done.exits(1);
+    }
+}
+
+#[test]
 fn with_a_full_disk_for_its_state() {
     let bundle = Bundle::new();
     let disk = bundle.folder("disk");

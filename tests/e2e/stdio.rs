@@ -2,6 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -137,4 +140,42 @@ fn closed_stdio_is_no_obstacle() {
     let container = Container::new(Bundle::new().shell("exit 6"));
     let container = container.wrapped(&["sh", "-c", "exec \"$@\" <&- >&- 2>&-", "sh"]);
     let _ = container.run().exits(6);
+}
+
+/// As socat, inetd and systemd's `Accept=yes` have it.
+#[test]
+fn one_socket_is_both_stdin_and_output() {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.write_all(b"asked\n").unwrap();
+    ours.shutdown(Shutdown::Write).unwrap();
+    let container = Container::new(Bundle::new().shell("cat; echo and answered"));
+    let stdio = || Stdio::from(OwnedFd::from(theirs.try_clone().unwrap()));
+
+    let mut command = container.run_command();
+    let run = Running::spawn(command.stdin(stdio()).stdout(stdio()));
+    drop((command, theirs)); // and its copies of the socket
+    let _ = run.finish().ok();
+
+    let mut answer = String::new();
+    ours.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "asked\nand answered\n");
+}
+
+#[test]
+fn an_execs_socket_is_both_its_stdin_and_output() {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.write_all(b"asked\n").unwrap();
+    ours.shutdown(Shutdown::Write).unwrap();
+    let container = Container::new(Bundle::new().shell("echo ready; sleep 3600"));
+    let _running = container.run_until_ready();
+    let stdio = || Stdio::from(OwnedFd::from(theirs.try_clone().unwrap()));
+
+    let mut command = container.exec_command(&[], &["sh", "-c", "cat; echo and answered"]);
+    let exec = Running::spawn(command.stdin(stdio()).stdout(stdio()));
+    drop((command, theirs));
+    let _ = exec.finish().ok();
+
+    let mut answer = String::new();
+    ours.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "asked\nand answered\n");
 }

@@ -78,7 +78,14 @@ impl HostCgroup {
             }
             None => {
                 let resources = linux.and_then(|linux| linux.resources().as_ref());
-                resources.map_or(Ok(()), without).map(|()| None)
+                resources.map_or(Ok(()), without)?;
+                if is_root && resources.is_some() {
+                    log::warn!(
+                        "there is no cgroup2 at {MOUNT}: linux.resources holds in the guest, and nothing \
+                         limits the VM around it but the guest's memory and CPUs"
+                    );
+                }
+                Ok(None)
             }
         }
     }

@@ -20,11 +20,10 @@ pub const RESERVED_FDS: u64 = 1024;
 /// Each is a file descriptor and a pinned inode of the host, so a hostile guest must not have them
 /// without bound. An honest guest needs more than a KiB of its own memory for each inode that it
 /// remembers, so one for a KiB of guest memory is never the tighter bound; `nofile` is the process's
-/// `RLIMIT_NOFILE`.
+/// `RLIMIT_NOFILE`. Where that can't be raised to what hull needs, half of it is the guest's.
 pub fn fd_limit(memory: u64, nofile: u64) -> u64 {
-    (memory >> 10)
-        .max(1 << 16)
-        .min(nofile.saturating_sub(RESERVED_FDS))
+    let reserved = RESERVED_FDS.min(nofile / 2);
+    (memory >> 10).max(1 << 16).min(nofile - reserved)
 }
 
 /// What a virtio-fs device shares.
@@ -105,6 +104,6 @@ mod tests {
         assert_eq!(fd_limit(128 << 20, 1 << 20), 128 << 10);
         assert_eq!(fd_limit(16 << 20, 1 << 20), 1 << 16);
         assert_eq!(fd_limit(64 << 30, 1 << 20), (1 << 20) - RESERVED_FDS);
-        assert_eq!(fd_limit(64 << 30, 100), 0);
+        assert_eq!(fd_limit(64 << 30, 1024), 512);
     }
 }

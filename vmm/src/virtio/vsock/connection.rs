@@ -248,7 +248,7 @@ impl Connection {
 
     fn receive_shutdown(&mut self, flags: u32) {
         self.heard |= flags & SHUTDOWN_BOTH;
-        if self.heard & SHUTDOWN_RECEIVE != 0 {
+        if self.heard & SHUTDOWN_RECEIVE != 0 && self.is_whole_socket() {
             self.endpoint.end_reading();
         }
         self.end_inbound_if_flushed();
@@ -291,9 +291,17 @@ impl Connection {
         if self.heard & SHUTDOWN_SEND != 0
             && self.inbound.buffer.is_empty()
             && !std::mem::replace(&mut self.inbound.ended, true)
+            && self.is_whole_socket()
         {
             self.endpoint.end_writing();
         }
+    }
+
+    /// Whether a socket is this connection's in both directions. One that goes in one direction alone may be
+    /// another stream's in the other, as where a caller has one socket for all of its streams, and is the
+    /// caller's besides: it is closed, and its other side sees the end once nobody has it any more.
+    fn is_whole_socket(&self) -> bool {
+        self.direction == Direction::Duplex
     }
 
     /// Nobody reads what the guest sends: its writer is to see EPIPE.

@@ -91,6 +91,25 @@ fn a_closed_socket_ends_both_directions() {
 }
 
 #[test]
+fn a_socket_may_be_one_streams_source_and_anothers_drain() {
+    let mut guest = Guest::new();
+    let (near, far) = UnixStream::pair().expect("sockets");
+    let also_near = near.try_clone().expect("a descriptor");
+    let source = offer(&guest, Direction::ToGuest, near.into());
+    let drain = offer(&guest, Direction::FromGuest, also_near.into());
+    guest.dial(PORT, source);
+    guest.dial(PORT + 1, drain);
+    far.shutdown(std::net::Shutdown::Write).expect("shutdown");
+    assert_eq!(guest.expect(op::SHUTDOWN).0.flags, SHUTDOWN_SEND);
+    guest.send_shutdown(PORT, source, SHUTDOWN_BOTH);
+    guest.expect(op::RST);
+    guest.send_data(PORT + 1, drain, b"answer");
+    guest.send_shutdown(PORT + 1, drain, SHUTDOWN_SEND);
+    guest.expect(op::RST);
+    assert_eq!(read_to_end(far.into()), b"answer");
+}
+
+#[test]
 fn an_unanswered_shutdown_ends_in_a_reset() {
     let mut guest = Guest::new();
     guest.device().shorten_timeouts();
