@@ -29,6 +29,10 @@ const HOSTNAME: &[u8] = b"hull";
 /// limits of hosts that allow as many.
 const MOST_FILES: &str = "2147483584";
 
+/// Memory counts when it is touched, `OVERCOMMIT_ALWAYS` of linux/mman.h. The container's limit is what
+/// bounds it, by the kernel's OOM killer, as on a host that has more memory than the container may use.
+const OVERCOMMIT_ALWAYS: &str = "1";
+
 /// Where the agent finds itself.
 const PROGRAM: &str = "/proc/self/exe";
 
@@ -96,6 +100,9 @@ fn mount_at(
 /// Mounts the shared tree, and prepares the cgroups and the limit of limits.
 fn prepare_for_containers() -> Result<(), Fatal> {
     fs::write("/proc/sys/fs/nr_open", MOST_FILES).map_err(Fatal::at("set fs.nr_open"))?;
+    // Else an allocation that is larger than the guest fails, which a host lets pass.
+    fs::write("/proc/sys/vm/overcommit_memory", OVERCOMMIT_ALWAYS)
+        .map_err(Fatal::at("set vm.overcommit_memory"))?;
     cgroup::prepare()?;
     let share = Path::new(paths::SHARE);
     fs::create_dir_all(share).map_err(Fatal::at(format!("make {}", paths::SHARE)))?;

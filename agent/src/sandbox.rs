@@ -80,6 +80,18 @@ impl Drop for Reservation<'_> {
     }
 }
 
+/// Kills a process for which nobody waits any more.
+struct KillOnDrop<'a>(&'a Process);
+
+impl Drop for KillOnDrop<'_> {
+    fn drop(&mut self) {
+        let name = format!("process {}", self.0.pid);
+        if let Err(e) = self.0.signal(&name, libc::SIGKILL) {
+            log::debug!("{e}");
+        }
+    }
+}
+
 impl Sandbox {
     /// A sandbox without containers. `prepare` is called before the first one is made.
     #[must_use]
@@ -300,7 +312,11 @@ impl Sandbox {
         };
         // The container may be deleted meanwhile.
         drop(container);
-        Ok(process.finished.wait().await)
+        // The server drops this when the connection has ended.
+        let abandoned = request.kill_if_abandoned.then(|| KillOnDrop(&process));
+        let status = process.finished.wait().await;
+        std::mem::forget(abandoned);
+        Ok(status)
     }
 
     /// Removes what is left of a container.

@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use hull_tests::process::{limit, wait_for_death};
 use hull_tests::{Bundle, Container, Running, bundle, pattern};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::lifecycle::waiting;
@@ -199,6 +200,28 @@ fn detached_it_leaves_a_pid_that_lives_as_long() {
     assert!(Path::new(&format!("/proc/{pid}")).exists());
     let _ = container.exec_shell("killall sleep").ok();
     assert!(wait_for_death(pid, limit()), "{pid} outlives its process");
+}
+
+/// As engines do at a time limit.
+#[test]
+fn detached_it_is_killed_by_its_pid() {
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+    let pid_file = container.bundle.beside("exec-pid");
+    let options = ["--detach", "--pid-file", &pid_file.display().to_string()];
+    let words = ["sh", "-c", "echo up; exec sleep 4242"];
+    let mut exec = Running::spawn(&mut container.exec_command(&options, &words));
+    assert!(exec.exit().success());
+    assert_eq!(exec.line(), "up");
+
+    let pid: i32 = fs::read_to_string(pid_file).unwrap().parse().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+
+    // The pattern isn't itself what it looks for.
+    let until_gone = "while grep -q '42[4]2' /proc/[0-9]*/cmdline 2>/dev/null; do sleep 0.1; done";
+    let _ = container
+        .exec(&["timeout", "60", "sh", "-c", until_gone])
+        .ok();
 }
 
 #[test]

@@ -293,3 +293,22 @@ fn seccomp_filters_bind_it_and_its_execs() {
     assert!(exec.out().contains("No space left on device"), "{exec:?}");
     assert!(exec.out().contains("Seccomp:\t2"), "{exec:?}");
 }
+
+#[test]
+fn memory_may_be_reserved_beyond_the_limit() {
+    let bytes = (300_u64 << 20).to_string();
+    let limit = json!({ "limit": 96 << 20 });
+    let bundle = Bundle::new().probe(&["reserve", &bytes]);
+    let _ = Container::new(bundle.set("/linux/resources/memory", limit))
+        .run()
+        .ok();
+}
+
+#[test]
+fn the_hosts_kernel_knows_how_readily_it_may_be_ended() {
+    let bundle = Bundle::new().shell("echo ready; sleep 3600");
+    let container = Container::new(bundle.set("/process/oomScoreAdj", json!(321)));
+    let _running = container.run_until_ready();
+    let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", container.state().pid));
+    assert_eq!(score.unwrap().trim(), "321");
+}

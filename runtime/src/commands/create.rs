@@ -145,6 +145,7 @@ pub fn create(
         disks: plan.disks,
         network: plan.network,
         memory_policy: plan.memory_policy,
+        oom_score_adj: plan.oom_score_adj,
         selinux_label: plan.selinux_label,
         user_namespace: plan.user_namespace,
         boot,

@@ -133,6 +133,8 @@ struct Started {
     exec_id: String,
     stdio: AttachedStdio,
     screen: Screen,
+    /// Somebody has been told this process's pid for the other's, and may end it by SIGKILL.
+    stands_for_it: bool,
 }
 
 /// What of a process's terminal stays with its stand-in.
@@ -203,6 +205,7 @@ fn start(
         exec_id,
         stdio,
         screen,
+        stands_for_it: args.detach || args.pid_file.is_some(),
     };
     if let Some(path) = &args.pid_file {
         write_pid_file(path, std::process::id().cast_signed())
@@ -228,9 +231,10 @@ impl Started {
             exec_id,
             stdio,
             screen,
+            stands_for_it,
         } = self;
         let ended = async {
-            let status = agent.wait(dir.id(), &exec_id).await;
+            let status = agent.wait(dir.id(), &exec_id, stands_for_it).await;
             Ok::<_, std::io::Error>(status)
         };
         let status = agent.block_on(foreground::forward_signals(

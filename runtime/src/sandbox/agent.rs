@@ -231,15 +231,21 @@ impl Agent {
             .map(drop)
     }
 
-    /// Waits for the end of a process, however long that takes, and returns its exit status. For use
-    /// inside [`Agent::block_on`].
+    /// Waits for the end of a process, however long that takes, and returns its exit status. If this process
+    /// ends before, the other one is killed where `stands_for_it`. For use inside [`Agent::block_on`].
     ///
     /// # Errors
     /// When the sandbox goes away first.
-    pub async fn wait(&self, id: &ContainerId, exec_id: &str) -> Result<u8, AgentError> {
+    pub async fn wait(
+        &self,
+        id: &ContainerId,
+        exec_id: &str,
+        stands_for_it: bool,
+    ) -> Result<u8, AgentError> {
         let request = WaitProcessRequest {
             container_id: id.to_string(),
             exec_id: exec_id.to_owned(),
+            kill_if_abandoned: stands_for_it,
             ..Default::default()
         };
         let answer = self.client.wait_process(Context::default(), &request).await;

@@ -33,6 +33,8 @@ pub struct VmmConfig {
     pub network: Network<RawFd>,
     /// The policy by which the host allocates the VM's memory.
     pub memory_policy: Option<MemoryPolicy>,
+    /// How readily the host's kernel ends the process for want of memory (proc(5), oom_score_adj).
+    pub oom_score_adj: Option<i32>,
     /// The guest kernel, where it is not the built-in one.
     pub kernel: Option<RawFd>,
     /// The guest's initramfs, where it is not the built-in one.

@@ -55,6 +55,8 @@ pub struct Launch<'a> {
     pub network: Network,
     /// The policy by which the host allocates the VM's memory.
     pub memory_policy: Option<MemoryPolicy>,
+    /// How readily the host's kernel ends the VMM process for want of memory (proc(5), oom_score_adj).
+    pub oom_score_adj: Option<i32>,
     /// The VMM process's label, on a host with SELinux.
     pub selinux_label: Option<String>,
     /// The user namespace that the VMM process is to be root in.
@@ -169,6 +171,7 @@ impl Launch<'_> {
             disks: self.disks.iter().map(disk).collect(),
             network: self.network.with(AsRawFd::as_raw_fd),
             memory_policy: self.memory_policy.clone(),
+            oom_score_adj: self.oom_score_adj,
             kernel: self.boot.kernel.as_ref().map(AsRawFd::as_raw_fd),
             initramfs: self.boot.initramfs.as_ref().map(AsRawFd::as_raw_fd),
             listener: ends.listener.as_raw_fd(),

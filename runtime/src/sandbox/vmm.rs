@@ -54,6 +54,8 @@ enum VmmError {
     },
     #[error(transparent)]
     Namespaces(#[from] namespaces::Error),
+    #[error("config.json: process.oomScoreAdj: the host's kernel refuses it for the VM process")]
+    OomScore(#[source] io::Error),
     #[error("config.json: linux.memoryPolicy: the host's kernel refuses it")]
     MemoryPolicy(#[source] io::Error),
     #[error(transparent)]
@@ -360,11 +362,18 @@ fn console(config: &VmmConfig, log: OwnedFd) -> Console {
     Console::new(log, limits)
 }
 
-/// Takes the places on the host that config.json names: namespaces and the memory policy.
+/// Takes the places on the host that config.json names: namespaces, and what the host's memory is to be for it.
 fn join(config: &VmmConfig, network: Option<OwnedFd>) -> Result<(), VmmError> {
     network.iter().try_for_each(namespaces::join)?;
     if config.user_namespace.is_none() {
         namespaces::complete(&config.network, false)?;
+    }
+    if let Some(score) = config.oom_score_adj {
+        match std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+            // An ordinary user may not lower it, and can't be helped.
+            Err(e) if config.user_namespace.is_some() => log::debug!("oom_score_adj: {e}"),
+            other => other.map_err(VmmError::OomScore)?,
+        }
     }
     match &config.memory_policy {
         Some(policy) => policy.apply().map_err(VmmError::MemoryPolicy),

@@ -119,7 +119,7 @@ pub const FIELDS: &[Field] = &[
         refuse::apparmor,
         "refused unless it is empty or `unconfined`: the guest's kernel has no AppArmor",
     ),
-    row("process.oomScoreAdj", Guest),
+    row("process.oomScoreAdj", Both).noted("the VM's process has it on the host"),
     row("process.scheduler.policy", Guest),
     row("process.scheduler.nice", Guest),
     row("process.scheduler.priority", Guest),

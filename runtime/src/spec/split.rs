@@ -52,6 +52,8 @@ pub struct Plan {
     pub network: Network,
     /// By what policy the VM's memory is allocated.
     pub memory_policy: Option<MemoryPolicy>,
+    /// process.oomScoreAdj, for the VM's process as well.
+    pub oom_score_adj: Option<i32>,
     /// The VM process's label, on a host with SELinux.
     pub selinux_label: Option<String>,
     cpus: Option<CpuList>,
@@ -186,6 +188,7 @@ pub fn plan(
         },
         network: network::asked_for(&bundle.spec)?,
         memory_policy: policy.map(MemoryPolicy::of).transpose()?,
+        oom_score_adj: (bundle.spec.process().as_ref()).and_then(Process::oom_score_adj),
         selinux_label: (bundle.spec.process().as_ref()).and_then(label_of),
         cpus: cpus(resources),
     })

@@ -24,7 +24,7 @@ const USAGE: &str =
     "probe identity | report PATH… | files DIR | big-file FILE BYTES | small-files DIR COUNT |
       pattern-out BYTES | pattern-in BYTES | adopt PID-FILE CMD… | try-lock flock|fcntl FILE |
       acls DIR | set-id DIR | trusted DIR |
-      notify MESSAGE | syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT | signal PID SIGNAL… | reach-vsock |
+      notify MESSAGE | syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT | signal PID SIGNAL… | reserve BYTES | reach-vsock |
       forge-exit-status STATUS | take-streams SECONDS | flood-agent COUNT | into-init |
       hold-thread TID SECONDS";
 
@@ -57,6 +57,12 @@ fn main() -> ExitCode {
             let signals: Vec<i32> = signals.iter().map(|text| number(text) as i32).collect();
             syscall::signal(number(pid) as i32, &signals);
             Ok(())
+        }
+        ["reserve", bytes] => {
+            let mut memory = Vec::<u8>::new();
+            let reserved = memory.try_reserve_exact(number(bytes) as usize);
+            std::hint::black_box(&memory);
+            reserved.map_err(io::Error::other)
         }
         ["reach-vsock"] => vsock::reach(),
         ["forge-exit-status", status] => vsock::forge_exit_status(number(status) as u8),
