@@ -184,19 +184,22 @@ fn is_inside_the_container() {
     assert!(container.bundle.rootfs().join("made").exists());
 }
 
+/// Starts a script that says "up", and returns the pid that stands for it on the host.
+fn detached(container: &Container, script: &str) -> i32 {
+    let pid_file = container.bundle.beside("exec-pid");
+    let options = ["--detach", "--pid-file", &pid_file.display().to_string()];
+    let mut exec = Running::spawn(&mut container.exec_command(&options, &["sh", "-c", script]));
+    assert!(exec.exit().success());
+    assert_eq!(exec.line(), "up");
+    fs::read_to_string(pid_file).unwrap().parse().unwrap()
+}
+
 #[test]
 fn detached_it_leaves_a_pid_that_lives_as_long() {
     let container = Container::new(waiting());
     let _running = container.run_until_ready();
-    let pid_file = container.bundle.beside("exec-pid");
-    let options = ["--detach", "--pid-file", &pid_file.display().to_string()];
+    let pid = detached(&container, "echo up; exec sleep 3600");
 
-    let words = ["sh", "-c", "echo up; exec sleep 3600"];
-    let mut exec = Running::spawn(&mut container.exec_command(&options, &words));
-    assert!(exec.exit().success());
-    assert_eq!(exec.line(), "up");
-
-    let pid: i32 = fs::read_to_string(pid_file).unwrap().parse().unwrap();
     assert!(Path::new(&format!("/proc/{pid}")).exists());
     let _ = container.exec_shell("killall sleep").ok();
     assert!(wait_for_death(pid, limit()), "{pid} outlives its process");
@@ -207,14 +210,8 @@ fn detached_it_leaves_a_pid_that_lives_as_long() {
 fn detached_it_is_killed_by_its_pid() {
     let container = Container::new(waiting());
     let _running = container.run_until_ready();
-    let pid_file = container.bundle.beside("exec-pid");
-    let options = ["--detach", "--pid-file", &pid_file.display().to_string()];
-    let words = ["sh", "-c", "echo up; exec sleep 4242"];
-    let mut exec = Running::spawn(&mut container.exec_command(&options, &words));
-    assert!(exec.exit().success());
-    assert_eq!(exec.line(), "up");
+    let pid = detached(&container, "echo up; exec sleep 4242");
 
-    let pid: i32 = fs::read_to_string(pid_file).unwrap().parse().unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
 
     // The pattern isn't itself what it looks for.

@@ -142,12 +142,18 @@ fn closed_stdio_is_no_obstacle() {
     let _ = container.run().exits(6);
 }
 
-/// As socat, inetd and systemd's `Accept=yes` have it.
-#[test]
-fn one_socket_is_both_stdin_and_output() {
+/// A pair of sockets, on the first of which all has been asked.
+fn asking() -> (UnixStream, UnixStream) {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     ours.write_all(b"asked\n").unwrap();
     ours.shutdown(Shutdown::Write).unwrap();
+    (ours, theirs)
+}
+
+/// As socat, inetd and systemd's `Accept=yes` have it.
+#[test]
+fn one_socket_is_both_stdin_and_output() {
+    let (mut ours, theirs) = asking();
     let container = Container::new(Bundle::new().shell("cat; echo and answered"));
     let stdio = || Stdio::from(OwnedFd::from(theirs.try_clone().unwrap()));
 
@@ -163,9 +169,7 @@ fn one_socket_is_both_stdin_and_output() {
 
 #[test]
 fn an_execs_socket_is_both_its_stdin_and_output() {
-    let (mut ours, theirs) = UnixStream::pair().unwrap();
-    ours.write_all(b"asked\n").unwrap();
-    ours.shutdown(Shutdown::Write).unwrap();
+    let (mut ours, theirs) = asking();
     let container = Container::new(Bundle::new().shell("echo ready; sleep 3600"));
     let _running = container.run_until_ready();
     let stdio = || Stdio::from(OwnedFd::from(theirs.try_clone().unwrap()));

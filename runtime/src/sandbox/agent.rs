@@ -115,7 +115,9 @@ impl Agent {
         let client = {
             let _inside = runtime.enter();
             let stream = tokio::net::UnixStream::from_std(stream).map_err(AgentError::Client)?;
-            let socket = ttrpc::r#async::transport::Socket::new(BoundedAnswers::new(stream));
+            let (answers, requests) = stream.into_split();
+            let stream = tokio::io::join(BoundedAnswers::new(answers), requests);
+            let socket = ttrpc::r#async::transport::Socket::new(stream);
             AgentClient::new(ttrpc::r#async::Client::new(socket))
         };
         Ok(Self { runtime, client })

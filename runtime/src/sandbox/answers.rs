@@ -1,4 +1,4 @@
-//! The agent's end of a connection, as ttrpc is to see it: an answer that is longer than any of an agent's
+//! What the agent says on a connection, as ttrpc is to read it: an answer that is longer than any of an agent's
 //! ends the connection before ttrpc makes room for it.
 //!
 //! ttrpc itself takes 4 MiB, which a guest that lies can have decoded to a hundred.
@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use hull_protocol::answers;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MessageHeader};
 
 /// A stream whose answers have a bounded length.
@@ -75,24 +75,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for BoundedAnswers<S> {
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         let new = buffer.filled().get(before..).unwrap_or_default();
         Poll::Ready(self.frames.follow(new))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for BoundedAnswers<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

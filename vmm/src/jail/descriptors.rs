@@ -40,7 +40,7 @@ pub fn abandon_standard_streams() -> io::Result<()> {
 /// # Errors
 /// [`Error::CloseRange`].
 pub fn close_other_fds(keep: &[BorrowedFd<'_>]) -> Result<(), Error> {
-    close_all_but(keep.iter().map(AsRawFd::as_raw_fd).collect())
+    close_all_but(keep.iter().map(AsRawFd::as_raw_fd).collect()).map(drop)
 }
 
 /// The table of descriptors that a thread has to itself.
@@ -68,27 +68,24 @@ impl OwnTable {
 pub(super) fn keep_only(keep: &[RawFd]) -> Result<OwnTable, Error> {
     // SAFETY: the other threads keep their table as it is. This one gets a copy.
     unsafe { unshare_unsafe(UnshareFlags::FILES) }.map_err(|e| Error::OwnTable(e.into()))?;
-    let mut open = keep.to_vec();
-    open.retain(|fd| *fd > 2);
-    open.sort_unstable();
-    open.dedup();
-    close_all_but(open.clone())?;
     Ok(OwnTable {
-        open,
+        open: close_all_but(keep.to_vec())?,
         _here: PhantomData,
     })
 }
 
-fn close_all_but(mut kept: Vec<RawFd>) -> Result<(), Error> {
+/// Returns what is left besides the standard streams.
+fn close_all_but(mut kept: Vec<RawFd>) -> Result<Vec<RawFd>, Error> {
     kept.retain(|fd| *fd > 2);
     kept.sort_unstable();
     kept.dedup();
     let mut next = 3;
-    for fd in kept {
+    for fd in &kept {
         close_range(next, fd - 1)?;
         next = fd + 1;
     }
-    close_range(next, RawFd::MAX)
+    close_range(next, RawFd::MAX)?;
+    Ok(kept)
 }
 
 /// Closes `first` to `last`, both included; nothing where `last` comes before `first`.

@@ -109,9 +109,10 @@ impl agent_ttrpc::Agent for Liar {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
-        let told = Told::of(request);
-        let told = told.ok_or_else(|| get_status(Code::INVALID_ARGUMENT, "no lie is named"));
-        *self.told.lock().expect("no panic") = Some(told.map_err(ttrpc::Error::RpcStatus)?);
+        let told = Told::of(request).ok_or_else(|| {
+            ttrpc::Error::RpcStatus(get_status(Code::INVALID_ARGUMENT, "no lie is named"))
+        })?;
+        *self.told.lock().expect("no panic") = Some(told);
         Ok(CreateContainerResponse::default())
     }
 
