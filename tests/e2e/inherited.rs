@@ -86,13 +86,7 @@ fn no_limit_of_the_callers_holds_for_the_vm() {
 fn a_limit_that_may_not_be_raised_is_named() {
     only_hull!("runc's container inherits its caller's limits");
     let container = Container::new(Bundle::new());
-    let container = container.wrapped(&[
-        "setpriv",
-        "--bounding-set=-sys_resource",
-        "--inh-caps=-sys_resource",
-        "prlimit",
-        "--fsize=1073741824",
-    ]);
+    let container = container.limited("--fsize=1073741824");
     let done = container.run().ok();
     assert!(done.err().contains("RLIMIT_FSIZE"), "{}", done.err());
 }

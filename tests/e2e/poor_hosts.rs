@@ -30,14 +30,7 @@ fn with_a_dev_kvm_that_is_something_else() {
 fn without_memory() {
     only_hull!("runc needs no memory of its own");
     let bundle = Bundle::new().set("/linux/resources/memory", json!({ "limit": 1u64 << 30 }));
-    // Without the capability to raise the limit again.
-    let container = Container::new(bundle).wrapped(&[
-        "setpriv",
-        "--bounding-set=-sys_resource",
-        "--inh-caps=-sys_resource",
-        "prlimit",
-        "--as=536870912",
-    ]);
+    let container = Container::new(bundle).limited("--as=536870912");
     let done = container.run().exits(1).fails_saying("memory");
     let _ = done.fails_saying("the caller's RLIMIT_AS");
 }
@@ -45,13 +38,7 @@ fn without_memory() {
 #[test]
 fn with_few_open_files() {
     let container = Container::new(Bundle::new().shell("cat /etc/passwd >/dev/null; exit 7"));
-    let container = container.wrapped(&[
-        "setpriv",
-        "--bounding-set=-sys_resource",
-        "--inh-caps=-sys_resource",
-        "prlimit",
-        "--nofile=1024",
-    ]);
+    let container = container.limited("--nofile=1024");
     let _ = container.run().exits(7);
 }
 

@@ -137,6 +137,18 @@ impl Container {
         self
     }
 
+    /// Has the runtime run with a limit, as an option of prlimit(1), that it may not raise.
+    #[must_use]
+    pub fn limited(self, limit: &str) -> Self {
+        self.wrapped(&[
+            "setpriv",
+            "--bounding-set=-sys_resource",
+            "--inh-caps=-sys_resource",
+            "prlimit",
+            limit,
+        ])
+    }
+
     /// Has the runtime run after a shell command that changes what it sees, in a mount namespace.
     #[must_use]
     pub fn after(self, change: &str) -> Self {
