@@ -96,12 +96,13 @@ async fn read(host: &mut Box<dyn Stream>) -> io::Result<Reading> {
     Ok(Reading::decode(record))
 }
 
-/// Asks the host, and takes the answer that was there soonest.
+/// Asks the host, and takes the answer that was there soonest. News in between mean that the host's clock
+/// was set again: the answers from before count no more.
 async fn measure(host: &mut Box<dyn Stream>) -> io::Result<Offset> {
     let mut best: Option<Offset> = None;
     for number in 1..=MOST_QUESTIONS {
-        let offset = ask(host, number).await?;
-        if best.is_none_or(|best| offset.uncertain < best.uncertain) {
+        let (offset, news) = ask(host, number).await?;
+        if news || best.is_none_or(|best| offset.uncertain < best.uncertain) {
             best = Some(offset);
         }
         if offset.uncertain <= GOOD / 2 {
@@ -111,22 +112,25 @@ async fn measure(host: &mut Box<dyn Stream>) -> io::Result<Offset> {
     best.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-async fn ask(host: &mut Box<dyn Stream>, number: u8) -> io::Result<Offset> {
+/// What the host answers, and whether it had news before it answered.
+async fn ask(host: &mut Box<dyn Stream>, number: u8) -> io::Result<(Offset, bool)> {
     let asked = Instant::now();
     host.write_all(&[number]).await?;
-    // What comes before is news, or an answer that comes too late for its own question.
+    let mut news = false;
     let reading = loop {
         let reading = read(host).await?;
         if reading.number == number {
             break reading;
         }
+        news |= reading.number == NEWS;
     };
     let uncertain = asked.elapsed() / 2;
     let then = reading.time + uncertain;
-    Ok(Offset {
+    let offset = Offset {
         nanoseconds: i128::try_from(then.as_nanos()).unwrap_or(i128::MAX) - now(),
         uncertain,
-    })
+    };
+    Ok((offset, news))
 }
 
 /// The guest's wall clock, in nanoseconds since the epoch.
@@ -208,6 +212,39 @@ mod tests {
         };
         let (offset, ()) = tokio::join!(measuring, answering);
         let wrong = (offset.nanoseconds - 3_600_000 * MILLISECOND).unsigned_abs();
+        assert!(wrong <= offset.uncertain.as_nanos() + 1000, "{offset:?}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_from_before_the_clock_was_set_again_does_not_count() {
+        let (ours, mut host) = tokio::io::duplex(1024);
+        let mut ours: Box<dyn Stream> = Box::new(ours);
+        let answering = async {
+            let mut question = [0];
+            while host.read_exact(&mut question).await.is_ok() {
+                let [number] = question;
+                // The first answer is the soonest, yet too slow to be the only one.
+                let delay = if number == 1 { GOOD * 2 } else { GOOD * 20 };
+                tokio::time::sleep(delay).await;
+                let mut time = Duration::from_nanos(u64::try_from(now()).expect("after 1970"));
+                if number == 2 {
+                    let news = Reading { number: NEWS, time };
+                    host.write_all(&news.encode()).await.expect("write");
+                }
+                if number == 1 {
+                    time += Duration::from_secs(3600);
+                }
+                let answer = Reading { number, time };
+                host.write_all(&answer.encode()).await.expect("write");
+            }
+        };
+        let measuring = async {
+            let offset = measure(&mut ours).await;
+            drop(ours);
+            offset.expect("an offset")
+        };
+        let (offset, ()) = tokio::join!(measuring, answering);
+        let wrong = offset.nanoseconds.unsigned_abs();
         assert!(wrong <= offset.uncertain.as_nanos() + 1000, "{offset:?}");
     }
 }
