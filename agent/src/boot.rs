@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use hull_protocol::{paths, ports};
 use log::Level;
@@ -15,12 +16,12 @@ use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{chdir, chroot};
 use rustix::system::{RebootCommand, reboot, sethostname};
 
-use crate::clock::HostClock;
 use crate::error::{Fatal, chain};
+use crate::notices::{Notices, OnSignal};
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::transport::{self, Dial, Vsock};
-use crate::{cgroup, console, server, sys};
+use crate::{cgroup, clock, console, server, sys};
 
 /// The guest's own host name. Containers have theirs.
 const HOSTNAME: &[u8] = b"hull";
@@ -130,27 +131,30 @@ fn live() -> Result<(), Fatal> {
             Box::new(prepare_for_containers),
         );
         let listener = Vsock::listen().map_err(Fatal::at("listen on vsock"))?;
-        let _server = server::serve(sandbox, listener)
+        let _server = server::serve(Arc::clone(&sandbox), listener)
             .await
             .map_err(|e| Fatal::at("serve ttrpc")(io::Error::other(e)))?;
-        let clock = meet(&Vsock)
+        let on_signal = Box::new(move |signal| sandbox.signalled(signal));
+        let notices = meet(&Vsock, on_signal)
             .await
             .map_err(Fatal::at("greet the host on its vsock port"))?;
         log::info!("serving");
-        if let Some(clock) = clock {
-            clock.follow().await;
+        if let Some(notices) = notices {
+            clock::follow(notices).await;
         }
         std::future::pending().await
     })
 }
 
-/// Connects to the host's clock, and greets the host. In this order: the clock's port has no token, so it
+/// Listens to the host's notices, and greets the host. In this order: the notices' port has no token, so it
 /// must be taken before there is a container, and once it was greeted the host asks for one.
-async fn meet(host: &dyn Dial) -> io::Result<Option<HostClock>> {
-    let clock = HostClock::connect(host).await;
-    let clock = clock.inspect_err(|e| log::warn!("the host's clock is not followed: {e}"));
+async fn meet(host: &dyn Dial, on_signal: OnSignal) -> io::Result<Option<Notices>> {
+    let notices = Notices::connect(host, on_signal).await;
+    let notices = notices.inspect_err(|e| {
+        log::warn!("neither the host's clock nor signals to the VM process are heard of: {e}");
+    });
     transport::greet(host).await?;
-    Ok(clock.ok())
+    Ok(notices.ok())
 }
 
 #[cfg(test)]
@@ -159,7 +163,7 @@ mod tests {
     use std::sync::Mutex;
 
     use async_trait::async_trait;
-    use hull_protocol::{clock, hello};
+    use hull_protocol::{hello, notices};
     use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 
     use crate::transport::Stream;
@@ -184,30 +188,30 @@ mod tests {
     }
 
     /// The ports that such a host is dialled on, with what it hears there once both are met, and whether
-    /// there is a clock.
+    /// its notices are listened to.
     fn heard(refuses: u32) -> (Vec<(u32, Vec<u8>)>, bool) {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         runtime.expect("a runtime").block_on(async {
             let dialled = Mutex::default();
             let host = Host { refuses, dialled };
-            let clock = meet(&host).await.expect("it greets");
-            let is_followed = clock.is_some();
-            drop(clock);
+            let notices = meet(&host, Box::new(|_| ())).await.expect("it greets");
+            let is_listened_to = notices.is_some();
+            drop(notices);
             let mut heard = Vec::new();
             for (port, mut stream) in host.dialled.into_inner().expect("no panic") {
                 let mut bytes = Vec::new();
                 stream.read_to_end(&mut bytes).await.expect("read");
                 heard.push((port, bytes));
             }
-            (heard, is_followed)
+            (heard, is_listened_to)
         })
     }
 
     #[test]
-    fn the_clocks_port_is_taken_before_the_host_is_greeted() {
+    fn the_notices_port_is_taken_before_the_host_is_greeted() {
         let greeting = (ports::READY, hello::encode().to_vec());
-        let listens = (ports::CLOCK, vec![clock::NEWS]);
+        let listens = (ports::NOTICES, vec![notices::LISTENING]);
         assert_eq!(heard(0), (vec![listens, greeting.clone()], true));
-        assert_eq!(heard(ports::CLOCK), (vec![greeting], false));
+        assert_eq!(heard(ports::NOTICES), (vec![greeting], false));
     }
 }

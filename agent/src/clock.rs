@@ -11,13 +11,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use hull_protocol::clock::{LENGTH, NEWS, Reading};
-use hull_protocol::ports;
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::notices::Notices;
 use crate::sys;
-use crate::transport::{self, Dial, Stream};
 
 /// So many questions for one measure.
 const MOST_QUESTIONS: u8 = 4;
@@ -48,6 +45,16 @@ enum Correction {
 }
 
 impl Offset {
+    /// From the host's time at some moment of the last `took`.
+    fn told(time: Duration, took: Duration) -> Self {
+        let uncertain = took / 2;
+        let then = time + uncertain;
+        Self {
+            nanoseconds: i128::try_from(then.as_nanos()).unwrap_or(i128::MAX) - now(),
+            uncertain,
+        }
+    }
+
     fn correction(self) -> Correction {
         let size = self.nanoseconds.unsigned_abs();
         match i64::try_from(self.nanoseconds) {
@@ -58,51 +65,30 @@ impl Offset {
     }
 }
 
-/// The connection to the host's clock.
-pub struct HostClock(Box<dyn Stream>);
-
-impl HostClock {
-    /// Makes the connection, and says that it listens: the host then has it joined to its port, which
-    /// nobody else gets any more.
-    ///
-    /// # Errors
-    /// When the host refuses.
-    pub async fn connect(host: &dyn Dial) -> io::Result<Self> {
-        let mut host = transport::dial(host, ports::CLOCK).await?;
-        host.write_all(&[NEWS]).await?;
-        Ok(Self(host))
-    }
-
-    /// Follows it for as long as there is a host.
-    pub async fn follow(mut self) {
-        if let Err(e) = self.try_follow().await {
-            log::warn!("the host's clock is not followed: {e}");
-        }
-    }
-
-    async fn try_follow(&mut self) -> io::Result<()> {
-        let Self(host) = self;
-        loop {
-            while read(host).await?.number != NEWS {}
-            // Without a time limit: nobody else waits, and an answer that took long counts for little.
-            correct(measure(host).await?.correction())?;
-        }
+/// Follows the host's clock for as long as there is a host.
+pub async fn follow(mut notices: Notices) {
+    if let Err(e) = try_follow(&mut notices).await {
+        log::warn!("the host's clock is not followed: {e}");
     }
 }
 
-async fn read(host: &mut Box<dyn Stream>) -> io::Result<Reading> {
-    let mut record = [0; LENGTH];
-    host.read_exact(&mut record).await?;
-    Ok(Reading::decode(record))
+async fn try_follow(notices: &mut Notices) -> io::Result<()> {
+    loop {
+        notices.clock_changed().await?;
+        // Without a time limit: nobody else waits, and an answer that took long counts for little.
+        correct(measure(notices).await?.correction())?;
+    }
 }
 
-/// Asks the host, and takes the answer that was there soonest. News in between mean that the host's clock
-/// was set again: the answers from before count no more.
-async fn measure(host: &mut Box<dyn Stream>) -> io::Result<Offset> {
+/// Asks the host, and takes the answer that was there soonest. If the host's clock was changed meanwhile,
+/// answers from before count no more.
+async fn measure(notices: &mut Notices) -> io::Result<Offset> {
     let mut best: Option<Offset> = None;
     for number in 1..=MOST_QUESTIONS {
-        let (offset, news) = ask(host, number).await?;
-        if news || best.is_none_or(|best| offset.uncertain < best.uncertain) {
+        let asked = Instant::now();
+        let answer = notices.ask(number).await?;
+        let offset = Offset::told(answer.time, asked.elapsed());
+        if answer.changed || best.is_none_or(|best| offset.uncertain < best.uncertain) {
             best = Some(offset);
         }
         if offset.uncertain <= GOOD / 2 {
@@ -110,27 +96,6 @@ async fn measure(host: &mut Box<dyn Stream>) -> io::Result<Offset> {
         }
     }
     best.ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-/// What the host answers, and whether it had news before it answered.
-async fn ask(host: &mut Box<dyn Stream>, number: u8) -> io::Result<(Offset, bool)> {
-    let asked = Instant::now();
-    host.write_all(&[number]).await?;
-    let mut news = false;
-    let reading = loop {
-        let reading = read(host).await?;
-        if reading.number == number {
-            break reading;
-        }
-        news |= reading.number == NEWS;
-    };
-    let uncertain = asked.elapsed() / 2;
-    let then = reading.time + uncertain;
-    let offset = Offset {
-        nanoseconds: i128::try_from(then.as_nanos()).unwrap_or(i128::MAX) - now(),
-        uncertain,
-    };
-    Ok((offset, news))
 }
 
 /// The guest's wall clock, in nanoseconds since the epoch.
@@ -163,6 +128,9 @@ fn set(to: i128) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::notices::tests::connection;
+    use hull_protocol::notices::Notice;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     const MILLISECOND: i128 = 1_000_000;
 
@@ -183,68 +151,66 @@ mod tests {
         assert_eq!(correction(-hour, 900), Correction::Set(-hour * MILLISECOND));
     }
 
-    #[tokio::test]
-    async fn an_old_answer_is_not_taken_for_the_time() {
-        let (ours, mut host) = tokio::io::duplex(1024);
-        let mut ours: Box<dyn Stream> = Box::new(ours);
-        let hour = Duration::from_secs(3600);
-        let old = |number| Reading {
-            number,
-            time: Duration::from_secs(1),
-        };
+    /// What is measured with a host that answers so: the number of the question and the guest's time give
+    /// the records.
+    async fn measured(
+        answer: impl AsyncFn(u8, Duration) -> Vec<Notice>,
+        before: &[Notice],
+    ) -> Offset {
+        let (mut notices, mut host, _signals) = connection();
         let answering = async {
-            // What the host has said before it was asked.
-            for number in [NEWS, 4, NEWS] {
-                host.write_all(&old(number).encode()).await.expect("write");
+            for notice in before {
+                host.write_all(&notice.encode()).await.expect("write");
             }
             let mut question = [0];
             while host.read_exact(&mut question).await.is_ok() {
-                let time = Duration::from_nanos(u64::try_from(now()).expect("after 1970")) + hour;
-                let [number] = question;
-                let answer = Reading { number, time };
-                host.write_all(&answer.encode()).await.expect("write");
+                let now = Duration::from_nanos(u64::try_from(now()).expect("after 1970"));
+                for notice in answer(question[0], now).await {
+                    host.write_all(&notice.encode()).await.expect("write");
+                }
             }
         };
         let measuring = async {
-            let offset = measure(&mut ours).await;
-            drop(ours);
+            let offset = measure(&mut notices).await;
+            drop(notices);
             offset.expect("an offset")
         };
-        let (offset, ()) = tokio::join!(measuring, answering);
-        let wrong = (offset.nanoseconds - 3_600_000 * MILLISECOND).unsigned_abs();
+        tokio::join!(measuring, answering).0
+    }
+
+    #[track_caller]
+    fn assert_is(offset: Offset, seconds: i128) {
+        let wrong = (offset.nanoseconds - seconds * 1000 * MILLISECOND).unsigned_abs();
         assert!(wrong <= offset.uncertain.as_nanos() + 1000, "{offset:?}");
     }
 
     #[tokio::test]
-    async fn an_answer_from_before_the_clock_was_set_again_does_not_count() {
-        let (ours, mut host) = tokio::io::duplex(1024);
-        let mut ours: Box<dyn Stream> = Box::new(ours);
-        let answering = async {
-            let mut question = [0];
-            while host.read_exact(&mut question).await.is_ok() {
-                let [number] = question;
-                // The first answer is the soonest, yet too slow to be the only one.
-                let delay = if number == 1 { GOOD * 2 } else { GOOD * 20 };
-                tokio::time::sleep(delay).await;
-                let mut time = Duration::from_nanos(u64::try_from(now()).expect("after 1970"));
-                if number == 2 {
-                    let news = Reading { number: NEWS, time };
-                    host.write_all(&news.encode()).await.expect("write");
-                }
-                if number == 1 {
-                    time += Duration::from_secs(3600);
-                }
-                let answer = Reading { number, time };
-                host.write_all(&answer.encode()).await.expect("write");
+    async fn an_old_answer_is_not_taken_for_the_time() {
+        let old = Notice::Time {
+            question: 4,
+            time: Duration::from_secs(1),
+        };
+        let an_hour_ahead = async |question, now| {
+            let time = now + Duration::from_secs(3600);
+            vec![Notice::Time { question, time }]
+        };
+        let before = [Notice::ClockChanged, old, Notice::ClockChanged];
+        assert_is(measured(an_hour_ahead, &before).await, 3600);
+    }
+
+    #[tokio::test]
+    async fn an_answer_from_before_a_further_change_does_not_count() {
+        let changed_after_the_first = async |question, now| {
+            // The first answer is the soonest, yet too slow to be the only one.
+            let (delay, ahead) = if question == 1 { (2, 3600) } else { (20, 0) };
+            tokio::time::sleep(GOOD * delay).await;
+            let time = now + GOOD * delay + Duration::from_secs(ahead);
+            let answer = Notice::Time { question, time };
+            match question {
+                2 => vec![Notice::ClockChanged, answer],
+                _ => vec![answer],
             }
         };
-        let measuring = async {
-            let offset = measure(&mut ours).await;
-            drop(ours);
-            offset.expect("an offset")
-        };
-        let (offset, ()) = tokio::join!(measuring, answering);
-        let wrong = offset.nanoseconds.unsigned_abs();
-        assert!(wrong <= offset.uncertain.as_nanos() + 1000, "{offset:?}");
+        assert_is(measured(changed_after_the_first, &[]).await, 0);
     }
 }

@@ -16,6 +16,7 @@ pub mod exec;
 pub mod helper;
 pub mod idmap;
 pub mod limits;
+pub mod notices;
 pub mod process;
 pub mod processes;
 pub mod reaper;

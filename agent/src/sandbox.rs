@@ -65,6 +65,15 @@ enum Slot {
     Deleting,
 }
 
+impl Slot {
+    fn created(&self) -> Option<Arc<Container>> {
+        match self {
+            Self::Created(container) => Some(Arc::clone(container)),
+            Self::Creating | Self::Deleting => None,
+        }
+    }
+}
+
 /// A name in the table of containers that is freed again unless it is filled.
 struct Reservation<'a> {
     sandbox: &'a Sandbox,
@@ -297,6 +306,17 @@ impl Sandbox {
         }
         let name = format!("process {} of container {}", request.exec_id, container.id);
         container.process(&request.exec_id)?.signal(&name, signal)
+    }
+
+    /// Somebody on the host has sent the VM process a signal, whose pid is the container's there: it is for
+    /// the container's own process.
+    pub fn signalled(&self, signal: i32) {
+        let slots: Vec<_> = self.lock().values().filter_map(Slot::created).collect();
+        for container in slots {
+            if let Err(e) = container.signal(signal) {
+                log::info!("signal {signal} from the host: {e}");
+            }
+        }
     }
 
     /// Waits until a process has ended and its output was sent.

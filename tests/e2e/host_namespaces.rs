@@ -4,8 +4,7 @@
 use std::fs;
 use std::process::Command;
 
-use hull_tests::process::{limit, wait_for_death};
-use hull_tests::{Bundle, Container, Running, only_hull};
+use hull_tests::{Bundle, Container, only_hull};
 use serde_json::{Value, json};
 
 use crate::rootless::{of_user, rootless};
@@ -147,17 +146,4 @@ fn without_root_only_process_ids_are_the_hosts() {
     let mut container = of_user(rootless(Bundle::new()));
     container.create();
     assert_eq!(shared_with(container.state().pid), ["pid"]);
-}
-
-#[test]
-fn a_signal_from_the_host_ends_the_vm() {
-    only_hull!("runc's is the container's own init, which decides by itself");
-    let mut container = Container::new(Bundle::new().args(&["/bin/sleep", "3600"]));
-    container.create();
-    let _ = container.start().ok();
-    let pid = container.state().pid;
-    let kill = Running::spawn(Command::new("kill").args(["-TERM", &pid.to_string()]));
-    let _ = kill.finish().ok();
-    assert!(wait_for_death(pid, limit()));
-    assert_eq!(container.state().status, "stopped");
 }

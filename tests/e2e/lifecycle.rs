@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hull_tests::process::{limit, wait_for_death};
 use hull_tests::{Bundle, Container, Running, bundle, runtime};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 /// A container that writes `ready` and then waits to be killed.
@@ -99,6 +100,62 @@ fn signals_by_name_and_number() {
 
     assert_eq!(running.line(), "usr1");
     let _ = running.finish().exits(5);
+}
+
+/// Sends a signal to the process that `state` names, as systemd and administrators do.
+fn signal_pid(container: &Container, signal: Signal) {
+    let pid = Pid::from_raw(container.state().pid).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+#[test]
+fn a_signal_to_its_pid_on_the_host_is_the_containers() {
+    let traps = "for s in HUP INT QUIT USR1 USR2 ALRM CONT WINCH PWR; do trap \"echo $s\" $s; done";
+    let script = format!("{traps}; trap 'exit 5' TERM; echo ready; while :; do :; done");
+    let container = Container::new(Bundle::new().shell(&script));
+    let mut running = container.run_until_ready();
+
+    for (signal, name) in [
+        (Signal::HUP, "HUP"),
+        (Signal::INT, "INT"),
+        (Signal::QUIT, "QUIT"),
+        (Signal::USR1, "USR1"),
+        (Signal::USR2, "USR2"),
+        (Signal::ALARM, "ALRM"),
+        (Signal::CONT, "CONT"),
+        (Signal::WINCH, "WINCH"),
+        (Signal::POWER, "PWR"),
+    ] {
+        signal_pid(&container, signal);
+        assert_eq!(running.line(), name);
+    }
+    signal_pid(&container, Signal::TERM);
+    let _ = running.finish().exits(5);
+}
+
+#[test]
+fn a_container_that_ignores_a_signal_to_its_pid_lives_on() {
+    // The kernel lets PID 1 of a namespace see only what it handles.
+    let container = Container::new(waiting());
+    let running = container.run_until_ready();
+    for signal in [Signal::TERM, Signal::HUP, Signal::USR1] {
+        signal_pid(&container, signal);
+    }
+    let _ = container.exec(&["/bin/true"]).ok();
+    assert_eq!(container.state().status, "running");
+    signal_pid(&container, Signal::KILL);
+    let _ = running.finish().exits(137);
+}
+
+#[test]
+fn a_signal_to_its_pid_ends_a_created_container() {
+    let mut container = Container::new(waiting());
+    container.create();
+    let pid = container.state().pid;
+    signal_pid(&container, Signal::TERM);
+    assert!(wait_for_death(pid, limit()));
+    assert_eq!(container.state().status, "stopped");
+    let _ = container.delete().ok();
 }
 
 #[test]

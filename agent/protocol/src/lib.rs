@@ -4,8 +4,8 @@
 //! negotiation: the handshake only makes a mismatch loud.
 
 pub mod answers;
-pub mod clock;
 pub mod hello;
+pub mod notices;
 pub mod paths;
 pub mod ports;
 pub mod terminal;

@@ -7,16 +7,16 @@
 pub const AGENT: u32 = 1024;
 
 /// The agent dials this port of the host once it listens, and sends a [`hello`](crate::hello). It and
-/// [`CLOCK`] need no token, as every other port does: there is no container yet whose processes could be
+/// [`NOTICES`] need no token, as every other port does: there is no container yet whose processes could be
 /// quicker.
 pub const READY: u32 = 1;
 
 /// On this port of the host the exit status of the sandbox's own container is awaited.
 pub const EXIT_STATUS: u32 = 2;
 
-/// The agent dials this port of the host to learn its wall clock: see [`clock`](crate::clock). It is taken
-/// before the host is greeted, so before there is a container, and for good.
-pub const CLOCK: u32 = 3;
+/// The agent dials this port of the host to hear what the VM process tells: see [`notices`](crate::notices). It
+/// is taken before the host is greeted, so before there is a container, and for good.
+pub const NOTICES: u32 = 3;
 
 /// The first of the host's ports for stdio streams.
 pub const FIRST_STREAM: u32 = 0x1_0000;

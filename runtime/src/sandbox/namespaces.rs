@@ -7,14 +7,13 @@
 //!
 //! Mounts aren't here but in the jail's tree. A process id namespace takes root: an ordinary user's process
 //! enters a user namespace when it lives already, and would have to be another one then.
-#![allow(unsafe_code)] // rustix's unshare; an ioctl that no library wraps; _exit in a signal handler
+#![allow(unsafe_code)] // rustix's unshare; an ioctl that no library wraps
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
-use vmm_sys_util::signal::register_signal_handler;
 
 use crate::spec::Network;
 
@@ -30,9 +29,6 @@ pub enum Error {
     /// The new network namespace's `lo`.
     #[error("bring up lo in the VM process's network namespace")]
     Loopback(#[source] io::Error),
-    /// sigaction(2).
-    #[error("let signals end the VM process")]
-    Signals(#[source] io::Error),
 }
 
 /// All but the process id namespace.
@@ -98,30 +94,4 @@ fn bring_loopback_up() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
-}
-
-/// What ends a process by default, when somebody sends it, or when it aborts.
-const ENDING: [i32; 5] = [
-    libc::SIGHUP,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGTERM,
-    libc::SIGABRT,
-];
-
-/// Has these signals end this process, which as the init of a process id namespace would not notice them:
-/// systemd stops a scope with SIGTERM. SIGKILL from outside ends an init like any process.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn let_signals_end_it() -> Result<(), Error> {
-    ENDING.into_iter().try_for_each(|signal| {
-        register_signal_handler(signal, end).map_err(|e| Error::Signals(e.into()))
-    })
-}
-
-/// Exits as a shell would report the signal.
-extern "C" fn end(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: it may be called in a signal handler, and runs nothing more of this process's.
-    unsafe { libc::_exit(128 + signal) }
 }

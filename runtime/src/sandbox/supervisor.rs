@@ -1,9 +1,9 @@
 //! What the VMM process's main loop waits for besides its devices: the container's exit status, its
-//! output written out, the machine's end, and the death of `create` before the container was created.
+//! output written out, the machine's end, signals, and the death of `create` before the container was created.
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use hull_vmm::event_loop::{StopHandle, Subscriber};
 
 use super::lifeline::COMMIT;
+use super::signals::Signals;
 use crate::container::ENDED;
 
 /// How the VM came to its end.
@@ -39,6 +40,8 @@ pub struct Watched {
     pub stop_guest: Box<dyn Fn() + Send>,
     /// The connection to `create`.
     pub lifeline: UnixStream,
+    /// Passed on once the container is created.
+    pub signals: Signals,
     /// Ends the main loop.
     pub main_loop: StopHandle,
 }
@@ -49,6 +52,7 @@ pub struct Supervisor {
     status: Option<u8>,
     stopped: bool,
     output_done: bool,
+    created: bool,
     end: Option<End>,
 }
 
@@ -56,6 +60,7 @@ const EXIT_STATUS: u32 = 0;
 const OUTPUT_DONE: u32 = 1;
 const STOPPED: u32 = 2;
 const LIFELINE: u32 = 3;
+const SIGNALS: u32 = 4;
 
 impl Supervisor {
     /// Not yet at an end.
@@ -65,6 +70,7 @@ impl Supervisor {
             status: None,
             stopped: false,
             output_done: false,
+            created: false,
             end: None,
         }
     }
@@ -74,12 +80,13 @@ impl Supervisor {
         self.end
     }
 
-    fn fds(&self) -> [(RawFd, u32); 4] {
+    fn fds(&self) -> [(RawFd, u32); 5] {
         [
             (self.watched.exit_status.as_raw_fd(), EXIT_STATUS),
             (self.watched.output_done.as_raw_fd(), OUTPUT_DONE),
             (self.watched.stopped.as_raw_fd(), STOPPED),
             (self.watched.lifeline.as_raw_fd(), LIFELINE),
+            (self.watched.signals.as_fd().as_raw_fd(), SIGNALS),
         ]
     }
 
@@ -97,12 +104,14 @@ impl Supervisor {
             }
             LIFELINE => {
                 let mut byte = [0];
-                let committed =
-                    matches!((&self.watched.lifeline).read(&mut byte), Ok(1)) && byte[0] == COMMIT;
-                if !committed {
-                    self.end = self.end.or(Some(End::Abandoned));
+                let read = (&self.watched.lifeline).read(&mut byte);
+                self.created = matches!(read, Ok(1)) && byte[0] == COMMIT;
+                match self.created {
+                    true => self.watched.signals.pass_on(),
+                    false => self.end = self.end.or(Some(End::Abandoned)),
                 }
             }
+            SIGNALS if self.created => self.watched.signals.pass_on(),
             _ => {}
         }
         if self.output_done {
@@ -140,8 +149,13 @@ impl Subscriber for Supervisor {
 impl MutEventSubscriber for Supervisor {
     fn init(&mut self, ops: &mut EventOps) {
         for (fd, what) in self.fds() {
-            // Each says what it has to say once.
-            let events = Events::with_data_raw(fd, what, EventSet::IN | EventSet::ONE_SHOT);
+            let how_often = match what {
+                // Each that comes wakes once, also while they wait for the container.
+                SIGNALS => EventSet::EDGE_TRIGGERED,
+                // Each says what it has to say once.
+                _ => EventSet::ONE_SHOT,
+            };
+            let events = Events::with_data_raw(fd, what, EventSet::IN | how_often);
             if let Err(e) = ops.add(events) {
                 log::error!(
                     "cannot watch for the machine's end: {}",
@@ -163,12 +177,18 @@ impl MutEventSubscriber for Supervisor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::notices::Notices;
+    use crate::sandbox::signals;
+    use hull_protocol::notices::Notice;
     use hull_vmm::EventLoop;
+    use nix::sys::signal::{Signal, raise};
     use std::io::Write;
+    use std::sync::Arc;
 
     struct Outside {
         exit_status: File,
         create: UnixStream,
+        guest: UnixStream,
     }
 
     fn supervisor() -> (Supervisor, Outside) {
@@ -178,12 +198,15 @@ mod tests {
     fn supervisor_with(stop_guest: Box<dyn Fn() + Send>) -> (Supervisor, Outside) {
         let (reader, writer) = rustix::pipe::pipe().expect("pipe");
         let (create, lifeline) = UnixStream::pair().expect("pair");
+        let (notices, guest) = Notices::new().expect("pair");
+        signals::hold().expect("signals");
         let watched = Watched {
             exit_status: reader,
             output_done: EventFd::new(0).expect("eventfd"),
             stopped: OwnedFd::from(File::open("/dev/null").expect("open")),
             stop_guest,
             lifeline,
+            signals: Signals::new(Arc::new(notices)).expect("signalfd"),
             main_loop: EventLoop::new().expect("event loop").stop_handle(),
         };
         (
@@ -191,6 +214,7 @@ mod tests {
             Outside {
                 exit_status: writer.into(),
                 create,
+                guest: guest.into(),
             },
         )
     }
@@ -241,6 +265,29 @@ mod tests {
         drop(outside.create);
         supervisor.happened(LIFELINE);
         assert_eq!(supervisor.end(), None);
+    }
+
+    #[test]
+    fn signals_wait_until_the_container_is_created() {
+        let (mut supervisor, mut outside) = supervisor();
+        outside.guest.set_nonblocking(true).expect("no waiting");
+        let mut told = || {
+            let mut record = [0; hull_protocol::notices::LENGTH];
+            let read = outside.guest.read_exact(&mut record);
+            read.ok().map(|()| Notice::decode(record))
+        };
+        raise(Signal::SIGTERM).expect("a signal");
+        supervisor.happened(SIGNALS);
+        assert_eq!(told(), None);
+
+        outside.create.write_all(&[COMMIT]).expect("write");
+        supervisor.happened(LIFELINE);
+        assert_eq!(told(), Some(Notice::Signal(libc::SIGTERM)));
+
+        raise(Signal::SIGUSR1).expect("a signal");
+        supervisor.happened(SIGNALS);
+        assert_eq!(told(), Some(Notice::Signal(libc::SIGUSR1)));
+        assert_eq!(told(), None);
     }
 
     #[test]

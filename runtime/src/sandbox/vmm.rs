@@ -26,6 +26,8 @@ use super::assets::{self, Program};
 use super::clock::ClockWatch;
 use super::lifeline::{self, Report};
 use super::messages::Messages;
+use super::notices::Notices;
+use super::signals::{self, Signals};
 use super::supervisor::{End, Supervisor, Watched};
 use super::terminal::SizeWatch;
 use super::{
@@ -257,7 +259,7 @@ fn assemble(
     mut inherited: Inherited,
     report_to: &UnixStream,
 ) -> Result<Vm, VmmError> {
-    namespaces::let_signals_end_it()?;
+    signals::hold().map_err(io_error("hold signals back"))?;
     // Before any thread, and any memory of the guest's.
     join(config, inherited.network.take())?;
     let mut keep = inherited.keep();
@@ -291,7 +293,10 @@ fn assemble(
         streams: stdio,
         done,
     } = vsock.attach(streams)?;
-    let (clock, guests_end) = ClockWatch::new().map_err(io_error("watch the clock"))?;
+    let (notices, guests_end) = Notices::new().map_err(io_error("make a pair of sockets"))?;
+    let notices = Arc::new(notices);
+    let clock = ClockWatch::new(Arc::clone(&notices)).map_err(io_error("watch the clock"))?;
+    let signals = Signals::new(notices).map_err(io_error("watch signals"))?;
     let (exit_status, exit_stream) = offer_fixed_ports(&mut vsock, guests_end, inherited.ready)?;
     let vsock = Arc::new(Mutex::new(vsock));
 
@@ -334,6 +339,7 @@ fn assemble(
         output_done: done,
         stopped: stopped.map_err(io_error("duplicate an eventfd"))?,
         lifeline: inherited.lifeline,
+        signals,
         main_loop: events.stop_handle(),
     });
     let supervisor = Arc::new(Mutex::new(supervisor));
@@ -460,17 +466,17 @@ fn load_machine(config: &VmmConfig, inherited: &Inherited) -> Result<Machine, Vm
     })?)
 }
 
-/// The ports with fixed numbers. The clock's and that of the agent's greeting have no token: the
+/// The ports with fixed numbers. The notices' and that of the agent's greeting have no token: the
 /// agent takes them, in this order, before there is a container. Returns where the exit status arrives, and
 /// where the agent sends it.
 fn offer_fixed_ports(
     vsock: &mut Vsock,
-    clock: OwnedFd,
+    notices: OwnedFd,
     ready: OwnedFd,
 ) -> Result<(OwnedFd, HostStream), VmmError> {
     let (exit_status, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
         .map_err(|e| io_error("make a pipe")(e.into()))?;
-    vsock.attach_open(ports::CLOCK, Direction::Duplex, clock)?;
+    vsock.attach_open(ports::NOTICES, Direction::Duplex, notices)?;
     vsock.attach_open(ports::READY, Direction::FromGuest, ready)?;
     let port = ports::EXIT_STATUS;
     let token = vsock.attach_at(port, Direction::FromGuest, writer)?;

@@ -48,7 +48,7 @@ async fn live() -> std::io::Result<()> {
         .add_listener(Vsock::listen()?)
         .register_service(service);
     server.start().await.map_err(std::io::Error::other)?;
-    let _clock = transport::dial(&Vsock, ports::CLOCK).await?;
+    let _notices = transport::dial(&Vsock, ports::NOTICES).await?;
     transport::greet(&Vsock).await?;
     std::future::pending().await
 }
