@@ -130,23 +130,33 @@ fn prepare(mapping: &MmapRegion<()>) {
 }
 
 /// Asks for huge pages where Linux will put its page descriptors (`struct page`), which it writes whole
-/// before anything else: 64 bytes for each page of memory, in blocks of 2 MiB for each 128 MiB, from the
-/// end of memory down (`sparse_init` with `SPARSEMEM_VMEMMAP`). In small pages, most of the time that a
-/// large guest takes to start would go into page faults.
+/// before anything else: 64 bytes for each page of memory, in blocks of 2 MiB for each 128 MiB begun
+/// (`sparse_init` with `SPARSEMEM_VMEMMAP`, `init_unavailable_range`). In small pages, most of the time that
+/// a large guest takes to start would go into page faults.
 ///
-/// The last block has few descriptors where memory is no multiple of 128 MiB, and keeps small pages. A
-/// guest that puts something else there costs a little more memory.
+/// The blocks lie side by side, as near to the end of memory as what Linux has put there before leaves them
+/// room. Should that be elsewhere once, a guest costs a little more memory and time.
 pub(crate) fn expect_page_descriptors(memory: &GuestMemoryMmap) {
-    const SECTION: u64 = 128 << 20;
     let total: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
-    let blocks = total.div_ceil(SECTION) * HUGE_PAGE;
-    let room = memory.iter().filter(|region| region.len() > blocks).last();
-    if let Some(region) = room {
+    let size = total.div_ceil(SECTION) * HUGE_PAGE;
+    let room = |region: &&GuestRegionMmap| region.len() > size + EARLIER + HUGE_PAGE;
+    if let Some(region) = memory.iter().filter(room).last() {
         let end = region.last_addr().raw_value() + 1;
-        let start = (end - blocks) / HUGE_PAGE * HUGE_PAGE;
-        prefer_huge_pages(memory, GuestAddress(start), total / SECTION * HUGE_PAGE);
+        let mut end = (end - EARLIER) / HUGE_PAGE * HUGE_PAGE;
+        if (end - size..end).contains(&(SECTION - 1)) {
+            end = SECTION - HUGE_PAGE;
+        }
+        prefer_huge_pages(memory, GuestAddress(end - size), size);
     }
 }
+
+/// What Linux's memory comes in: `SECTION_SIZE_BITS` of arch/x86/include/asm/sparsemem.h. A map of their use
+/// lies at the end of the first, before anything lies next to it.
+const SECTION: u64 = 128 << 20;
+
+/// What Linux has put at the end of memory before its page descriptors, at most: 0.6 MiB to 1 MiB in guests of
+/// 128 MiB to 2 GiB.
+const EARLIER: u64 = 1 << 20;
 
 /// Asks for huge pages where the kernel and the initramfs will lie: they are written whole, and the
 /// guest then takes one nested page fault for 2 MiB instead of 512.
@@ -233,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn page_descriptors_of_whole_sections_get_huge_pages() {
+    fn page_descriptors_get_huge_pages() {
         let hinted = |mib| {
             let memory = allocate(mib).expect("memory");
             expect_page_descriptors(&memory);
@@ -263,9 +273,10 @@ mod tests {
             }
             found
         };
-        assert_eq!(hinted(64), []);
-        assert_eq!(hinted(256), [(4 << 20, 0)]);
-        assert_eq!(hinted(130), [(4 << 20, 2 << 20)]);
+        assert_eq!(hinted(64), [(4 << 20, 2 << 20)]);
+        assert_eq!(hinted(256), [(6 << 20, 2 << 20)]);
+        assert_eq!(hinted(251), [(5 << 20, 1 << 20)]);
+        assert_eq!(hinted(130), [(8 << 20, 4 << 20)]);
         // 50 MiB of them don't fit into the 16 MiB above the gap: they lie below it.
         assert_eq!(hinted(3088), []);
     }
