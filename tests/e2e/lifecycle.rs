@@ -103,7 +103,7 @@ fn signals_by_name_and_number() {
 }
 
 /// Sends a signal to the process that `state` names, as systemd and administrators do.
-fn signal_pid(container: &Container, signal: Signal) {
+pub fn signal_pid(container: &Container, signal: Signal) {
     let pid = Pid::from_raw(container.state().pid).unwrap();
     kill_process(pid, signal).unwrap();
 }

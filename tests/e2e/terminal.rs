@@ -6,9 +6,10 @@ use std::process::Command;
 use hull_tests::process::{limit, wait_for_death};
 use hull_tests::terminal::{ConsoleSocket, Terminal, on_terminal};
 use hull_tests::{Bundle, Container, Running};
+use rustix::process::Signal;
 use serde_json::json;
 
-use crate::lifecycle::waiting;
+use crate::lifecycle::{signal_pid, waiting};
 
 const MIB: usize = 1 << 20;
 
@@ -138,6 +139,17 @@ fn an_engine_gets_the_terminal_through_its_socket() {
     let mut terminal = socket.receive();
     let _ = container.start().ok();
     converse(&mut terminal);
+
+    // What the terminal's kernel sends the process that has it isn't a signal for the container; this is.
+    for (signal, name) in [(Signal::HUP, "HUP"), (Signal::WINCH, "WINCH")] {
+        let trap = format!("trap 'got=1; echo {name}''!' {name}");
+        let wait = "got=; echo rea''dy; until [ \"$got\" ]; do sleep 0.1; done";
+        terminal.types(format!("{trap}; {wait}; trap - {name}\n"));
+        terminal.shows("ready\r\n");
+        signal_pid(&container, signal);
+        terminal.shows(&format!("{name}!\r\n"));
+        terminal.shows("ready> ");
+    }
 
     // A further process's terminal comes and goes by itself.
     let further = ConsoleSocket::listen(&container.bundle.beside("further.sock"));

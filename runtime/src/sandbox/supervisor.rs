@@ -142,7 +142,9 @@ impl Supervisor {
 
 impl Subscriber for Supervisor {
     fn descriptors(&self) -> Vec<RawFd> {
-        self.fds().map(|(fd, _)| fd).to_vec()
+        let mut descriptors = self.fds().map(|(fd, _)| fd).to_vec();
+        descriptors.extend(self.watched.signals.descriptors());
+        descriptors
     }
 }
 
@@ -206,7 +208,7 @@ mod tests {
             stopped: OwnedFd::from(File::open("/dev/null").expect("open")),
             stop_guest,
             lifeline,
-            signals: Signals::new(Arc::new(notices)).expect("signalfd"),
+            signals: Signals::new(Arc::new(notices), None).expect("signalfd"),
             main_loop: EventLoop::new().expect("event loop").stop_handle(),
         };
         (

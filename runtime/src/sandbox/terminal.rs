@@ -6,14 +6,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use event_manager::{EventOps, Events, MutEventSubscriber};
 use hull_protocol::terminal::Size;
-use hull_vmm::event_loop::Subscriber;
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use vmm_sys_util::epoll::EventSet;
 
 /// Both ends of what a process's terminal is joined to, for whoever hands them to the VMM.
 #[derive(Debug)]
@@ -89,64 +84,14 @@ impl Sizes {
         }
     }
 
+    /// What it needs open.
+    pub fn descriptors(&self) -> [RawFd; 2] {
+        [self.terminal.as_raw_fd(), self.guest.as_raw_fd()]
+    }
+
     /// The terminal itself.
     pub fn terminal(&self) -> BorrowedFd<'_> {
         self.terminal.as_fd()
-    }
-}
-
-/// Follows the size of the VMM process's controlling terminal.
-pub struct SizeWatch {
-    sizes: Sizes,
-    signals: SignalFd,
-}
-
-impl SizeWatch {
-    /// To be made before there are other threads: signals that are read from a file must be blocked in
-    /// all of them.
-    ///
-    /// # Errors
-    /// When there are too many open files.
-    pub fn new(sizes: Sizes) -> io::Result<Self> {
-        let mut signals = SigSet::empty();
-        signals.add(Signal::SIGWINCH);
-        // It comes when the terminal's other side goes. The container's processes get theirs from their
-        // own terminal; this process lives on until they have ended.
-        signals.add(Signal::SIGHUP);
-        signals.thread_block()?;
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let signals = SignalFd::with_flags(&signals, flags)?;
-        if let Err(e) = sizes.take_control() {
-            log::debug!("the terminal's size is not followed: {e}");
-        }
-        sizes.tell();
-        Ok(Self { sizes, signals })
-    }
-}
-
-impl Subscriber for SizeWatch {
-    fn descriptors(&self) -> Vec<RawFd> {
-        vec![
-            self.signals.as_raw_fd(),
-            self.sizes.terminal.as_raw_fd(),
-            self.sizes.guest.as_raw_fd(),
-        ]
-    }
-}
-
-impl MutEventSubscriber for SizeWatch {
-    fn init(&mut self, ops: &mut EventOps) {
-        if let Err(e) = ops.add(Events::new(&self.signals, EventSet::IN)) {
-            log::error!("the terminal's size is not followed: {e}");
-        }
-    }
-
-    fn process(&mut self, _: Events, _: &mut EventOps) {
-        while let Ok(Some(signal)) = self.signals.read_signal() {
-            if signal.ssi_signo == Signal::SIGWINCH as u32 {
-                self.sizes.tell();
-            }
-        }
     }
 }
 

@@ -29,7 +29,6 @@ use super::messages::Messages;
 use super::notices::Notices;
 use super::signals::{self, Signals};
 use super::supervisor::{End, Supervisor, Watched};
-use super::terminal::SizeWatch;
 use super::{
     HostStream, HostTerminal, Offer, Sizes, Streams, TerminalStreams, VmmConfig, VmmTerminal,
     id_maps, namespaces, stdio,
@@ -275,7 +274,7 @@ fn assemble(
     let terminal = inherited.terminal.take().map(TakenTerminal::of).transpose();
     let terminal = terminal.map_err(io_error("take over the terminal"))?;
     let is_terminal = terminal.is_some();
-    let (streams, size_watch) = terminal.map_or((stdio, None), |t| (t.streams, t.watch));
+    let (streams, sizes) = terminal.map_or((stdio, None), |t| (t.streams, t.sizes));
 
     let mut machine = load_machine(config, &inherited)?;
     let console = console(config, inherited.console);
@@ -296,7 +295,7 @@ fn assemble(
     let (notices, guests_end) = Notices::new().map_err(io_error("make a pair of sockets"))?;
     let notices = Arc::new(notices);
     let clock = ClockWatch::new(Arc::clone(&notices)).map_err(io_error("watch the clock"))?;
-    let signals = Signals::new(notices).map_err(io_error("watch signals"))?;
+    let signals = Signals::new(notices, sizes).map_err(io_error("watch signals"))?;
     let (exit_status, exit_stream) = offer_fixed_ports(&mut vsock, guests_end, inherited.ready)?;
     let vsock = Arc::new(Mutex::new(vsock));
 
@@ -310,9 +309,6 @@ fn assemble(
     events.add(Arc::new(Mutex::new(clock)));
     let messages = Arc::new(Mutex::new(messages));
     events.add(Arc::clone(&messages) as _);
-    if let Some(watch) = size_watch {
-        events.add(Arc::new(Mutex::new(watch)));
-    }
     fs::spawn(fs, fs_eventfds, |needed| confine_files(threads, needed))
         .map_err(io_error("start the virtio-fs thread"))?;
     for (disk, name) in disks {
@@ -501,15 +497,15 @@ fn take_stdio() -> io::Result<Vec<(Direction, OwnedFd)>> {
 struct TakenTerminal {
     streams: Vec<(Direction, OwnedFd)>,
     /// Where following its size is this process's business.
-    watch: Option<SizeWatch>,
+    sizes: Option<Sizes>,
 }
 
 impl TakenTerminal {
     fn of(terminal: HostTerminal) -> io::Result<Self> {
-        let (streams, watch) = match terminal {
+        let (streams, sizes) = match terminal {
             HostTerminal::Pty(slave) => {
                 let (sizes, streams) = Sizes::with_text(slave)?;
-                (streams, Some(SizeWatch::new(sizes)?))
+                (streams, Some(sizes))
             }
             HostTerminal::Relayed(streams) => (streams, None),
         };
@@ -518,7 +514,7 @@ impl TakenTerminal {
                 (Direction::Duplex, streams.text),
                 (Direction::ToGuest, streams.sizes),
             ],
-            watch,
+            sizes,
         })
     }
 }
