@@ -22,7 +22,9 @@ use crate::container::{
 };
 use crate::error::{Error, chain};
 use crate::inherited;
-use crate::sandbox::{Agent, BootFiles, HostTerminal, Launch, Sandbox, VmmProcess};
+use crate::sandbox::{
+    Agent, BootFiles, HostTerminal, Launch, Sandbox, VmConfig, VmmDisk, VmmProcess,
+};
 use crate::spec::{self, Bundle, FilterCache, GuestSpec, Plan, Sizing};
 
 /// The options of `create`, which `run` has too.
@@ -135,21 +137,24 @@ pub fn create(
     let launch = Launch {
         dir: &dir,
         cgroup,
-        held: state.cgroup.as_ref().is_some_and(HostCgroup::is_scope),
-        vcpus: sizing.vcpus,
-        memory_mib: sizing.memory_mib,
-        cmdline: cmdline(global, &config),
-        console_log_size: u64::from(config.console_log_size) << 10,
-        core_scheduling: config.core_scheduling,
-        shares: plan.shares,
-        disks: plan.disks,
-        network: plan.network,
-        memory_policy: plan.memory_policy,
-        oom_score_adj: plan.oom_score_adj,
         selinux_label: plan.selinux_label,
         user_namespace: plan.user_namespace,
-        boot,
-        terminal,
+        vm: VmConfig {
+            held: state.cgroup.as_ref().is_some_and(HostCgroup::is_scope),
+            vcpus: sizing.vcpus,
+            memory_mib: sizing.memory_mib,
+            cmdline: cmdline(global, &config),
+            console_log_size: u64::from(config.console_log_size) << 10,
+            core_scheduling: config.core_scheduling,
+            shares: plan.shares,
+            disks: plan.disks.into_iter().map(VmmDisk::from).collect(),
+            network: plan.network,
+            memory_policy: plan.memory_policy,
+            oom_score_adj: plan.oom_score_adj,
+            kernel: boot.kernel.map(Into::into),
+            initramfs: boot.initramfs.map(Into::into),
+            terminal,
+        },
     };
     let launched = launch.spawn();
     drop(pinned);

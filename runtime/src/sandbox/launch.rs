@@ -2,8 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::num::NonZeroU8;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,15 +13,15 @@ use rustix::fs::MemfdFlags;
 use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 
+use super::config::Ends;
 use super::lifeline::{self, Report};
 use super::process::NO_PROGRAM;
 use super::{
-    Agent, BootFiles, HostTerminal, SandboxError, Streams, VmmConfig, VmmDisk, VmmProcess,
-    VmmTerminal, id_maps, namespaces, search,
+    Agent, SandboxError, Streams, VmConfig, VmmConfig, VmmProcess, id_maps, namespaces, search,
 };
 use crate::container::ContainerDir;
 use crate::selinux::NextLabel;
-use crate::spec::{Disk, MemoryPolicy, Network, Share, UserNamespace};
+use crate::spec::UserNamespace;
 use hull_protocol::hello;
 
 /// How many of the console's last lines an error shows.
@@ -35,50 +34,12 @@ pub struct Launch<'a> {
     pub dir: &'a ContainerDir,
     /// The directory of the cgroup that the VMM process is born in; without one, this process's.
     pub cgroup: Option<File>,
-    /// Whether the VMM process waits for [`Sandbox::begin`] before it does anything.
-    pub held: bool,
-    /// How many vCPUs the guest has.
-    pub vcpus: NonZeroU8,
-    /// The guest's memory, in MiB.
-    pub memory_mib: u32,
-    /// Words for the end of the kernel's command line.
-    pub cmdline: String,
-    /// The most that is kept of the guest's console, in bytes.
-    pub console_log_size: u64,
-    /// Whether the VMM process shares a processor's core with no other process.
-    pub core_scheduling: bool,
-    /// What the guest sees of the host's file systems.
-    pub shares: Vec<Share>,
-    /// The host's block devices that the guest has.
-    pub disks: Vec<Disk>,
-    /// The network namespace that the VMM process is in.
-    pub network: Network,
-    /// The policy by which the host allocates the VM's memory.
-    pub memory_policy: Option<MemoryPolicy>,
-    /// How readily the host's kernel ends the VMM process for want of memory (proc(5), oom_score_adj).
-    pub oom_score_adj: Option<i32>,
     /// The VMM process's label, on a host with SELinux.
     pub selinux_label: Option<String>,
     /// The user namespace that the VMM process is to be root in.
     pub user_namespace: Option<UserNamespace>,
-    /// The kernel and the initramfs, where they are not the built-in ones.
-    pub boot: BootFiles,
-    /// The container's terminal, in place of this process's stdio.
-    pub terminal: Option<HostTerminal>,
-}
-
-/// The VMM process's ends of what connects it to others.
-#[derive(Debug)]
-struct Ends {
-    /// The control socket.
-    listener: UnixListener,
-    lifeline: UnixStream,
-    /// Where the guest's greeting is passed on.
-    ready: OwnedFd,
-    /// What the guest's kernel says.
-    console: File,
-    /// What the process is to be root in.
-    user_namespace: Option<OwnedFd>,
+    /// What the process is to run.
+    pub vm: VmConfig,
 }
 
 /// A launched sandbox. Dropped before [`Sandbox::commit`], it takes the VM with it.
@@ -101,23 +62,37 @@ impl Launch<'_> {
     pub fn spawn(self) -> Result<Sandbox, SandboxError> {
         let started = Instant::now();
         let (lifeline, ready, ends) = self.connect()?;
-        let config = self.config(&ends)?;
-        let config = write_config(&config)
+        let Self {
+            dir,
+            cgroup,
+            selinux_label,
+            vm,
+            ..
+        } = self;
+        let config = VmmConfig { vm, ends };
+        let written = write_config(&config.numbers())
             .map_err(SandboxError::host("write the VMM process's configuration"))?;
-        for fd in self.inherited(&ends).into_iter().chain([config.as_fd()]) {
+        let inherited = config.descriptors().into_iter().map(AsFd::as_fd);
+        for fd in inherited.chain([written.as_fd()]) {
             // This process has one thread and starts no other child meanwhile, so nothing else inherits them.
             rustix::io::fcntl_setfd(fd, FdFlags::empty())
                 .map_err(|e| SandboxError::host("pass on a file descriptor")(e.into()))?;
         }
-        let label = self.selinux_label.as_deref().map(NextLabel::set);
+        let label = selinux_label.as_deref().map(NextLabel::set);
         let _label = label.transpose().map_err(SandboxError::SelinuxLabel)?;
+        let in_user_namespace = config.ends.user_namespace.is_some();
+        let own = namespaces::at_birth(&config.vm.network, in_user_namespace);
+        let execute = || {
+            let own_cgroup = cgroup.is_some();
+            let store = dir.store_key()?;
+            let arguments = search::arguments(store, dir.id(), own_cgroup, written.as_raw_fd())?;
+            VmmProcess::spawn(&arguments, cgroup.as_ref().map(AsFd::as_fd), own)
+        };
         Ok(Sandbox {
-            child: self
-                .execute(config.as_raw_fd())
-                .map_err(SandboxError::host(
-                    "start the VMM process in namespaces of its own",
-                ))?,
-            in_user_namespace: ends.user_namespace.is_some(),
+            child: execute().map_err(SandboxError::host(
+                "start the VMM process in namespaces of its own",
+            ))?,
+            in_user_namespace,
             lifeline,
             ready,
             started,
@@ -141,71 +116,13 @@ impl Launch<'_> {
                 .map_err(SandboxError::UserNamespace)
         });
         let ends = Ends {
-            listener,
-            lifeline: theirs,
+            listener: listener.into(),
+            lifeline: theirs.into(),
             ready: ready_writer,
-            console,
+            console: console.into(),
             user_namespace: user_namespace.transpose()?,
         };
         Ok((ours, ready, ends))
-    }
-
-    /// What the process is told, with the numbers of what it inherits.
-    fn config(&self, ends: &Ends) -> Result<VmmConfig, SandboxError> {
-        let number = |path: &OwnedFd| Ok::<_, SandboxError>(path.as_raw_fd());
-        let shares = self.shares.iter().map(|share| share.with(number));
-        let disk = |disk: &Disk| VmmDisk {
-            device: disk.device.as_raw_fd(),
-            serial: disk.about.serial.clone(),
-            read_only: disk.read_only,
-        };
-        Ok(VmmConfig {
-            held: self.held,
-            vcpus: self.vcpus,
-            memory_mib: self.memory_mib,
-            cmdline: self.cmdline.clone(),
-            console_log_size: self.console_log_size,
-            core_scheduling: self.core_scheduling,
-            shares: shares.collect::<Result<_, _>>()?,
-            user_namespace: ends.user_namespace.as_ref().map(AsRawFd::as_raw_fd),
-            disks: self.disks.iter().map(disk).collect(),
-            network: self.network.with(AsRawFd::as_raw_fd),
-            memory_policy: self.memory_policy.clone(),
-            oom_score_adj: self.oom_score_adj,
-            kernel: self.boot.kernel.as_ref().map(AsRawFd::as_raw_fd),
-            initramfs: self.boot.initramfs.as_ref().map(AsRawFd::as_raw_fd),
-            listener: ends.listener.as_raw_fd(),
-            lifeline: ends.lifeline.as_raw_fd(),
-            ready: ends.ready.as_raw_fd(),
-            console: ends.console.as_raw_fd(),
-            terminal: self.terminal.as_ref().map(HostTerminal::numbers),
-        })
-    }
-
-    /// All that [`Launch::config`] has the number of.
-    fn inherited<'a>(&'a self, ends: &'a Ends) -> Vec<BorrowedFd<'a>> {
-        let mut inherited = vec![
-            ends.listener.as_fd(),
-            ends.lifeline.as_fd(),
-            ends.ready.as_fd(),
-            ends.console.as_fd(),
-        ];
-        inherited.extend(ends.user_namespace.iter().map(AsFd::as_fd));
-        inherited.extend(self.shares.iter().filter_map(Share::fd));
-        inherited.extend(self.disks.iter().map(|disk| disk.device.as_fd()));
-        inherited.extend(self.network.fd().map(AsFd::as_fd));
-        let boot = self.boot.kernel.iter().chain(&self.boot.initramfs);
-        inherited.extend(boot.map(AsFd::as_fd));
-        inherited.extend(self.terminal.iter().flat_map(HostTerminal::fds));
-        inherited
-    }
-
-    fn execute(&self, config: RawFd) -> io::Result<VmmProcess> {
-        let store = self.dir.store_key()?;
-        let own_cgroup = self.cgroup.is_some();
-        let arguments = search::arguments(store, self.dir.id(), own_cgroup, config)?;
-        let own = namespaces::at_birth(&self.network, self.user_namespace.is_some());
-        VmmProcess::spawn(&arguments, self.cgroup.as_ref().map(AsFd::as_fd), own)
     }
 }
 
@@ -330,26 +247,6 @@ impl Sandbox {
     }
 }
 
-impl HostTerminal {
-    /// Its descriptors.
-    pub(super) fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        match self {
-            Self::Pty(slave) => vec![slave.as_fd()],
-            Self::Relayed(streams) => vec![streams.text.as_fd(), streams.sizes.as_fd()],
-        }
-    }
-
-    fn numbers(&self) -> VmmTerminal {
-        match self {
-            Self::Pty(slave) => VmmTerminal::Pty(slave.as_raw_fd()),
-            Self::Relayed(streams) => VmmTerminal::Relayed {
-                text: streams.text.as_raw_fd(),
-                sizes: streams.sizes.as_raw_fd(),
-            },
-        }
-    }
-}
-
 /// What a guest says first.
 #[derive(Debug, PartialEq, Eq)]
 enum Greeting {
@@ -389,7 +286,7 @@ fn wait_readable(fd: &OwnedFd, deadline: Instant) -> io::Result<bool> {
     }
 }
 
-fn write_config(config: &VmmConfig) -> io::Result<File> {
+fn write_config(config: &VmmConfig<RawFd>) -> io::Result<File> {
     let mut file = File::from(rustix::fs::memfd_create(
         "hull-config",
         MemfdFlags::CLOEXEC,

@@ -25,7 +25,7 @@ mod vmm;
 
 pub use agent::{Agent, AgentError};
 pub use assets::{Boot, BootFiles};
-pub use config::{VmmConfig, VmmDisk, VmmTerminal};
+pub use config::{VmConfig, VmmConfig, VmmDisk};
 pub use control::{Limited, Pressure, PressureLine, ProcessInfo, Stats};
 pub use launch::{Launch, Sandbox};
 pub use lifeline::Streams;

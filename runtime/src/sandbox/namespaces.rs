@@ -10,7 +10,7 @@
 #![allow(unsafe_code)] // rustix's unshare; an ioctl that no library wraps
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
@@ -67,7 +67,7 @@ pub fn join(network: &OwnedFd) -> Result<(), Error> {
 ///
 /// # Errors
 /// When the kernel refuses. The process may then have some of them.
-pub fn complete(network: &Network<RawFd>, in_user_namespace: bool) -> Result<(), Error> {
+pub fn complete<Fd>(network: &Network<Fd>, in_user_namespace: bool) -> Result<(), Error> {
     let missing = match in_user_namespace {
         true => wanted(network),
         false => UnshareFlags::NEWCGROUP,

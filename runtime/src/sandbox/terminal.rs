@@ -9,23 +9,46 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use hull_protocol::terminal::Size;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
+use serde::{Deserialize, Serialize};
 
 /// Both ends of what a process's terminal is joined to, for whoever hands them to the VMM.
-#[derive(Debug)]
-pub struct TerminalStreams {
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TerminalStreams<Fd = OwnedFd> {
     /// What is typed and shown, both ways.
-    pub text: OwnedFd,
+    pub text: Fd,
     /// The terminal's sizes.
-    pub sizes: OwnedFd,
+    pub sizes: Fd,
 }
 
 /// The host's side of the terminal of a sandbox's own container, as the VMM process is given it.
-#[derive(Debug)]
-pub enum HostTerminal {
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostTerminal<Fd = OwnedFd> {
     /// A pseudo-terminal of which an engine has the master. The VMM process follows its size.
-    Pty(OwnedFd),
+    Pty(Fd),
     /// The ends of a relay, which follows the size.
-    Relayed(TerminalStreams),
+    Relayed(TerminalStreams<Fd>),
+}
+
+impl<Fd> HostTerminal<Fd> {
+    /// The same, with its descriptors in another form.
+    ///
+    /// # Errors
+    /// When `change` fails.
+    pub fn with<'a, To, E>(
+        &'a self,
+        mut change: impl FnMut(&'a Fd) -> Result<To, E>,
+    ) -> Result<HostTerminal<To>, E> {
+        Ok(match self {
+            Self::Pty(slave) => HostTerminal::Pty(change(slave)?),
+            Self::Relayed(TerminalStreams { text, sizes }) => {
+                HostTerminal::Relayed(TerminalStreams {
+                    text: change(text)?,
+                    sizes: change(sizes)?,
+                })
+            }
+        })
+    }
 }
 
 /// A terminal of the host, and the pipe by which the guest is told its sizes.

@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
@@ -30,11 +30,11 @@ use super::notices::Notices;
 use super::signals::{self, Signals};
 use super::supervisor::{End, Supervisor, Watched};
 use super::{
-    HostStream, HostTerminal, Offer, Sizes, Streams, TerminalStreams, VmmConfig, VmmTerminal,
-    id_maps, namespaces, stdio,
+    HostStream, HostTerminal, Offer, Sizes, Streams, VmConfig, VmmConfig, VmmDisk, id_maps,
+    namespaces, stdio,
 };
 use crate::error::chain;
-use crate::spec::{AccessTimes, Owners, ReadOnly, Share, Source, Times};
+use crate::spec::{AccessTimes, Network, Owners, ReadOnly, Share, Source, Times};
 
 /// The guest's context id: any above the reserved ones, for each VM has a muxer of its own.
 const GUEST_CID: u64 = 3;
@@ -85,21 +85,21 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> VmmError {
 
 /// Runs the VM that the configuration in the memory file `config_fd` describes.
 pub fn run(config_fd: RawFd) -> ExitCode {
-    let (config, inherited) = match read_config(config_fd) {
+    let config = match read_config(config_fd) {
         Ok(read) => read,
         Err(e) => {
             eprintln!("hull vmm: {}", chain(&e));
             return ExitCode::FAILURE;
         }
     };
-    let report_to = match inherited.lifeline.try_clone() {
-        Ok(lifeline) => lifeline,
+    let report_to = match config.ends.lifeline.try_clone() {
+        Ok(lifeline) => UnixStream::from(lifeline),
         Err(_) => return ExitCode::FAILURE,
     };
-    if config.held && lifeline::wait_to_begin(&report_to).is_err() {
+    if config.vm.held && lifeline::wait_to_begin(&report_to).is_err() {
         return ExitCode::FAILURE;
     }
-    match assemble(&config, inherited, &report_to).and_then(|vm| vm.report_and_run(&report_to)) {
+    match assemble(config, &report_to).and_then(|vm| vm.report_and_run(&report_to)) {
         Ok(end) => end,
         Err(e) => {
             let _ = lifeline::send(&report_to, &Report::Failed(chain(&e)));
@@ -109,57 +109,14 @@ pub fn run(config_fd: RawFd) -> ExitCode {
 }
 
 /// What `create` has left to this process, taken over once.
-struct Inherited {
-    kernel: Option<OwnedFd>,
-    initramfs: Option<OwnedFd>,
-    listener: UnixListener,
-    lifeline: UnixStream,
-    ready: OwnedFd,
-    console: OwnedFd,
-    network: Option<OwnedFd>,
-    shares: Vec<tree::Share>,
-    user_namespace: Option<OwnedFd>,
-    terminal: Option<HostTerminal>,
-    disks: Vec<OwnedFd>,
-}
-
-fn read_config(config_fd: RawFd) -> Result<(VmmConfig, Inherited), VmmError> {
+fn read_config(config_fd: RawFd) -> Result<VmmConfig, VmmError> {
     let mut text = Vec::new();
     take(config_fd)
         .and_then(|fd| File::from(fd).read_to_end(&mut text))
         .map_err(VmmError::Config)?;
-    let config: VmmConfig =
+    let config: VmmConfig<RawFd> =
         serde_json::from_slice(&text).map_err(|e| VmmError::Config(e.into()))?;
-    let inherited = inherit(&config).map_err(VmmError::Config)?;
-    Ok((config, inherited))
-}
-
-fn inherit(config: &VmmConfig) -> io::Result<Inherited> {
-    let share = |share: &Share<RawFd>| share.with(|fd| take(*fd)).and_then(for_tree);
-    let terminal = |terminal: &VmmTerminal| -> io::Result<HostTerminal> {
-        Ok(match *terminal {
-            VmmTerminal::Pty(slave) => HostTerminal::Pty(take(slave)?),
-            VmmTerminal::Relayed { text, sizes } => HostTerminal::Relayed(TerminalStreams {
-                text: take(text)?,
-                sizes: take(sizes)?,
-            }),
-        })
-    };
-    Ok(Inherited {
-        kernel: config.kernel.map(take).transpose()?,
-        initramfs: config.initramfs.map(take).transpose()?,
-        listener: take(config.listener)?.into(),
-        lifeline: take(config.lifeline)?.into(),
-        ready: take(config.ready)?,
-        console: take(config.console)?,
-        network: config.network.fd().copied().map(take).transpose()?,
-        shares: config.shares.iter().map(share).collect::<io::Result<_>>()?,
-        user_namespace: config.user_namespace.map(take).transpose()?,
-        terminal: config.terminal.as_ref().map(terminal).transpose()?,
-        disks: (config.disks.iter())
-            .map(|disk| take(disk.device))
-            .collect::<io::Result<_>>()?,
-    })
+    config.with(|fd| take(*fd)).map_err(VmmError::Config)
 }
 
 /// A share in the words of the tree.
@@ -222,24 +179,6 @@ fn take(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-impl Inherited {
-    /// Everything that must stay open.
-    fn keep(&self) -> Vec<std::os::fd::BorrowedFd<'_>> {
-        let mut keep = vec![
-            self.listener.as_fd(),
-            self.lifeline.as_fd(),
-            self.ready.as_fd(),
-            self.console.as_fd(),
-        ];
-        keep.extend(self.kernel.iter().chain(&self.initramfs).map(AsFd::as_fd));
-        keep.extend(self.shares.iter().filter_map(tree::Share::fd));
-        keep.extend(self.user_namespace.iter().map(AsFd::as_fd));
-        keep.extend(self.terminal.iter().flat_map(HostTerminal::fds));
-        keep.extend(self.disks.iter().map(AsFd::as_fd));
-        keep
-    }
-}
-
 /// A machine that waits to be let go, and what its end depends on.
 struct Vm {
     events: EventLoop,
@@ -253,41 +192,37 @@ struct Vm {
 /// From a configuration to a machine that waits to be let go. The order matters: what needs the host's
 /// files comes before the tree, the tree before any thread, what threads have in common before any of them
 /// is confined, and all of them are before the guest runs.
-fn assemble(
-    config: &VmmConfig,
-    mut inherited: Inherited,
-    report_to: &UnixStream,
-) -> Result<Vm, VmmError> {
+fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
     signals::hold().map_err(io_error("hold signals back"))?;
     // Before any thread, and any memory of the guest's.
-    join(config, inherited.network.take())?;
-    let mut keep = inherited.keep();
+    join(&config)?;
+    let mut keep: Vec<_> = config.descriptors().into_iter().map(AsFd::as_fd).collect();
     keep.push(report_to.as_fd());
     jail::close_other_fds(&keep)?;
+    let VmmConfig { mut vm, ends } = config;
     let limits = jail::limits::apply()?;
-    if config.core_scheduling {
+    if vm.core_scheduling {
         jail::core_scheduling::begin()?;
     }
     // The container's terminal and its signals are not this process's.
     let _ = rustix::process::setsid();
     let stdio = take_stdio().map_err(io_error("take over the standard streams"))?;
-    let terminal = inherited.terminal.take().map(TakenTerminal::of).transpose();
+    let terminal = vm.terminal.take().map(TakenTerminal::of).transpose();
     let terminal = terminal.map_err(io_error("take over the terminal"))?;
     let is_terminal = terminal.is_some();
     let (streams, sizes) = terminal.map_or((stdio, None), |t| (t.streams, t.sizes));
 
-    let mut machine = load_machine(config, &inherited)?;
-    let console = console(config, inherited.console);
+    let mut machine = load_machine(&vm)?;
+    let console = console(&vm, ends.console);
     let messages = Messages::hear(&console).map_err(io_error("replace standard error"))?;
-    let (namespace, shares) = (inherited.user_namespace, inherited.shares);
-    let identity = match namespace {
+    let identity = match ends.user_namespace {
         Some(_) => Identity::Kept,
         None => Identity::nobody()?,
     };
-    let (fs, threads) = share(config, namespace, shares, limits.nofile)?;
+    let (fs, threads) = share(&mut vm, ends.user_namespace, limits.nofile)?;
     let fs = Arc::new(Mutex::new(fs));
     let rng = Arc::new(Mutex::new(Rng::new().map_err(io_error("make virtio-rng"))?));
-    let mut vsock = Vsock::new(GUEST_CID, ports::FIRST_STREAM, inherited.listener)?;
+    let mut vsock = Vsock::new(GUEST_CID, ports::FIRST_STREAM, ends.listener.into())?;
     let Attached {
         streams: stdio,
         done,
@@ -296,14 +231,14 @@ fn assemble(
     let notices = Arc::new(notices);
     let clock = ClockWatch::new(Arc::clone(&notices)).map_err(io_error("watch the clock"))?;
     let signals = Signals::new(notices, sizes).map_err(io_error("watch signals"))?;
-    let (exit_status, exit_stream) = offer_fixed_ports(&mut vsock, guests_end, inherited.ready)?;
+    let (exit_status, exit_stream) = offer_fixed_ports(&mut vsock, guests_end, ends.ready)?;
     let vsock = Arc::new(Mutex::new(vsock));
 
     let mut events = EventLoop::new().map_err(io_error("make the event loop"))?;
     let fs_eventfds = machine.attach(Arc::clone(&fs))?;
     events.keep(machine.attach(Arc::clone(&vsock))?);
     events.keep(machine.attach(Arc::clone(&rng))?);
-    let disks = attach_disks(config, inherited.disks, &mut machine)?;
+    let disks = attach_disks(vm.disks, &mut machine)?;
     events.add(Arc::clone(&vsock) as _);
     events.add(rng);
     events.add(Arc::new(Mutex::new(clock)));
@@ -334,7 +269,7 @@ fn assemble(
         }),
         output_done: done,
         stopped: stopped.map_err(io_error("duplicate an eventfd"))?,
-        lifeline: inherited.lifeline,
+        lifeline: ends.lifeline.into(),
         signals,
         main_loop: events.stop_handle(),
     });
@@ -356,28 +291,30 @@ fn assemble(
 }
 
 /// The log of what the guest writes to its serial port, and of what this process has to say.
-fn console(config: &VmmConfig, log: OwnedFd) -> Console {
+fn console(vm: &VmConfig, log: OwnedFd) -> Console {
     let limits = ConsoleLimits {
-        total: config.console_log_size,
+        total: vm.console_log_size,
         ..ConsoleLimits::default()
     };
     Console::new(log, limits)
 }
 
 /// Takes the places on the host that config.json names: namespaces, and what the host's memory is to be for it.
-fn join(config: &VmmConfig, network: Option<OwnedFd>) -> Result<(), VmmError> {
-    network.iter().try_for_each(namespaces::join)?;
-    if config.user_namespace.is_none() {
-        namespaces::complete(&config.network, false)?;
+fn join(VmmConfig { vm, ends }: &VmmConfig) -> Result<(), VmmError> {
+    if let Network::Named(namespace) = &vm.network {
+        namespaces::join(namespace)?;
     }
-    if let Some(score) = config.oom_score_adj {
+    if ends.user_namespace.is_none() {
+        namespaces::complete(&vm.network, false)?;
+    }
+    if let Some(score) = vm.oom_score_adj {
         match std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
             // An ordinary user may not lower it, and can't be helped.
-            Err(e) if config.user_namespace.is_some() => log::debug!("oom_score_adj: {e}"),
+            Err(e) if ends.user_namespace.is_some() => log::debug!("oom_score_adj: {e}"),
             other => other.map_err(VmmError::OomScore)?,
         }
     }
-    match &config.memory_policy {
+    match &vm.memory_policy {
         Some(policy) => policy.apply().map_err(VmmError::MemoryPolicy),
         None => Ok(()),
     }
@@ -394,18 +331,20 @@ fn confine_files(threads: tree::Threads, mut needed: Vec<RawFd>) -> io::Result<F
 /// Enters the tree of the shares, for an ordinary user in a user namespace, and makes the device that
 /// serves it. Returns with it where its thread finds itself.
 fn share(
-    config: &VmmConfig,
+    vm: &mut VmConfig,
     user_namespace: Option<OwnedFd>,
-    mut shares: Vec<tree::Share>,
     nofile: u64,
 ) -> Result<(Fs, tree::Threads), VmmError> {
+    let shares = std::mem::take(&mut vm.shares).into_iter().map(for_tree);
+    let shares: io::Result<Vec<_>> = shares.collect();
+    let mut shares = shares.map_err(VmmError::Config)?;
     if let Some(namespace) = user_namespace {
         userns::enter(namespace.as_fd())?;
-        namespaces::complete(&config.network, true)?;
+        namespaces::complete(&vm.network, true)?;
         shares.iter_mut().try_for_each(tree::Share::reopen)?;
     }
     let tree = tree::enter(shares)?;
-    let memory_bytes = u64::from(config.memory_mib) << 20;
+    let memory_bytes = u64::from(vm.memory_mib) << 20;
     let fd_limit = fs::fd_limit(memory_bytes, nofile);
     jail::limits::bound_files(nofile.min(fd_limit + fs::RESERVED_FDS))?;
     let fs = Fs::new(fs::Options {
@@ -420,12 +359,11 @@ fn share(
 /// Gives the machine its disks. Returns the loops that are to serve them, each with a name: a disk that
 /// hangs must not hold up another.
 fn attach_disks(
-    config: &VmmConfig,
-    devices: Vec<OwnedFd>,
+    disks: Vec<VmmDisk>,
     machine: &mut Machine,
 ) -> Result<Vec<(EventLoop, String)>, VmmError> {
-    let attach = |(disk, device): (&super::VmmDisk, OwnedFd)| {
-        let disk = Disk::new(File::from(device), &disk.serial, disk.read_only)?;
+    let attach = |disk: VmmDisk| {
+        let disk = Disk::new(File::from(disk.device), &disk.serial, disk.read_only)?;
         let name = disk.serial().to_owned();
         let block = Block::new(disk).map_err(io_error("make virtio-blk"))?;
         let block = Arc::new(Mutex::new(block));
@@ -434,11 +372,11 @@ fn attach_disks(
         events.add(block);
         Ok((events, name))
     };
-    config.disks.iter().zip(devices).map(attach).collect()
+    disks.into_iter().map(attach).collect()
 }
 
 /// Creates the VM, with kernel and initramfs in its memory.
-fn load_machine(config: &VmmConfig, inherited: &Inherited) -> Result<Machine, VmmError> {
+fn load_machine(vm: &VmConfig) -> Result<Machine, VmmError> {
     let read = |fd: &OwnedFd| -> Result<Vec<u8>, VmmError> {
         let mut bytes = Vec::new();
         let file = fd
@@ -449,13 +387,13 @@ fn load_machine(config: &VmmConfig, inherited: &Inherited) -> Result<Machine, Vm
             .map_err(io_error("read the guest's files"))?;
         Ok(bytes)
     };
-    let kernel = inherited.kernel.as_ref().map(read).transpose()?;
-    let initramfs = inherited.initramfs.as_ref().map(read).transpose()?;
-    let cmdline = format!("{} {}", assets::cmdline(), config.cmdline);
+    let kernel = vm.kernel.as_ref().map(read).transpose()?;
+    let initramfs = vm.initramfs.as_ref().map(read).transpose()?;
+    let cmdline = format!("{} {}", assets::cmdline(), vm.cmdline);
     let program = Program::open().map_err(io_error("open this program's file"))?;
     Ok(Machine::new(&MachineConfig {
-        vcpus: config.vcpus,
-        memory_mib: config.memory_mib,
+        vcpus: vm.vcpus,
+        memory_mib: vm.memory_mib,
         kernel: program.image_or(kernel.as_deref(), assets::kernel()),
         initramfs: program.image_or(initramfs.as_deref(), assets::initramfs()),
         cmdline: &cmdline,

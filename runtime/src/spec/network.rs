@@ -31,21 +31,19 @@ pub enum Network<Fd = OwnedFd> {
 }
 
 impl<Fd> Network<Fd> {
-    /// Its descriptor, if it has one.
-    pub fn fd(&self) -> Option<&Fd> {
-        match self {
-            Self::Named(fd) => Some(fd),
-            Self::Creators | Self::New => None,
-        }
-    }
-
-    /// The same, with another form of descriptor.
-    pub fn with<To>(&self, of: impl FnOnce(&Fd) -> To) -> Network<To> {
-        match self {
+    /// The same, with its descriptor in another form.
+    ///
+    /// # Errors
+    /// When `change` fails.
+    pub fn with<'a, To, E>(
+        &'a self,
+        change: impl FnOnce(&'a Fd) -> Result<To, E>,
+    ) -> Result<Network<To>, E> {
+        Ok(match self {
             Self::Creators => Network::Creators,
             Self::New => Network::New,
-            Self::Named(fd) => Network::Named(of(fd)),
-        }
+            Self::Named(fd) => Network::Named(change(fd)?),
+        })
     }
 }
 

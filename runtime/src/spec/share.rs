@@ -1,7 +1,7 @@
 //! A share, as it is planned and as it is told to the VMM process: what the guest sees of the host's
 //! files.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
@@ -103,10 +103,10 @@ impl<Fd> Share<Fd> {
     ///
     /// # Errors
     /// When `change` fails.
-    pub fn with<Other, E>(
-        &self,
-        change: impl FnOnce(&Fd) -> Result<Other, E>,
-    ) -> Result<Share<Other>, E> {
+    pub fn with<'a, To, E>(
+        &'a self,
+        change: impl FnOnce(&'a Fd) -> Result<To, E>,
+    ) -> Result<Share<To>, E> {
         let source = match &self.source {
             Source::FileSystem(file_system) => Source::FileSystem(file_system.clone()),
             Source::Mounted(mounted) => Source::Mounted(Mounted {
@@ -123,15 +123,5 @@ impl<Fd> Share<Fd> {
             target: self.target.clone(),
             source,
         })
-    }
-}
-
-impl Share {
-    /// The descriptor that has to be open where the share is made.
-    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        match &self.source {
-            Source::Mounted(mounted) => Some(mounted.path.as_fd()),
-            Source::FileSystem(_) => None,
-        }
     }
 }
