@@ -53,7 +53,14 @@ fn a_thread_of_the_vm_process_has_its_own_descriptors_alone() {
     let log = container.root().join(&container.id).join("console.log");
     assert!(main.has(&secret) && main.has(&log), "{main:#?}");
     let files = [&secret, &log].map(|path| path.display().to_string());
-    let expected = ["eventfd", "eventpoll", "pipe", "socket", "timerfd"];
+    let expected = [
+        "eventfd",
+        "eventpoll",
+        "pipe",
+        "signalfd",
+        "socket",
+        "timerfd",
+    ];
     let mut kinds = main.kinds();
     kinds.retain(|kind| !files.contains(kind));
     assert_eq!(kinds, expected, "{main:#?}");

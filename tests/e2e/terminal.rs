@@ -6,7 +6,6 @@ use std::process::Command;
 use hull_tests::process::{limit, wait_for_death};
 use hull_tests::terminal::{ConsoleSocket, Terminal, on_terminal};
 use hull_tests::{Bundle, Container, Running};
-use rustix::process::Signal;
 use serde_json::json;
 
 use crate::lifecycle::{signal_pid, waiting};
@@ -141,7 +140,7 @@ fn an_engine_gets_the_terminal_through_its_socket() {
     converse(&mut terminal);
 
     // What the terminal's kernel sends the process that has it isn't a signal for the container; this is.
-    for (signal, name) in [(Signal::HUP, "HUP"), (Signal::WINCH, "WINCH")] {
+    for (signal, name) in [(1, "HUP"), (28, "WINCH")] {
         let trap = format!("trap 'got=1; echo {name}''!' {name}");
         let wait = "got=; echo rea''dy; until [ \"$got\" ]; do sleep 0.1; done";
         terminal.types(format!("{trap}; {wait}; trap - {name}\n"));

@@ -28,5 +28,5 @@ pub use event_loop::EventLoop;
 pub use image::Image;
 pub use machine::{HeldMachine, Machine, MachineConfig, MachineError, RunningMachine};
 pub use stop::Stopper;
-pub use vcpu::StopReason;
+pub use vcpu::{StopReason, kick_signal};
 pub use vm::VmError;

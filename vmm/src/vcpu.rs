@@ -95,8 +95,8 @@ impl fmt::Display for StopReason {
     }
 }
 
-/// The signal that takes a vCPU's thread out of the guest.
-pub(crate) fn kick_signal() -> libc::c_int {
+/// The signal that takes a vCPU's thread out of the guest. None of these threads may have it blocked.
+pub fn kick_signal() -> libc::c_int {
     SIGRTMIN()
 }
 

@@ -164,16 +164,20 @@ impl Container {
 
     /// Signals the first process, as runc does.
     ///
-    /// Before the container is started there is no program that could handle a signal. runc's own
-    /// process then dies of whatever would end a program; so does this.
+    /// Before the container is started there is no program that could handle a signal. Then it does what it
+    /// does to runc's own process.
     ///
     /// # Errors
     /// When it has ended.
     pub fn signal(&self, signal: i32) -> Result<(), Error> {
         let name = format!("container {}", self.id);
-        match self.state() {
-            "created" if ends_a_program(signal) => self.init.signal(&name, libc::SIGKILL),
-            _ => self.init.signal(&name, signal),
+        if self.state() != "created" {
+            return self.init.signal(&name, signal);
+        }
+        match before_start(signal) {
+            BeforeStart::Ends => self.init.signal(&name, libc::SIGKILL),
+            BeforeStart::Acts => self.init.signal(&name, signal),
+            BeforeStart::Nothing => Ok(()),
         }
     }
 
@@ -322,19 +326,34 @@ impl Drop for Bundle {
     }
 }
 
-/// Whether a signal's default is to end the process, signal(7).
-fn ends_a_program(signal: i32) -> bool {
-    !matches!(
-        signal,
-        libc::SIGCHLD
-            | libc::SIGCONT
-            | libc::SIGSTOP
-            | libc::SIGTSTP
-            | libc::SIGTTIN
-            | libc::SIGTTOU
-            | libc::SIGURG
-            | libc::SIGWINCH
-    )
+/// What a signal does to a process that waits to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BeforeStart {
+    Ends,
+    /// What it does to any process: nobody can catch it.
+    Acts,
+    Nothing,
+}
+
+/// As it is with runc, whose waiting process is a program in Go: see the table `sigtable` of its runtime.
+fn before_start(signal: i32) -> BeforeStart {
+    match signal {
+        libc::SIGHUP
+        | libc::SIGINT
+        | libc::SIGQUIT
+        | libc::SIGILL
+        | libc::SIGTRAP
+        | libc::SIGABRT
+        | libc::SIGBUS
+        | libc::SIGFPE
+        | libc::SIGKILL
+        | libc::SIGSEGV
+        | libc::SIGSTKFLT
+        | libc::SIGSYS
+        | libc::SIGTERM => BeforeStart::Ends,
+        libc::SIGSTOP | libc::SIGCONT => BeforeStart::Acts,
+        _ => BeforeStart::Nothing,
+    }
 }
 
 /// Checks a container's or process's id: it becomes a file's name.

@@ -2,38 +2,55 @@
 //! `state`, so they are for the container: an init of a container that ends cleanly at SIGTERM does so, and one
 //! that ignores it goes on, when systemd stops the scope, say.
 //!
-//! They wait until the container is created. SIGKILL and SIGSTOP need nobody's help: they hit the VM. Left out are
-//! what a process gets by its own doing (SIGSEGV, SIGPIPE, SIGCHLD …) and the real-time signals.
+//! They wait until the container is created. SIGKILL and SIGSTOP need nobody's help: they hit the VM. Left out is
+//! what a process gets by its own doing, SIGSEGV or SIGCHLD say, and the signal that takes a vCPU's thread out of
+//! the guest. All others wait: an ordinary user's VM process is no init, and would end by those that have no
+//! handler.
 //!
 //! Where an engine has the container's terminal, it is also this process's controlling one, whose kernel says by
 //! SIGWINCH that its size has changed. What else comes from the kernel, as when the terminal's other side goes,
 //! the container's processes get from their own terminal.
-#![allow(unsafe_code)] // _exit in a signal handler
+#![allow(unsafe_code)] // _exit in a signal handler; sets with real-time signals, which nix has no name for
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use hull_protocol::notices::Notice;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_sys_util::signal::register_signal_handler;
 
 use super::Sizes;
 use super::notices::Notices;
 
-const PASSED_ON: [Signal; 10] = [
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGALRM,
-    Signal::SIGTERM,
-    Signal::SIGCONT,
-    Signal::SIGWINCH,
-    Signal::SIGPWR,
+/// What isn't passed on. SIGPIPE is ignored.
+const OWN: [libc::c_int; 7] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGSYS,
+    libc::SIGPIPE,
+    libc::SIGCHLD,
 ];
+
+/// The signals that are.
+fn passed_on() -> SigSet {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset(3) initialises the set, with all but what the C library keeps for itself, and
+    // sigdelset(3) changes it; both fail only for signals that there aren't.
+    let set = unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        for signal in OWN.into_iter().chain([hull_vmm::kick_signal()]) {
+            libc::sigdelset(set.as_mut_ptr(), signal);
+        }
+        set.assume_init()
+    };
+    // SAFETY: it is initialised.
+    unsafe { SigSet::from_sigset_t_unchecked(set) }
+}
 
 /// The signals that wait for being passed on.
 pub struct Signals {
@@ -43,13 +60,13 @@ pub struct Signals {
     terminal: Option<Sizes>,
 }
 
-/// Has them wait, and SIGABRT end this process, which as the init of a process id namespace would not notice
-/// it. Before there is another thread: each inherits what is blocked.
+/// Has them wait, and SIGABRT end this process when it aborts, which as the init of a process id namespace would
+/// not notice it: abort(3) lets it through. Before there is another thread: each inherits what is blocked.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn hold() -> io::Result<()> {
-    SigSet::from_iter(PASSED_ON).thread_block()?;
+    passed_on().thread_block()?;
     register_signal_handler(libc::SIGABRT, end).map_err(Into::into)
 }
 
@@ -66,7 +83,7 @@ impl Signals {
     /// When there are too many open files.
     pub fn new(guest: Arc<Notices>, terminal: Option<Sizes>) -> io::Result<Self> {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let waiting = SignalFd::with_flags(&SigSet::from_iter(PASSED_ON), flags)?;
+        let waiting = SignalFd::with_flags(&passed_on(), flags)?;
         if let Some(sizes) = &terminal {
             if let Err(e) = sizes.take_control() {
                 log::debug!("the terminal's size is not followed: {e}");
