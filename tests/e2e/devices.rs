@@ -8,6 +8,8 @@ use hull_tests::process::wait_for_death;
 use hull_tests::{Bundle, Container, only_hull, skip};
 use serde_json::{Value, json};
 
+use crate::lifecycle::signal_pid;
+
 const RULES: &str = "/linux/resources/devices";
 const MIB: u64 = 1 << 20;
 
@@ -418,11 +420,7 @@ fn a_killed_container_lets_go_of_its_disk() {
     let container = Container::new(disk.attach(bundle, "/dev/disk", "rw"));
     let _running = container.run_until_ready();
     let pid = container.state().pid;
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(pid).unwrap(),
-        rustix::process::Signal::KILL,
-    )
-    .unwrap();
+    signal_pid(&container, libc::SIGKILL);
     assert!(wait_for_death(pid, Duration::from_secs(30)));
     // That nobody has it open any more shows when the disk is dropped, after the container.
 }

@@ -6,10 +6,9 @@ use std::process::{Child, Command};
 
 use hull_tests::process::{limit, wait_for_death};
 use hull_tests::{Bundle, Container, only_hull, runtime};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::lifecycle::waiting;
+use crate::lifecycle::{signal_pid, waiting};
 
 const MOUNT: &str = "/sys/fs/cgroup";
 
@@ -204,7 +203,7 @@ fn it_is_removed_though_the_process_was_killed() {
     let mut container = Container::new(waiting());
     container.create();
     let pid = container.state().pid;
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    signal_pid(&container, libc::SIGKILL);
     assert!(wait_for_death(pid, limit()));
     assert!(directory(&container).exists());
 

@@ -113,8 +113,7 @@ pub fn signal_pid(container: &Container, signal: i32) {
     assert!(kill.unwrap().success());
 }
 
-/// All but KILL and STOP, what faults cause, PIPE and CHLD, and real-time signals of which two are the C
-/// library's and one is hull's.
+/// All but TERM, KILL and STOP, what faults cause, PIPE and CHLD; of the real-time signals two.
 const PASSED_ON: [i32; 23] = [
     1, 2, 3, 5, 6, 10, 12, 14, 16, 18, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 35, 64,
 ];

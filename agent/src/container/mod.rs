@@ -330,7 +330,7 @@ impl Drop for Bundle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BeforeStart {
     Ends,
-    /// What it does to any process: nobody can catch it.
+    /// What it does to any process.
     Acts,
     Nothing,
 }

@@ -6,7 +6,7 @@
 //! slew that is in use (chrony's, by a twelfth) makes less than a second.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ fn now() -> Duration {
 
 impl Subscriber for ClockWatch {
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.timer.as_raw_fd(), self.guest.as_fd().as_raw_fd()]
+        vec![self.timer.as_raw_fd(), self.guest.as_raw_fd()]
     }
 }
 
@@ -101,7 +101,7 @@ impl MutEventSubscriber for ClockWatch {
     fn init(&mut self, ops: &mut EventOps) {
         let fds = [
             (self.timer.as_raw_fd(), TIMER),
-            (self.guest.as_fd().as_raw_fd(), QUESTION),
+            (self.guest.as_raw_fd(), QUESTION),
         ];
         for (fd, what) in fds {
             if let Err(e) = ops.add(Events::with_data_raw(fd, what, EventSet::IN)) {
@@ -115,7 +115,7 @@ impl MutEventSubscriber for ClockWatch {
         match events.data() {
             TIMER => self.on_timer(),
             _ if self.on_question() => {}
-            _ => drop(ops.remove(Events::empty(&self.guest.as_fd()))),
+            _ => drop(ops.remove(Events::empty(&*self.guest))),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! ([`hull_protocol::notices`]): the [clock](super::clock)'s changes and [signals](super::signals).
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use hull_protocol::notices::Notice;
@@ -57,9 +57,9 @@ impl Notices {
     }
 }
 
-impl AsFd for Notices {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+impl AsRawFd for Notices {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 

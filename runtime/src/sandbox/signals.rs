@@ -14,7 +14,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use hull_protocol::notices::Notice;
@@ -111,18 +111,15 @@ impl Signals {
         }
     }
 
-    /// What it needs open.
-    pub fn descriptors(&self) -> Vec<RawFd> {
-        let terminal = self.terminal.iter().flat_map(Sizes::descriptors);
-        [self.waiting.as_raw_fd()]
-            .into_iter()
-            .chain(terminal)
-            .collect()
+    /// What it needs open beside its own descriptor.
+    pub fn terminal(&self) -> impl Iterator<Item = RawFd> {
+        self.terminal.iter().flat_map(Sizes::descriptors)
     }
 }
 
-impl AsFd for Signals {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.waiting.as_fd()
+impl AsRawFd for Signals {
+    /// Readable while some wait.
+    fn as_raw_fd(&self) -> RawFd {
+        self.waiting.as_raw_fd()
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -86,7 +86,7 @@ impl Supervisor {
             (self.watched.output_done.as_raw_fd(), OUTPUT_DONE),
             (self.watched.stopped.as_raw_fd(), STOPPED),
             (self.watched.lifeline.as_raw_fd(), LIFELINE),
-            (self.watched.signals.as_fd().as_raw_fd(), SIGNALS),
+            (self.watched.signals.as_raw_fd(), SIGNALS),
         ]
     }
 
@@ -142,9 +142,8 @@ impl Supervisor {
 
 impl Subscriber for Supervisor {
     fn descriptors(&self) -> Vec<RawFd> {
-        let mut descriptors = self.fds().map(|(fd, _)| fd).to_vec();
-        descriptors.extend(self.watched.signals.descriptors());
-        descriptors
+        let watched = self.fds().map(|(fd, _)| fd).into_iter();
+        watched.chain(self.watched.signals.terminal()).collect()
     }
 }
 

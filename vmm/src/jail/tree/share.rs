@@ -2,7 +2,7 @@
 //! its own, or a file system that is mounted at its place.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -41,14 +41,6 @@ impl Share {
                 Ok(())
             }
             Source::FileSystem(_) => Ok(()),
-        }
-    }
-
-    /// The descriptor that must stay open until the tree is made.
-    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        match &self.source {
-            Source::Mounted(mounted) => Some(mounted.path.as_fd()),
-            Source::FileSystem(_) => None,
         }
     }
 }
