@@ -64,9 +64,9 @@ fn broken_json() {
 
 /// Where runc takes what hull refuses.
 #[test]
-fn a_config_of_more_than_one_json_text() {
+fn a_config_that_readers_take_for_different_things() {
     type Change = fn(String) -> Vec<u8>;
-    let cases: [(Change, &str); 3] = [
+    let cases: [(Change, &str); 4] = [
         (|text| (text + " more").into(), "trailing characters"),
         (
             |text| {
@@ -80,6 +80,10 @@ fn a_config_of_more_than_one_json_text() {
         (
             |text| (text + &" ".repeat(3 << 20)).into(),
             "larger than 3 MiB",
+        ),
+        (
+            |text| text.replacen('{', r#"{"hostname": "first", "#, 1).into(),
+            "\"hostname\" is there twice",
         ),
     ];
     for (change, refusal) in cases {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::unistd::User;
 use oci_spec::runtime::Process;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -404,12 +405,15 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The name of the user who runs this, as `list` shows it.
+/// The name of the user who runs this, as `list` shows it: as with runc, a number where /etc/passwd has none.
 fn owner() -> String {
-    if is_root() {
-        "root".to_owned()
-    } else {
-        format!("#{}", rustix::process::geteuid().as_raw())
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        return "root".to_owned();
+    }
+    match User::from_uid(uid.as_raw().into()) {
+        Ok(Some(user)) => user.name,
+        _ => format!("#{}", uid.as_raw()),
     }
 }
 

@@ -56,6 +56,15 @@ pub enum SpecError {
         #[source]
         source: serde_json::Error,
     },
+    /// An object has a key twice, and readers differ in what they make of that; the source says where.
+    #[error("{}: a key may stand only once in an object", path.display())]
+    RepeatedKey {
+        /// The file.
+        path: PathBuf,
+        /// Which key, with line and column.
+        #[source]
+        source: serde_json::Error,
+    },
     /// A field has the wrong type, or a value that its type doesn't have.
     #[error("config.json: {field}")]
     Type {

@@ -13,6 +13,7 @@ mod defaults;
 mod disks;
 mod error;
 mod fields;
+mod json;
 mod memory_policy;
 mod mount_options;
 mod mounts;

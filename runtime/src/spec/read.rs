@@ -20,7 +20,7 @@ use super::defaults::{
     map_identity,
 };
 use super::validate::{validate, validate_process};
-use super::{Bundle, SpecError};
+use super::{Bundle, SpecError, json};
 
 /// The largest config.json, in bytes: it has to fit into one message to the agent (4 MiB).
 const MAX_CONFIG: u64 = 3 << 20;
@@ -164,10 +164,14 @@ fn parse(file: File, path: &Path) -> Result<Value, SpecError> {
             MAX_CONFIG >> 20
         )));
     }
-    let config: Value = serde_json::from_slice(&text).map_err(|source| SpecError::Syntax {
-        path: path.to_owned(),
-        source,
-    })?;
+    let path = path.to_owned();
+    let config = match json::parse(&text) {
+        Ok(config) => config,
+        Err(source) if json::is_repeated_key(&source) => {
+            return Err(SpecError::RepeatedKey { path, source });
+        }
+        Err(source) => return Err(SpecError::Syntax { path, source }),
+    };
     if !config.is_object() {
         return Err(no_file("it is JSON, but not an object".to_owned()));
     }

@@ -8,13 +8,13 @@ use std::io::Read;
 use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::{Map, Value, json};
 
-use super::SpecError;
 use super::cpulist::CpuList;
 use super::read::{normalize, refuse, typed};
 use super::refuse::is_unset;
 use super::sizing::{Host, Sizing, TooSmall};
 use super::split::{guest_resources, is_hosts_alone};
 use super::validate::validate;
+use super::{SpecError, json};
 use crate::config::Config;
 
 /// The largest description of changes, in bytes.
@@ -39,11 +39,11 @@ pub struct Update {
 /// Reads a description of changes.
 ///
 /// # Errors
-/// When it can't be read, or isn't JSON.
+/// When it can't be read, isn't JSON, or has a key twice.
 pub fn read_changes(from: impl Read) -> std::io::Result<Value> {
     let mut text = Vec::new();
     from.take(MAX_CHANGES).read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
+    Ok(json::parse(&text)?)
 }
 
 /// Works out what to do about changes to a container with this config.json, in a VM of this size.
