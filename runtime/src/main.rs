@@ -1,27 +1,13 @@
 //! `hull`: an OCI runtime that gives every container its own KVM microVM.
 //!
-//! The way from here to the guest's process: [`commands`] has a file for each verb; `create` reads the
-//! bundle ([`spec`]), launches the VMM process ([`sandbox`]) and asks the agent in the guest for the
-//! container; [`container`] is what remains on disk between commands, and [`cgroup`] where the VM
-//! runs on the host. [`config`] is what an operator can
-//! change about all that, and [`inherited`] what a caller can't.
+//! This binary is the command line alone: [`cli`] has a file for each verb. What the verbs do is in the library
+//! (`lib.rs`), in `lifecycle`. `docs/architecture.md` has the way from here to the program in the guest.
 
-mod cgroup;
 mod cli;
-mod commands;
-mod config;
-mod container;
-mod error;
-mod inherited;
-mod logging;
-mod sandbox;
-mod selinux;
-mod spec;
-mod staged;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    inherited::put_right();
+    hull_runtime::host::inherited::put_right();
     cli::run()
 }

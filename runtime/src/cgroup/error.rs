@@ -31,7 +31,7 @@ pub enum CgroupError {
         /// What needs it.
         field: &'static str,
     },
-    /// A process in it would stand still, in runc's words.
+    /// It is frozen: a process in it would not run. In runc's words.
     #[error("container's cgroup unexpectedly frozen: {path}")]
     Frozen {
         /// The cgroup.

@@ -99,7 +99,7 @@ fn enable_controllers(directory: &Path) {
 /// How many processes are in a cgroup; one that isn't there has none.
 ///
 /// # Errors
-/// When they stand still, as would one that joined them.
+/// When it is frozen, as would be one that joined them.
 pub fn count_processes(directory: &Path, path: &Path) -> Result<usize, CgroupError> {
     let read = |file: &str| match fs::read_to_string(directory.join(file)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),

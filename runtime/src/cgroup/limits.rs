@@ -135,7 +135,7 @@ fn is_hosts(name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::spec::Sizing;
+    use crate::types::Sizing;
     use serde_json::{Value as Json, json};
 
     fn written(resources: Json) -> Vec<(String, String)> {

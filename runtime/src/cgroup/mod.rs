@@ -25,10 +25,10 @@ use serde::{Deserialize, Serialize};
 pub use error::CgroupError;
 pub use fs::{MOUNT, is_cgroup2};
 
+use crate::chain::chain;
 use crate::config::Config;
-use crate::container::ContainerId;
-use crate::error::chain;
-use crate::spec::Sizing;
+use crate::types::ContainerId;
+use crate::types::Sizing;
 use limits::is_from_the_start;
 use systemd::Scope;
 

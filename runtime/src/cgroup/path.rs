@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::CgroupError;
-use crate::container::ContainerId;
 use crate::spec::within_root;
+use crate::types::ContainerId;
 
 /// The cgroup, from the mount's root, for what config.json asks for. `own` is the one of this process:
 /// a relative path is relative to the cgroup around it, for it may have processes itself, and such a

@@ -18,8 +18,8 @@ use zbus::connection::Builder;
 use zbus::{OwnedObjectPath, Variant};
 
 use super::CgroupError;
-use crate::container::ContainerId;
 use crate::spec::CpuList;
+use crate::types::ContainerId;
 
 /// How long systemd may take.
 const TIMEOUT: Duration = Duration::from_secs(30);

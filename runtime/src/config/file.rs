@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::Config;
+use super::{AnnotationError, Config};
 
 /// Where the configuration is, unless `--config` names another file.
 const DEFAULT_PATH: &str = "/etc/hull/hull.toml";
@@ -34,6 +34,9 @@ pub enum ConfigError {
         /// What the parser says.
         why: String,
     },
+    /// An annotation that would change it.
+    #[error(transparent)]
+    Annotation(#[from] AnnotationError),
     /// A key that isn't one, or a value that its key doesn't take.
     #[error("configuration {}, line {line}: {key}: {why}", path.display())]
     Key {
@@ -98,7 +101,7 @@ mod tests {
 
     fn refusal(text: &str) -> String {
         let error = parse(text, Path::new("/c.toml")).expect_err("refused");
-        crate::error::chain(&error)
+        crate::chain::chain(&error)
     }
 
     #[test]

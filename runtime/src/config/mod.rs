@@ -1,6 +1,6 @@
 //! hull's configuration: one TOML file for the host, and what annotations of a container may change.
 //!
-//! [`KEYS`](keys::KEYS) is the table of keys: what is printed of each, and the sample in `docs/hull.toml`, come from
+//! `keys.rs` has the table of keys: what is printed of each, and the sample in `docs/hull.toml`, come from
 //! there. What is stronger wins: the command line, then a container's annotations `io.hull.KEY`, as far
 //! as the file's `annotations` allow them, then the file, then the defaults.
 
@@ -8,6 +8,7 @@ mod annotations;
 mod file;
 mod keys;
 
+use std::collections::HashMap;
 use std::num::NonZeroU8;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use annotations::AnnotationError;
 pub use file::ConfigError;
 
-use crate::sandbox::Boot;
+use crate::types::Boot;
 pub use keys::MIN_MEMORY;
 use keys::{memory, seconds, settable, vcpus};
 
@@ -76,6 +77,54 @@ impl Default for Config {
             core_scheduling: false, // it leaves half of a core empty wherever a VM has one runnable thread
             annotations: Vec::new(),
         }
+    }
+}
+
+/// Where the configuration comes from: a file, and what is stronger than it.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The file; without one, the default, if it is there.
+    pub file: Option<PathBuf>,
+    /// This kernel for the guest.
+    pub kernel: Option<PathBuf>,
+    /// This initramfs for the guest.
+    pub initramfs: Option<PathBuf>,
+    /// How long a guest may take to come up, in seconds.
+    pub boot_timeout: Option<u32>,
+}
+
+impl Settings {
+    /// The configuration in force.
+    ///
+    /// # Errors
+    /// When the file is none.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        Ok(self.over(Config::load(self.file.as_deref())?))
+    }
+
+    /// The configuration in force for a container with these annotations.
+    ///
+    /// # Errors
+    /// When the file is none, or one of the annotations is refused.
+    pub fn for_container(
+        &self,
+        annotations: &HashMap<String, String>,
+    ) -> Result<Config, ConfigError> {
+        let config = Config::load(self.file.as_deref())?;
+        Ok(self.over(config.for_container(annotations)?))
+    }
+
+    fn over(&self, mut config: Config) -> Config {
+        if let Some(kernel) = &self.kernel {
+            config.kernel.clone_from(kernel);
+        }
+        if let Some(initramfs) = &self.initramfs {
+            config.initramfs.clone_from(initramfs);
+        }
+        if let Some(seconds) = self.boot_timeout {
+            config.boot_timeout = seconds;
+        }
+        config
     }
 }
 

@@ -23,8 +23,9 @@ use super::answers::BoundedAnswers;
 use super::control::printable;
 use super::socket::{self, CALL_TIMEOUT, CREATE_TIMEOUT};
 use super::{HostStream, Offer, Streams};
-use crate::container::{ContainerDir, ContainerId};
 use crate::spec::GuestSpec;
+use crate::store::SandboxDir;
+use crate::types::ContainerId;
 
 /// How much longer ttrpc may wait than this side does. For the end of its own waiting it has no error
 /// but a text.
@@ -105,7 +106,7 @@ impl Agent {
     ///
     /// # Errors
     /// When the VMM or the agent don't answer.
-    pub fn connect(dir: &ContainerDir) -> Result<Self, AgentError> {
+    pub fn connect(dir: &SandboxDir) -> Result<Self, AgentError> {
         let stream = dial(&dir.socket_path(), CALL_TIMEOUT)?;
         stream.set_nonblocking(true).map_err(AgentError::Client)?;
         let runtime = Builder::new_current_thread()

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use hull_vmm::Image;
 
 use super::SandboxError;
+use crate::types::Boot;
 
 /// A blob on a page boundary of its own, so that guests can map its pages.
 #[repr(C, align(4096))]
@@ -27,15 +28,6 @@ pub struct BootFiles {
     pub kernel: Option<File>,
     /// A cpio archive.
     pub initramfs: Option<File>,
-}
-
-/// How the guest is to be booted.
-#[derive(Clone, Debug, Default)]
-pub struct Boot {
-    /// This kernel, rather than the built-in one.
-    pub kernel: Option<PathBuf>,
-    /// This initramfs, rather than the built-in one.
-    pub initramfs: Option<PathBuf>,
 }
 
 impl Boot {

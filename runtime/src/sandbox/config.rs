@@ -8,10 +8,11 @@ use std::convert::Infallible;
 use std::num::NonZeroU8;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+use hull_vmm::jail::tree::Share;
 use serde::{Deserialize, Serialize};
 
 use super::HostTerminal;
-use crate::spec::{Disk, MemoryPolicy, Network, Share};
+use crate::spec::{Disk, MemoryPolicy, Network};
 
 /// Everything a VMM process needs to know.
 #[derive(Debug, Serialize, Deserialize)]

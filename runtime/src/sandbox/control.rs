@@ -16,7 +16,7 @@ use ttrpc::context::Context;
 use super::agent::{classify, limit, within};
 use super::socket::CALL_TIMEOUT;
 use super::{Agent, AgentError};
-use crate::container::ContainerId;
+use crate::types::ContainerId;
 
 pub use hull_protocol::agent::{Limited, Pressure, PressureLine};
 
@@ -78,10 +78,10 @@ pub struct Stats {
 }
 
 impl Agent {
-    /// Stops all processes of the container; they stand when this returns.
+    /// Suspends all processes of the container; they are suspended when this returns.
     ///
     /// # Errors
-    /// When the agent refuses, or can't stop them.
+    /// When the agent refuses, or can't suspend them.
     pub fn pause(&self, id: &ContainerId) -> Result<(), AgentError> {
         let request = PauseContainerRequest {
             container_id: id.to_string(),
@@ -95,7 +95,7 @@ impl Agent {
         .map(drop)
     }
 
-    /// Lets them go on.
+    /// Resumes them.
     ///
     /// # Errors
     /// When the agent refuses.
@@ -204,13 +204,13 @@ impl Agent {
         };
         let answer = self.client.wait_oom(Context::default(), &request).await;
         let kills = answer
-            .map_err(|e| classify(e, "tell of a lack of memory", CALL_TIMEOUT))?
+            .map_err(|e| classify(e, "report an out-of-memory event", CALL_TIMEOUT))?
             .kills;
         // Each answer has to be news.
         if kills > known {
             Ok(kills)
         } else {
-            Err(AgentError::Nonsense("no news of a lack of memory"))
+            Err(AgentError::Nonsense("no out-of-memory event"))
         }
     }
 }

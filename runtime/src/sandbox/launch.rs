@@ -16,12 +16,11 @@ use rustix::pipe::PipeFlags;
 use super::config::Ends;
 use super::lifeline::{self, Report};
 use super::process::NO_PROGRAM;
-use super::{
-    Agent, SandboxError, Streams, VmConfig, VmmConfig, VmmProcess, id_maps, namespaces, search,
-};
-use crate::container::ContainerDir;
-use crate::selinux::NextLabel;
+use super::{Agent, SandboxError, Streams, VmConfig, VmmConfig, VmmProcess, namespaces, search};
+use crate::host::NextLabel;
 use crate::spec::UserNamespace;
+use crate::store::SandboxDir;
+use crate::types::ContainerId;
 use hull_protocol::hello;
 
 /// How many of the console's last lines an error shows.
@@ -30,8 +29,8 @@ const TAIL: usize = 12;
 /// What a new sandbox is made of.
 #[derive(Debug)]
 pub struct Launch<'a> {
-    /// The folder of the container that the sandbox is for.
-    pub dir: &'a ContainerDir,
+    /// Where the sandbox's files are.
+    pub dir: &'a SandboxDir,
     /// The directory of the cgroup that the VMM process is born in; without one, this process's.
     pub cgroup: Option<File>,
     /// The VMM process's label, on a host with SELinux.
@@ -109,12 +108,12 @@ impl Launch<'_> {
         let listener = UnixListener::bind(self.dir.socket_path())
             .map_err(SandboxError::host("bind the control socket"))?;
         let console = self.dir.create_console_log().map_err(|e| {
-            SandboxError::host("make the console log")(io::Error::other(crate::error::chain(&e)))
+            SandboxError::host("make the console log")(io::Error::other(crate::chain::chain(&e)))
         })?;
-        let user_namespace = self.user_namespace.as_ref().map(|ids| {
-            userns::make(&id_maps(&ids.uids), &id_maps(&ids.gids))
-                .map_err(SandboxError::UserNamespace)
-        });
+        let user_namespace = self
+            .user_namespace
+            .as_ref()
+            .map(|ids| userns::make(&ids.uids, &ids.gids).map_err(SandboxError::UserNamespace));
         let ends = Ends {
             listener: listener.into(),
             lifeline: theirs.into(),
@@ -137,7 +136,7 @@ impl Sandbox {
     }
 
     /// The process has ended, or has closed its connections as it is about to.
-    fn died(&mut self, dir: &ContainerDir) -> SandboxError {
+    fn died(&mut self, dir: &SandboxDir) -> SandboxError {
         let status = self.child.wait();
         if matches!(&status, Ok(status) if status.code() == Some(NO_PROGRAM)) {
             return SandboxError::NotExecuted;
@@ -168,7 +167,7 @@ impl Sandbox {
     /// When it reports a failure, dies, or takes longer than `timeout`.
     pub fn wait_up(
         &mut self,
-        dir: &ContainerDir,
+        dir: &SandboxDir,
         timeout: Duration,
     ) -> Result<Streams, SandboxError> {
         self.lifeline
@@ -192,7 +191,7 @@ impl Sandbox {
     /// When the guest does not come up in time, or is of another make.
     pub fn wait_ready(
         &mut self,
-        dir: &ContainerDir,
+        dir: &SandboxDir,
         timeout: Duration,
     ) -> Result<Agent, SandboxError> {
         let deadline = self.started + timeout;
@@ -220,24 +219,27 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the VMM process is gone.
-    pub fn make_root_read_only(&self, dir: &ContainerDir) -> Result<(), SandboxError> {
+    pub fn make_root_read_only(&self, id: &ContainerId) -> Result<(), SandboxError> {
         let process = self
             .child
             .open()
             .map_err(SandboxError::host("open the VMM process"))?;
-        let root = format!("{}/rootfs", dir.id());
+        let root = format!("{id}/rootfs");
         tree::make_read_only(process.as_fd(), Path::new(&root), self.in_user_namespace)
             .map_err(SandboxError::ReadOnlyRoot)
     }
 
-    /// Lets the VM live on when this process ends, and hands over the process to wait for.
+    /// Lets the VM live on when this process ends.
     ///
     /// # Errors
     /// When the VMM process is gone already.
-    pub fn commit(self) -> Result<VmmProcess, SandboxError> {
-        lifeline::commit(&self.lifeline)
-            .map_err(SandboxError::host("let go of the VMM process"))?;
-        Ok(self.child)
+    pub fn commit(&self) -> Result<(), SandboxError> {
+        lifeline::commit(&self.lifeline).map_err(SandboxError::host("let go of the VMM process"))
+    }
+
+    /// The process to wait for.
+    pub fn into_process(self) -> VmmProcess {
+        self.child
     }
 
     /// Ends the VM and reaps its process.

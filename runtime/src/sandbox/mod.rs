@@ -1,7 +1,7 @@
 //! One sandbox: a microVM, the process that runs it, and the agent inside it.
 //!
-//! `create` [`launch`]es the VMM process, which is [`vmm`] here; every command that wants something of
-//! a container talks to the [`agent`] over the VMM's control socket. Containers' state is elsewhere.
+//! `create` launches the VM process ([`Launch`]), which is [`run_vmm`] here; every command that wants something of
+//! a container talks to the [`Agent`] over the VMM's control socket. What of it is on disk is `store`'s.
 
 mod agent;
 mod answers;
@@ -24,7 +24,7 @@ mod terminal;
 mod vmm;
 
 pub use agent::{Agent, AgentError};
-pub use assets::{Boot, BootFiles};
+pub use assets::BootFiles;
 pub use config::{VmConfig, VmmConfig, VmmDisk};
 pub use control::{Limited, Pressure, PressureLine, ProcessInfo, Stats};
 pub use launch::{Launch, Sandbox};
@@ -37,18 +37,6 @@ pub use vmm::run as run_vmm;
 
 use std::io;
 use std::path::PathBuf;
-
-use hull_vmm::jail::userns::IdMap;
-
-/// Ranges of ids, in the words of the jail.
-fn id_maps(ranges: &[(u32, u32, u32)]) -> Vec<IdMap> {
-    let map = |&(inside, outside, count): &(u32, u32, u32)| IdMap {
-        inside,
-        outside,
-        count,
-    };
-    ranges.iter().map(map).collect()
-}
 
 /// What can go wrong with a sandbox.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,9 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 
-use crate::container::{ContainerId, ProcessId, StoreKey};
+use crate::host::ProcessId;
+use crate::store::StoreKey;
+use crate::types::ContainerId;
 
 const VERB: &str = "vmm";
 const ID: &str = "--id=";
@@ -96,7 +98,7 @@ fn parse(arguments: &[u8], store: StoreKey) -> Option<(ContainerId, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::Store;
+    use crate::store::Store;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
     use std::time::Duration;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::socket::{self, CALL_TIMEOUT};
 use super::{AgentError, TerminalStreams};
-use crate::container::ContainerDir;
+use crate::store::SandboxDir;
 
 /// Which way the bytes of stdin, stdout and stderr go.
 pub const DIRECTIONS: [Direction; 3] = [
@@ -97,7 +97,7 @@ impl AttachedStdio {
     ///
     /// # Errors
     /// When the VMM doesn't answer.
-    pub fn attach(dir: &ContainerDir, stdio: Stdio<'_>) -> Result<Self, AgentError> {
+    pub fn attach(dir: &SandboxDir, stdio: Stdio<'_>) -> Result<Self, AgentError> {
         let failed = |what| socket::failed(what, CALL_TIMEOUT);
         let mut vmm = socket::dial(&dir.socket_path(), CALL_TIMEOUT)?;
         let terminal = matches!(stdio, Stdio::Terminal(_));

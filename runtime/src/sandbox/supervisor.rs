@@ -14,7 +14,7 @@ use hull_vmm::event_loop::{StopHandle, Subscriber};
 
 use super::lifeline::COMMIT;
 use super::signals::Signals;
-use crate::container::ENDED;
+use crate::host::ENDED;
 
 /// How the VM came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,6 @@
 //! but eight bytes of greeting, which it passes on unread, and one byte of exit status.
 #![allow(unsafe_code)] // taking over inherited file descriptors
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -19,7 +18,6 @@ use hull_vmm::virtio::fs::{self, Fs};
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
 use hull_vmm::{Console, ConsoleLimits, EventLoop, HeldMachine, Machine, MachineConfig};
-use rustix::mount::MountFlags;
 use rustix::pipe::PipeFlags;
 
 use super::assets::{self, Program};
@@ -30,11 +28,11 @@ use super::notices::Notices;
 use super::signals::{self, Signals};
 use super::supervisor::{End, Supervisor, Watched};
 use super::{
-    HostStream, HostTerminal, Offer, Sizes, Streams, VmConfig, VmmConfig, VmmDisk, id_maps,
-    namespaces, stdio,
+    HostStream, HostTerminal, Offer, Sizes, Streams, VmConfig, VmmConfig, VmmDisk, namespaces,
+    stdio,
 };
-use crate::error::chain;
-use crate::spec::{AccessTimes, Network, Owners, ReadOnly, Share, Source, Times};
+use crate::chain::chain;
+use crate::spec::Network;
 
 /// The guest's context id: any above the reserved ones, for each VM has a muxer of its own.
 const GUEST_CID: u64 = 3;
@@ -117,52 +115,6 @@ fn read_config(config_fd: RawFd) -> Result<VmmConfig, VmmError> {
     let config: VmmConfig<RawFd> =
         serde_json::from_slice(&text).map_err(|e| VmmError::Config(e.into()))?;
     config.with(|fd| take(*fd)).map_err(VmmError::Config)
-}
-
-/// A share in the words of the tree.
-fn for_tree(share: Share) -> io::Result<tree::Share> {
-    let source = match share.source {
-        Source::FileSystem(new) => tree::Source::FileSystem(tree::FileSystem {
-            kind: CString::new(new.kind)?,
-            device: CString::new(new.device)?,
-            flags: MountFlags::from_bits_retain(new.flags),
-            options: CString::new(new.options)?,
-        }),
-        Source::Mounted(mounted) => tree::Source::Mounted(tree::Mounted {
-            path: mounted.path,
-            recursive: mounted.recursive,
-            receives: mounted.receives,
-            read_only: match mounted.read_only {
-                ReadOnly::Unchanged => tree::ReadOnly::Unchanged,
-                ReadOnly::Itself(yes) => tree::ReadOnly::Itself(yes),
-                ReadOnly::All(yes) => tree::ReadOnly::All(yes),
-            },
-            times: times_for_tree(mounted.times),
-            owners: mounted.owners.map(owners_for_tree),
-        }),
-    };
-    Ok(tree::Share {
-        name: share.name,
-        source,
-        target: share.target.into(),
-    })
-}
-
-fn times_for_tree(times: AccessTimes) -> tree::AccessTimes {
-    let change = |Times { set, clear }| tree::Times { set, clear };
-    tree::AccessTimes {
-        itself: times.itself.map(change),
-        all: times.all.map(change),
-    }
-}
-
-fn owners_for_tree(owners: Owners) -> tree::Owners {
-    tree::Owners {
-        name: owners.name,
-        uids: id_maps(&owners.uids),
-        gids: id_maps(&owners.gids),
-        recursive: owners.recursive,
-    }
 }
 
 /// Takes over an inherited descriptor.
@@ -335,9 +287,7 @@ fn share(
     user_namespace: Option<OwnedFd>,
     nofile: u64,
 ) -> Result<(Fs, tree::Threads), VmmError> {
-    let shares = std::mem::take(&mut vm.shares).into_iter().map(for_tree);
-    let shares: io::Result<Vec<_>> = shares.collect();
-    let mut shares = shares.map_err(VmmError::Config)?;
+    let mut shares = std::mem::take(&mut vm.shares);
     if let Some(namespace) = user_namespace {
         userns::enter(namespace.as_fd())?;
         namespaces::complete(&vm.network, true)?;

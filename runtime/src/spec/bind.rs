@@ -17,7 +17,7 @@ use hull_protocol::paths::BELOW;
 use rustix::fs::fstatvfs;
 
 use super::mount_options::flags;
-use super::share::{AccessTimes, ReadOnly, Times};
+use hull_vmm::jail::tree::{AccessTimes, ReadOnly, Times};
 
 /// The flags about access times.
 const TIMES: u64 =

@@ -1,7 +1,7 @@
 //! config.json: read, audit, split into the host's part and the guest's.
 //!
 //! [`load`] reads a bundle and takes it only if every field that it sets is enforced by somebody;
-//! [`fields`] is the table that says by whom, and [`audit_bundle`] tells it for a bundle. [`plan`] turns
+//! `fields.rs` has the table that says by whom, and [`audit_bundle`] tells it for a bundle. [`plan`] turns
 //! the bundle into what is done about it: the shares, disks and the size of the VM on the host, and the
 //! config.json that the agent gets.
 
@@ -22,7 +22,6 @@ mod read;
 mod reference;
 mod refuse;
 mod seccomp;
-mod share;
 mod sizing;
 mod split;
 #[cfg(test)]
@@ -41,16 +40,14 @@ pub use audit::{Finding, Verdict};
 pub use cpulist::CpuList;
 pub use disks::Disk;
 pub use error::SpecError;
-pub use fields::{supports, supports_value};
+pub use fields::{Enforcer, supports, supports_value};
 pub use memory_policy::MemoryPolicy;
 pub use mount_options::supported as supported_mount_options;
 pub use mounts::within_root;
 pub use network::Network;
 pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
-pub use seccomp::{FILTERS, FilterCache};
-pub use share::{AccessTimes, Owners, ReadOnly, Share, Source, Times};
-pub use sizing::Sizing;
+pub use seccomp::FilterCache;
 pub use split::{GuestSpec, Plan, plan};
 pub use update::{read_changes, update};
 pub use user_namespace::UserNamespace;

@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use super::mount_options::{Treatment, flags, treatment};
 use super::refuse::{Node, Refusal, is_unset};
-use super::share::{FileSystem, Owners};
 use super::user_namespace;
+use hull_vmm::jail::tree::{FileSystem, Owners};
 
 /// What a guest's kernel makes out of nothing that is the host's.
 const GUEST_FILE_SYSTEMS: &[&str] = &[

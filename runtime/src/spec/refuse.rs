@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::selinux;
+use crate::host::is_selinux_enabled;
 
 /// Why a value is refused, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,7 +179,7 @@ pub fn apparmor(node: Node<'_>) -> Option<Refusal> {
 /// where there is no SELinux.
 pub fn selinux(node: Node<'_>) -> Option<Refusal> {
     let label = node.value.as_str()?;
-    (!label.is_empty() && !selinux::is_enabled()).then(|| {
+    (!label.is_empty() && !is_selinux_enabled()).then(|| {
         Refusal::new(
             "this host has no SELinux (/sys/fs/selinux is not mounted)",
             "remove it (engines: label=disable)",

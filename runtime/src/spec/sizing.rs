@@ -3,25 +3,16 @@
 use std::num::NonZeroU8;
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
-use serde::{Deserialize, Serialize};
 
 use super::cpulist::CpuList;
 use crate::config::{Config, MIN_MEMORY};
+use crate::types::Sizing;
 
 /// The guest's kernel keeps account of its memory in `struct page`s, which are 1/64 of their pages.
 const ACCOUNT_SHARE: u64 = 64;
 
 /// The period of a CPU quota without one, in µs (cpu.max, Documentation/admin-guide/cgroup-v2.rst).
 const DEFAULT_PERIOD: u64 = 100_000;
-
-/// A VM's size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sizing {
-    /// How many vCPUs.
-    pub vcpus: NonZeroU8,
-    /// The memory, in MiB: 128 or more.
-    pub memory_mib: u32,
-}
 
 /// What the host has to give.
 #[derive(Clone, Copy, Debug)]
@@ -52,13 +43,6 @@ pub enum TooSmall {
 }
 
 impl Sizing {
-    /// The size in tests that are not about it.
-    #[cfg(test)]
-    pub const SMALLEST: Self = Self {
-        vcpus: NonZeroU8::MIN,
-        memory_mib: 128,
-    };
-
     /// Whether a VM of this size can give what these limits allow. No limit allows what there is.
     ///
     /// # Errors

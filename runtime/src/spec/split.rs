@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::{BlockDevice, SeccompFilter};
 use hull_protocol::paths::SHARE;
+use hull_vmm::jail::tree::{AccessTimes, Mounted, ReadOnly, Share, Source};
 use oci_spec::runtime::{
     Hooks, Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec,
 };
@@ -27,11 +28,11 @@ use super::disks::{Access, Disk, Disks, Place};
 use super::mount_options::{Treatment, flags, treatment};
 use super::mounts::{Maker, ON_A_DISK, OTHER_WAYS, file_system, maker, owners, receives};
 use super::refuse::GUEST_DEVICES;
-use super::share::{AccessTimes, Mounted, ReadOnly, Share, Source};
 use super::sizing::Host;
 use super::user_namespace::{self, UserNamespace};
-use super::{Bundle, FilterCache, MemoryPolicy, Network, Sizing, SpecError, bind, network};
+use super::{Bundle, FilterCache, MemoryPolicy, Network, SpecError, bind, network};
 use crate::config::Config;
+use crate::types::Sizing;
 
 /// What is done about a bundle.
 #[derive(Debug)]
@@ -120,7 +121,7 @@ pub fn plan(
     let root_options = root_options(&bundle.spec, &rootfs, locked).map_err(of_rootfs)?;
     let mut shares = vec![Share {
         name: "config.json: root.path".to_owned(),
-        target: format!("{id}/rootfs"),
+        target: format!("{id}/rootfs").into(),
         source: Source::Mounted(Mounted {
             path: rootfs,
             recursive: true,
@@ -346,9 +347,10 @@ fn mount_on_host(
         let why = format!("{}: {ON_A_DISK}; {OTHER_WAYS}", source.display());
         return Err(SpecError::invalid(format!("mounts[{index}].source"), why));
     }
+    let target = format!("{id}/mounts/{index}");
     let share = Share {
         name: format!("config.json: mounts[{index}]"),
-        target: format!("{id}/mounts/{index}"),
+        target: target.clone().into(),
         source: Source::FileSystem(file_system(mount)),
     };
     let of_the_mount = |option: &String| {
@@ -361,7 +363,7 @@ fn mount_on_host(
     options.retain(of_the_mount);
     options.insert(0, "bind".to_owned());
     mount.set_options(Some(options));
-    bind_share(mount, &share.target);
+    bind_share(mount, &target);
     Ok(share)
 }
 
@@ -425,7 +427,7 @@ fn split_bind(
             bind_share(mount, &target);
             Ok(Some(Share {
                 name: format!("config.json: mounts[{index}]"),
-                target,
+                target: target.into(),
                 source: Source::Mounted(Mounted {
                     path: fd,
                     recursive,

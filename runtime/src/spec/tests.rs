@@ -5,15 +5,18 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 
+use hull_vmm::jail::tree::{ReadOnly, Share, Source};
+use hull_vmm::jail::userns::IdMap;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use super::split::Plan;
-use super::{Bundle, FilterCache, ReadOnly, Share, Source, SpecError, load};
+use super::{Bundle, FilterCache, SpecError, load};
+use crate::chain::chain;
 use crate::config::Config;
-use crate::error::chain;
 
 fn plan(bundle: &Bundle, id: &str) -> Result<Plan, SpecError> {
     let filters = FilterCache::below(&bundle.path().join("hull"));
@@ -75,7 +78,7 @@ fn refusal(config: &Value) -> String {
 }
 
 /// The guest's config.json, and the shares' targets with their read-only flags.
-fn split(dir: &TempDir) -> (Value, Vec<(String, ReadOnly)>) {
+fn split(dir: &TempDir) -> (Value, Vec<(PathBuf, ReadOnly)>) {
     let plan = plan(&load(dir.path()).expect("taken"), "c1").expect("split");
     let guest = serde_json::from_slice(&plan.guest_spec.json).expect("JSON");
     (
@@ -412,7 +415,7 @@ fn the_guest_gets_its_own_paths() {
     ];
     assert_eq!(
         shares,
-        expected.map(|(target, read_only)| (target.to_owned(), read_only))
+        expected.map(|(target, read_only)| (PathBuf::from(target), read_only))
     );
 }
 
@@ -449,7 +452,14 @@ fn the_host_mounts_what_needs_its_paths_and_the_guest_binds_that() {
     assert_eq!(mounted.read_only, ReadOnly::Itself(false));
     let owners = mounted.owners.as_ref().expect("owners");
     assert_eq!(owners.name, "config.json: mounts[1].uidMappings");
-    assert_eq!(owners.gids, [(0, 1000, 1)]);
+    assert_eq!(
+        owners.gids,
+        [IdMap {
+            inside: 0,
+            outside: 1000,
+            count: 1
+        }]
+    );
 }
 
 #[test]

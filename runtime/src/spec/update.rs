@@ -11,11 +11,12 @@ use serde_json::{Map, Value, json};
 use super::cpulist::CpuList;
 use super::read::{normalize, refuse, typed};
 use super::refuse::is_unset;
-use super::sizing::{Host, Sizing, TooSmall};
+use super::sizing::{Host, TooSmall};
 use super::split::{guest_resources, is_hosts_alone};
 use super::validate::validate;
 use super::{SpecError, json};
 use crate::config::Config;
+use crate::types::Sizing;
 
 /// The largest description of changes, in bytes.
 const MAX_CHANGES: u64 = 1 << 20;
@@ -192,7 +193,7 @@ fn fits(covers: Result<(), TooSmall>, sizing: Sizing) -> Result<(), SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::chain;
+    use crate::chain::chain;
     use std::num::NonZeroU8;
 
     const SIZING: Sizing = Sizing {

@@ -4,6 +4,7 @@
 //! whoever the guest says. An ordinary user's VMM process can't: it is root in a user namespace of the
 //! host, with config.json's mappings, and the guest maps the same ids to themselves.
 
+use hull_vmm::jail::userns::IdMap;
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceType, Spec};
 
 use super::SpecError;
@@ -11,10 +12,10 @@ use super::SpecError;
 /// The mappings of a user namespace on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserNamespace {
-    /// Of users: the first id inside, what it is outside, and how many there are.
-    pub uids: Vec<(u32, u32, u32)>,
-    /// Of groups, the same.
-    pub gids: Vec<(u32, u32, u32)>,
+    /// Of users.
+    pub uids: Vec<IdMap>,
+    /// Of groups.
+    pub gids: Vec<IdMap>,
 }
 
 /// Takes the mappings from the guest's config.json to the host's user namespace.
@@ -56,9 +57,13 @@ fn to_themselves(maps: &[LinuxIdMapping]) -> Vec<LinuxIdMapping> {
     maps.iter().map(same).collect()
 }
 
-/// In the order of user_namespaces(7).
-pub fn ranges(maps: &[LinuxIdMapping]) -> Vec<(u32, u32, u32)> {
-    let range = |map: &LinuxIdMapping| (map.container_id(), map.host_id(), map.size());
+/// In the words of user_namespaces(7).
+pub fn ranges(maps: &[LinuxIdMapping]) -> Vec<IdMap> {
+    let range = |map: &LinuxIdMapping| IdMap {
+        inside: map.container_id(),
+        outside: map.host_id(),
+        count: map.size(),
+    };
     maps.iter().map(range).collect()
 }
 
@@ -66,6 +71,14 @@ pub fn ranges(maps: &[LinuxIdMapping]) -> Vec<(u32, u32, u32)> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn range(inside: u32, outside: u32, count: u32) -> IdMap {
+        IdMap {
+            inside,
+            outside,
+            count,
+        }
+    }
 
     fn spec(namespaces: serde_json::Value) -> Spec {
         serde_json::from_value(json!({
@@ -86,11 +99,11 @@ mod tests {
     fn the_host_maps_and_the_guest_has_the_same_ids() {
         let mut spec = spec(json!([{"type": "user"}]));
         let host = take(&mut spec).expect("a user namespace");
-        assert_eq!(host.uids, [(0, 1000, 1), (1, 100_000, 9)]);
-        assert_eq!(host.gids, [(0, 100, 1)]);
+        assert_eq!(host.uids, [range(0, 1000, 1), range(1, 100_000, 9)]);
+        assert_eq!(host.gids, [range(0, 100, 1)]);
         let linux = spec.linux().clone().expect("linux");
         let guest = ranges(linux.uid_mappings().as_deref().unwrap_or_default());
-        assert_eq!(guest, [(0, 0, 1), (1, 1, 9)]);
+        assert_eq!(guest, [range(0, 0, 1), range(1, 1, 9)]);
     }
 
     #[test]

@@ -236,18 +236,18 @@ fn a_file_system_is_mounted_for_the_tree_alone() {
     let source = tempfile::tempdir().expect("a directory");
     fs::write(source.path().join("outside"), "").expect("a file");
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-    let share = |kind: &std::ffi::CStr| Share {
+    let share = |kind: &str| Share {
         name: "mounts[0]".into(),
         source: Source::FileSystem(FileSystem {
             kind: kind.into(),
-            device: c"none".into(),
-            flags: MountFlags::NOEXEC,
-            options: c"size=64k,mode=711".into(),
+            device: "none".into(),
+            flags: MountFlags::NOEXEC.bits(),
+            options: "size=64k,mode=711".into(),
         }),
         target: "c1/0".into(),
     };
     let end = run(|| {
-        tree::enter(vec![share(c"tmpfs")]).expect("the tree");
+        tree::enter(vec![share("tmpfs")]).expect("the tree");
         assert_eq!(fs::metadata("/c1/0").expect("it").mode() & 0o777, 0o711);
         assert_eq!(errno("/c1/0/new"), None);
         let flags = rustix::fs::statvfs("/c1/0").expect("statvfs").f_flag;
@@ -256,7 +256,7 @@ fn a_file_system_is_mounted_for_the_tree_alone() {
     });
     assert_eq!(end, End::Returned);
     let end = run(|| {
-        let error = tree::enter(vec![share(c"nosuchfs")]).expect_err("no such type");
+        let error = tree::enter(vec![share("nosuchfs")]).expect_err("no such type");
         assert!(error.to_string().starts_with("mounts[0]: "), "{error}");
     });
     assert_eq!(end, End::Returned);

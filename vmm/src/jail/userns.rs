@@ -14,11 +14,12 @@ use rustix::process::{
     DumpableBehavior, Pid, WaitOptions, getegid, geteuid, set_dumpable_behavior, waitpid,
 };
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use serde::{Deserialize, Serialize};
 
 use super::proc_numbers;
 
 /// A range of ids, in the words of user_namespaces(7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
     /// The first, within the namespace.
     pub inside: u32,

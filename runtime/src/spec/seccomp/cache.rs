@@ -19,10 +19,8 @@ use oci_spec::runtime::LinuxSeccomp;
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, fstat, openat, statat, unlinkat};
 
 use super::{LONGEST, SeccompProfileError, compile};
-use crate::staged::Staged;
-
-/// Below `--root`; no container has a name that begins like this.
-pub const FOLDER: &str = ".seccomp";
+use crate::host::Staged;
+use crate::types::RESERVED;
 
 /// How many files the folder may have. A host has one or two profiles in use.
 const MOST: usize = 32;
@@ -40,7 +38,7 @@ impl FilterCache {
     /// Those below `root`. Nothing is made before there is something to keep.
     pub fn below(root: &Path) -> Self {
         Self {
-            folder: root.join(FOLDER),
+            folder: root.join(RESERVED.filters),
         }
     }
 

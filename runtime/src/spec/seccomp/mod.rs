@@ -21,7 +21,7 @@ use oci_spec::runtime::{
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use bpf::Instruction;
-pub use cache::{FOLDER as FILTERS, FilterCache};
+pub use cache::FilterCache;
 
 /// The longest program that the kernel takes, `BPF_MAXINSNS` of <linux/bpf_common.h>, in bytes.
 const LONGEST: u64 = 4096 * 8;

@@ -10,18 +10,20 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount};
+use serde::{Deserialize, Serialize};
 
 use super::attributes::{Depth, RECEIVING, SEALED, change, keep_times, read_only};
 use super::{Error, clone_mount};
 use crate::jail::userns::{self, IdMap};
 
-/// Something of the host's that the guest gets.
-#[derive(Debug)]
-pub struct Share {
+/// Something of the host's that the guest gets. Its descriptor is this process's own, or, where it is told to a
+/// process that inherits it, that one's number.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Share<Fd = OwnedFd> {
     /// What the user calls it: messages begin with it.
     pub name: String,
     /// What it is.
-    pub source: Source,
+    pub source: Source<Fd>,
     /// Where it lies in the tree: a relative path of plain names. No share lies in another one.
     pub target: PathBuf,
 }
@@ -45,20 +47,48 @@ impl Share {
     }
 }
 
+impl<Fd> Share<Fd> {
+    /// The same share, with another descriptor.
+    ///
+    /// # Errors
+    /// When `change` fails.
+    pub fn with<'a, To, E>(
+        &'a self,
+        change: impl FnOnce(&'a Fd) -> Result<To, E>,
+    ) -> Result<Share<To>, E> {
+        let source = match &self.source {
+            Source::FileSystem(file_system) => Source::FileSystem(file_system.clone()),
+            Source::Mounted(mounted) => Source::Mounted(Mounted {
+                path: change(&mounted.path)?,
+                recursive: mounted.recursive,
+                receives: mounted.receives,
+                read_only: mounted.read_only,
+                times: mounted.times,
+                owners: mounted.owners.clone(),
+            }),
+        };
+        Ok(Share {
+            name: self.name.clone(),
+            target: self.target.clone(),
+            source,
+        })
+    }
+}
+
 /// What is shared.
-#[derive(Debug)]
-pub enum Source {
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Source<Fd = OwnedFd> {
     /// A directory or a file that is there.
-    Mounted(Mounted),
+    Mounted(Mounted<Fd>),
     /// A file system that is mounted for the guest alone.
     FileSystem(FileSystem),
 }
 
 /// A directory or a file of the host.
-#[derive(Debug)]
-pub struct Mounted {
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Mounted<Fd = OwnedFd> {
     /// Opened by the caller with `O_PATH` in the way that is safe for it: no path is resolved again.
-    pub path: OwnedFd,
+    pub path: Fd,
     /// Whether the mounts below a directory come with it; without, what they cover shows.
     pub recursive: bool,
     /// Whether mounts that the host makes below later come with it too. They come as the host mounts
@@ -88,7 +118,7 @@ impl Mounted {
 
 /// How access times are kept, where not as the mounts that are shared do. The host's file system keeps
 /// them, so its mount decides; reads that a guest answers from its own memory it never sees.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccessTimes {
     /// In the mount itself.
     pub itself: Option<Times>,
@@ -97,7 +127,7 @@ pub struct AccessTimes {
 }
 
 /// A change of how a mount keeps access times, in the attributes of mount_setattr(2).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times {
     /// To set: of `MOUNT_ATTR__ATIME`, and `MOUNT_ATTR_NODIRATIME`.
     pub set: u64,
@@ -107,7 +137,7 @@ pub struct Times {
 
 /// A change of owners: mount_setattr(2), `MOUNT_ATTR_IDMAP`. What is inside of the ranges is what the file
 /// system has, what is outside is seen in the tree.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owners {
     /// What the user calls it: messages begin with it.
     pub name: String,
@@ -120,7 +150,7 @@ pub struct Owners {
 }
 
 /// Where the host refuses every change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadOnly {
     /// Where it does anyway.
     Unchanged,
@@ -131,16 +161,16 @@ pub enum ReadOnly {
 }
 
 /// A file system to mount, in the words of mount(2).
-#[derive(Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileSystem {
     /// Its type.
-    pub kind: CString,
+    pub kind: String,
     /// The device, or whatever the type takes for one.
-    pub device: CString,
+    pub device: String,
     /// The flags, `MS_*`.
-    pub flags: MountFlags,
+    pub flags: u32,
     /// Its own options, separated by commas.
-    pub options: CString,
+    pub options: String,
 }
 
 /// A share on its way into the tree.
@@ -224,9 +254,14 @@ impl Prepared {
                 // The process's root is the host's still, and so are the paths among the options.
                 let root = format!("/proc/self/fd/{}", root.as_raw_fd());
                 let target = Path::new(&root).join(&self.target);
-                let flags = new.flags | MountFlags::NOSUID | MountFlags::NODEV;
-                let options = Some(new.options.as_c_str()).filter(|options| !options.is_empty());
-                mount(&new.device, target, &new.kind, flags, options)
+                let flags = MountFlags::from_bits_retain(new.flags);
+                let flags = flags | MountFlags::NOSUID | MountFlags::NODEV;
+                CString::new(new.options.as_str())
+                    .map_err(|_| Errno::INVAL)
+                    .and_then(|options| {
+                        let options = Some(options.as_c_str()).filter(|text| !text.is_empty());
+                        mount(&new.device, target, &new.kind, flags, options)
+                    })
                     .map_err(|e| failed(&self.name, "mounting it on the host", e))
             }
         }

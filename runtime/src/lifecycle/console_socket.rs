@@ -1,0 +1,66 @@
+//! The engine's `--console-socket`: it gets the master of a pseudo-terminal, as from runc, and the VM process
+//! holds the other side.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+
+/// Why an engine gets no terminal.
+#[derive(Debug, thiserror::Error)]
+#[error("--console-socket {}: cannot {what}", path.display())]
+pub struct ConsoleSocketError {
+    /// As the user named it.
+    path: PathBuf,
+    /// The step.
+    what: &'static str,
+    /// What the system said.
+    #[source]
+    source: io::Error,
+}
+
+/// Makes a pseudo-terminal and sends its master to an engine. Returns the other side, raw and
+/// non-blocking.
+///
+/// # Errors
+/// When the socket doesn't take it.
+pub fn send_terminal(path: &Path) -> Result<OwnedFd, ConsoleSocketError> {
+    let failed = |what| {
+        move |source| ConsoleSocketError {
+            path: path.to_owned(),
+            what,
+            source,
+        }
+    };
+    let errno = |what| move |source: Errno| failed(what)(source.into());
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).map_err(errno("make a pseudo-terminal"))?;
+    unlockpt(&master).map_err(errno("unlock the pseudo-terminal"))?;
+    let slave = ioctl_tiocgptpeer(&master, flags).map_err(errno("open the pseudo-terminal"))?;
+    make_raw(slave.as_fd()).map_err(errno("make the pseudo-terminal raw"))?;
+    rustix::io::ioctl_fionbio(&slave, true)
+        .map_err(errno("make the pseudo-terminal non-blocking"))?;
+    let name = ptsname(&master, Vec::new()).map_err(errno("name the pseudo-terminal"))?;
+
+    let socket = UnixStream::connect(path).map_err(failed("connect to it"))?;
+    let fds = [master.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let name = [IoSlice::new(name.as_bytes())];
+    sendmsg(&socket, &name, &mut control, SendFlags::NOSIGNAL)
+        .map_err(errno("send it the terminal"))?;
+    Ok(slave)
+}
+
+fn make_raw(terminal: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let mut raw = tcgetattr(terminal)?;
+    raw.make_raw();
+    tcsetattr(terminal, OptionalActions::Now, &raw)
+}

@@ -1,0 +1,330 @@
+//! From a bundle to a container that waits to be started.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::unistd::User;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::delete::undo;
+use super::hooks::{HookContext, Hooks, Stage};
+use super::state::for_hook;
+use super::{Context, Error, console_socket, pid_file};
+use crate::cgroup::{HostCgroup, Limits};
+use crate::chain::chain;
+use crate::config::Config;
+use crate::host::{ProcessId, inherited};
+use crate::sandbox::{
+    Agent, BootFiles, HostTerminal, Launch, Sandbox, TerminalStreams, VmConfig, VmmDisk, VmmProcess,
+};
+use crate::spec::{self, Bundle, FilterCache, GuestSpec, Plan};
+use crate::store::{ContainerDir, ContainerRecord, Phase, SandboxRecord, State, Status};
+use crate::types::{ContainerId, Sizing};
+
+/// What is to be created.
+#[derive(Debug)]
+pub struct Create<'a> {
+    /// The container's id.
+    pub id: ContainerId,
+    /// Its bundle.
+    pub bundle: Bundle,
+    /// Who is at the host's side of its terminal.
+    pub terminal: Terminal<'a>,
+    /// The file that gets the pid.
+    pub pid_file: Option<&'a Path>,
+    /// Whether somebody waits for the container's word that it is ready (sd_notify(3)).
+    pub notify: bool,
+}
+
+/// Who is at the host's side of a process's terminal.
+#[derive(Debug, Default)]
+pub enum Terminal<'a> {
+    /// The process has none; it gets this process's stdio.
+    #[default]
+    None,
+    /// An engine, which gets it through this socket.
+    Engine(&'a Path),
+    /// Whoever holds the other ends of these.
+    Relayed(TerminalStreams),
+}
+
+/// A created container.
+pub struct Created {
+    /// Its folder, still locked.
+    pub dir: ContainerDir,
+    /// Its state, as it is on disk.
+    pub state: State,
+    /// The connection to its agent.
+    pub agent: Agent,
+    /// Its VM process, a child of this one.
+    pub vmm: VmmProcess,
+}
+
+/// Creates a container.
+///
+/// # Errors
+/// Every failure undoes what was made.
+pub fn create(context: &Context, mut request: Create<'_>) -> Result<Created, Error> {
+    let Planned {
+        config,
+        boot,
+        mut plan,
+        cgroup,
+    } = Planned::of(context, &request)?;
+    let resources = std::mem::take(&mut plan.resources);
+    let limits = Limits {
+        resources: &resources,
+        sizing: plan.sizing,
+        config: &config,
+    };
+    for limit in inherited::too_low() {
+        log::warn!(
+            "the caller's {limit} holds for the VM process too, as this user may not raise it (setrlimit(2)): \
+             raise it where the caller is started if the VM fails"
+        );
+    }
+    let mut state = first_state(&request, plan.sizing, cgroup);
+    let dir = context.store()?.create(&state)?;
+    let cmdline = cmdline(context, &config);
+    let (mut sandbox, guest_spec) =
+        match launch(&dir, &state, &mut request, plan, boot, cmdline, &limits) {
+            Ok(launched) => launched,
+            Err(e) => {
+                dir.discard();
+                return Err(e);
+            }
+        };
+    match bring_up(
+        &mut sandbox,
+        &dir,
+        &mut state,
+        &request,
+        guest_spec,
+        &limits,
+    ) {
+        Ok(agent) => Ok(Created {
+            dir,
+            state,
+            agent,
+            vmm: sandbox.into_process(),
+        }),
+        Err(e) => {
+            sandbox.abort();
+            undo(dir, &state);
+            Err(e)
+        }
+    }
+}
+
+/// What is known before anything is made.
+struct Planned {
+    config: Config,
+    boot: BootFiles,
+    plan: Plan,
+    cgroup: Option<HostCgroup>,
+}
+
+impl Planned {
+    /// Looks at all that may be refused.
+    fn of(context: &Context, request: &Create<'_>) -> Result<Self, Error> {
+        let Create { id, bundle, .. } = request;
+        let config = context.settings.for_container(&bundle.annotations())?;
+        let boot = config.boot().open()?;
+        let filters = FilterCache::below(&context.root);
+        let plan = spec::plan(bundle, id.as_str(), &config, &filters, is_root())?;
+        let cgroup = HostCgroup::of(bundle.spec(), id, context.systemd_cgroup, is_root())?;
+        Ok(Self {
+            config,
+            boot,
+            plan,
+            cgroup,
+        })
+    }
+}
+
+/// Launches the VM process. Of what was made before a failure, only the container's folder is left.
+fn launch(
+    dir: &ContainerDir,
+    state: &State,
+    request: &mut Create<'_>,
+    plan: Plan,
+    boot: BootFiles,
+    cmdline: String,
+    limits: &Limits<'_>,
+) -> Result<(Sandbox, GuestSpec), Error> {
+    let own_cgroup = state.sandbox.cgroup.as_ref();
+    if let Some(cgroup) = own_cgroup {
+        cgroup.warn_if_shared();
+    }
+    dir.save_config(request.bundle.spec())?;
+    let terminal = open_terminal(std::mem::take(&mut request.terminal))?;
+    let cgroup = own_cgroup.map(|cgroup| cgroup.make(limits)).transpose()?;
+    // A cgroup binds the VM to its CPUs by itself.
+    let pinned = match own_cgroup {
+        Some(_) => None,
+        None => plan.pin()?,
+    };
+    let vm = VmConfig {
+        held: own_cgroup.is_some_and(HostCgroup::is_scope),
+        vcpus: plan.sizing.vcpus,
+        memory_mib: plan.sizing.memory_mib,
+        cmdline,
+        console_log_size: u64::from(limits.config.console_log_size) << 10,
+        core_scheduling: limits.config.core_scheduling,
+        shares: plan.shares,
+        disks: plan.disks.into_iter().map(VmmDisk::from).collect(),
+        network: plan.network,
+        memory_policy: plan.memory_policy,
+        oom_score_adj: plan.oom_score_adj,
+        kernel: boot.kernel.map(Into::into),
+        initramfs: boot.initramfs.map(Into::into),
+        terminal,
+    };
+    let launch = Launch {
+        dir: &dir.sandbox(),
+        cgroup: cgroup.flatten(),
+        selinux_label: plan.selinux_label,
+        user_namespace: plan.user_namespace,
+        vm,
+    };
+    let launched = launch.spawn();
+    drop(pinned);
+    match launched {
+        Ok(sandbox) => Ok((sandbox, plan.guest_spec)),
+        Err(e) => {
+            if let Some(Err(e)) = own_cgroup.map(|cgroup| cgroup.remove(true)) {
+                log::warn!("{}", chain(&e));
+            }
+            Err(e.into())
+        }
+    }
+}
+
+/// From a launched VM process to a container whose state says `created`, and a VM that lives on without this
+/// process.
+fn bring_up(
+    sandbox: &mut Sandbox,
+    dir: &ContainerDir,
+    state: &mut State,
+    request: &Create<'_>,
+    guest_spec: GuestSpec,
+    limits: &Limits<'_>,
+) -> Result<Agent, Error> {
+    let files = dir.sandbox();
+    // From here on `delete --force` finds the process, whatever becomes of this one.
+    state.sandbox.vmm = ProcessId::of(sandbox.pid()).ok();
+    files.save(&state.sandbox)?;
+    let cgroup = state.sandbox.cgroup.as_mut();
+    if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.is_scope()) {
+        cgroup.adopt(sandbox.pid(), limits)?;
+        files.save(&state.sandbox)?;
+        sandbox.begin()?;
+    }
+    let boot_timeout = Duration::from_secs(limits.config.boot_timeout.into());
+    let streams = sandbox.wait_up(&files, boot_timeout)?;
+    run_create_hooks(&Hooks::of(request.bundle.spec()), state)?;
+    let agent = sandbox.wait_ready(&files, boot_timeout)?;
+    agent
+        .create(
+            dir.id(),
+            guest_spec,
+            request.bundle.path(),
+            streams,
+            request.notify,
+        )
+        .map_err(Error::ContainerProcess)?;
+    if request.bundle.read_only_root() {
+        sandbox.make_root_read_only(dir.id())?;
+    }
+    if let Some(cgroup) = &state.sandbox.cgroup {
+        cgroup.limit_container(limits)?;
+    }
+    state.container.phase = Phase::Created;
+    dir.save(&state.container)?;
+    // Last, so that what fails leaves no pid file, and somebody's of that name is left alone.
+    if let Some(path) = request.pid_file {
+        pid_file::write(path, sandbox.pid())?;
+    }
+    sandbox.commit().inspect_err(|_| {
+        if let Some(path) = request.pid_file {
+            let _ = fs::remove_file(path);
+        }
+    })?;
+    Ok(agent)
+}
+
+/// The hooks of `create`, while the guest boots: the process that the state names is there, in the
+/// container's namespaces of the host, and the container's own process isn't.
+fn run_create_hooks(hooks: &Hooks, state: &State) -> Result<(), Error> {
+    // `delete --force` kills it, and must not have to wait for a hook.
+    let sandbox = state.sandbox.vmm.and_then(|vmm| vmm.open());
+    let call = HookContext {
+        state: &for_hook(state, Status::Creating)?,
+        folder: Some(&state.container.bundle),
+        sandbox: sandbox.as_ref(),
+    };
+    for stage in [
+        Stage::Prestart,
+        Stage::CreateRuntime,
+        Stage::CreateContainer,
+    ] {
+        hooks.run(stage, call)?;
+    }
+    Ok(())
+}
+
+/// What the VM process is given for the container's terminal.
+fn open_terminal(terminal: Terminal<'_>) -> Result<Option<HostTerminal>, Error> {
+    Ok(match terminal {
+        Terminal::None => None,
+        Terminal::Engine(socket) => Some(HostTerminal::Pty(console_socket::send_terminal(socket)?)),
+        Terminal::Relayed(streams) => Some(HostTerminal::Relayed(streams)),
+    })
+}
+
+/// What the guest's kernel is told beyond what it always is.
+fn cmdline(context: &Context, config: &Config) -> String {
+    let debug = if context.debug { " hull.log=debug" } else { "" };
+    format!("{}{debug}", config.kernel_params)
+}
+
+fn first_state(request: &Create<'_>, sizing: Sizing, cgroup: Option<HostCgroup>) -> State {
+    let Create { id, bundle, .. } = request;
+    let now = OffsetDateTime::now_utc().format(&Rfc3339);
+    State {
+        container: ContainerRecord {
+            id: id.clone(),
+            phase: Phase::Creating,
+            paused: false,
+            bundle: bundle.path().to_owned(),
+            rootfs: bundle.rootfs().to_owned(),
+            created: now.unwrap_or_default(),
+            owner: owner(),
+            annotations: bundle.annotations(),
+        },
+        sandbox: SandboxRecord {
+            id: id.clone(),
+            sizing,
+            vmm: None,
+            cgroup,
+        },
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The name of the user who runs this, as `list` shows it: as with runc, a number where /etc/passwd has none.
+fn owner() -> String {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        return "root".to_owned();
+    }
+    match User::from_uid(uid.as_raw().into()) {
+        Ok(Some(user)) => user.name,
+        _ => format!("#{}", uid.as_raw()),
+    }
+}

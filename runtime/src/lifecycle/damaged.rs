@@ -1,0 +1,138 @@
+//! Deleting by force a container whose state can't be read, or whose folder is gone: whatever is on disk, its VM
+//! ends, and goes with its cgroup.
+//!
+//! A VM that no state names is found by its process's arguments. Its `poststop` hooks don't run: nobody knows what
+//! to tell them.
+
+use super::Error;
+use super::delete::kill_process;
+use crate::cgroup::HostCgroup;
+use crate::chain::chain;
+use crate::sandbox::{RunningVmm, SandboxError, running_vmms};
+use crate::store::{ContainerDir, Store, StoreError};
+use crate::types::ContainerId;
+
+/// Deletes what is there of a container.
+///
+/// # Errors
+/// When its VM doesn't end, or something of it can't be removed.
+pub fn delete(store: &Store, id: &ContainerId) -> Result<(), Error> {
+    let dir = match store.find(id) {
+        Ok(dir) => dir,
+        Err(StoreError::Missing(_)) => return end_vms(store, id).map(drop),
+        Err(e) => return Err(e.into()),
+    };
+    // Also an older hull's, whose process isn't found otherwise.
+    let remains = dir.sandbox().remains();
+    let ended = end_vms(store, id)?;
+    if let Some(vmm) = remains.vmm {
+        kill_process(vmm)?;
+    }
+    let cgroup = match remains.cgroup {
+        None if !ended => asked_for(&dir),
+        cgroup => cgroup,
+    };
+    if let Some(cgroup) = cgroup {
+        cgroup.remove(true)?;
+    }
+    remove(dir)
+}
+
+/// Ends the VMs of a container that run, and removes their cgroups. Returns whether there were any.
+fn end_vms(store: &Store, id: &ContainerId) -> Result<bool, Error> {
+    let mut found = of_store(store)?;
+    found.retain(|vmm| vmm.id == *id);
+    for vmm in &found {
+        let cgroup = match vmm.own_cgroup {
+            true => HostCgroup::around(vmm.process.pid).ok(),
+            false => None,
+        };
+        kill_process(vmm.process)?;
+        log::warn!(
+            "container {id}: its VM, process {}, ran without a readable state, and was ended",
+            vmm.process.pid
+        );
+        if let Some(cgroup) = cgroup {
+            cgroup.remove(true)?;
+        }
+    }
+    Ok(!found.is_empty())
+}
+
+/// The VMs of a store that run.
+///
+/// # Errors
+/// When nobody can know.
+pub fn of_store(store: &Store) -> Result<Vec<RunningVmm>, Error> {
+    let look = SandboxError::host("look for the VM processes in /proc");
+    Ok(running_vmms(store.key()?).map_err(look)?)
+}
+
+/// The cgroup that the kept config.json asks for, where that is readable. Others in it keep it.
+fn asked_for(dir: &ContainerDir) -> Option<HostCgroup> {
+    let config = dir.load_config().ok()?;
+    let is_root = rustix::process::geteuid().is_root();
+    HostCgroup::of(&config, dir.id(), false, is_root).ok()?
+}
+
+fn remove(mut dir: ContainerDir) -> Result<(), Error> {
+    match dir.lock() {
+        Ok(()) => {}
+        // `create` was at work, and has cleaned up.
+        Err(StoreError::Missing(_)) => return Ok(()),
+        Err(e @ StoreError::Locked { .. }) => return Err(e.into()),
+        // No lock of hull's: nobody holds it.
+        Err(e) => log::warn!("{}", chain(&e)),
+    }
+    Ok(dir.remove()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    /// A folder that somebody has done this to can be deleted.
+    fn deleted(damage: impl FnOnce(&Path)) {
+        let root = tempfile::tempdir().expect("a folder");
+        let store = Store::open(root.path()).expect("a store");
+        let folder = root.path().join("web");
+        fs::create_dir(&folder).expect("a folder");
+        damage(&folder);
+        let id = "web".parse().expect("id");
+        let loaded = store.find(&id).expect("found").load();
+        assert!(
+            matches!(loaded, Err(StoreError::Damaged { .. })),
+            "{loaded:?}"
+        );
+        let listed = store.list().expect("a list");
+        assert_eq!(listed.damaged, std::slice::from_ref(&id));
+
+        delete(&store, &id).expect("deleted");
+
+        let left: Vec<_> = fs::read_dir(root.path()).expect("a list").collect();
+        assert!(left.is_empty(), "{left:?}");
+        delete(&store, &id).expect("nothing to do");
+    }
+
+    #[test]
+    fn whatever_is_in_a_containers_folder_it_can_be_deleted() {
+        let state = |folder: &Path| folder.join("state.json");
+        deleted(|_| ());
+        deleted(|folder| fs::write(state(folder), "").expect("write"));
+        deleted(|folder| fs::write(state(folder), "{\"id\":").expect("write"));
+        deleted(|folder| fs::create_dir_all(state(folder).join("a/b")).expect("mkdir"));
+        deleted(|folder| symlink("/etc/passwd", state(folder)).expect("a link"));
+        deleted(|folder| {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            let fifo = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(rustix::fs::CWD, state(folder), fifo, mode, 0).expect("a FIFO");
+        });
+        deleted(|folder| {
+            fs::create_dir(folder.join("sandbox.json")).expect("mkdir");
+            fs::write(folder.join("foreign"), "").expect("write");
+        });
+    }
+}

@@ -1,0 +1,134 @@
+//! Removing what a container has left on the host.
+
+use std::time::Duration;
+
+use super::hooks::Hooks;
+use super::state::for_hook;
+use super::{Context, Error, damaged};
+use crate::chain::chain;
+use crate::host::ProcessId;
+use crate::sandbox::SandboxError;
+use crate::store::{ContainerDir, SandboxRecord, State, Status, Store, StoreError};
+use crate::types::ContainerId;
+
+/// How long a killed VM process may take to go: its memory has to be given back.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the VM process of a container that has ended may take to write the container's output out.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the news that a container has ended may be on its way from the guest, on a busy host.
+const NEWS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Deletes a container; with `force` also one that runs, and it is no error then if there is none.
+///
+/// # Errors
+/// When it runs and may not be killed, or something of it can't be removed.
+pub fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<(), Error> {
+    let store = context.store()?;
+    store.sweep();
+    match delete_known(&store, id, force) {
+        // Its VM may run all the same.
+        Err(Error::Store(StoreError::Missing(_) | StoreError::Damaged { .. })) if force => {
+            damaged::delete(&store, id)
+        }
+        result => result,
+    }
+}
+
+fn delete_known(store: &Store, id: &ContainerId, force: bool) -> Result<(), Error> {
+    let mut dir = store.find(id)?;
+    if force {
+        // First the process, then the lock: a `create` that holds the lock waits for the process, and
+        // cleans up after it.
+        end(&dir.load()?)?;
+        dir.lock_by_force()?;
+    } else {
+        dir.lock()?;
+    }
+    let state = dir.load()?;
+    if state.status() == Status::Running
+        && !force
+        && let Some(vmm) = state.sandbox.vmm
+    {
+        // What is about to be refused has a moment for its end: with runc the process of a container and
+        // its end are the host's own, here a guest has to tell.
+        let _ = vmm.wait(NEWS_TIMEOUT);
+    }
+    match state.status() {
+        // As in runc: a container that was never started needs no force.
+        Status::Stopped | Status::Created => end(&state)?,
+        Status::Creating | Status::Running | Status::Paused if force => end(&state)?,
+        status => {
+            let (verb, id) = ("delete", id.clone());
+            return Err(Error::WrongState { verb, id, status });
+        }
+    }
+    destroy(dir, &state)
+}
+
+/// Removes what is left of a container that has stopped and is locked, its cgroup and its folder, and
+/// runs the `poststop` hooks, which may find nothing of it.
+///
+/// # Errors
+/// When its cgroup can't be removed: its folder stays then, so that the cgroup isn't forgotten. Or when the folder
+/// can't be.
+fn destroy(dir: ContainerDir, state: &State) -> Result<(), Error> {
+    if let Some(cgroup) = &state.sandbox.cgroup {
+        // A process that the state doesn't name yet ends by itself, soon.
+        cgroup.remove(state.sandbox.vmm.is_some())?;
+    }
+    let hooks = match dir.load_config() {
+        Ok(config) => Hooks::of(&config),
+        // Cut off before it was written.
+        Err(StoreError::Missing(_)) => Hooks::default(),
+        Err(e) => {
+            log::warn!("no poststop hook is run: {}", chain(&e));
+            Hooks::default()
+        }
+    };
+    dir.remove()?;
+    match for_hook(state, Status::Stopped) {
+        Ok(state) => hooks.run_poststop(&state),
+        Err(e) => log::warn!("no poststop hook is run: {}", chain(&e)),
+    }
+    Ok(())
+}
+
+/// Removes what is left of a container that has stopped and is locked, where another error is what the user is to learn.
+pub fn undo(dir: ContainerDir, state: &State) {
+    if let Err(e) = destroy(dir, state) {
+        log::warn!("{}", chain(&e));
+    }
+}
+
+/// Waits for the end of the VM process of a container that has ended, so that no output of it is lost;
+/// kills it if that takes too long, and one whose container runs at once.
+fn end(state: &State) -> Result<(), Error> {
+    match state.sandbox.vmm {
+        Some(vmm) if state.status() == Status::Stopped && vmm.wait(OUTPUT_TIMEOUT).is_ok() => {
+            Ok(())
+        }
+        _ => kill_vm(&state.sandbox),
+    }
+}
+
+/// Kills a sandbox's VM process and waits until it is gone.
+///
+/// # Errors
+/// When it doesn't die.
+pub(super) fn kill_vm(sandbox: &SandboxRecord) -> Result<(), Error> {
+    match sandbox.vmm {
+        Some(vmm) => kill_process(vmm),
+        None => Ok(()),
+    }
+}
+
+/// Kills a VM process and waits until it is gone.
+///
+/// # Errors
+/// When it doesn't die.
+pub(super) fn kill_process(vmm: ProcessId) -> Result<(), Error> {
+    vmm.kill(KILL_TIMEOUT)
+        .map_err(|e| SandboxError::host("see the VM process die")(e).into())
+}

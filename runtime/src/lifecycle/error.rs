@@ -1,0 +1,86 @@
+//! Why a verb fails.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::{ConsoleSocketError, HookError};
+use crate::cgroup::CgroupError;
+use crate::config::ConfigError;
+use crate::sandbox::{AgentError, SandboxError};
+use crate::spec::SpecError;
+use crate::store::{Status, StoreError};
+use crate::types::{ContainerId, IdError};
+
+/// A verb's failure. With [`chain`](crate::chain::chain), causes included, it is one line for the user.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The container's id.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// hull's own configuration, or an annotation that would change it.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The bundle or its config.json was refused.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The VM's cgroup on the host.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The container's folder.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The verb doesn't fit the container's state.
+    #[error("cannot {verb} container {id} that is {status}")]
+    WrongState {
+        /// What was asked for.
+        verb: &'static str,
+        /// Of which container.
+        id: ContainerId,
+        /// In what state it is.
+        status: Status,
+    },
+    /// `exec` in a paused container, in runc's words.
+    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    Paused,
+    /// A further process with another SELinux label than the container's VM.
+    #[error("process.selinuxLabel: {asked_for:?} is not the label of the container's VM, {own:?}")]
+    OtherLabel {
+        /// The process's.
+        asked_for: String,
+        /// The VM's.
+        own: String,
+    },
+    /// A hook of config.json.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// The container's state as JSON, for a hook.
+    #[error("cannot describe the container's state to a hook")]
+    Describe(#[source] serde_json::Error),
+    /// The engine's socket for the terminal.
+    #[error(transparent)]
+    ConsoleSocket(#[from] ConsoleSocketError),
+    /// The file that is to get the pid.
+    #[error("{}", path.display())]
+    PidFile {
+        /// As the user named it.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The VM, or the agent inside it.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The agent could not make the container's process; the words are runc's, which engines know.
+    #[error("unable to start container process")]
+    ContainerProcess(#[source] AgentError),
+    /// The agent could not start a further process; likewise.
+    #[error("exec failed: unable to start container process")]
+    ExecProcess(#[source] AgentError),
+}
+
+impl From<AgentError> for Error {
+    fn from(error: AgentError) -> Self {
+        Self::Sandbox(error.into())
+    }
+}

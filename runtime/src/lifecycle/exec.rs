@@ -1,0 +1,151 @@
+//! Running a further process in a container.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use oci_spec::runtime::Process;
+
+use super::{Context, Error};
+use crate::chain::chain;
+use crate::sandbox::{Agent, AgentError, AttachedStdio, SandboxError, Stdio};
+use crate::spec::SpecError;
+use crate::store::{ContainerDir, Status};
+use crate::types::ContainerId;
+
+/// What a shell shows of a process that SIGKILL has ended.
+const KILLED: u8 = 128 + 9;
+
+/// A container that can take a further process. With `ignore_paused` also a paused one: the process runs once
+/// that is resumed.
+///
+/// # Errors
+/// When the container is in another state.
+pub fn find_for_exec(
+    context: &Context,
+    id: &ContainerId,
+    ignore_paused: bool,
+) -> Result<ContainerDir, Error> {
+    let dir = context.find(id)?;
+    match dir.load()?.status() {
+        Status::Running | Status::Created => Ok(dir),
+        Status::Paused if ignore_paused => Ok(dir),
+        Status::Paused => Err(Error::Paused),
+        status => {
+            let (verb, id) = ("exec in", id.clone());
+            Err(Error::WrongState { verb, id, status })
+        }
+    }
+}
+
+/// The container's own process, as its stored config.json has it.
+///
+/// # Errors
+/// When that can't be read.
+pub fn own_process(dir: &ContainerDir) -> Result<Process, Error> {
+    let process = dir.load_config()?.process().clone();
+    Ok(process.ok_or(SpecError::Missing("process"))?)
+}
+
+/// The process as the guest can have it. Its SELinux label, if any, is that of the container, whose VM has
+/// it: one VM can't have two.
+///
+/// # Errors
+/// When it is another one.
+pub fn without_label(mut process: Process, dir: &ContainerDir) -> Result<Process, Error> {
+    let asked_for = process.selinux_label().clone().unwrap_or_default();
+    if !asked_for.is_empty() {
+        let own = own_process(dir)?.selinux_label().clone();
+        if own.as_ref() != Some(&asked_for) {
+            let own = own.unwrap_or_default();
+            return Err(Error::OtherLabel { asked_for, own });
+        }
+        process.set_selinux_label(None);
+    }
+    Ok(process)
+}
+
+/// A further process that was started.
+pub struct Execution {
+    agent: Agent,
+    container: ContainerId,
+    id: String,
+    stdio: AttachedStdio,
+}
+
+/// Starts a process of [`without_label`] in the container, in this cgroup below the container's.
+///
+/// # Errors
+/// When the VM process or the agent refuses.
+pub fn exec(
+    dir: &ContainerDir,
+    process: &Process,
+    cgroup: &str,
+    stdio: Stdio<'_>,
+) -> Result<Execution, Error> {
+    let sandbox = dir.sandbox();
+    let stdio = AttachedStdio::attach(&sandbox, stdio)?;
+    let agent = Agent::connect(&sandbox)?;
+    let id = unique_id();
+    let json = serde_json::to_vec(process).map_err(Error::Describe)?;
+    agent
+        .exec(dir.id(), &id, json, cgroup, stdio.offer())
+        .map_err(Error::ExecProcess)?;
+    Ok(Execution {
+        agent,
+        container: dir.id().clone(),
+        id,
+        stdio,
+    })
+}
+
+impl Execution {
+    /// The connection to the container's agent.
+    pub fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    /// The container that it is in.
+    pub fn container(&self) -> &ContainerId {
+        &self.container
+    }
+
+    /// Its id, which no other process of the container has or will have.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Ends a process that nobody will wait for.
+    pub fn kill(&self) {
+        let signal = self
+            .agent
+            .signal_process(&self.container, &self.id, libc::SIGKILL, false);
+        if let Err(e) = self.agent.block_on(signal) {
+            log::warn!("the process goes on: {}", chain(&e));
+        }
+    }
+
+    /// Waits for its end, however long that takes, and returns its exit status. If this process ends before, the
+    /// other one is killed where `stands_for_it`. For use inside [`Agent::block_on`].
+    ///
+    /// # Errors
+    /// When the agent doesn't tell.
+    pub async fn wait(&self, stands_for_it: bool) -> Result<u8, Error> {
+        let ended = self.agent.wait(&self.container, &self.id, stands_for_it);
+        match ended.await {
+            // The container has ended, and everything in it was killed.
+            Err(AgentError::Lost(_)) => Ok(KILLED),
+            ended => ended.map_err(|e| SandboxError::from(e).into()),
+        }
+    }
+
+    /// Waits until all that it has written has reached its reader, who may take as long as it likes.
+    pub fn wait_flushed(self) {
+        self.stdio.wait_flushed();
+    }
+}
+
+fn unique_id() -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    format!("{}-{}", std::process::id(), now.as_nanos())
+}

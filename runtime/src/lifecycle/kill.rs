@@ -1,0 +1,89 @@
+//! Sending a signal to a container's process.
+//!
+//! The guest delivers it, but SIGKILL doesn't depend on the guest: where that doesn't end the container,
+//! the VM is ended.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use super::delete::kill_vm;
+use super::{Context, Error};
+use crate::chain::chain;
+use crate::host::ProcessId;
+use crate::sandbox::{Agent, AgentError};
+use crate::store::{SandboxDir, State, Status};
+use crate::types::ContainerId;
+
+/// How long the guest may take to end a container that is killed. A kill and the end of a VM that is ended
+/// for want of it are to take less than ten seconds, on a busy host too.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Sends a signal to a container's process, or to all of its processes; 0 only asks whether it runs.
+///
+/// # Errors
+/// When the container doesn't run. With `all` a stopped one is no error, as in runc. After SIGKILL, when
+/// the VM can't be ended either.
+pub fn kill(context: &Context, id: &ContainerId, signal: i32, all: bool) -> Result<(), Error> {
+    let dir = context.find(id)?;
+    let state = dir.load()?;
+    let runs = state.status() != Status::Stopped;
+    match (signal, state.sandbox.vmm) {
+        // Also where the guest says that it has ended.
+        (libc::SIGKILL, Some(vmm)) => end(dir.sandbox(), id, &state, vmm, all)?,
+        (0, _) => {}
+        _ if runs => {
+            let sent = ask(&dir.sandbox(), id, signal, all);
+            // It may have ended while we were asking.
+            if sent.is_err() && dir.load()?.status() == Status::Stopped {
+                return not_running(id, all);
+            }
+            match sent {
+                Err(AgentError::NotFound(_)) => return not_running(id, all),
+                sent => sent?,
+            }
+        }
+        _ => {}
+    }
+    if runs { Ok(()) } else { not_running(id, all) }
+}
+
+fn not_running(id: &ContainerId, all: bool) -> Result<(), Error> {
+    if all {
+        return Ok(());
+    }
+    Err(Error::WrongState {
+        verb: "signal",
+        id: id.clone(),
+        status: Status::Stopped,
+    })
+}
+
+/// Has the guest's agent deliver a signal.
+fn ask(sandbox: &SandboxDir, id: &ContainerId, signal: i32, all: bool) -> Result<(), AgentError> {
+    Agent::connect(sandbox).and_then(|agent| agent.signal(id, signal, all))
+}
+
+/// Kills the container, and sees it end: by its guest if that does it in time. What the agent answers
+/// counts for nothing, and so it is asked on a thread of its own: it may not answer, or lie.
+fn end(
+    sandbox: SandboxDir,
+    id: &ContainerId,
+    state: &State,
+    vmm: ProcessId,
+    all: bool,
+) -> Result<(), Error> {
+    let (report, answer) = mpsc::channel();
+    let id = id.clone();
+    thread::spawn(move || report.send(ask(&sandbox, &id, libc::SIGKILL, all)));
+    if vmm.wait(GUEST_TIMEOUT).is_ok() {
+        return Ok(());
+    }
+    let seconds = GUEST_TIMEOUT.as_secs();
+    let said = match answer.try_recv() {
+        Ok(Err(e)) => format!(" ({})", chain(&e)),
+        _ => String::new(),
+    };
+    log::warn!("the guest did not end its container within {seconds} s{said}: the VM is ended");
+    kill_vm(&state.sandbox)
+}

@@ -1,0 +1,72 @@
+//! The verbs of a container's life: for the command line, a shim, and tests alike.
+//!
+//! Each takes plain values and returns what there is to know; none parses options or prints. Warnings go to the
+//! log.
+
+mod console_socket;
+mod create;
+mod damaged;
+mod delete;
+mod error;
+mod exec;
+mod hooks;
+mod kill;
+mod list;
+mod observe;
+mod pause;
+mod pid_file;
+mod start;
+mod state;
+mod update;
+
+use std::path::PathBuf;
+
+pub use console_socket::{ConsoleSocketError, send_terminal};
+pub use create::{Create, Created, Terminal, create};
+pub use delete::{delete, undo};
+pub use error::Error;
+pub use exec::{Execution, exec, find_for_exec, own_process, without_label};
+pub use hooks::HookError;
+pub use kill::kill;
+pub use list::list;
+pub use observe::{Watched, processes, watch};
+pub use pause::{pause, resume};
+pub use pid_file::write as write_pid_file;
+pub use start::{Started, start, start_created};
+pub use state::{OciState, state};
+pub use update::update;
+
+use crate::config::Settings;
+use crate::store::{ContainerDir, Store};
+use crate::types::ContainerId;
+
+/// What every verb has to know, whoever calls it.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Where the state of containers is kept.
+    pub root: PathBuf,
+    /// Whether systemd makes the VMs' cgroups.
+    pub systemd_cgroup: bool,
+    /// Whether guests say in their console what they do.
+    pub debug: bool,
+    /// Where the configuration comes from.
+    pub settings: Settings,
+}
+
+impl Context {
+    /// All containers.
+    ///
+    /// # Errors
+    /// When the folder can't be made or opened.
+    pub fn store(&self) -> Result<Store, Error> {
+        Ok(Store::open(&self.root)?)
+    }
+
+    /// The folder of an existing container, not locked.
+    ///
+    /// # Errors
+    /// When there is no such container.
+    pub fn find(&self, id: &ContainerId) -> Result<ContainerDir, Error> {
+        Ok(self.store()?.find(id)?)
+    }
+}

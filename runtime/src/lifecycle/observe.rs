@@ -1,0 +1,53 @@
+//! Looking at a container that runs: its processes, and a connection for its statistics.
+
+use std::path::PathBuf;
+
+use super::{Context, Error};
+use crate::cgroup::HostCgroup;
+use crate::sandbox::{Agent, ProcessInfo};
+use crate::store::Status;
+use crate::types::ContainerId;
+
+/// The processes of a container. A stopped one has none, which is no error.
+///
+/// # Errors
+/// When there is no such container.
+pub fn processes(context: &Context, id: &ContainerId) -> Result<Vec<ProcessInfo>, Error> {
+    let dir = context.find(id)?;
+    match dir.load()?.status() {
+        Status::Creating | Status::Stopped => Ok(Vec::new()),
+        Status::Created | Status::Running | Status::Paused => {
+            let agent = Agent::connect(&dir.sandbox())?;
+            Ok(agent.processes(id)?)
+        }
+    }
+}
+
+/// A container whose statistics can be asked for.
+pub struct Watched {
+    /// The container's id.
+    pub id: ContainerId,
+    /// The connection to its agent.
+    pub agent: Agent,
+    /// The directory of its VM's cgroup.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Connects to a container to watch it.
+///
+/// # Errors
+/// When it doesn't run.
+pub fn watch(context: &Context, id: &ContainerId) -> Result<Watched, Error> {
+    let dir = context.find(id)?;
+    let state = dir.load()?;
+    let status = state.status();
+    if matches!(status, Status::Creating | Status::Stopped) {
+        let (verb, id) = ("watch", id.clone());
+        return Err(Error::WrongState { verb, id, status });
+    }
+    Ok(Watched {
+        id: id.clone(),
+        agent: Agent::connect(&dir.sandbox())?,
+        cgroup: state.sandbox.cgroup.as_ref().map(HostCgroup::directory),
+    })
+}

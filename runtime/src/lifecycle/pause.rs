@@ -1,0 +1,55 @@
+//! Suspending all processes of a container, and resuming them.
+//!
+//! The state says `paused` before the guest does, and until after it has resumed: whatever cuts the
+//! verb off in between, `resume` sets it right.
+
+use super::{Context, Error};
+use crate::sandbox::Agent;
+use crate::store::{ContainerDir, State, Status};
+use crate::types::ContainerId;
+
+/// Suspends all processes of a container.
+///
+/// # Errors
+/// When it isn't created or running.
+pub fn pause(context: &Context, id: &ContainerId) -> Result<(), Error> {
+    let allowed = [Status::Created, Status::Running];
+    let (dir, mut state) = find(context, id, "pause", &allowed)?;
+    state.container.paused = true;
+    dir.save(&state.container)?;
+    let paused = Agent::connect(&dir.sandbox()).and_then(|agent| agent.pause(id));
+    // Without an answer they may be suspended: then the state says so, for `resume`.
+    if paused.as_ref().is_err_and(|e| !e.is_unknown()) {
+        state.container.paused = false;
+        dir.save(&state.container)?;
+    }
+    Ok(paused?)
+}
+
+/// Resumes all processes of a container.
+///
+/// # Errors
+/// When it isn't paused.
+pub fn resume(context: &Context, id: &ContainerId) -> Result<(), Error> {
+    let (dir, mut state) = find(context, id, "resume", &[Status::Paused])?;
+    Agent::connect(&dir.sandbox()).and_then(|agent| agent.resume(id))?;
+    state.container.paused = false;
+    Ok(dir.save(&state.container)?)
+}
+
+fn find(
+    context: &Context,
+    id: &ContainerId,
+    verb: &'static str,
+    allowed: &[Status],
+) -> Result<(ContainerDir, State), Error> {
+    let mut dir = context.find(id)?;
+    dir.lock()?;
+    let state = dir.load()?;
+    let status = state.status();
+    if allowed.contains(&status) {
+        return Ok((dir, state));
+    }
+    let id = id.clone();
+    Err(Error::WrongState { verb, id, status })
+}

@@ -1,0 +1,73 @@
+//! Letting a created container's process go.
+
+use super::delete::kill_vm;
+use super::hooks::{HookContext, Hooks, Stage};
+use super::state::for_hook;
+use super::{Context, Error};
+use crate::chain::chain;
+use crate::sandbox::Agent;
+use crate::store::{ContainerDir, Phase, State, Status};
+use crate::types::ContainerId;
+
+/// A container that was started.
+pub struct Started {
+    /// Its folder, still locked.
+    pub dir: ContainerDir,
+    /// Its state, as it is on disk.
+    pub state: State,
+    /// The connection to its agent.
+    pub agent: Agent,
+}
+
+/// Starts a created container.
+///
+/// # Errors
+/// When it is in another state; otherwise as [`start_created`].
+pub fn start(context: &Context, id: &ContainerId) -> Result<Started, Error> {
+    let mut dir = context.find(id)?;
+    dir.lock()?;
+    let mut state = dir.load()?;
+    match state.status() {
+        Status::Created => {}
+        status => {
+            let (verb, id) = ("start", id.clone());
+            return Err(Error::WrongState { verb, id, status });
+        }
+    }
+    let agent = Agent::connect(&dir.sandbox())?;
+    start_created(&dir, &mut state, &agent)?;
+    Ok(Started { dir, state, agent })
+}
+
+/// Starts a container that is created and locked.
+///
+/// # Errors
+/// When the agent refuses: then the container is still created. When it doesn't answer: then it may run,
+/// and counts as running, so that it is not started again. When a `poststart` hook fails: then it is
+/// killed, as with runc.
+pub fn start_created(dir: &ContainerDir, state: &mut State, agent: &Agent) -> Result<(), Error> {
+    // Before the process runs: if it ends at once, the state must not say `created` ever after.
+    state.container.phase = Phase::Running;
+    dir.save(&state.container)?;
+    let started = agent.start(dir.id());
+    if started.as_ref().is_err_and(|e| !e.is_unknown()) {
+        state.container.phase = Phase::Created;
+        dir.save(&state.container)?;
+    }
+    started.map_err(Error::ContainerProcess)?;
+    run_poststart_hooks(dir, state).inspect_err(|_| {
+        if let Err(e) = kill_vm(&state.sandbox) {
+            log::warn!("{}", chain(&e));
+        }
+    })
+}
+
+fn run_poststart_hooks(dir: &ContainerDir, state: &State) -> Result<(), Error> {
+    let hooks = Hooks::of(&dir.load_config()?);
+    let call = HookContext {
+        state: &for_hook(state, Status::Running)?,
+        ..HookContext::default()
+    };
+    hooks.run(Stage::Poststart, call)?;
+    Ok(())
+}

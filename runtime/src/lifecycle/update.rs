@@ -1,0 +1,64 @@
+//! Changing the limits of a container that exists.
+
+use serde_json::Value;
+
+use super::{Context, Error};
+use crate::cgroup;
+use crate::sandbox::Agent;
+use crate::spec::{self, SpecError};
+use crate::store::Status;
+use crate::types::ContainerId;
+
+/// Changes limits, given as a `linux.resources` object: in the guest, on the host, and in the container's
+/// config.json.
+///
+/// # Errors
+/// When one is refused; then none is changed in the guest.
+pub fn update(context: &Context, id: &ContainerId, changes: Value) -> Result<(), Error> {
+    let mut dir = context.find(id)?;
+    dir.lock()?;
+    let state = dir.load()?;
+    let config = (context.settings).for_container(&state.container.annotations)?;
+    let status = state.status();
+    if matches!(status, Status::Creating | Status::Stopped) {
+        let (verb, id) = ("update", id.clone());
+        return Err(Error::WrongState { verb, id, status });
+    }
+    let sandbox = &state.sandbox;
+    let update = spec::update(&dir.load_config()?, sandbox.sizing, &config, changes)?;
+    let limits = cgroup::Limits {
+        resources: &update.host,
+        sizing: sandbox.sizing,
+        config: &config,
+    };
+    // The guest comes last of all that may fail: the rest can be taken back without asking anybody.
+    let staged = dir.stage_config(&update.config)?;
+    // None of the host's limits is below what the guest's allow (see `cgroup`), so between the two no
+    // container has less than one of them.
+    let on_host = match &sandbox.cgroup {
+        Some(cgroup) => Some(cgroup.limit(&limits)?),
+        None => {
+            cgroup::without(&update.host)?;
+            None
+        }
+    };
+    let pinned = match (update.cpus, sandbox.vmm, &sandbox.cgroup) {
+        (Some(cpus), Some(vmm), None) => {
+            let pinned = cpus.pin_process(vmm.pid);
+            Some(pinned.map_err(|source| SpecError::Cpus { source })?)
+        }
+        _ => None,
+    };
+    let in_guest = Agent::connect(&dir.sandbox()).and_then(|agent| agent.update(id, update.guest));
+    if let Err(e) = in_guest {
+        if let Some(applied) = on_host {
+            applied.undo();
+        }
+        if let Some(pinned) = pinned {
+            pinned.undo();
+        }
+        return Err(e.into());
+    }
+    dir.keep_config(staged)?;
+    Ok(())
+}

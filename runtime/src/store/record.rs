@@ -1,0 +1,158 @@
+//! A container's record on disk, and the state machine that it and its sandbox's make up.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::SandboxRecord;
+#[cfg(test)]
+use crate::host::ProcessId;
+use crate::types::ContainerId;
+
+/// What the last command has brought a container to. `stopped` is not among them: that is read off the
+/// VM process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// `create` is at work, or was cut off.
+    Creating,
+    /// Waiting for `start`.
+    Created,
+    /// Started.
+    Running,
+}
+
+/// A container's status, in the words of the runtime-spec (runtime.md, "State").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Being created.
+    Creating,
+    /// Created, not started.
+    Created,
+    /// Started, not ended.
+    Running,
+    /// Created or started, and suspended.
+    Paused,
+    /// Ended.
+    Stopped,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// The record on disk: `state.json` in the container's folder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// The container's id.
+    pub id: ContainerId,
+    /// How far commands have brought it.
+    pub phase: Phase,
+    /// Whether its processes are suspended.
+    pub paused: bool,
+    /// The bundle, absolute.
+    pub bundle: PathBuf,
+    /// The root file system on the host, absolute.
+    pub rootfs: PathBuf,
+    /// When it was created: RFC 3339, UTC.
+    pub created: String,
+    /// The user who created it.
+    pub owner: String,
+    /// config.json's annotations.
+    pub annotations: HashMap<String, String>,
+}
+
+/// A container and the sandbox that it is in, as the last commands have left them.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// The container.
+    pub container: ContainerRecord,
+    /// Its sandbox.
+    pub sandbox: SandboxRecord,
+}
+
+impl State {
+    /// What the container's state is now. It has ended when its VM process knows its exit status, though
+    /// that process still has output to write, or is gone.
+    pub fn status(&self) -> Status {
+        let runs = self.sandbox.vmm.is_some_and(|vmm| vmm.runs_container());
+        match (self.container.phase, runs) {
+            (Phase::Creating, true) => Status::Creating,
+            (Phase::Created | Phase::Running, true) if self.container.paused => Status::Paused,
+            (Phase::Created, true) => Status::Created,
+            (Phase::Running, true) => Status::Running,
+            (_, false) => Status::Stopped,
+        }
+    }
+
+    /// The pid for the user: the VM process's, or 0 once the container has stopped, as in runc.
+    pub fn pid(&self) -> i32 {
+        match self.sandbox.vmm {
+            Some(vmm) if vmm.runs_container() => vmm.pid,
+            _ => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+impl State {
+    /// A container in tests that are not about the rest.
+    pub(crate) fn in_tests(id: &str, phase: Phase, vmm: Option<ProcessId>) -> Self {
+        let id: ContainerId = id.parse().expect("id");
+        Self {
+            sandbox: SandboxRecord {
+                id: id.clone(),
+                sizing: crate::types::Sizing::SMALLEST,
+                vmm,
+                cgroup: None,
+            },
+            container: ContainerRecord {
+                id,
+                phase,
+                paused: false,
+                bundle: "/b".into(),
+                rootfs: "/b/rootfs".into(),
+                created: String::new(),
+                owner: String::new(),
+                annotations: HashMap::new(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_vm_process_means_stopped_in_every_phase() {
+        let dead = ProcessId {
+            pid: 1,
+            start_time: u64::MAX,
+        };
+        for phase in [Phase::Creating, Phase::Created, Phase::Running] {
+            let state = State::in_tests("c", phase, Some(dead));
+            assert_eq!((state.status(), state.pid()), (Status::Stopped, 0));
+        }
+    }
+
+    #[test]
+    fn a_living_vm_process_shows_the_phase_and_its_pid() {
+        let me = ProcessId::of(std::process::id().cast_signed()).expect("own stat");
+        let mut state = State::in_tests("c", Phase::Created, Some(me));
+        assert_eq!((state.status(), state.pid()), (Status::Created, me.pid));
+        state.container.paused = true;
+        assert_eq!(state.status(), Status::Paused);
+    }
+}

@@ -1,0 +1,137 @@
+//! A sandbox on disk: the record of its VM, the socket by which it is reached, and what its guest says.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use super::folder::{Folder, files};
+use super::{StoreError, StoreKey};
+use crate::cgroup::HostCgroup;
+use crate::host::ProcessId;
+use crate::types::{ContainerId, Sizing};
+
+/// The record on disk: `sandbox.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// The sandbox's id: its first container's.
+    pub id: ContainerId,
+    /// The VM's size.
+    pub sizing: Sizing,
+    /// The process that runs the VM; none until it has been launched.
+    pub vmm: Option<ProcessId>,
+    /// The host's cgroup that is the VM's alone, from before it is made.
+    pub cgroup: Option<HostCgroup>,
+}
+
+/// What can still be read of a record that isn't whole, or that another version of hull has written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Remains {
+    /// The sandbox's id. All else is another sandbox's if this is another id.
+    id: Option<ContainerId>,
+    /// The process that runs the VM.
+    pub vmm: Option<ProcessId>,
+    /// The VM's cgroup.
+    pub cgroup: Option<HostCgroup>,
+}
+
+/// A sandbox's files, in the folder of its first container.
+#[derive(Clone, Debug)]
+pub struct SandboxDir {
+    folder: Arc<Folder>,
+}
+
+impl SandboxDir {
+    pub(super) fn new(folder: Arc<Folder>) -> Self {
+        Self { folder }
+    }
+
+    /// The sandbox's id.
+    pub fn id(&self) -> &ContainerId {
+        &self.folder.id
+    }
+
+    /// How a process can name the store that the sandbox is in.
+    ///
+    /// # Errors
+    /// When the kernel can't tell.
+    pub fn store_key(&self) -> io::Result<StoreKey> {
+        self.folder.store_key()
+    }
+
+    /// Reads the sandbox's record.
+    ///
+    /// # Errors
+    /// When the sandbox is gone, or its record damaged.
+    pub fn load(&self) -> Result<SandboxRecord, StoreError> {
+        let record: SandboxRecord = self.folder.read_record(files::SANDBOX)?;
+        if record.id == *self.id() {
+            return Ok(record);
+        }
+        let why = format!("it is the record of sandbox {}", record.id);
+        Err(self
+            .folder
+            .unreadable(files::SANDBOX, io::Error::other(why)))
+    }
+
+    /// What can still be read of a damaged record; nothing at the worst. An older hull had all of it in the
+    /// container's.
+    pub fn remains(&self) -> Remains {
+        let remains = |name| {
+            let text = self.folder.read(name).unwrap_or_default();
+            let remains: Remains = serde_json::from_slice(&text).unwrap_or_default();
+            match &remains.id {
+                Some(id) if *id != *self.id() => Remains::default(),
+                _ => remains,
+            }
+        };
+        let (own, older) = (remains(files::SANDBOX), remains(files::CONTAINER));
+        Remains {
+            id: own.id,
+            vmm: own.vmm.or(older.vmm),
+            cgroup: own.cgroup.or(older.cgroup),
+        }
+    }
+
+    /// Replaces the sandbox's record: a reader sees the old one or the new one.
+    ///
+    /// # Errors
+    /// When it can't be written; the old one then stays.
+    pub fn save(&self, record: &SandboxRecord) -> Result<(), StoreError> {
+        self.folder
+            .write_record(files::SANDBOX, files::SANDBOX_NEW, record)
+    }
+
+    /// Makes the file that takes what the guest's kernel and agent say.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn create_console_log(&self) -> Result<File, StoreError> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::openat(&self.folder.dir, files::CONSOLE, flags, mode)
+            .map(File::from)
+            .map_err(|e| self.folder.failed("create", files::CONSOLE, e))
+    }
+
+    /// The last `lines` lines of the console log; empty where there is none.
+    pub fn console_tail(&self, lines: usize) -> Vec<String> {
+        let text = self.folder.read_end(files::CONSOLE).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let all: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+        all[all.len().saturating_sub(lines)..]
+            .iter()
+            .map(|l| (*l).to_owned())
+            .collect()
+    }
+
+    /// A path to the control socket, for this process only, while this value lives.
+    pub fn socket_path(&self) -> PathBuf {
+        self.folder.short_path(files::SOCKET)
+    }
+}

@@ -1,0 +1,23 @@
+//! How large a VM is. How large a container's becomes is decided in [`spec`](crate::spec).
+
+use std::num::NonZeroU8;
+
+use serde::{Deserialize, Serialize};
+
+/// A VM's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sizing {
+    /// How many vCPUs.
+    pub vcpus: NonZeroU8,
+    /// The memory, in MiB: 128 or more.
+    pub memory_mib: u32,
+}
+
+#[cfg(test)]
+impl Sizing {
+    /// The size in tests that are not about it.
+    pub const SMALLEST: Self = Self {
+        vcpus: NonZeroU8::MIN,
+        memory_mib: 128,
+    };
+}
