@@ -5,11 +5,12 @@ use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::CgroupError;
+use crate::host::wait_for_any;
 
 /// Where cgroup2 is mounted.
 pub const MOUNT: &str = "/sys/fs/cgroup";
@@ -183,12 +184,8 @@ fn wait_until_left(directory: &Path, path: &Path, own_ended: bool) -> Result<(),
                 seconds: LEAVE_TIMEOUT.as_secs(),
             });
         }
-        let left =
-            rustix::time::Timespec::try_from(left).map_err(|e| failed(io::Error::other(e)))?;
-        match poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&left)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => return Err(failed(e.into())),
-        }
+        let mut events = [PollFd::new(&events, PollFlags::PRI)];
+        wait_for_any(&mut events, Some(deadline)).map_err(failed)?;
     }
 }
 

@@ -74,7 +74,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "console_log_size",
-        "The most that is kept of what a guest writes to its console, in KiB.",
+        "The most that is kept of what a guest writes to its console, in KiB: 65536 at most.",
     ),
     key(
         "core_scheduling",
@@ -146,6 +146,11 @@ pub fn vcpus<'de, D: Deserializer<'de>>(from: D) -> Result<NonZeroU8, D::Error> 
 /// A VM's memory, in MiB.
 pub fn memory<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
     within(from, MIN_MEMORY, MAX_MEMORY)
+}
+
+/// The size of a console log, in KiB: 64 MiB at most, as it lies where the state does, on tmpfs.
+pub fn log_size<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    within(from, 0, 64 << 10)
 }
 
 /// Names of keys that annotations can set.

@@ -19,7 +19,7 @@ pub use file::ConfigError;
 
 use crate::types::Boot;
 pub use keys::MIN_MEMORY;
-use keys::{memory, seconds, settable, vcpus};
+use keys::{log_size, memory, seconds, settable, vcpus};
 
 /// What is configured; each field is a key of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,7 @@ pub struct Config {
     /// What the host's cgroup of a VM lets its process have beside the guest's memory, in MiB.
     pub vm_memory_allowance: u16,
     /// The most of a guest's console that is kept, in KiB.
+    #[serde(deserialize_with = "log_size")]
     pub console_log_size: u32,
     /// Whether a VM shares a processor's core with no other process.
     pub core_scheduling: bool,

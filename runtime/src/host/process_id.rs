@@ -4,10 +4,12 @@ use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+
+use super::wait_readable;
 
 /// The name that a VMM process takes once its container has ended: it has only the output to write out
 /// then, and goes. By the name, commands know without asking the guest.
@@ -83,16 +85,9 @@ impl ProcessId {
 }
 
 fn wait_for_exit(pidfd: &OwnedFd, timeout: Duration) -> io::Result<()> {
-    use rustix::event::{PollFd, PollFlags, poll};
-    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-    let timeout = rustix::time::Timespec::try_from(timeout).map_err(io::Error::other)?;
-    loop {
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => return Ok(()),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
+    match wait_readable(pidfd, Instant::now() + timeout)? {
+        true => Ok(()),
+        false => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 

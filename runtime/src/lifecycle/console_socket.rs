@@ -1,16 +1,16 @@
 //! The engine's `--console-socket`: it gets the master of a pseudo-terminal, as from runc, and the VM process
 //! holds the other side.
 
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+
+use crate::host::send_with_fds;
 
 /// Why an engine gets no terminal.
 #[derive(Debug, thiserror::Error)]
@@ -48,14 +48,9 @@ pub fn send_terminal(path: &Path) -> Result<OwnedFd, ConsoleSocketError> {
         .map_err(errno("make the pseudo-terminal non-blocking"))?;
     let name = ptsname(&master, Vec::new()).map_err(errno("name the pseudo-terminal"))?;
 
-    let socket = UnixStream::connect(path).map_err(failed("connect to it"))?;
-    let fds = [master.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&fds));
-    let name = [IoSlice::new(name.as_bytes())];
-    sendmsg(&socket, &name, &mut control, SendFlags::NOSIGNAL)
-        .map_err(errno("send it the terminal"))?;
+    let mut socket = UnixStream::connect(path).map_err(failed("connect to it"))?;
+    send_with_fds(&mut socket, name.as_bytes(), &[master.as_fd()])
+        .map_err(failed("send it the terminal"))?;
     Ok(slave)
 }
 

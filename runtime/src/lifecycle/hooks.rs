@@ -14,14 +14,14 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{Hook, Spec};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{MemfdFlags, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::host::inherited;
+use crate::host::{inherited, wait_for_any};
 
 /// How much of each of a hook's outputs is kept, in bytes.
 const OUTPUT_LIMIT: usize = 4 << 10;
@@ -327,21 +327,13 @@ fn poll_once(
     outputs: &mut [Output; 2],
     deadline: Option<Instant>,
 ) -> io::Result<[bool; 2]> {
-    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    let left = left
-        .map(rustix::time::Timespec::try_from)
-        .transpose()
-        .map_err(io::Error::other)?;
     let pipes = outputs.iter().filter_map(|output| output.pipe.as_ref());
     let fds = [Some(hook), sandbox].into_iter().flatten().map(AsFd::as_fd);
     let mut fds: Vec<_> = fds
         .chain(pipes.map(AsFd::as_fd))
         .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
         .collect();
-    match poll(&mut fds, left.as_ref()) {
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(e) => return Err(e.into()),
-    }
+    wait_for_any(&mut fds, deadline)?;
     let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
     let ended = [ready(0), sandbox.is_some() && ready(1)];
     drop(fds);
@@ -394,6 +386,7 @@ impl Output {
 mod tests {
     use super::*;
     use crate::chain::chain;
+    use crate::host::wait_readable;
     use serde_json::{Value, json};
 
     fn hooks(stage: Stage, list: Value) -> Hooks {
@@ -456,12 +449,11 @@ mod tests {
         let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
         // Killed is not yet dead. One that isn't there any more is.
         if let Ok(child) = pidfd_open(pid.expect("a pid"), PidfdFlags::empty()) {
-            let limit = rustix::time::Timespec {
-                tv_sec: 10,
-                tv_nsec: 0,
-            };
-            let mut fds = [PollFd::new(&child, PollFlags::IN)];
-            assert_eq!(poll(&mut fds, Some(&limit)), Ok(1), "the child ends");
+            let limit = Instant::now() + Duration::from_secs(10);
+            assert!(
+                wait_readable(&child, limit).expect("poll"),
+                "the child ends"
+            );
         }
     }
 

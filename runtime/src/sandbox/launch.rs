@@ -8,7 +8,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hull_vmm::jail::{tree, userns};
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::MemfdFlags;
 use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
@@ -17,7 +16,7 @@ use super::config::Ends;
 use super::lifeline::{self, Report};
 use super::process::NO_PROGRAM;
 use super::{Agent, SandboxError, Streams, VmConfig, VmmConfig, VmmProcess, namespaces, search};
-use crate::host::NextLabel;
+use crate::host::{NextLabel, wait_readable};
 use crate::spec::UserNamespace;
 use crate::store::SandboxDir;
 use crate::types::ContainerId;
@@ -274,18 +273,6 @@ fn read_greeting(ready: &OwnedFd, deadline: Instant) -> io::Result<Greeting> {
         }
     }
     Ok(Greeting::Whole(greeting))
-}
-
-fn wait_readable(fd: &OwnedFd, deadline: Instant) -> io::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = rustix::time::Timespec::try_from(left).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&left)) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
 }
 
 fn write_config(config: &VmmConfig<RawFd>) -> io::Result<File> {

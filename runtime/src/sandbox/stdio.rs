@@ -1,18 +1,17 @@
 //! A process's standard streams: handed to the VMM, which joins each to a vsock port.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use hull_vmm::virtio::vsock::{Direction, Offered, Token};
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 
 use super::socket::{self, CALL_TIMEOUT};
 use super::{AgentError, TerminalStreams};
+use crate::host::send_with_fds;
 use crate::store::SandboxDir;
 
 /// Which way the bytes of stdin, stdout and stderr go.
@@ -110,7 +109,8 @@ impl AttachedStdio {
             }
             Stdio::Terminal(streams) => (b"ATTACH dr-\n", vec![streams.text, streams.sizes]),
         };
-        send(&mut vmm, request, &own).map_err(failed("take the standard streams"))?;
+        let fds: Vec<_> = own.iter().map(AsFd::as_fd).collect();
+        send_with_fds(&mut vmm, request, &fds).map_err(failed("take the standard streams"))?;
         let mut vmm = BufReader::new(vmm);
         let line = answer(&mut vmm).map_err(failed("give the standard streams ports"))?;
         let streams = parse(&line).ok_or(AgentError::NotServing)?;
@@ -154,20 +154,6 @@ fn parse(line: &str) -> Option<[Option<HostStream>; 3]> {
     Some([next()?, next()?, next()?])
 }
 
-fn send(stream: &mut UnixStream, line: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
-    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&fds));
-    let sent = sendmsg(
-        &stream,
-        &[IoSlice::new(line)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )?;
-    stream.write_all(&line[sent..])
-}
-
 /// The same pipe or terminal as `fd`, by an open file description of our own, so that the VMM can make
 /// it non-blocking without other processes noticing. Anything else is shared as it is: a file's offset
 /// must stay common to all who write to it, and a socket can't be opened again.
@@ -195,6 +181,7 @@ pub fn private_description(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn a_pipe_is_opened_again_without_touching_the_other_description() {
