@@ -163,7 +163,7 @@ impl HostCgroup {
         let Some(scope) = &mut self.scope else {
             return Ok(());
         };
-        systemd::start(scope, pid, &values)?;
+        systemd::wait(systemd::start(scope, pid, &values))?;
         self.path = fs::path_of(pid)?;
         self.apply(&values).map(drop)
     }
@@ -205,7 +205,7 @@ impl HostCgroup {
     /// Tells systemd of limits that are in force, so that it doesn't undo them one day.
     fn announce(&self, values: &[limits::Value]) -> Result<(), CgroupError> {
         match &self.scope {
-            Some(scope) => Ok(systemd::set(scope, values)?),
+            Some(scope) => Ok(systemd::wait(systemd::set(scope, values))?),
             None => Ok(()),
         }
     }
@@ -227,7 +227,7 @@ impl HostCgroup {
     /// When the dead don't leave it, or systemd doesn't stop it.
     pub fn remove(&self, own_ended: bool) -> Result<(), CgroupError> {
         match &self.scope {
-            Some(scope) => Ok(systemd::stop(scope)?),
+            Some(scope) => Ok(systemd::wait(systemd::stop(scope))?),
             None => fs::remove(&self.directory(), &self.path, own_ended),
         }
     }

@@ -204,7 +204,7 @@ trait Manager {
 ///
 /// # Errors
 /// When systemd isn't there, or refuses.
-pub fn start(scope: &mut Scope, pid: i32, limits: &[Value]) -> Result<(), SystemdError> {
+pub async fn start(scope: &mut Scope, pid: i32, limits: &[Value]) -> Result<(), SystemdError> {
     const WHAT: &str = "start";
     let pids = [pid.unsigned_abs()];
     let mut properties = vec![
@@ -239,7 +239,8 @@ pub fn start(scope: &mut Scope, pid: i32, limits: &[Value]) -> Result<(), System
                 .await
         };
         run_job(WHAT, scope, &manager, start).await
-    })?;
+    })
+    .await?;
     scope.started = true;
     Ok(())
 }
@@ -249,7 +250,7 @@ pub fn start(scope: &mut Scope, pid: i32, limits: &[Value]) -> Result<(), System
 ///
 /// # Errors
 /// When systemd isn't there, or refuses.
-pub fn stop(scope: &Scope) -> Result<(), SystemdError> {
+pub async fn stop(scope: &Scope) -> Result<(), SystemdError> {
     const WHAT: &str = "stop";
     if !scope.started {
         return Ok(());
@@ -259,7 +260,7 @@ pub fn stop(scope: &Scope) -> Result<(), SystemdError> {
         let stop = async || manager.stop_unit(&scope.unit, "replace").await;
         run_job(WHAT, scope, &manager, stop).await
     });
-    match stopped {
+    match stopped.await {
         Err(SystemdError::Refused { source, .. }) if is_no_such_unit(&source) => Ok(()),
         other => other,
     }
@@ -303,7 +304,7 @@ async fn run_job(
 ///
 /// # Errors
 /// When systemd isn't there, or refuses.
-pub fn set(scope: &Scope, limits: &[Value]) -> Result<(), SystemdError> {
+pub async fn set(scope: &Scope, limits: &[Value]) -> Result<(), SystemdError> {
     const WHAT: &str = "set the limits of";
     let properties: Vec<_> = limits.iter().flat_map(property).collect();
     if properties.is_empty() {
@@ -315,6 +316,7 @@ pub fn set(scope: &Scope, limits: &[Value]) -> Result<(), SystemdError> {
         let set = manager.set_unit_properties(&scope.unit, true, &properties);
         set.await.map_err(|source| refused(WHAT, scope, source))
     })
+    .await
 }
 
 /// To the host's systemd, or for an ordinary user to the user's own.
@@ -359,23 +361,32 @@ fn refused(what: &'static str, scope: &Scope, source: zbus::Error) -> SystemdErr
     }
 }
 
-/// The small runtime that the D-Bus library wants lives for one request.
-fn within_time(
+/// Waits for systemd, but no longer than that.
+async fn within_time(
     what: &'static str,
     scope: &Scope,
     request: impl Future<Output = Result<(), SystemdError>>,
 ) -> Result<(), SystemdError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(SystemdError::Runtime)?;
-    let answer = runtime.block_on(async { tokio::time::timeout(TIMEOUT, request).await });
+    let answer = tokio::time::timeout(TIMEOUT, request).await;
     answer.unwrap_or_else(|_| {
         Err(SystemdError::Timeout {
             what,
             unit: scope.unit.clone(),
         })
     })
+}
+
+/// Waits for what systemd is asked, in code that isn't async: in a small runtime that lives for one request, so not
+/// to be used by what runs in another one.
+///
+/// # Errors
+/// Those of the request, and when there can be no runtime.
+pub fn wait(request: impl Future<Output = Result<(), SystemdError>>) -> Result<(), SystemdError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(SystemdError::Runtime)?
+        .block_on(request)
 }
 
 /// The properties for a value of a cgroup's file (systemd.resource-control(5)); none where systemd leaves

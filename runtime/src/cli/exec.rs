@@ -162,14 +162,15 @@ impl Started {
             screen,
             stands_for_it,
         } = self;
-        let agent = execution.agent();
-        let status = agent.block_on(foreground::forward_signals(
-            agent,
-            execution.container(),
-            execution.id(),
-            screen.sizes(),
-            async { Ok::<_, io::Error>(execution.wait(stands_for_it).await) },
-        ));
+        let status = execution.agent().ask(|agent| {
+            foreground::forward_signals(
+                agent,
+                execution.container(),
+                execution.id(),
+                screen.sizes(),
+                async { Ok::<_, io::Error>(execution.wait(agent, stands_for_it).await) },
+            )
+        });
         let status = status.map_err(SandboxError::host("handle signals"))??;
         // The bytes are this process's user's: they must be written before it is gone.
         execution.wait_flushed();

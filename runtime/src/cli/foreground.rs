@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::Error;
 use super::notify;
-use hull_runtime::sandbox::{Agent, SandboxError, Sizes, VmmProcess};
+use hull_runtime::sandbox::{Agent, BlockingAgent, SandboxError, Sizes, VmmProcess};
 use hull_runtime::types::ContainerId;
 
 /// What is passed on: every signal that ends or informs a process, but for those that are about this
@@ -31,33 +31,33 @@ const FORWARDED: [i32; 7] = [
 /// # Errors
 /// When the process can't be waited for.
 pub fn wait_for_vmm(
-    agent: &Agent,
+    agent: &BlockingAgent,
     id: &ContainerId,
     vmm: &mut VmmProcess,
     sizes: Option<&Sizes>,
 ) -> Result<ExitCode, Error> {
-    let waiting = |e: io::Error| Error::from(SandboxError::host("wait for the VMM process")(e));
     let ended = async {
         // From here on no death is missed, so one that came before is seen by the first `try_wait`.
         let mut deaths = signal(SignalKind::child())?;
         loop {
             if let Some(status) = vmm.try_wait()? {
-                return Ok(status);
+                return Ok::<_, io::Error>(status);
             }
             deaths.recv().await;
         }
     };
-    let until = async {
-        tokio::pin!(ended);
-        tokio::select! {
-            status = &mut ended => return status,
-            () = notify::relay(agent, id, std::process::id()) => {}
-        }
-        ended.await
-    };
-    let status = agent
-        .block_on(forward_signals(agent, id, "", sizes, until))
-        .map_err(waiting)?;
+    let status = agent.ask(|agent| {
+        let until = async move {
+            tokio::pin!(ended);
+            tokio::select! {
+                status = &mut ended => return status,
+                () = notify::relay(agent, id, std::process::id()) => {}
+            }
+            ended.await
+        };
+        forward_signals(agent, id, "", sizes, until)
+    });
+    let status = status.map_err(SandboxError::host("wait for the VM process"))?;
     Ok(exit_code(status))
 }
 
@@ -88,7 +88,7 @@ pub async fn forward_signals<T, E: From<io::Error>>(
                 }
             }
             Some(number) = signals.recv() => {
-                if let Err(e) = agent.signal_process(id, exec_id, number, false).await {
+                if let Err(e) = agent.signal(id, exec_id, number, false).await {
                     log::debug!("signal {number} not passed on: {}", hull_runtime::chain::chain(&e));
                 }
             }

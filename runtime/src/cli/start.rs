@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use hull_runtime::lifecycle::{self, Context, Started};
-use hull_runtime::sandbox::Agent;
+use hull_runtime::sandbox::BlockingAgent;
 use hull_runtime::store::{ContainerDir, State};
 
 use super::{Error, notify};
@@ -28,7 +28,7 @@ pub fn run(context: &Context, args: &Start) -> Result<ExitCode, Error> {
 
 /// Where a service manager wants to know, waits until the container says that it is ready, and says so.
 /// Meanwhile others may signal, exec and delete.
-pub fn report_ready(mut dir: ContainerDir, state: &State, agent: &Agent) {
+pub fn report_ready(mut dir: ContainerDir, state: &State, agent: &BlockingAgent) {
     dir.unlock();
-    agent.block_on(notify::relay(agent, dir.id(), state.pid().unsigned_abs()));
+    agent.ask(|agent| notify::relay(agent, dir.id(), state.pid().unsigned_abs()));
 }

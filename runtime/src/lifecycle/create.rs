@@ -17,7 +17,8 @@ use crate::chain::chain;
 use crate::config::Config;
 use crate::host::{ProcessId, inherited};
 use crate::sandbox::{
-    Agent, BootFiles, HostTerminal, Launch, Sandbox, TerminalStreams, VmConfig, VmmDisk, VmmProcess,
+    BlockingAgent, BootFiles, HostTerminal, Launch, Sandbox, TerminalStreams, VmConfig, VmmDisk,
+    VmmProcess,
 };
 use crate::spec::{self, Bundle, FilterCache, GuestSpec, Plan};
 use crate::store::{ContainerDir, ContainerRecord, Phase, SandboxRecord, State, Status};
@@ -57,7 +58,7 @@ pub struct Created {
     /// Its state, as it is on disk.
     pub state: State,
     /// The connection to its agent.
-    pub agent: Agent,
+    pub agent: BlockingAgent,
     /// Its VM process, a child of this one.
     pub vmm: VmmProcess,
 }
@@ -211,7 +212,7 @@ fn bring_up(
     request: &Create<'_>,
     guest_spec: GuestSpec,
     limits: &Limits<'_>,
-) -> Result<Agent, Error> {
+) -> Result<BlockingAgent, Error> {
     let files = dir.sandbox();
     // From here on `delete --force` finds the process, whatever becomes of this one.
     state.sandbox.vmm = ProcessId::of(sandbox.pid()).ok();
@@ -226,14 +227,9 @@ fn bring_up(
     let streams = sandbox.wait_up(&files, boot_timeout)?;
     run_create_hooks(&Hooks::of(request.bundle.spec()), state)?;
     let agent = sandbox.wait_ready(&files, boot_timeout)?;
+    let bundle = request.bundle.path();
     agent
-        .create(
-            dir.id(),
-            guest_spec,
-            request.bundle.path(),
-            streams,
-            request.notify,
-        )
+        .ask(|agent| agent.create(dir.id(), guest_spec, bundle, streams, request.notify))
         .map_err(Error::ContainerProcess)?;
     if request.bundle.read_only_root() {
         sandbox.make_root_read_only(dir.id())?;

@@ -6,7 +6,7 @@ use oci_spec::runtime::Process;
 
 use super::{Context, Error};
 use crate::chain::chain;
-use crate::sandbox::{Agent, AgentError, AttachedStdio, SandboxError, Stdio};
+use crate::sandbox::{Agent, AgentError, AttachedStdio, BlockingAgent, SandboxError, Stdio};
 use crate::spec::SpecError;
 use crate::store::{ContainerDir, Status};
 use crate::types::ContainerId;
@@ -65,7 +65,7 @@ pub fn without_label(mut process: Process, dir: &ContainerDir) -> Result<Process
 
 /// A further process that was started.
 pub struct Execution {
-    agent: Agent,
+    agent: BlockingAgent,
     container: ContainerId,
     id: String,
     stdio: AttachedStdio,
@@ -83,11 +83,11 @@ pub fn exec(
 ) -> Result<Execution, Error> {
     let sandbox = dir.sandbox();
     let stdio = AttachedStdio::attach(&sandbox, stdio)?;
-    let agent = Agent::connect(&sandbox)?;
+    let agent = BlockingAgent::connect(&sandbox)?;
     let id = unique_id();
     let json = serde_json::to_vec(process).map_err(Error::Describe)?;
     agent
-        .exec(dir.id(), &id, json, cgroup, stdio.offer())
+        .ask(|agent| agent.exec(dir.id(), &id, json, cgroup, stdio.offer()))
         .map_err(Error::ExecProcess)?;
     Ok(Execution {
         agent,
@@ -99,7 +99,7 @@ pub fn exec(
 
 impl Execution {
     /// The connection to the container's agent.
-    pub fn agent(&self) -> &Agent {
+    pub fn agent(&self) -> &BlockingAgent {
         &self.agent
     }
 
@@ -115,21 +115,21 @@ impl Execution {
 
     /// Ends a process that nobody will wait for.
     pub fn kill(&self) {
-        let signal = self
+        let killed = self
             .agent
-            .signal_process(&self.container, &self.id, libc::SIGKILL, false);
-        if let Err(e) = self.agent.block_on(signal) {
+            .ask(|agent| agent.signal(&self.container, &self.id, libc::SIGKILL, false));
+        if let Err(e) = killed {
             log::warn!("the process goes on: {}", chain(&e));
         }
     }
 
     /// Waits for its end, however long that takes, and returns its exit status. If this process ends before, the
-    /// other one is killed where `stands_for_it`. For use inside [`Agent::block_on`].
+    /// other one is killed where `stands_for_it`. For use by what [`Execution::agent`] is asked.
     ///
     /// # Errors
     /// When the agent doesn't tell.
-    pub async fn wait(&self, stands_for_it: bool) -> Result<u8, Error> {
-        let ended = self.agent.wait(&self.container, &self.id, stands_for_it);
+    pub async fn wait(&self, agent: &Agent, stands_for_it: bool) -> Result<u8, Error> {
+        let ended = agent.wait(&self.container, &self.id, stands_for_it);
         match ended.await {
             // The container has ended, and everything in it was killed.
             Err(AgentError::Lost(_)) => Ok(KILLED),

@@ -11,7 +11,7 @@ use super::delete::kill_vm;
 use super::{Context, Error};
 use crate::chain::chain;
 use crate::host::ProcessId;
-use crate::sandbox::{Agent, AgentError};
+use crate::sandbox::{AgentError, BlockingAgent};
 use crate::store::{SandboxDir, State, Status};
 use crate::types::ContainerId;
 
@@ -61,7 +61,7 @@ fn not_running(id: &ContainerId, all: bool) -> Result<(), Error> {
 
 /// Has the guest's agent deliver a signal.
 fn ask(sandbox: &SandboxDir, id: &ContainerId, signal: i32, all: bool) -> Result<(), AgentError> {
-    Agent::connect(sandbox).and_then(|agent| agent.signal(id, signal, all))
+    BlockingAgent::connect(sandbox)?.ask(|agent| agent.signal(id, "", signal, all))
 }
 
 /// Kills the container, and sees it end: by its guest if that does it in time. What the agent answers

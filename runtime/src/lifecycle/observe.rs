@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{Context, Error};
 use crate::cgroup::HostCgroup;
-use crate::sandbox::{Agent, ProcessInfo};
+use crate::sandbox::{BlockingAgent, ProcessInfo};
 use crate::store::Status;
 use crate::types::ContainerId;
 
@@ -17,8 +17,8 @@ pub fn processes(context: &Context, id: &ContainerId) -> Result<Vec<ProcessInfo>
     match dir.load()?.status() {
         Status::Creating | Status::Stopped => Ok(Vec::new()),
         Status::Created | Status::Running | Status::Paused => {
-            let agent = Agent::connect(&dir.sandbox())?;
-            Ok(agent.processes(id)?)
+            let agent = BlockingAgent::connect(&dir.sandbox())?;
+            Ok(agent.ask(|agent| agent.processes(id))?)
         }
     }
 }
@@ -28,7 +28,7 @@ pub struct Watched {
     /// The container's id.
     pub id: ContainerId,
     /// The connection to its agent.
-    pub agent: Agent,
+    pub agent: BlockingAgent,
     /// The directory of its VM's cgroup.
     pub cgroup: Option<PathBuf>,
 }
@@ -47,7 +47,7 @@ pub fn watch(context: &Context, id: &ContainerId) -> Result<Watched, Error> {
     }
     Ok(Watched {
         id: id.clone(),
-        agent: Agent::connect(&dir.sandbox())?,
+        agent: BlockingAgent::connect(&dir.sandbox())?,
         cgroup: state.sandbox.cgroup.as_ref().map(HostCgroup::directory),
     })
 }

@@ -4,7 +4,7 @@
 //! verb off in between, `resume` sets it right.
 
 use super::{Context, Error};
-use crate::sandbox::Agent;
+use crate::sandbox::BlockingAgent;
 use crate::store::{ContainerDir, State, Status};
 use crate::types::ContainerId;
 
@@ -17,7 +17,8 @@ pub fn pause(context: &Context, id: &ContainerId) -> Result<(), Error> {
     let (dir, mut state) = find(context, id, "pause", &allowed)?;
     state.container.paused = true;
     dir.save(&state.container)?;
-    let paused = Agent::connect(&dir.sandbox()).and_then(|agent| agent.pause(id));
+    let paused =
+        BlockingAgent::connect(&dir.sandbox()).and_then(|agent| agent.ask(|agent| agent.pause(id)));
     // Without an answer they may be suspended: then the state says so, for `resume`.
     if paused.as_ref().is_err_and(|e| !e.is_unknown()) {
         state.container.paused = false;
@@ -32,7 +33,7 @@ pub fn pause(context: &Context, id: &ContainerId) -> Result<(), Error> {
 /// When it isn't paused.
 pub fn resume(context: &Context, id: &ContainerId) -> Result<(), Error> {
     let (dir, mut state) = find(context, id, "resume", &[Status::Paused])?;
-    Agent::connect(&dir.sandbox()).and_then(|agent| agent.resume(id))?;
+    BlockingAgent::connect(&dir.sandbox())?.ask(|agent| agent.resume(id))?;
     state.container.paused = false;
     Ok(dir.save(&state.container)?)
 }

@@ -5,7 +5,7 @@ use super::hooks::{HookContext, Hooks, Stage};
 use super::state::for_hook;
 use super::{Context, Error};
 use crate::chain::chain;
-use crate::sandbox::Agent;
+use crate::sandbox::BlockingAgent;
 use crate::store::{ContainerDir, Phase, State, Status};
 use crate::types::ContainerId;
 
@@ -16,7 +16,7 @@ pub struct Started {
     /// Its state, as it is on disk.
     pub state: State,
     /// The connection to its agent.
-    pub agent: Agent,
+    pub agent: BlockingAgent,
 }
 
 /// Starts a created container.
@@ -34,7 +34,7 @@ pub fn start(context: &Context, id: &ContainerId) -> Result<Started, Error> {
             return Err(Error::WrongState { verb, id, status });
         }
     }
-    let agent = Agent::connect(&dir.sandbox())?;
+    let agent = BlockingAgent::connect(&dir.sandbox())?;
     start_created(&dir, &mut state, &agent)?;
     Ok(Started { dir, state, agent })
 }
@@ -45,11 +45,15 @@ pub fn start(context: &Context, id: &ContainerId) -> Result<Started, Error> {
 /// When the agent refuses: then the container is still created. When it doesn't answer: then it may run,
 /// and counts as running, so that it is not started again. When a `poststart` hook fails: then it is
 /// killed, as with runc.
-pub fn start_created(dir: &ContainerDir, state: &mut State, agent: &Agent) -> Result<(), Error> {
+pub fn start_created(
+    dir: &ContainerDir,
+    state: &mut State,
+    agent: &BlockingAgent,
+) -> Result<(), Error> {
     // Before the process runs: if it ends at once, the state must not say `created` ever after.
     state.container.phase = Phase::Running;
     dir.save(&state.container)?;
-    let started = agent.start(dir.id());
+    let started = agent.ask(|agent| agent.start(dir.id()));
     if started.as_ref().is_err_and(|e| !e.is_unknown()) {
         state.container.phase = Phase::Created;
         dir.save(&state.container)?;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Context, Error};
 use crate::cgroup;
-use crate::sandbox::Agent;
+use crate::sandbox::BlockingAgent;
 use crate::spec::{self, SpecError};
 use crate::store::Status;
 use crate::types::ContainerId;
@@ -49,7 +49,8 @@ pub fn update(context: &Context, id: &ContainerId, changes: Value) -> Result<(),
         }
         _ => None,
     };
-    let in_guest = Agent::connect(&dir.sandbox()).and_then(|agent| agent.update(id, update.guest));
+    let in_guest = BlockingAgent::connect(&dir.sandbox())
+        .and_then(|agent| agent.ask(|agent| agent.update(id, update.guest)));
     if let Err(e) = in_guest {
         if let Some(applied) = on_host {
             applied.undo();

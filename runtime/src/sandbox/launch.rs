@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use hull_vmm::jail::{tree, userns};
 use rustix::fs::MemfdFlags;
-use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 
 use super::config::Ends;
 use super::lifeline::{self, Report};
 use super::process::NO_PROGRAM;
-use super::{Agent, SandboxError, Streams, VmConfig, VmmConfig, VmmProcess, namespaces, search};
+use super::{
+    BlockingAgent, SandboxError, Streams, VmConfig, VmmConfig, VmmProcess, namespaces, search,
+};
 use crate::host::{NextLabel, wait_readable};
 use crate::spec::UserNamespace;
 use crate::store::SandboxDir;
@@ -70,12 +71,8 @@ impl Launch<'_> {
         let config = VmmConfig { vm, ends };
         let written = write_config(&config.numbers())
             .map_err(SandboxError::host("write the VMM process's configuration"))?;
-        let inherited = config.descriptors().into_iter().map(AsFd::as_fd);
-        for fd in inherited.chain([written.as_fd()]) {
-            // This process has one thread and starts no other child meanwhile, so nothing else inherits them.
-            rustix::io::fcntl_setfd(fd, FdFlags::empty())
-                .map_err(|e| SandboxError::host("pass on a file descriptor")(e.into()))?;
-        }
+        let mut inherited: Vec<_> = config.descriptors().into_iter().map(AsFd::as_fd).collect();
+        inherited.push(written.as_fd());
         let label = selinux_label.as_deref().map(NextLabel::set);
         let _label = label.transpose().map_err(SandboxError::SelinuxLabel)?;
         let in_user_namespace = config.ends.user_namespace.is_some();
@@ -84,7 +81,8 @@ impl Launch<'_> {
             let own_cgroup = cgroup.is_some();
             let store = dir.store_key()?;
             let arguments = search::arguments(store, dir.id(), own_cgroup, written.as_raw_fd())?;
-            VmmProcess::spawn(&arguments, cgroup.as_ref().map(AsFd::as_fd), own)
+            let cgroup = cgroup.as_ref().map(AsFd::as_fd);
+            VmmProcess::spawn(&arguments, &inherited, cgroup, own)
         };
         Ok(Sandbox {
             child: execute().map_err(SandboxError::host(
@@ -192,7 +190,7 @@ impl Sandbox {
         &mut self,
         dir: &SandboxDir,
         timeout: Duration,
-    ) -> Result<Agent, SandboxError> {
+    ) -> Result<BlockingAgent, SandboxError> {
         let deadline = self.started + timeout;
         let greeting = read_greeting(&self.ready, deadline);
         match greeting.map_err(SandboxError::host("wait for the guest"))? {
@@ -209,7 +207,7 @@ impl Sandbox {
             "guest ready in {:.1} ms",
             self.started.elapsed().as_secs_f64() * 1e3
         );
-        Ok(Agent::connect(dir)?)
+        Ok(BlockingAgent::connect(dir)?)
     }
 
     /// Has the host refuse every change to the container's root from now on, as the guest's kernel does.

@@ -4,11 +4,9 @@
 //! a container talks to the [`Agent`] over the VMM's control socket. What of it is on disk is `store`'s.
 
 mod agent;
-mod answers;
 mod assets;
 mod clock;
 mod config;
-mod control;
 mod launch;
 mod lifeline;
 mod messages;
@@ -23,10 +21,11 @@ mod supervisor;
 mod terminal;
 mod vmm;
 
-pub use agent::{Agent, AgentError};
+pub use agent::{
+    Agent, AgentError, BlockingAgent, Limited, Pressure, PressureLine, ProcessInfo, Stats,
+};
 pub use assets::BootFiles;
 pub use config::{VmConfig, VmmConfig, VmmDisk};
-pub use control::{Limited, Pressure, PressureLine, ProcessInfo, Stats};
 pub use launch::{Launch, Sandbox};
 pub use lifeline::Streams;
 pub use process::VmmProcess;

@@ -30,13 +30,16 @@ pub struct VmmProcess {
 impl VmmProcess {
     /// Executes this program once more, with an empty environment and these arguments (the first is its
     /// name), in the cgroup whose directory is given, or in this process's, and in new namespaces of these
-    /// kinds (CLONE_NEW*). No signal is ignored in it and its personality (personality(2)) is Linux's own,
-    /// whatever this process was started with.
+    /// kinds (CLONE_NEW*). It inherits these descriptors, under their numbers: they are closed on exec in this
+    /// process, so that a child which another thread starts meanwhile doesn't get them, and the child itself
+    /// changes that. No signal is ignored in it and its personality (personality(2)) is Linux's own, whatever this
+    /// process was started with.
     ///
     /// # Errors
     /// When it can't be started. That it could not be executed is seen by its end.
     pub fn spawn(
         arguments: &[CString],
+        inherited: &[BorrowedFd<'_>],
         cgroup: Option<BorrowedFd<'_>>,
         namespaces: u64,
     ) -> io::Result<Self> {
@@ -56,7 +59,8 @@ impl VmmProcess {
         clone.cgroup = cgroup.map_err(io::Error::other)?;
         clone.exit_signal = libc::SIGCHLD.unsigned_abs().into();
         // SAFETY: without CLONE_VM this is a fork. The child, which has the calling thread alone, makes
-        // system calls on memory that was made before, and doesn't return from the last two.
+        // system calls on memory that was made before: it takes no lock and allocates nothing, whatever other
+        // threads were about. It doesn't return from the last two.
         let pid = unsafe {
             let pid = libc::syscall(libc::SYS_clone3, &raw mut clone, size_of_val(&clone));
             if pid == 0 {
@@ -70,6 +74,9 @@ impl VmmProcess {
                         nothing,
                         mask_size,
                     );
+                }
+                for fd in inherited {
+                    libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0);
                 }
                 // Its layout is random, also where the caller's isn't (setarch -R).
                 libc::syscall(libc::SYS_personality, 0);
@@ -153,7 +160,7 @@ mod tests {
     fn a_process_is_started_killed_and_waited_for() {
         // The test's own binary, which has no such test.
         let arguments = [c"hull".to_owned(), c"none".to_owned()];
-        let mut ended = VmmProcess::spawn(&arguments, None, 0).expect("spawn");
+        let mut ended = VmmProcess::spawn(&arguments, &[], None, 0).expect("spawn");
         assert!(ended.wait().expect("wait").success());
         assert_eq!(
             ended.try_wait().expect("wait"),

@@ -70,16 +70,14 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 /// Makes a user namespace with these mappings, in which nothing runs. An ordinary user may map one id,
 /// to the own one; more takes the programs newuidmap and newgidmap, and an entry in /etc/subuid.
 ///
-/// The process must have one thread.
-///
 /// # Errors
 /// When the kernel has no user namespaces, or the ranges make no sense, or are not this user's.
 pub fn make(uids: &[IdMap], gids: &[IdMap]) -> Result<OwnedFd, Error> {
     // The child waits for the end of the pipe, which comes with the end of this process as well.
     let (wait, go) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("make a pipe")(e.into()))?;
     let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
-    // SAFETY: without CLONE_VM and with a null stack this is fork(), in a process with one thread. The
-    // child calls what a signal handler may call, and ends.
+    // SAFETY: without CLONE_VM and with a null stack this is fork(). The child, which has the calling thread alone,
+    // calls what a signal handler may call, and ends.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     if pid == 0 {
         // SAFETY: both descriptors are this process's own copies; the buffer outlives the call.

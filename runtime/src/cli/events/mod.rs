@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hull_runtime::lifecycle::{self, Context, Watched};
-use hull_runtime::sandbox::{AgentError, SandboxError, Stats};
+use hull_runtime::sandbox::{Agent, AgentError, SandboxError, Stats};
 use hull_runtime::types::ContainerId;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -45,9 +45,9 @@ pub fn run(context: &Context, args: &Events) -> Result<ExitCode, Error> {
     }
     let watched = lifecycle::watch(context, &args.id.parse()?)?;
     let ended = if args.stats {
-        watched.agent.block_on(print_stats(&watched))
+        (watched.agent).ask(|agent| print_stats(agent, &watched))
     } else {
-        watched.agent.block_on(follow(&watched, args.interval))
+        (watched.agent).ask(|agent| follow(agent, &watched, args.interval))
     };
     match ended {
         // It ended while we watched.
@@ -60,13 +60,13 @@ pub fn run(context: &Context, args: &Events) -> Result<ExitCode, Error> {
 }
 
 /// Prints statistics at the interval, and each time that the container has run out of memory.
-async fn follow(watched: &Watched, interval: Duration) -> Result<(), Error> {
+async fn follow(agent: &Agent, watched: &Watched, interval: Duration) -> Result<(), Error> {
     // What was before is not news.
-    let mut known = stats(watched).await?.oom_kills;
+    let mut known = stats(agent, watched).await?.oom_kills;
     let mut ticks = tokio::time::interval_at(Instant::now() + interval, interval);
     let next = |known, pause| async move {
         tokio::time::sleep(pause).await;
-        watched.agent.wait_oom(&watched.id, known).await
+        agent.wait_oom(&watched.id, known).await
     };
     let mut oom = Box::pin(next(known, Duration::ZERO));
     loop {
@@ -76,18 +76,18 @@ async fn follow(watched: &Watched, interval: Duration) -> Result<(), Error> {
                 print(&watched.id, "oom", None)?;
                 oom = Box::pin(next(known, OOM_PAUSE));
             }
-            _ = ticks.tick() => print_stats(watched).await?,
+            _ = ticks.tick() => print_stats(agent, watched).await?,
         }
     }
 }
 
-async fn stats(watched: &Watched) -> Result<Stats, Error> {
-    let stats = watched.agent.stats(&watched.id).await;
+async fn stats(agent: &Agent, watched: &Watched) -> Result<Stats, Error> {
+    let stats = agent.stats(&watched.id).await;
     Ok(stats.map_err(SandboxError::from)?)
 }
 
-async fn print_stats(watched: &Watched) -> Result<(), Error> {
-    let container = stats(watched).await?;
+async fn print_stats(agent: &Agent, watched: &Watched) -> Result<(), Error> {
+    let container = stats(agent, watched).await?;
     let vm = watched.cgroup.as_deref().map(|directory| VmStats {
         cgroup: hull_cgroup::stats::read(directory).into(),
         io: hull_cgroup::stats::io(directory),
