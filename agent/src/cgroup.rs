@@ -82,11 +82,10 @@ impl Cgroup {
         &self.directory
     }
 
-    /// How often the kernel has killed a process for want of memory, here or beside it. That outlives the
-    /// cgroup, which libcontainer removes when it fails.
+    /// How often the kernel has killed a process for want of memory in it.
     #[must_use]
-    pub fn oom_kills_around(&self) -> u64 {
-        self.directory.parent().map_or(0, stats::oom_kills)
+    pub fn oom_kills(&self) -> u64 {
+        stats::oom_kills(&self.directory)
     }
 
     /// The directory of a cgroup below it, as the container sees its path: its own is `/`.

@@ -13,19 +13,6 @@ struct Console;
 
 static KMSG: OnceLock<File> = OnceLock::new();
 
-/// Who is told, besides, what libcontainer logs as errors.
-type Listener = Box<dyn Fn(&str) + Send + Sync>;
-
-static LISTENER: OnceLock<Listener> = OnceLock::new();
-
-/// The modules of libcontainer whose errors come back without their causes, which are in its log alone.
-const TERSE: [&str; 2] = ["libcontainer::rootfs", "libcontainer::process::init"];
-
-/// Has the errors that they log told to `listener`, too.
-pub fn listen(listener: impl Fn(&str) + Send + Sync + 'static) {
-    let _ = LISTENER.set(Box::new(listener));
-}
-
 /// Sends the program's log records to the kernel's log from now on.
 ///
 /// Where there is no kernel log to write to, they are dropped.
@@ -73,15 +60,7 @@ impl Log for Console {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            let text = record.args().to_string();
-            say(record.level(), &text);
-            let is_terse = TERSE
-                .iter()
-                .any(|module| record.target().starts_with(module));
-            if let (Some(listener), Level::Error, true) = (LISTENER.get(), record.level(), is_terse)
-            {
-                listener(&text);
-            }
+            say(record.level(), &record.args().to_string());
         }
     }
 

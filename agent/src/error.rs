@@ -148,8 +148,6 @@ pub enum FailureKind {
     ProgramForbidden,
     /// config.json asks for something that is invalid or can't be had here.
     Config,
-    /// libcontainer failed, and has said more in its log.
-    Library,
     /// Anything else.
     Other,
 }
@@ -160,7 +158,7 @@ impl FailureKind {
             Self::ProgramMissing => Code::NOT_FOUND,
             Self::ProgramForbidden => Code::PERMISSION_DENIED,
             Self::Config => Code::INVALID_ARGUMENT,
-            Self::Library | Self::Other => Code::ABORTED,
+            Self::Other => Code::ABORTED,
         }
     }
 }
@@ -186,23 +184,6 @@ impl Failure {
     pub fn field<E: Into<io::Error>>(field: impl Into<String>) -> impl FnOnce(E) -> Self {
         let field = field.into();
         move |source| Self::config(format!("{field}: {}", Message(&source.into())))
-    }
-
-    /// libcontainer failed.
-    pub fn library(error: &dyn std::error::Error) -> Self {
-        Self {
-            kind: FailureKind::Library,
-            message: chain(error),
-        }
-    }
-
-    /// The same with what libcontainer has logged, if it is its failure.
-    #[must_use]
-    pub fn explained_by(mut self, trouble: Option<String>) -> Self {
-        if let (FailureKind::Library, Some(trouble)) = (self.kind, trouble) {
-            self.message = format!("{} ({trouble})", self.message);
-        }
-        self
     }
 
     /// A system call of the helper failed: what was attempted, and the error.
@@ -281,17 +262,6 @@ mod tests {
             source: io::Error::other("no device"),
         };
         assert_eq!(chain(&error), "mount: no device");
-    }
-
-    #[test]
-    fn only_the_librarys_failures_are_explained_by_its_log() {
-        let trouble = || Some("failed to mount /x".to_owned());
-        let theirs = Failure::library(&io::Error::other("no rootfs")).explained_by(trouble());
-        assert_eq!(theirs.message, "no rootfs (failed to mount /x)");
-        assert_eq!(
-            Failure::other("ours").explained_by(trouble()).message,
-            "ours"
-        );
     }
 
     #[test]

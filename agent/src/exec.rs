@@ -1,6 +1,5 @@
 //! A helper's task: to start a further process in a running container.
 //!
-//! libcontainer's own way is not used: it loads no seccomp filter and forgets the container's limits.
 //! The steps and their order are runc's.
 
 use std::fs;
@@ -11,17 +10,14 @@ use std::process::exit;
 
 use oci_spec::runtime::Process;
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{DumpableBehavior, setsid, umask};
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::thread::{
-    Gid, ThreadNameSpaceType, Uid, move_into_thread_name_spaces, set_thread_groups,
-};
+use rustix::process::{DumpableBehavior, setsid};
+use rustix::thread::{Gid, ThreadNameSpaceType, Uid, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::error::Failure;
 use crate::helper::{Report, Reporter};
-use crate::process::{Launch, attributes, capabilities, cwd, keyring, rlimits};
+use crate::process::{Launch, attributes, capabilities, cwd, keyring, rlimits, terminal, user};
 use crate::sys;
 
 /// The file of a cgroup that a process is put into it by.
@@ -51,10 +47,7 @@ pub struct Task {
 pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
     let process = &task.launch.process;
     let init = sys::inherited(task.init).map_err(Failure::io("use the container's pidfd"))?;
-    if let Some(score) = process.oom_score_adj() {
-        fs::write("/proc/self/oom_score_adj", score.to_string())
-            .map_err(Failure::field("process.oomScoreAdj"))?;
-    }
+    attributes::set_oom_score(process)?;
     rlimits::allow(process)?;
     let nested = match task.only_there {
         true => None,
@@ -122,49 +115,18 @@ fn become_process(launch: &Launch, reporter: &Reporter) -> Failure {
     }
 }
 
-/// Session, terminal, directory, user: what libcontainer does for a container's first process.
+/// Session, terminal, user, directory.
 fn enter(process: &Process, reporter: &Reporter) -> Result<(), Failure> {
     setsid().map_err(Failure::io("make a session"))?;
     if process.terminal().unwrap_or(false) {
-        let master = take_terminal()?;
+        let master = terminal::take(false)?;
         reporter
             .send(&Report::Terminal, Some(master.as_fd()))
             .map_err(Failure::io("report the terminal"))?;
     }
     sys::close_the_rest_on_exec().map_err(Failure::io("close the helper's files on exec"))?;
-    umask(Mode::from_raw_mode(process.user().umask().unwrap_or(0o022)));
-
-    become_user(process)?;
-    cwd::enter(process, cwd::Missing::Fail)
-}
-
-/// Changes user and groups, and keeps all capabilities for the last step.
-fn become_user(process: &Process) -> Result<(), Failure> {
-    let user = process.user();
-    let groups: Vec<Gid> = user
-        .additional_gids()
-        .iter()
-        .flatten()
-        .map(|gid| Gid::from_raw(*gid))
-        .collect();
-    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
-    set_thread_groups(&groups).map_err(Failure::field("process.user.additionalGids"))?;
-    capabilities::keep_as(uid, gid)
-}
-
-/// Makes a terminal of the container's devpts this session's, and the stdio. Returns its master.
-fn take_terminal() -> Result<OwnedFd, Failure> {
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let master = openpt(flags).map_err(Failure::io("open the container's /dev/ptmx"))?;
-    grantpt(&master).map_err(Failure::io("grant the terminal"))?;
-    unlockpt(&master).map_err(Failure::io("unlock the terminal"))?;
-    let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY)
-        .map_err(Failure::io("open the terminal"))?;
-    rustix::process::ioctl_tiocsctty(&slave).map_err(Failure::io("take the terminal"))?;
-    rustix::stdio::dup2_stdin(&slave).map_err(Failure::io("use the terminal as stdin"))?;
-    rustix::stdio::dup2_stdout(&slave).map_err(Failure::io("use the terminal as stdout"))?;
-    rustix::stdio::dup2_stderr(&slave).map_err(Failure::io("use the terminal as stderr"))?;
-    Ok(master)
+    user::become_user(process)?;
+    cwd::enter(process)
 }
 
 fn cgroup_file(directory: &Path) -> io::Result<OwnedFd> {

@@ -3,7 +3,8 @@
 //! A helper gets its task as JSON in a memory file, the process's stdio as its own, and one end of a
 //! socket. On that it sends packets: the terminal's master, if there is one; the pid of the process that
 //! it made, or why it failed. The process that is being made holds the same socket until it
-//! executes its program, so that whatever fails first is heard first.
+//! executes its program, so that whatever fails first is heard first. A container's first process waits at
+//! it to be started.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
@@ -18,7 +19,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, send, sendmsg, socketpair,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
@@ -28,7 +29,6 @@ use crate::console;
 use crate::container::init;
 use crate::error::{Error, Failure};
 use crate::exec;
-use crate::idmap;
 use crate::stdio::ProcessEnds;
 use crate::sys;
 
@@ -41,9 +41,6 @@ const LONGEST: usize = 16 << 10;
 
 /// The longest reason for a failure, in bytes, of which JSON may make six times as many.
 const LONGEST_REASON: usize = 2 << 10;
-
-/// The longest text of libcontainer's that is passed on, in bytes.
-const LONGEST_TROUBLE: usize = 1 << 10;
 
 /// What a helper is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -61,8 +58,6 @@ pub enum Report {
     Made(i32),
     /// Its terminal's master comes with this.
     Terminal,
-    /// What libcontainer has logged as an error, which may explain what fails next.
-    Trouble(String),
     /// There is none.
     Failed(Failure),
 }
@@ -106,19 +101,15 @@ impl Reporter {
         let _ = self.send(&Report::Failed(failure), None);
     }
 
-    /// Sends what libcontainer has logged.
-    pub fn trouble(&self, text: &str) {
-        let end = text.floor_char_boundary(LONGEST_TROUBLE);
-        let text = text.get(..end).unwrap_or_default().to_owned();
-        let _ = self.send(&Report::Trouble(text), None);
-    }
-
-    /// Another handle to the same socket.
+    /// Waits until the agent lets the process go, [`Reports::let_go`].
     ///
     /// # Errors
-    /// When there are too many open files.
-    pub fn duplicate(&self) -> io::Result<Self> {
-        self.0.try_clone().map(Self)
+    /// When the agent has hung up.
+    pub fn wait_for_start(&self) -> io::Result<()> {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut [0]))? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -146,14 +137,11 @@ impl Reports {
     /// When there is no process.
     pub async fn outcome(&self, to_the_end: bool, made: &mut Option<i32>) -> Result<Made, Failure> {
         let mut terminal = None;
-        let mut trouble = None;
         while let Some((report, fd)) = self.next().await.map_err(Failure::io("read a report"))? {
             match report {
                 Report::Made(pid) => *made = Some(pid),
                 Report::Terminal => terminal = fd,
-                // The first is of the innermost function.
-                Report::Trouble(text) => trouble = trouble.or(Some(text)),
-                Report::Failed(failure) => return Err(failure.explained_by(trouble)),
+                Report::Failed(failure) => return Err(failure),
             }
             if made.is_some() && !to_the_end {
                 break;
@@ -161,6 +149,15 @@ impl Reports {
         }
         let pid = made.ok_or_else(|| Failure::other("the helper ended without a word"))?;
         Ok(Made { pid, terminal })
+    }
+
+    /// Lets the process go that waits at the other end.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn let_go(&self) -> io::Result<()> {
+        send(self.0.as_fd(), &[1], SendFlags::NOSIGNAL)?;
+        Ok(())
     }
 
     /// The next report, with the file descriptor that came with it; `None` when nobody is left who
@@ -245,7 +242,6 @@ pub fn start(
         .arg(theirs.as_raw_fd().to_string())
         .arg(log::max_level().as_str())
         .env_clear()
-        .env("PATH", idmap::FOLDER)
         .current_dir("/")
         .stdin(Stdio::from(stdio.stdin))
         .stdout(Stdio::from(stdio.stdout))

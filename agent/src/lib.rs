@@ -14,7 +14,6 @@ pub mod container;
 pub mod error;
 pub mod exec;
 pub mod helper;
-pub mod idmap;
 pub mod limits;
 pub mod notices;
 pub mod process;

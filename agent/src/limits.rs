@@ -1,11 +1,8 @@
 //! A container's limits: set before its first process is made, and changed while it runs.
-//!
-//! Not by libcontainer: its library writes no swap of zero, and its errors don't tell which field was
-//! refused.
 
 use std::path::Path;
 
-use hull_cgroup::limits::{self, Value};
+use hull_cgroup::limits;
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 
 use crate::error::Error;
@@ -27,27 +24,13 @@ pub fn update(directory: &Path, json: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Sets the limits of a container that has no process yet, and takes them out of `resources`; what is left
-/// there, its devices, needs more than a file. Returned is what [`limit_processes`] is to set.
+/// Sets the limits of a container that has no process yet, but for its devices, which need more than a file.
 ///
 /// # Errors
 /// When a value makes no sense, or the kernel refuses it.
-pub fn set(directory: &Path, resources: &mut LinuxResources) -> Result<Vec<Value>, Error> {
+pub fn set(directory: &Path, resources: &LinuxResources) -> Result<(), Error> {
     let values = limits::values(directory, resources)?;
-    let (later, now): (Vec<_>, Vec<_>) = values.into_iter().partition(|v| v.file == "pids.max");
-    limits::apply(directory, &now)?;
-    let mut rest = LinuxResources::default();
-    rest.set_devices(resources.devices().clone());
-    *resources = rest;
-    Ok(later)
-}
-
-/// Limits the processes of a container that has been made: to make the first takes more than one.
-///
-/// # Errors
-/// When the kernel refuses it.
-pub fn limit_processes(directory: &Path, values: &[Value]) -> Result<(), Error> {
-    limits::apply(directory, values)?;
+    limits::apply(directory, &values)?;
     Ok(())
 }
 
@@ -76,7 +59,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn all_limits_are_set_but_the_devices_rules() {
+    fn all_limits_are_set() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = |name: &str| directory.path().join(name);
         for name in ["memory.max", "memory.swap.max", "pids.max"] {
@@ -86,20 +69,17 @@ mod tests {
             "memory": {"limit": 4096, "swap": 4096}, "pids": {"limit": 1},
             "devices": [{"allow": false, "access": "rwm"}],
         });
-        let mut resources = serde_json::from_value(resources).expect("resources");
+        let resources = serde_json::from_value(resources).expect("resources");
 
-        let later = set(directory.path(), &mut resources).expect("set");
+        set(directory.path(), &resources).expect("set");
 
         // A swap of 0 is a limit, too.
         assert_eq!(
             fs::read_to_string(file("memory.swap.max")).expect("read"),
             "0"
         );
-        assert!(resources.memory().is_none() && resources.devices().is_some());
-        let processes = || fs::read_to_string(file("pids.max")).expect("read");
-        assert_eq!(processes(), "5");
-        limit_processes(directory.path(), &later).expect("set");
-        assert_eq!(processes(), "1");
+        let processes = fs::read_to_string(file("pids.max")).expect("read");
+        assert_eq!(processes, "1");
     }
 
     #[test]

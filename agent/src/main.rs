@@ -1,16 +1,11 @@
-//! The agent's binary: PID 1 of the guest, or one of its helpers, or what maps ids for libcontainer.
+//! The agent's binary: PID 1 of the guest, or one of its helpers.
 
 use std::process::ExitCode;
 
-use hull_agent::{boot, helper, idmap};
+use hull_agent::{boot, helper};
 
 fn main() -> ExitCode {
-    let mut words = std::env::args();
-    let program = words.next().unwrap_or_default();
-    let arguments: Vec<String> = words.collect();
-    if let Some(file) = idmap::file_of(&program) {
-        return idmap::run(file, &arguments);
-    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some(helper::SUBCOMMAND) => helper::run(arguments.get(1..).unwrap_or_default()),
         Some("--version") => {

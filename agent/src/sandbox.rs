@@ -23,7 +23,7 @@ use crate::container::notify::NotifySocket;
 use crate::container::{self, Bundle, Container, Process, init, spec};
 use crate::error::{Error, Failure, Fatal};
 use crate::exec;
-use crate::helper::{self, Made, Task};
+use crate::helper::{self, Made, Reports, Task};
 use crate::limits;
 use crate::process::{Launch, seccomp};
 use crate::processes;
@@ -128,13 +128,12 @@ impl Sandbox {
         self.prepare()?;
         let mut reservation = self.reserve(&request.container_id)?;
         let cgroup = Cgroup::create(&request.container_id)?;
-        let known = cgroup.oom_kills_around();
         let result = self.create_in(&request, &cgroup).await;
         let container = match result {
             Ok(container) => Arc::new(container),
             Err(error) => {
                 // All that its helper can say then is that a process was gone.
-                let killed = cgroup.oom_kills_around() > known;
+                let killed = cgroup.oom_kills() > 0;
                 // What is left of a container that came half to life ends with its cgroup.
                 if let Err(e) = cgroup.remove().await {
                     log::error!("{e}");
@@ -158,14 +157,13 @@ impl Sandbox {
         cgroup: &Cgroup,
     ) -> Result<Container, Error> {
         let id = &request.container_id;
-        let mut prepared = spec::prepare(&request.spec_json, id, &request.bundle, cgroup.path())?;
+        let mut prepared = spec::prepare(&request.spec_json, id, &request.bundle)?;
         prepared.launch.seccomp = request.seccomp.as_ref().map(seccomp::Program::from);
         let disks = Disks::find(&request.block_devices)?;
-        let mut later = Vec::new();
         if let Some(linux) = prepared.spec.linux_mut() {
             devices::prepare(linux, &disks)?;
-            if let Some(resources) = linux.resources_mut() {
-                later = limits::set(cgroup.directory(), resources)?;
+            if let Some(resources) = linux.resources() {
+                limits::set(cgroup.directory(), resources)?;
             }
         }
         let bundle = Bundle::create(id)?;
@@ -179,26 +177,26 @@ impl Sandbox {
             ours = ours.of_the_last_process();
         }
         let task = Task::Create(init::Task {
-            id: id.clone(),
-            bundle: bundle.path().to_owned(),
+            directory: bundle.path().to_owned(),
+            cgroup: cgroup.directory().to_owned(),
             spec: Box::new(prepared.spec.clone()),
             root_options: request.root_options.clone(),
             launch: prepared.launch.clone(),
         });
         let size = prepared.launch.process.console_size();
-        let init = self.make(&task, theirs, ours, size, &[]).await?;
-        limits::limit_processes(cgroup.directory(), &later)?;
-        Ok(Container::created(
-            id.clone(),
+        let (init, waits_at) = self.make(&task, theirs, ours, size, &[]).await?;
+        let made = container::Made {
             bundle,
-            cgroup.clone(),
+            cgroup: cgroup.clone(),
             init,
+            waits_at,
             notify,
-            &prepared,
-        ))
+        };
+        Ok(Container::created(id.clone(), made, &prepared))
     }
 
-    /// Has a helper make a process, and joins its stdio to the host.
+    /// Has a helper make a process, and joins its stdio to the host. A container's first process waits at
+    /// the socket that is returned.
     async fn make(
         &self,
         task: &Task,
@@ -206,7 +204,7 @@ impl Sandbox {
         ours: AgentEnds,
         size: Option<oci_spec::runtime::Box>,
         keep: &[std::os::fd::BorrowedFd<'_>],
-    ) -> Result<Process, Error> {
+    ) -> Result<(Process, Reports), Error> {
         let _birth = self.reaper.expect();
         let helper = helper::start(&self.program, task, theirs, keep)?;
         let to_the_end = matches!(task, Task::Exec(_));
@@ -233,7 +231,7 @@ impl Sandbox {
                 .map_err(Error::io("config.json: process.consoleSize"))?;
         }
         let finished = ours.start(pid, self.reaper.watch(pid), terminal)?;
-        Ok(Process { pid, finished })
+        Ok((Process { pid, finished }, helper.reports))
     }
 
     /// Lets a container's process go.
@@ -277,7 +275,7 @@ impl Sandbox {
                 hooks: None,
             },
         });
-        let process = self
+        let (process, _) = self
             .make(&task, theirs, ours, size, &[pidfd.as_fd()])
             .await?;
         let pid = process.pid;

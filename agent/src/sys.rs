@@ -60,6 +60,31 @@ pub fn fork_sibling() -> io::Result<Option<i32>> {
     Ok(i32::try_from(pid).ok().filter(|pid| *pid != 0))
 }
 
+/// CLONE_INTO_CGROUP of linux/sched.h; libc's has lost its bits.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// The same, in new namespaces (`CLONE_NEW*`) and in another cgroup, from the child's first moment on.
+pub fn fork_sibling_into(namespaces: u32, cgroup: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    // SAFETY: all zeroes is a valid clone_args: it asks for fork(), without a signal at the end.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    let parent = libc::CLONE_PARENT.cast_unsigned();
+    arguments.flags = u64::from(namespaces | parent) | CLONE_INTO_CGROUP;
+    arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    let size = size_of_val(&arguments);
+    // SAFETY: as in `fork_sibling`; the kernel reads the arguments, which are of this size.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) })?;
+    Ok(i32::try_from(pid).ok().filter(|pid| *pid != 0))
+}
+
+/// Gives the caller new namespaces, `CLONE_NEW*`.
+pub fn unshare(namespaces: u32) -> io::Result<()> {
+    // SAFETY: of a process with one thread nothing is shared that these flags could take away.
+    check(libc::c_long::from(unsafe {
+        libc::unshare(namespaces.cast_signed())
+    }))
+    .map(drop)
+}
+
 /// Loads a compiled seccomp program, with the `SECCOMP_FILTER_FLAG_*` in `flags`. Each instruction is as
 /// `struct sock_filter` lies in memory.
 pub fn load_seccomp(program: &[u64], flags: u64) -> io::Result<()> {

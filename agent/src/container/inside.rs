@@ -1,65 +1,79 @@
-//! A container's mount namespace, entered, and others of its own: where a helper does what libcontainer doesn't, before the
-//! container's program starts.
+//! Files in a container's root: found, and made, within it, whatever links lie on the way.
 
-use std::cell::Cell;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{Gid, Pid, PidfdFlags, Uid, pidfd_open};
-use rustix::thread::{
-    ThreadNameSpaceType, move_into_thread_name_spaces, set_thread_res_gid, set_thread_res_uid,
-};
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::io::Errno;
 
-use crate::error::Failure;
-
-/// A container's mount namespace, which is now the caller's.
-#[derive(Debug)]
-pub struct Inside {
-    init: OwnedFd,
-    root: OwnedFd,
-    is_root: Cell<bool>,
+/// Opens what is there, with O_PATH.
+///
+/// # Errors
+/// When there is nothing.
+pub fn find(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    open(root, path, OFlags::empty())
 }
 
-impl Inside {
-    /// Enters that of the container whose first process is `init`, and `others`. The caller keeps its
-    /// rights; it must have one thread and be about to end.
-    ///
-    /// # Errors
-    /// When the process has ended.
-    pub fn enter(init: i32, others: ThreadNameSpaceType) -> Result<Self, Failure> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // Not the namespace's own root: a container without a mount namespace has the guest's.
-        let root = openat(CWD, format!("/proc/{init}/root"), flags, Mode::empty())
-            .map_err(Failure::io("open the container's root"))?;
-        let pid = Pid::from_raw(init).ok_or_else(|| Failure::other("there is no pid 0"))?;
-        let init =
-            pidfd_open(pid, PidfdFlags::empty()).map_err(Failure::io("open the container"))?;
-        move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::MOUNT | others)
-            .map_err(Failure::io("enter the container's namespaces"))?;
-        Ok(Self {
-            init,
-            root,
-            is_root: Cell::new(false),
-        })
+/// Opens a folder with O_PATH, and makes what is missing on the way, with mode 0755.
+///
+/// # Errors
+/// When something on the way is no folder.
+pub fn folder(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    let mut opened = open(root, Path::new("/"), OFlags::DIRECTORY)?;
+    let mut way = PathBuf::new();
+    for name in path.components() {
+        way.push(name);
+        opened = match open(root, &way, OFlags::DIRECTORY) {
+            Err(Errno::NOENT) => {
+                match mkdirat(&opened, name.as_os_str(), Mode::from_raw_mode(0o755)) {
+                    // Somebody else, who shares the file system, was faster.
+                    Err(Errno::EXIST) => {}
+                    made => made?,
+                }
+                open(root, &way, OFlags::DIRECTORY)?
+            }
+            opened => opened?,
+        };
     }
+    Ok(opened)
+}
 
-    /// The container's root, opened with O_PATH.
-    pub fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
+/// Opens a file with O_PATH. If it isn't there, an empty one is made, with mode 0644.
+///
+/// # Errors
+/// When something on the way is no folder.
+pub fn file(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    let name = path.file_name().ok_or(Errno::INVAL)?;
+    let parent = folder(root, path.parent().unwrap_or(Path::new("/")))?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    match openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
+        Err(Errno::EXIST) => {}
+        made => drop(made?),
     }
+    find(root, path)
+}
 
-    /// Enters its user namespace, too, as the root there; once only.
-    ///
-    /// # Errors
-    /// When it has none of its own, or nobody is root in it.
-    pub fn become_root(&self) -> Result<(), Failure> {
-        if self.is_root.replace(true) {
-            return Ok(());
-        }
-        move_into_thread_name_spaces(self.init.as_fd(), ThreadNameSpaceType::USER)
-            .map_err(Failure::io("enter the container's user namespace"))?;
-        set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
-            .and_then(|()| set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT))
-            .map_err(Failure::io("become the container's root"))
+fn open(root: BorrowedFd<'_>, path: &Path, more: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC | more;
+    openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_is_missing_is_made_within_the_root() {
+        let root = tempfile::tempdir().expect("a folder");
+        symlink("/../a", root.path().join("link")).expect("a link");
+        let opened = fs::File::open(root.path()).expect("the root");
+        fs::create_dir(root.path().join("a")).expect("a folder");
+        file(opened.as_fd(), Path::new("/link/b/file")).expect("made");
+        assert!(root.path().join("a/b/file").is_file());
+        let below = folder(opened.as_fd(), Path::new("/a/b/file/below"));
+        assert_eq!(below.err(), Some(Errno::NOTDIR));
     }
 }

@@ -4,8 +4,10 @@ pub mod devices;
 pub mod init;
 mod inside;
 pub mod mounts;
+mod namespaces;
 pub mod notify;
 mod paths;
+mod root;
 pub mod spec;
 mod sysctl;
 
@@ -15,20 +17,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hull_protocol::paths::{LONGEST_ID, is_id};
-use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
 use oci_spec::runtime::{LinuxPersonality, Process as ProcessSpec};
 
 use crate::cgroup::Cgroup;
-use crate::error::{Error, Failure, chain};
+use crate::error::Error;
+use crate::helper::Reports;
 use crate::process::seccomp;
 use crate::stdio::Finished;
 use crate::sys;
 
 /// Under it, a directory for each container.
 pub const BUNDLES: &str = "/run/hull/containers";
-
-/// libcontainer's own state.
-pub const STATE: &str = "/run/hull/libcontainer";
 
 /// Of so many further processes of a container the exit status is kept.
 const MOST_PROCESSES: usize = 1024;
@@ -84,9 +83,25 @@ pub struct Container {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+/// What a container is made of.
+#[derive(Debug)]
+pub struct Made {
+    /// Its files in the guest.
+    pub bundle: Bundle,
+    /// Where its processes are accounted.
+    pub cgroup: Cgroup,
+    /// Its first process.
+    pub init: Process,
+    /// Where that one waits to be started.
+    pub waits_at: Reports,
+    /// Where its processes say that it is ready, if somebody wants to know.
+    pub notify: Option<notify::NotifySocket>,
+}
+
+#[derive(Debug)]
 struct State {
-    started: bool,
+    /// Where the first process waits; nothing once it was started.
+    waits_at: Option<Reports>,
     /// In the order of their start; without a process while one is being started.
     processes: VecDeque<(String, Option<Process>)>,
 }
@@ -116,35 +131,31 @@ impl State {
 impl Container {
     /// A container whose first process waits to be started.
     #[must_use]
-    pub fn created(
-        id: String,
-        bundle: Bundle,
-        cgroup: Cgroup,
-        init: Process,
-        notify: Option<notify::NotifySocket>,
-        prepared: &spec::Prepared,
-    ) -> Self {
+    pub fn created(id: String, made: Made, prepared: &spec::Prepared) -> Self {
         Self {
             id,
-            bundle,
-            cgroup,
-            init,
+            bundle: made.bundle,
+            cgroup: made.cgroup,
+            init: made.init,
             defaults: prepared.launch.process.clone(),
             namespaces: prepared.namespaces,
             personality: prepared.launch.personality.clone(),
             seccomp: prepared.launch.seccomp.clone(),
-            notify,
-            state: Mutex::default(),
+            notify: made.notify,
+            state: Mutex::new(State {
+                waits_at: Some(made.waits_at),
+                processes: VecDeque::new(),
+            }),
         }
     }
 
     /// The state by the name that the OCI runtime spec gives it.
     #[must_use]
     pub fn state(&self) -> &'static str {
-        match (self.init.finished.exit.status(), self.lock().started) {
+        match (self.init.finished.exit.status(), &self.lock().waits_at) {
             (Some(_), _) => "stopped",
-            (None, true) => "running",
-            (None, false) => "created",
+            (None, None) => "running",
+            (None, Some(_)) => "created",
         }
     }
 
@@ -154,12 +165,9 @@ impl Container {
     /// When it isn't waiting.
     pub fn start(&self) -> Result<(), Error> {
         self.must_be("created")?;
-        let socket = Path::new(STATE).join(&self.id).join(NOTIFY_FILE);
-        NotifySocket::new(socket)
-            .notify_container_start()
-            .map_err(|e| Failure::other(format!("start {}: {}", self.id, chain(&e))))?;
-        self.lock().started = true;
-        Ok(())
+        let waits_at = self.lock().waits_at.take();
+        let started = waits_at.map_or(Ok(()), |socket| socket.let_go());
+        started.map_err(Error::io(format!("start {}", self.id)))
     }
 
     /// Signals the first process, as runc does.
@@ -279,11 +287,10 @@ impl Drop for Reservation {
     }
 }
 
-/// The directories of a container in the guest's memory; dropping it removes them.
+/// The directory of a container in the guest's memory; dropping it removes it.
 #[derive(Debug)]
 pub struct Bundle {
     path: PathBuf,
-    state: PathBuf,
 }
 
 impl Bundle {
@@ -295,27 +302,23 @@ impl Bundle {
         let path = Path::new(BUNDLES).join(id);
         let failed = || Error::io(format!("make {}", path.display()));
         fs::create_dir_all(BUNDLES).map_err(failed())?;
-        fs::create_dir_all(STATE).map_err(failed())?;
         fs::create_dir(&path).map_err(failed())?;
-        let state = Path::new(STATE).join(id);
-        Ok(Self { path, state })
+        Ok(Self { path })
     }
 
-    /// The directory with config.json.
+    /// The directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Removes the directories, as far as they are there.
+    /// Removes the directory, if it is there.
     pub fn remove(&self) {
-        for directory in [&self.path, &self.state] {
-            match fs::remove_dir_all(directory) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    log::warn!("remove {}: {e}", directory.display());
-                }
-                _ => {}
+        match fs::remove_dir_all(&self.path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                log::warn!("remove {}: {e}", self.path.display());
             }
+            _ => {}
         }
     }
 }

@@ -1,7 +1,5 @@
 //! sd_notify(3) of a container's processes: the socket that NOTIFY_SOCKET names for them, in the place where
 //! runc has it. What they say stays here, but for that they are ready.
-//!
-//! Not libcontainer's notify socket: that one starts the container's first process.
 
 use std::fs::{self, Permissions};
 use std::os::fd::AsRawFd;

@@ -1,20 +1,16 @@
-//! config.json, divided: what libcontainer does, and what is left for the last step.
-//!
-//! libcontainer gets namespaces, root and mounts, the cgroup, user and groups, umask; what it doesn't
-//! do as runc does is done around it (limits, mounts, devices, sysctls, masks, the working folder). Left for
-//! [`crate::process`] are scheduler and I/O priority, personality, rlimits, capabilities, seccomp,
-//! environment, the search for the program and its execution, with the hooks just before it: there
-//! libcontainer's order or outcome is not runc's, or a further process needs the same.
+//! config.json, divided: what makes the container, and what is left for the last step, the same for a further
+//! process: [`crate::process`].
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
+use super::namespaces::clone_flag;
 use crate::error::Error;
 use crate::process::{Launch, StartHooks};
 
 /// A config.json, divided.
 #[derive(Debug)]
 pub struct Prepared {
-    /// libcontainer's part.
+    /// What makes the container.
     pub spec: Spec,
     /// The last step's part.
     pub launch: Launch,
@@ -26,7 +22,7 @@ pub struct Prepared {
 ///
 /// # Errors
 /// When something is missing, or asked for that can't be had in the guest.
-pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prepared, Error> {
+pub fn prepare(json: &[u8], id: &str, bundle: &str) -> Result<Prepared, Error> {
     let mut spec: Spec = serde_json::from_slice(json).map_err(|source| Error::Json {
         document: "config.json",
         source,
@@ -38,10 +34,9 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
     if spec.root().is_none() {
         return Err(missing("root"));
     }
-    let Some(mut linux) = spec.linux().clone() else {
+    let Some(linux) = spec.linux() else {
         return Err(missing("linux"));
     };
-
     if linux.seccomp().is_some() {
         return Err(unsupported("linux.seccomp", "it must come compiled"));
     }
@@ -52,27 +47,8 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str, cgroup: &str) -> Result<Prep
         namespaces |= clone_flag(namespace.typ());
         new_network |= namespace.typ() == LinuxNamespaceType::Network && namespace.path().is_none();
     }
-    linux.set_personality(None);
-    linux.set_cgroups_path(Some(cgroup.into()));
-    spec.set_linux(Some(linux));
-
-    let mut theirs = process.clone();
-    theirs
-        .set_capabilities(None)
-        .set_rlimits(None)
-        .set_cwd("/".into())
-        .set_scheduler(None)
-        .set_io_priority(None)
-        .set_exec_cpu_affinity(None);
-    // With HOME set, libcontainer doesn't search for it by the container's nsswitch.conf.
-    theirs.set_env(Some(vec!["HOME=/".to_owned()]));
-    // runc's default; libcontainer would keep the agent's. It refuses bits that umask(2) passes over.
-    theirs
-        .user_mut()
-        .set_umask(Some(process.user().umask().unwrap_or(0o022) & 0o777));
-    spec.set_process(Some(theirs));
     let hooks = StartHooks::of(&spec, id, bundle);
-    spec.set_hooks(None);
+    spec.set_process(None).set_hooks(None);
 
     Ok(Prepared {
         spec,
@@ -135,20 +111,6 @@ fn unsupported(field: &'static str, why: &str) -> Error {
     }
 }
 
-fn clone_flag(typ: LinuxNamespaceType) -> u32 {
-    let flag = match typ {
-        LinuxNamespaceType::User => libc::CLONE_NEWUSER,
-        LinuxNamespaceType::Pid => libc::CLONE_NEWPID,
-        LinuxNamespaceType::Uts => libc::CLONE_NEWUTS,
-        LinuxNamespaceType::Ipc => libc::CLONE_NEWIPC,
-        LinuxNamespaceType::Network => libc::CLONE_NEWNET,
-        LinuxNamespaceType::Cgroup => libc::CLONE_NEWCGROUP,
-        LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
-        LinuxNamespaceType::Time => libc::CLONE_NEWTIME,
-    };
-    flag.cast_unsigned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,18 +128,13 @@ mod tests {
     fn with(from: &str, to: &str) -> Result<Prepared, Error> {
         let json = CONFIG.replace(from, to);
         assert!(from.is_empty() || json != CONFIG, "{from} is in the config");
-        prepare(json.as_bytes(), "c", "/b", "/hull/c")
+        prepare(json.as_bytes(), "c", "/b")
     }
 
     #[test]
     fn each_side_gets_its_part() {
         let prepared = with("", "").expect("valid");
-        let linux = prepared.spec.linux().clone().expect("linux");
-        assert_eq!(linux.cgroups_path().as_deref(), Some("/hull/c".as_ref()));
-        assert!(linux.personality().is_none() && prepared.launch.personality.is_some());
-        let theirs = prepared.spec.process().clone().expect("process");
-        assert!(theirs.capabilities().is_none() && theirs.scheduler().is_none());
-        assert_eq!(theirs.user().umask(), Some(0o022));
+        assert!(prepared.spec.process().is_none() && prepared.launch.personality.is_some());
         let ours = prepared.launch.process;
         assert_eq!(ours.env().as_deref(), Some(&["A=1".to_owned()][..]));
         assert!(ours.capabilities().is_some() && prepared.launch.new_network);

@@ -1,17 +1,12 @@
-//! `linux.sysctl`: written by a helper that has entered the container's namespaces, before its program
-//! starts.
-//!
-//! libcontainer's own writing isn't used: it doesn't say which of them the kernel has refused.
+//! `linux.sysctl`: written by the container's first process, in its namespaces, before its program starts.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
-use rustix::thread::ThreadNameSpaceType;
 
-use super::inside::Inside;
 use crate::error::{Failure, Message};
 
 /// Where the kernel shows them.
@@ -21,52 +16,36 @@ const FOLDER: &str = "/proc/sys";
 #[derive(Debug)]
 pub struct Sysctls {
     values: BTreeMap<String, String>,
-    /// Which namespaces are the container's own, of those that sysctls belong to.
-    namespaces: ThreadNameSpaceType,
-    own_users: bool,
     folder: OwnedFd,
 }
 
 impl Sysctls {
-    /// Takes them out of a config.json, if it has any. Opens the folder that they are in, which a
-    /// container may hide or write-protect.
+    /// Those of a config.json, if it has any. Opens the folder that they are in, which a container may hide or
+    /// write-protect.
     ///
     /// # Errors
     /// When it can't be opened.
-    pub fn take(spec: &mut Spec) -> Result<Option<Self>, Failure> {
-        let Some(linux) = spec.linux_mut() else {
-            return Ok(None);
-        };
-        let values: BTreeMap<_, _> = linux.sysctl().clone().into_iter().flatten().collect();
-        linux.set_sysctl(None);
+    pub fn of(spec: &Spec) -> Result<Option<Self>, Failure> {
+        let given = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.sysctl().clone());
+        let values: BTreeMap<_, _> = given.into_iter().flatten().collect();
         if values.is_empty() {
             return Ok(None);
         }
-        let kinds = || linux.namespaces().iter().flatten().map(|n| n.typ());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = openat(CWD, FOLDER, flags, Mode::empty())
             .map_err(Failure::io(format!("open {FOLDER}")))?;
-        Ok(Some(Self {
-            values,
-            namespaces: kinds().map(flag).collect(),
-            own_users: kinds().any(|kind| kind == LinuxNamespaceType::User),
-            folder,
-        }))
+        Ok(Some(Self { values, folder }))
     }
 
-    /// The namespaces to be in for [`Sysctls::write`]: the kernel shows everybody those of his own.
-    pub fn namespaces(&self) -> ThreadNameSpaceType {
-        self.namespaces
-    }
-
-    /// Writes them. The caller is the container's root then.
+    /// Writes them. The caller is in the container's namespaces, as the root there: the kernel shows everybody
+    /// those of his own.
     ///
     /// # Errors
     /// Names the first that the kernel refuses.
-    pub fn write(&self, container: &Inside) -> Result<(), Failure> {
-        if self.own_users {
-            container.become_root()?;
-        }
+    pub fn write(&self) -> Result<(), Failure> {
         for (key, value) in &self.values {
             set(&self.folder, key, value).map_err(|e| {
                 let why = match e.kind() {
@@ -77,16 +56,6 @@ impl Sysctls {
             })?;
         }
         Ok(())
-    }
-}
-
-/// A namespace that sysctls belong to; nothing for others.
-fn flag(kind: LinuxNamespaceType) -> ThreadNameSpaceType {
-    match kind {
-        LinuxNamespaceType::Network => ThreadNameSpaceType::NETWORK,
-        LinuxNamespaceType::Ipc => ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION,
-        LinuxNamespaceType::Uts => ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME,
-        _ => ThreadNameSpaceType::empty(),
     }
 }
 
@@ -131,14 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn they_are_no_longer_the_librarys() {
-        let json = r#"{"ociVersion":"1.2.0","linux":{"sysctl":{"kernel.shmmax":"1"},
-            "namespaces":[{"type":"ipc"},{"type":"user"}]}}"#;
-        let mut spec = serde_json::from_str(json).expect("a config.json");
-        let sysctls = Sysctls::take(&mut spec).expect("/proc/sys").expect("some");
-        assert!(sysctls.own_users);
-        let ipc = ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION;
-        assert_eq!(sysctls.namespaces, ipc);
-        assert!(Sysctls::take(&mut spec).expect("a spec").is_none());
+    fn the_first_that_there_is_not_is_named() {
+        let json = r#"{"ociVersion":"1.2.0","linux":{"sysctl":{"no.such/one":"1"}}}"#;
+        let spec = serde_json::from_str(json).expect("a config.json");
+        let sysctls = Sysctls::of(&spec).expect("/proc/sys").expect("some");
+        let failure = sysctls.write().expect_err("there is none");
+        let expected =
+            "config.json: linux.sysctl[\"no.such/one\"]: the guest's kernel has no such sysctl";
+        assert_eq!(failure.message, expected);
+        assert!(Sysctls::of(&Spec::default()).expect("a spec").is_none());
     }
 }

@@ -1,8 +1,7 @@
 //! What else a process inherits besides its identity and its privileges: scheduler, I/O priority, CPUs,
-//! personality.
-//!
-//! libcontainer would set them for a container's first process, and only there; runc does for further
-//! processes too, so here it is done for all.
+//! personality, and how soon it is killed for want of memory.
+
+use std::fs;
 
 use oci_spec::runtime::{
     IOPriorityClass, LinuxIOPriority, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
@@ -37,6 +36,18 @@ pub fn apply(process: &Process, personality: Option<&LinuxPersonality>) -> Resul
         sys::set_personality(persona).map_err(Failure::field("linux.personality"))?;
     }
     Ok(())
+}
+
+/// Sets how soon the calling process, and what it makes, is killed for want of memory.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn set_oom_score(process: &Process) -> Result<(), Failure> {
+    match process.oom_score_adj() {
+        Some(score) => fs::write("/proc/self/oom_score_adj", score.to_string())
+            .map_err(Failure::field("process.oomScoreAdj")),
+        None => Ok(()),
+    }
 }
 
 /// Binds the calling process to some of the guest's CPUs; `field` is whence the list comes.

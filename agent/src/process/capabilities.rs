@@ -1,7 +1,6 @@
 //! The five capability sets of a process.
 
-use libcontainer::capabilities::CapabilityExt;
-use oci_spec::runtime::{Capabilities, LinuxCapabilities};
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 use rustix::io;
 use rustix::process::{Gid, Uid};
 use rustix::thread::{
@@ -49,9 +48,8 @@ impl Sets {
                 .and_then(|caps| pick(caps).as_ref())
                 .into_iter()
                 .flatten()
-                .fold(CapabilitySet::empty(), |set, capability| {
-                    set | CapabilitySet::from_bits_retain(capability.to_cap().bitmask())
-                })
+                .filter_map(capability)
+                .fold(CapabilitySet::empty(), |set, one| set | one)
         };
         Self {
             bounding: set(LinuxCapabilities::bounding),
@@ -108,6 +106,11 @@ impl Sets {
     }
 }
 
+/// A capability by its name, which is the same for both but for the `CAP_`.
+fn capability(named: &Capability) -> Option<CapabilitySet> {
+    CapabilitySet::from_name(&named.to_string())
+}
+
 fn every_one() -> impl Iterator<Item = CapabilitySet> {
     (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number))
 }
@@ -120,6 +123,17 @@ mod tests {
     fn without_capabilities_in_config_json_there_are_none() {
         let sets = Sets::of(None);
         assert!(sets.bounding.is_empty() && sets.permitted.is_empty());
+    }
+
+    #[test]
+    fn every_capability_is_known_by_its_name() {
+        let numbers: Vec<_> = every_one().take(41).collect();
+        for one in numbers {
+            let (name, _) = one.iter_names().next().expect("a name");
+            let parsed: Capability =
+                serde_json::from_value(format!("CAP_{name}").into()).expect(name);
+            assert_eq!(capability(&parsed), Some(one));
+        }
     }
 
     #[test]

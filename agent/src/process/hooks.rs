@@ -1,18 +1,23 @@
-//! The `startContainer` hooks: they run in the container, between `start` and its program.
-//!
-//! libcontainer runs them, but not when it would by itself: it does so before the container's
-//! capabilities and seccomp filter hold, and these programs come from the container's own root.
+//! The `startContainer` hooks: they run in the container, between `start` and its program, and are no more
+//! privileged than that: these programs come from the container's own root.
 
 use std::collections::HashMap;
-use std::ffi::CString;
-use std::path::PathBuf;
+use std::ffi::{CString, OsStr};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use libcontainer::container::{ContainerStatus, State};
-use libcontainer::hooks::run_hooks;
-use oci_spec::runtime::{Hook, Spec};
+use oci_spec::runtime::{Hook, Spec, VERSION};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Failure, chain};
+use crate::error::{Failure, Message};
+
+/// So often a hook whose time is limited is looked after. Not by a system call that a container's seccomp
+/// filter may forbid: it holds already.
+const INTERVAL: Duration = Duration::from_millis(1);
 
 /// The hooks, and what they are told. It travels to the helper as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -21,13 +26,45 @@ pub struct StartHooks {
     state: State,
 }
 
+/// The state of a container (runtime.md, "State").
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct State {
+    oci_version: String,
+    id: String,
+    status: String,
+    pid: i32,
+    bundle: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    annotations: Option<HashMap<String, String>>,
+}
+
+/// What became of a hook that failed.
+#[derive(Debug, thiserror::Error)]
+enum HookError {
+    #[error("{}", Message(.0))]
+    Run(#[from] io::Error),
+    #[error("{}", Message(.0))]
+    Tell(io::Error),
+    #[error("it has not ended after {0} s")]
+    Time(u64),
+    #[error("{0}")]
+    Status(ExitStatus),
+}
+
 impl StartHooks {
     /// Those of a config.json, if it has any; `bundle` is where it lies on the host.
     #[must_use]
     pub fn of(spec: &Spec, id: &str, bundle: &str) -> Option<Self> {
         let hooks = spec.hooks().as_ref()?.start_container().clone()?;
-        let mut state = State::new(id, ContainerStatus::Created, None, PathBuf::from(bundle));
-        state.annotations = spec.annotations().clone();
+        let state = State {
+            oci_version: VERSION.to_owned(),
+            id: id.to_owned(),
+            status: "created".to_owned(),
+            pid: 0,
+            bundle: bundle.to_owned(),
+            annotations: spec.annotations().clone(),
+        };
         (!hooks.is_empty()).then_some(Self { hooks, state })
     }
 
@@ -37,26 +74,78 @@ impl StartHooks {
     /// # Errors
     /// When one fails; those after it don't run.
     pub fn run(&self, env: &[CString]) -> Result<(), Failure> {
-        let env = variables(env);
         let mut state = self.state.clone();
-        state.pid = Some(std::process::id().cast_signed());
+        state.pid = std::process::id().cast_signed();
+        let state = serde_json::to_vec(&state).map_err(|e| Failure::other(e.to_string()))?;
         for (index, hook) in self.hooks.iter().enumerate() {
-            let hook = vec![hook.clone()];
-            run_hooks(Some(&hook), Some(&state), None, None, Some(&env)).map_err(|e| {
-                let why = chain(&e);
-                Failure::other(format!("error running startContainer hook #{index}: {why}"))
+            run(hook, &state, env).map_err(|e| {
+                Failure::other(format!("error running startContainer hook #{index}: {e}"))
             })?;
         }
         Ok(())
     }
 }
 
-fn variables(env: &[CString]) -> HashMap<String, String> {
-    let entries = env.iter().filter_map(|entry| entry.to_str().ok());
-    entries
-        .filter_map(|entry| entry.split_once('='))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect()
+fn run(hook: &Hook, state: &[u8], env: &[CString]) -> Result<(), HookError> {
+    let mut command = Command::new(hook.path());
+    if let Some((name, args)) = hook.args().as_ref().and_then(|args| args.split_first()) {
+        command.arg0(name).args(args);
+    }
+    command.env_clear();
+    match hook.env() {
+        Some(env) => command.envs(env.iter().filter_map(|entry| entry.split_once('='))),
+        None => command.envs(env.iter().filter_map(variable)),
+    };
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit());
+    let mut child = command.spawn()?;
+    let told = match child.stdin.take() {
+        Some(mut stdin) => stdin.write_all(state),
+        None => Ok(()),
+    };
+    match told {
+        // Who doesn't listen may succeed all the same.
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            let _ = child.kill();
+            return Err(HookError::Tell(e));
+        }
+        _ => {}
+    }
+    let limit = hook
+        .timeout()
+        .and_then(|seconds| u64::try_from(seconds).ok());
+    let status = match limit {
+        Some(limit) => wait(&mut child, limit)?,
+        None => child.wait()?,
+    };
+    match status.success() {
+        true => Ok(()),
+        false => Err(HookError::Status(status)),
+    }
+}
+
+/// Waits for a hook's end for so many seconds, and kills it then.
+fn wait(child: &mut Child, limit: u64) -> Result<ExitStatus, HookError> {
+    let end = Instant::now() + Duration::from_secs(limit);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() >= end {
+            let _ = child.kill();
+            return Err(HookError::Time(limit));
+        }
+        sleep(INTERVAL);
+    }
+}
+
+fn variable(entry: &CString) -> Option<(&OsStr, &OsStr)> {
+    let entry = entry.as_bytes();
+    let end = entry.iter().position(|byte| *byte == b'=')?;
+    let (name, value) = entry.split_at(end);
+    Some((OsStr::from_bytes(name), OsStr::from_bytes(&value[1..])))
 }
 
 #[cfg(test)]

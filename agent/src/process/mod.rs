@@ -15,6 +15,8 @@ pub mod keyring;
 mod lookup;
 pub mod rlimits;
 pub mod seccomp;
+pub mod terminal;
+pub mod user;
 
 use std::ffi::CString;
 use std::io;
@@ -112,18 +114,6 @@ impl Launch {
 }
 
 impl Ready {
-    /// Sees to what mounts made since [`Launch::prepare`] may have changed: the working folder, and HOME.
-    ///
-    /// # Errors
-    /// When the folder can't be entered any more.
-    pub fn look_again(mut self, process: &Process) -> Result<Self, Failure> {
-        cwd::enter_again(process.cwd())?;
-        self.env = (environment::of(process).iter())
-            .map(|text| c_string("process.env", text))
-            .collect::<Result<_, _>>()?;
-        Ok(self)
-    }
-
     /// Becomes the program; returns only if that fails.
     pub fn execute(self) -> Failure {
         if let Err(failure) = rlimits::apply(&self.rlimits) {

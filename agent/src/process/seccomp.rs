@@ -1,7 +1,4 @@
 //! `linux.seccomp`: the host has compiled it, and each process of the container loads it.
-//!
-//! libcontainer's own loader isn't used: it loads a filter long before the program is executed, and not
-//! at all for a further process of a container.
 
 use std::io;
 

@@ -1,16 +1,17 @@
 //! A container's devices.
 //!
 //! - [`Disks`]: the host's block devices, which the guest has under other numbers.
-//! - [`Nodes`]: the nodes of the devices that config.json lists. libcontainer makes some, below /dev
-//!   alone, and only the six that every container has are left to it.
-//! - `rules`: the rules of who may use which device, as the kernel is to take them.
+//! - [`Nodes`]: the nodes of the devices that config.json lists, and of those that every container has.
+//! - [`enforce`]: the rules of who may use which device.
 
+mod bpf;
 mod disks;
 mod nodes;
 mod rules;
 
 pub use disks::Disks;
 pub use nodes::{DEV, Nodes};
+pub use rules::enforce;
 
 use oci_spec::runtime::{Linux, LinuxDeviceType};
 
@@ -23,13 +24,12 @@ const LOOP: i64 = 7;
 /// A device's major and minor number.
 type Number = (i64, i64);
 
-/// Makes a config.json's devices and rules those of the guest.
+/// Makes a config.json's devices, and its rules about them, those of the guest.
 ///
 /// # Errors
 /// When the guest lacks one of them.
 pub fn prepare(linux: &mut Linux, disks: &Disks) -> Result<(), Error> {
     disks.translate(linux)?;
-    rules::settle(linux);
     for device in linux.devices().iter().flatten() {
         if device.typ() == LinuxDeviceType::B && device.major() == LOOP {
             let path = device.path().display();

@@ -1,11 +1,11 @@
-//! The nodes of a container's devices.
+//! The nodes of a container's devices, and the links that lie beside them.
 //!
-//! They are made once libcontainer has made the mounts, in the container's mount namespace: wherever
-//! config.json has them, with its mode and owner, in directories of mode 0755.
+//! They are made once the mounts are there, by the container's first process: wherever config.json has
+//! them, with its mode and owner, in directories of mode 0755.
 //!
-//! In a user namespace no node can be opened that lies on a file system of that namespace's. There, as
-//! runc does, a node from outside is mounted: one that is made for it, with the owner that config.json
-//! names in the numbers of the container.
+//! In a user namespace no node can be made, and none can be opened that lies on a file system of that
+//! namespace's. There, as runc does, a node from outside is mounted: of what every container has, the guest's
+//! own; else one that is made for it, with the owner that config.json names in the numbers of the container.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,18 +13,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{
-    LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Process, Spec,
-};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Spec};
 use rustix::fs::{
-    AtFlags, CWD, Dev, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, makedev,
-    mkdirat, mknodat, openat, openat2, statat,
+    AtFlags, CWD, Dev, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, makedev, mknodat,
+    openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree, unmount,
 };
 
+use crate::container::inside;
 use crate::error::Failure;
 
 /// Whoever has no number, `overflowuid` of the kernel.
@@ -33,15 +32,27 @@ const NOBODY: u32 = 65534;
 /// Where the guest has its own devices.
 pub const DEV: &str = "/dev";
 
-/// What libcontainer makes whether it is listed or not.
-const DEFAULTS: &[&str] = &[
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/tty",
-    "/dev/urandom",
-    "/dev/random",
+/// What every container has, by name and number (config-linux.md, "Default Devices").
+const DEFAULTS: &[(&str, u32, u32)] = &[
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/tty", 5, 0),
+    ("/dev/urandom", 1, 9),
+    ("/dev/random", 1, 8),
 ];
+
+/// The links in a container's /dev, but for `ptmx`.
+const LINKS: &[(&str, &str)] = &[
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", KCORE),
+];
+
+/// Not every kernel has it.
+const KCORE: &str = "/proc/kcore";
 
 /// A link to the devpts of the container, as with runc.
 const PTMX: &str = "/dev/ptmx";
@@ -49,16 +60,16 @@ const PTMX: &str = "/dev/ptmx";
 /// Where a container with a terminal has that.
 const CONSOLE: &str = "/dev/console";
 
+/// A mount that is nowhere yet.
+const DETACHED: OpenTreeFlags =
+    OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
+
 /// The mode of a node for which config.json has none, runc's.
 const DEFAULT_MODE: u32 = 0o666;
 
-/// What is left to do once libcontainer has made the mounts.
+/// The nodes of a container, ready to be made.
 #[derive(Debug)]
-pub struct Nodes {
-    nodes: Vec<Node>,
-    /// The owner of what is made on the way.
-    root: (Uid, Gid),
-}
+pub struct Nodes(Vec<Node>);
 
 /// One node.
 #[derive(Debug)]
@@ -69,9 +80,22 @@ struct Node {
     kind: FileType,
     device: Dev,
     mode: Mode,
+    /// In the numbers of the container.
     owner: (Uid, Gid),
-    /// What to mount there, in a user namespace.
-    tree: Option<OwnedFd>,
+    /// In the numbers of the guest.
+    outside: (Uid, Gid),
+    way: Way,
+}
+
+/// How a node comes to be where it is wanted.
+#[derive(Debug)]
+enum Way {
+    /// It is made there.
+    Make,
+    /// The guest's node of the same name is mounted there.
+    BindGuests,
+    /// This one is mounted there.
+    Mount(OwnedFd),
 }
 
 /// Who is who in a container.
@@ -82,52 +106,68 @@ struct Owners {
 }
 
 impl Nodes {
-    /// Takes a config.json's devices out of libcontainer's part, but for its own. Those of `mounts`, by
-    /// their places, get the guest's devices. In a user namespace, what is to be mounted is made below
-    /// `directory`.
+    /// A config.json's devices, and those that every container has; with a terminal, that is the console.
+    /// Those of `mounts`, by their places, get the guest's devices. In a user namespace, what is to be
+    /// mounted is made below `directory`.
     ///
     /// # Errors
     /// Names the device that can't be had.
-    pub fn prepare(spec: &mut Spec, mounts: &[usize], directory: &Path) -> Result<Self, Failure> {
+    pub fn prepare(
+        spec: &Spec,
+        terminal: bool,
+        mounts: &[usize],
+        directory: &Path,
+    ) -> Result<Self, Failure> {
         let owners = Owners::of(spec);
         let mut nodes = listed(spec, &owners);
         nodes.extend(guests_own(mounts)?);
-        let terminal = spec.process().as_ref().and_then(Process::terminal) == Some(true);
+        add_defaults(&mut nodes, &owners);
         nodes.retain(|node| {
             let console = terminal && node.path == Path::new(CONSOLE);
             node.path != Path::new(PTMX) && !console
         });
         if owners.user_namespace {
-            mount_from(&directory.join("devices"), &mut nodes)?;
+            detach(&directory.join("devices"), &mut nodes)?;
         }
-        if let Some(linux) = spec.linux_mut()
-            && let Some(devices) = linux.devices_mut()
-        {
-            devices.retain(|device| DEFAULTS.iter().any(|path| device.path() == Path::new(path)));
-        }
-        Ok(Self {
-            nodes,
-            root: owners.owner(0, 0),
-        })
+        Ok(Self(nodes))
     }
 
-    /// Makes the nodes in a container's root. The caller is in its mount namespace, with the rights of
-    /// the guest's root.
+    /// Makes the nodes in a container's root, and the links in its /dev. The caller is in its mount
+    /// namespace, as the root there.
     ///
     /// # Errors
     /// Names the device that can't be had.
-    pub fn make(self, root: BorrowedFd<'_>) -> Result<(), Failure> {
-        let mut nodes = self.nodes.iter();
-        nodes.try_for_each(|node| {
+    pub fn make(&self, root: BorrowedFd<'_>) -> Result<(), Failure> {
+        for node in &self.0 {
             let what = format!("{}: make {}", node.field, node.path.display());
-            node.make(root, self.root).map_err(Failure::field(what))
-        })
+            node.make(root).map_err(Failure::field(what))?;
+        }
+        link(root).map_err(Failure::io("make the links in /dev"))
     }
+}
+
+/// Makes the links. As with runc, what has such a name already stays, but for `ptmx`: a terminal must be
+/// the container's.
+fn link(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    let dev = inside::folder(root, Path::new(DEV))?;
+    let has_kcore = Path::new(KCORE).exists();
+    for (name, target) in LINKS.iter().filter(|(_, to)| has_kcore || *to != KCORE) {
+        match symlinkat(*target, &dev, *name) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    match unlinkat(&dev, "ptmx", AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(e) => return Err(e),
+    }
+    symlinkat("pts/ptmx", &dev, "ptmx")
 }
 
 /// The devices that config.json lists.
 fn listed(spec: &Spec, owners: &Owners) -> Vec<Node> {
     let devices = spec.linux().as_ref().and_then(|l| l.devices().as_ref());
+    let ids = |device: &LinuxDevice| (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
     let node = |(index, device): (usize, &LinuxDevice)| Node {
         field: format!("linux.devices[{index}]"),
         path: device.path().clone(),
@@ -141,11 +181,35 @@ fn listed(spec: &Spec, owners: &Owners) -> Vec<Node> {
         // The kernel's own numbers are of 32 bits and less.
         device: makedev(device.major() as u32, device.minor() as u32),
         mode: Mode::from_raw_mode(device.file_mode().unwrap_or(DEFAULT_MODE)),
-        owner: owners.owner(device.uid().unwrap_or(0), device.gid().unwrap_or(0)),
-        tree: None,
+        owner: own(ids(device)),
+        outside: owners.outside(ids(device)),
+        way: Way::Make,
     };
     let devices = devices.into_iter().flatten().enumerate();
     devices.map(node).collect()
+}
+
+/// Adds what every container has and nobody has named.
+fn add_defaults(nodes: &mut Vec<Node>, owners: &Owners) {
+    for (path, major, minor) in DEFAULTS {
+        if nodes.iter().any(|node| node.path == Path::new(path)) {
+            continue;
+        }
+        nodes.push(Node {
+            field: "linux.devices".to_owned(),
+            path: PathBuf::from(path),
+            kind: FileType::CharacterDevice,
+            device: makedev(*major, *minor),
+            mode: Mode::from_raw_mode(DEFAULT_MODE),
+            owner: own((0, 0)),
+            outside: owners.outside((0, 0)),
+            way: Way::Make,
+        });
+    }
+}
+
+fn own((uid, gid): (u32, u32)) -> (Uid, Gid) {
+    (Uid::from_raw(uid), Gid::from_raw(gid))
 }
 
 /// The guest's own devices, for each of the mounts that are to have them.
@@ -175,8 +239,9 @@ fn add_below(directory: &Path, field: &str, nodes: &mut Vec<Node>) -> std::io::R
                 kind: FileType::from_raw_mode(about.mode()),
                 device: about.rdev(),
                 mode: Mode::from_raw_mode(about.mode()),
-                owner: (Uid::from_raw(about.uid()), Gid::from_raw(about.gid())),
-                tree: None,
+                owner: own((about.uid(), about.gid())),
+                outside: own((about.uid(), about.gid())),
+                way: Way::Make,
                 path,
             });
         }
@@ -184,9 +249,21 @@ fn add_below(directory: &Path, field: &str, nodes: &mut Vec<Node>) -> std::io::R
     Ok(())
 }
 
-/// Makes nodes to be mounted where they are wanted: on a file system of their own, which is there as
-/// long as one of them is. A FIFO needs none.
-fn mount_from(directory: &Path, nodes: &mut [Node]) -> Result<(), Failure> {
+/// Makes nodes ready to be mounted where they are wanted. A FIFO needs no such thing.
+fn detach(directory: &Path, nodes: &mut [Node]) -> Result<(), Failure> {
+    let nodes = nodes.iter_mut().filter(|node| node.kind != FileType::Fifo);
+    let (defaults, mut others): (Vec<_>, Vec<_>) = nodes.partition(|node| node.is_default());
+    for node in defaults {
+        node.way = Way::BindGuests;
+    }
+    match others.is_empty() {
+        true => Ok(()),
+        false => make_apart(directory, &mut others),
+    }
+}
+
+/// Makes nodes on a file system of their own, which is there as long as one of them is.
+fn make_apart(directory: &Path, nodes: &mut [&mut Node]) -> Result<(), Failure> {
     fs::create_dir(directory).map_err(Failure::io("make a place for device nodes"))?;
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     mount("devices", directory, "tmpfs", flags, None)
@@ -194,32 +271,39 @@ fn mount_from(directory: &Path, nodes: &mut [Node]) -> Result<(), Failure> {
     let made = nodes
         .iter_mut()
         .enumerate()
-        .filter(|(_, node)| node.kind != FileType::Fifo)
-        .try_for_each(|(index, node)| node.detach(&directory.join(index.to_string())));
+        .try_for_each(|(index, node)| node.make_apart(&directory.join(index.to_string())));
     unmount(directory, UnmountFlags::DETACH)
         .map_err(Failure::io("unmount the place for device nodes"))?;
     made
 }
 
 impl Node {
+    /// Whether it is what every container has.
+    fn is_default(&self) -> bool {
+        let mut defaults = DEFAULTS.iter();
+        defaults.any(|(path, major, minor)| {
+            self.path == Path::new(path) && self.device == makedev(*major, *minor)
+        })
+    }
+
     /// Makes the node there, to be mounted elsewhere.
-    fn detach(&mut self, path: &Path) -> Result<(), Failure> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    fn make_apart(&mut self, path: &Path) -> Result<(), Failure> {
         let tree = self
-            .mknod(CWD, path.as_os_str())
-            .and_then(|()| open_tree(CWD, path, flags))
+            .mknod(CWD, path.as_os_str(), self.outside)
+            .and_then(|()| open_tree(CWD, path, DETACHED))
             .map_err(Failure::field(format!("{}: make its node", self.field)))?;
-        self.tree = Some(tree);
+        self.way = Way::Mount(tree);
         Ok(())
     }
 
-    fn make(&self, root: BorrowedFd<'_>, owner: (Uid, Gid)) -> Result<(), Errno> {
+    fn make(&self, root: BorrowedFd<'_>) -> Result<(), Errno> {
         let name = self.path.file_name().ok_or(Errno::INVAL)?;
-        let parent = self.path.parent().unwrap_or(Path::new("/"));
-        let parent = directory(root, parent, owner)?;
-        let made = match &self.tree {
-            None => self.mknod(parent.as_fd(), name),
-            Some(tree) => self.mount(tree, parent.as_fd(), name),
+        let parent = inside::folder(root, self.path.parent().unwrap_or(Path::new("/")))?;
+        let made = match &self.way {
+            Way::Make => self.mknod(parent.as_fd(), name, self.owner),
+            Way::BindGuests => open_tree(CWD, &self.path, DETACHED)
+                .and_then(|tree| self.mount(&tree, parent.as_fd(), name)),
+            Way::Mount(tree) => self.mount(tree, parent.as_fd(), name),
         };
         match made {
             // As with runc, it stays as it is.
@@ -229,9 +313,13 @@ impl Node {
     }
 
     /// Makes the node.
-    fn mknod(&self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+    fn mknod(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        (uid, gid): (Uid, Gid),
+    ) -> Result<(), Errno> {
         mknodat(parent, name, self.kind, self.mode, self.device)?;
-        let (uid, gid) = self.owner;
         chownat(
             parent,
             name,
@@ -267,33 +355,6 @@ impl Node {
     }
 }
 
-/// Opens a directory below `root`, and makes what is missing on the way.
-fn directory(root: BorrowedFd<'_>, path: &Path, owner: (Uid, Gid)) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut opened = openat(root, ".", flags, Mode::empty())?;
-    let mut way = PathBuf::new();
-    for name in path.components() {
-        way.push(name);
-        let open = || openat2(root, &way, flags, Mode::empty(), ResolveFlags::IN_ROOT);
-        opened = match open() {
-            Err(Errno::NOENT) => {
-                let name = name.as_os_str();
-                mkdirat(&opened, name, Mode::from_raw_mode(0o755))?;
-                chownat(
-                    &opened,
-                    name,
-                    Some(owner.0),
-                    Some(owner.1),
-                    AtFlags::SYMLINK_NOFOLLOW,
-                )?;
-                open()?
-            }
-            opened => opened?,
-        };
-    }
-    Ok(opened)
-}
-
 impl Owners {
     fn of(spec: &Spec) -> Self {
         let linux = spec.linux().as_ref();
@@ -314,7 +375,7 @@ impl Owners {
     }
 
     /// An owner in the guest's numbers. Whoever has none there is nobody in the container, too.
-    fn owner(&self, uid: u32, gid: u32) -> (Uid, Gid) {
+    fn outside(&self, (uid, gid): (u32, u32)) -> (Uid, Gid) {
         let outside = |mappings: &[LinuxIdMapping], id: u32| {
             if !self.user_namespace {
                 return id;
@@ -325,8 +386,7 @@ impl Owners {
             let found = mappings.find_map(|m| inside(m).and_then(|i| m.host_id().checked_add(i)));
             found.unwrap_or(NOBODY)
         };
-        let (uid, gid) = (outside(&self.uids, uid), outside(&self.gids, gid));
-        (Uid::from_raw(uid), Gid::from_raw(gid))
+        own((outside(&self.uids, uid), outside(&self.gids, gid)))
     }
 }
 
@@ -346,10 +406,10 @@ mod tests {
     }
 
     fn make(root: &Path, devices: &Value) -> Result<(), Failure> {
-        let mut spec = spec(&json!({ "devices": devices }));
-        let nodes = Nodes::prepare(&mut spec, &[], root).expect("devices");
+        let spec = spec(&json!({ "devices": devices }));
+        let nodes = listed(&spec, &Owners::of(&spec));
         let root = fs::File::open(root).expect("a root");
-        nodes.make(root.as_fd())
+        Nodes(nodes).make(root.as_fd())
     }
 
     #[test]
@@ -386,18 +446,29 @@ mod tests {
     }
 
     #[test]
-    fn libcontainer_gets_its_own_devices_alone() {
+    fn every_container_has_the_default_devices_once() {
         let device = |path: &str| json!({ "path": path, "type": "c", "major": 1, "minor": 3 });
         let devices = json!([device("/dev/null"), device("/dev/x"), device(PTMX)]);
-        let mut spec = spec(&json!({ "devices": devices }));
-        let nodes = Nodes::prepare(&mut spec, &[], Path::new("/nowhere")).expect("devices");
-        let ours: Vec<_> = nodes.nodes.iter().map(|node| node.path.as_path()).collect();
-        assert_eq!(ours, [Path::new("/dev/null"), Path::new("/dev/x")]);
-        let theirs = spec
-            .linux()
-            .clone()
-            .and_then(|linux| linux.devices().clone());
-        assert_eq!(theirs.expect("devices").len(), 1);
+        let spec = spec(&json!({ "devices": devices }));
+        let Nodes(nodes) =
+            Nodes::prepare(&spec, false, &[], Path::new("/nowhere")).expect("devices");
+        let ours: Vec<_> = nodes.iter().map(|node| node.path.as_path()).collect();
+        assert_eq!(ours[..2], [Path::new("/dev/null"), Path::new("/dev/x")]);
+        assert_eq!(ours.len(), DEFAULTS.len() + 1);
+    }
+
+    #[test]
+    fn the_links_in_dev_stay_if_they_are_there_but_for_the_terminals() {
+        let root = tempfile::tempdir().expect("a directory");
+        let dev = root.path().join("dev");
+        fs::create_dir(&dev).expect("a directory");
+        fs::write(dev.join("core"), "").expect("a file");
+        symlink("elsewhere", dev.join("ptmx")).expect("a link");
+        make(root.path(), &json!([])).expect("made");
+        let link = |name: &str| fs::read_link(dev.join(name)).expect("a link");
+        assert_eq!(link("ptmx"), Path::new("pts/ptmx"));
+        assert_eq!(link("stderr"), Path::new("/proc/self/fd/2"));
+        assert!(dev.join("core").is_file());
     }
 
     #[test]
@@ -405,7 +476,7 @@ mod tests {
         let map = json!([{ "containerID": 0, "hostID": 1000, "size": 11 }]);
         let mut linux = json!({ "uidMappings": map, "gidMappings": map });
         let of = |linux: &Value| {
-            let (uid, gid) = Owners::of(&spec(linux)).owner(10, 11);
+            let (uid, gid) = Owners::of(&spec(linux)).outside((10, 11));
             (uid.as_raw(), gid.as_raw())
         };
         assert_eq!(of(&linux), (10, 11));

@@ -1,131 +1,201 @@
-//! `linux.resources.devices`: of the rules about a device, the last one that names an access counts.
+//! `linux.resources.devices`: who may do what with which device, as a program that the kernel asks
+//! (`BPF_PROG_TYPE_CGROUP_DEVICE`).
 //!
-//! libcgroups makes a program of the rules, and lets the last rule decide that names *all* that is asked
-//! for at once. By that, opening for reading and writing escapes a rule that denies writing, and fails
-//! where one rule allows reading and another one writing. [`settle`] writes the rules anew, so that both
-//! come to the same: for each set of devices one rule, with all that may be done, and, unless that is
-//! everything, one before it that denies the rest. libcgroups adds runc's own rules to them, and no filter
-//! where there are none at all.
+//! Of the rules about a device, the last one that names an access decides about that access, and all that
+//! is asked for at once must be allowed: opening for reading and writing is both.
 
-use std::collections::BTreeSet;
+use std::os::fd::BorrowedFd;
 
 use oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxDeviceType};
 
-/// All that can be done with a device: reading, writing, making nodes.
-const ALL: &str = "rwm";
+use super::bpf;
+use crate::error::Failure;
 
-/// Devices of one type, by their numbers; without one, all of them. In order, what has fewer numbers
-/// comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Devices {
-    numbers: usize,
-    block: bool,
-    major: Option<i64>,
-    minor: Option<i64>,
+/// Accesses, `BPF_DEVCG_ACC_*` of linux/bpf.h.
+const MAKE: u32 = 1;
+const READ: u32 = 2;
+const WRITE: u32 = 4;
+const ALL: u32 = MAKE | READ | WRITE;
+
+/// Types of devices, `BPF_DEVCG_DEV_*` of linux/bpf.h.
+const BLOCK: u32 = 1;
+const CHARACTER: u32 = 2;
+
+/// What holds whatever config.json says, as with runc: nodes may be made, and what every container has may
+/// be used. Besides these, /dev/net/tun.
+const ALWAYS: &[Rule] = &[
+    Rule::allow(CHARACTER, None, None, MAKE),
+    Rule::allow(BLOCK, None, None, MAKE),
+    Rule::allow(CHARACTER, Some(1), Some(3), ALL), // null
+    Rule::allow(CHARACTER, Some(1), Some(5), ALL), // zero
+    Rule::allow(CHARACTER, Some(1), Some(7), ALL), // full
+    Rule::allow(CHARACTER, Some(1), Some(8), ALL), // random
+    Rule::allow(CHARACTER, Some(1), Some(9), ALL), // urandom
+    Rule::allow(CHARACTER, Some(5), Some(0), ALL), // tty
+    Rule::allow(CHARACTER, Some(5), Some(1), ALL), // console
+    Rule::allow(CHARACTER, Some(5), Some(2), ALL), // ptmx
+    Rule::allow(CHARACTER, Some(136), None, ALL),  // pts/*
+    Rule::allow(CHARACTER, Some(10), Some(200), ALL), // net/tun
+];
+
+/// A rule about devices of one type; without a number, about each.
+#[derive(Clone, Copy, Debug)]
+struct Rule {
+    allow: bool,
+    kind: u32,
+    major: Option<u32>,
+    minor: Option<u32>,
+    access: u32,
 }
 
-impl Devices {
-    fn new(block: bool, major: Option<i64>, minor: Option<i64>) -> Self {
+impl Rule {
+    const fn allow(kind: u32, major: Option<u32>, minor: Option<u32>, access: u32) -> Self {
         Self {
-            numbers: usize::from(major.is_some()) + usize::from(minor.is_some()),
-            block,
+            allow: true,
+            kind,
             major,
             minor,
+            access,
         }
     }
 
-    /// What a rule is about, unless it is about all devices.
+    /// A rule of config.json, unless it is about all devices.
     fn of(rule: &LinuxDeviceCgroup) -> Option<Self> {
-        let given = |number: Option<i64>| number.filter(|number| *number >= 0);
-        let block = match rule.typ().unwrap_or_default() {
-            LinuxDeviceType::B => true,
-            LinuxDeviceType::C | LinuxDeviceType::U => false,
-            LinuxDeviceType::P | LinuxDeviceType::A => return None,
-        };
-        Some(Self::new(block, given(rule.major()), given(rule.minor())))
-    }
-
-    /// The devices of both.
-    fn common(self, other: Self) -> Option<Self> {
-        let both = |a: Option<i64>, b: Option<i64>| match (a, b) {
-            (Some(a), Some(b)) if a != b => None,
-            (a, b) => Some(a.or(b)),
-        };
-        let same_type = self.block == other.block;
-        let major = both(self.major, other.major).filter(|_| same_type)?;
-        Some(Self::new(self.block, major, both(self.minor, other.minor)?))
-    }
-
-    fn rule(self, allow: bool, access: String) -> LinuxDeviceCgroup {
-        let mut rule = bare_rule(allow, access);
-        rule.set_typ(Some(if self.block {
-            LinuxDeviceType::B
-        } else {
-            LinuxDeviceType::C
-        }))
-        .set_major(self.major)
-        .set_minor(self.minor);
-        rule
+        let number = |given: Option<i64>| given.and_then(|number| u32::try_from(number).ok());
+        Some(Self {
+            allow: rule.allow(),
+            kind: match rule.typ().unwrap_or_default() {
+                LinuxDeviceType::B => BLOCK,
+                LinuxDeviceType::C | LinuxDeviceType::U => CHARACTER,
+                LinuxDeviceType::P | LinuxDeviceType::A => return None,
+            },
+            major: number(rule.major()),
+            minor: number(rule.minor()),
+            access: accesses(rule.access().as_deref()),
+        })
     }
 }
 
-/// Writes the rules of a config.json anew.
-pub(super) fn settle(linux: &mut Linux) {
-    let mut resources = linux.resources().clone().unwrap_or_default();
-    let rules = resources.devices().as_deref().unwrap_or_default();
-    resources.set_devices(Some(settled(rules)));
-    linux.set_resources(Some(resources));
+/// What a rule is about; if it doesn't say, everything. Letters that mean nothing are passed over.
+fn accesses(letters: Option<&str>) -> u32 {
+    let letters = letters.filter(|letters| !letters.is_empty());
+    letters.map_or(ALL, |letters| {
+        letters.chars().fold(0, |all, letter| match letter {
+            'm' => all | MAKE,
+            'r' => all | READ,
+            'w' => all | WRITE,
+            _ => all,
+        })
+    })
 }
 
-fn settled(rules: &[LinuxDeviceCgroup]) -> Vec<LinuxDeviceCgroup> {
-    // As with runc, a rule about all devices is about all access, and ends what came before it.
-    let start = rules.iter().rposition(|rule| Devices::of(rule).is_none());
-    let allowed = start.is_some_and(|start| rules[start].allow());
-    let rules = &rules[start.map_or(0, |start| start + 1)..];
+/// Has the kernel keep a config.json's rules in a cgroup.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn enforce(linux: &Linux, cgroup: BorrowedFd<'_>) -> Result<(), Failure> {
+    let resources = linux.resources().as_ref();
+    let given = resources.and_then(|resources| resources.devices().as_deref());
+    let (mut rules, otherwise) = read(given.unwrap_or_default());
+    rules.extend(ALWAYS);
+    bpf::load(&program(&rules, otherwise))
+        .and_then(|program| bpf::attach(&program, cgroup))
+        .map_err(Failure::field("linux.resources.devices"))
+}
 
-    let named: BTreeSet<_> = rules.iter().filter_map(Devices::of).collect();
-    let common = named.iter().flat_map(|a| {
-        let named = &named;
-        named.iter().filter_map(|b| a.common(*b))
-    });
-    let mut settled = vec![bare_rule(allowed, ALL.to_owned())];
-    for devices in common.collect::<BTreeSet<_>>() {
-        let may = |access: &char| {
-            let about = rules.iter().rev().find(|rule| {
-                let covers =
-                    Devices::of(rule).is_some_and(|of| of.common(devices) == Some(devices));
-                covers && access_of(rule).contains(*access)
-            });
-            about.map_or(allowed, LinuxDeviceCgroup::allow)
-        };
-        let access: String = ALL.chars().filter(may).collect();
-        if access != ALL {
-            settled.push(devices.rule(false, ALL.to_owned()));
-        }
-        if !access.is_empty() {
-            settled.push(devices.rule(true, access));
+/// The rules that count, and whether all else is allowed. As with runc, a rule about all devices is about
+/// all access, and ends what came before it; without one, what no rule allows is denied.
+fn read(given: &[LinuxDeviceCgroup]) -> (Vec<Rule>, bool) {
+    let mut rules = Vec::new();
+    let mut otherwise = false;
+    for rule in given {
+        match Rule::of(rule) {
+            Some(rule) => rules.push(rule),
+            None => {
+                rules.clear();
+                otherwise = rule.allow();
+            }
         }
     }
-    settled
+    (rules, otherwise)
 }
 
-/// What a rule is about; if it doesn't say, everything. Letters that mean nothing are in no answer.
-fn access_of(rule: &LinuxDeviceCgroup) -> &str {
-    rule.access()
-        .as_deref()
-        .filter(|access| !access.is_empty())
-        .unwrap_or(ALL)
+/// Registers of the program: the answer, what it is called with, and what is found there.
+const ANSWER: u8 = 0;
+const CALL: u8 = 1;
+const KIND: u8 = 2;
+/// The accesses about which no rule has decided yet.
+const OPEN: u8 = 3;
+const MAJOR: u8 = 4;
+const MINOR: u8 = 5;
+
+/// Instructions: 32 bits wide, of a register and a constant or a second register.
+const LOAD: u8 = 0x61;
+const AND: u8 = 0x54;
+const SHIFT_RIGHT: u8 = 0x74;
+const SET: u8 = 0xb4;
+const COPY: u8 = 0xbc;
+const SKIP_UNLESS_EQUAL: u8 = 0x56;
+const SKIP_IF_EQUAL: u8 = 0x16;
+const RETURN: u8 = 0x95;
+
+/// An instruction as `struct bpf_insn` lies in memory: the offset is to what is loaded, or how many
+/// instructions are skipped.
+fn instruction(code: u8, to: u8, from: u8, offset: u8, constant: u32) -> u64 {
+    let [a, b, c, d] = constant.to_ne_bytes();
+    u64::from_ne_bytes([code, to | from << 4, offset, 0, a, b, c, d])
 }
 
-/// A rule about all devices.
-fn bare_rule(allow: bool, access: String) -> LinuxDeviceCgroup {
-    let mut rule = LinuxDeviceCgroup::default();
-    rule.set_allow(allow)
-        .set_typ(Some(LinuxDeviceType::A))
-        .set_major(None)
-        .set_minor(None)
-        .set_access(Some(access));
-    rule
+/// The program for these rules. The last rule comes first.
+fn program(rules: &[Rule], otherwise: bool) -> Vec<u64> {
+    // struct bpf_cgroup_dev_ctx: type and accesses in one word, then the numbers.
+    let mut program = vec![
+        instruction(LOAD, KIND, CALL, 0, 0),
+        instruction(AND, KIND, 0, 0, 0xffff),
+        instruction(LOAD, OPEN, CALL, 0, 0),
+        instruction(SHIFT_RIGHT, OPEN, 0, 0, 16),
+        instruction(LOAD, MAJOR, CALL, 4, 0),
+        instruction(LOAD, MINOR, CALL, 8, 0),
+    ];
+    for rule in rules.iter().rev() {
+        add(rule, &mut program);
+    }
+    program.push(instruction(SET, ANSWER, 0, 0, u32::from(otherwise)));
+    program.push(instruction(RETURN, 0, 0, 0, 0));
+    program
+}
+
+fn add(rule: &Rule, program: &mut Vec<u64>) {
+    let decide = match rule.allow {
+        // Done, if this was all that is asked for.
+        true => vec![
+            instruction(AND, OPEN, 0, 0, !rule.access),
+            instruction(SKIP_UNLESS_EQUAL, OPEN, 0, 2, 0),
+            instruction(SET, ANSWER, 0, 0, 1),
+            instruction(RETURN, 0, 0, 0, 0),
+        ],
+        false => vec![
+            instruction(COPY, ANSWER, OPEN, 0, 0),
+            instruction(AND, ANSWER, 0, 0, rule.access),
+            instruction(SKIP_IF_EQUAL, ANSWER, 0, 2, 0),
+            instruction(SET, ANSWER, 0, 0, 0),
+            instruction(RETURN, 0, 0, 0, 0),
+        ],
+    };
+    let about = [
+        (KIND, Some(rule.kind)),
+        (MAJOR, rule.major),
+        (MINOR, rule.minor),
+    ];
+    let about = about.map(|(register, wanted)| wanted.map(|wanted| (register, wanted)));
+    let count = about.iter().flatten().count();
+    for (index, (register, wanted)) in about.into_iter().flatten().enumerate() {
+        let rest = count - index - 1 + decide.len();
+        // Less than ten, whatever the rule.
+        let rest = u8::try_from(rest).unwrap_or(u8::MAX);
+        program.push(instruction(SKIP_UNLESS_EQUAL, register, 0, rest, wanted));
+    }
+    program.extend(decide);
 }
 
 #[cfg(test)]
@@ -146,19 +216,44 @@ mod tests {
         })
     }
 
-    /// Whether libcgroups' program allows all of `access` at once, of these rules written anew.
+    /// Whether the program for these rules alone allows all of `access` at once.
     fn may(rules: &[Value], block: bool, (major, minor): Number, access: &str) -> bool {
-        let mut linux: Linux =
-            serde_json::from_value(json!({ "resources": { "devices": rules } })).expect("valid");
-        settle(&mut linux);
-        let settled = linux.resources().clone().and_then(|r| r.devices().clone());
-        let settled = settled.expect("rules");
-        let device = Devices::new(block, Some(major), Some(minor));
-        let decides = settled.iter().rev().find(|rule| {
-            let about = Devices::of(rule).is_none_or(|of| of.common(device) == Some(device));
-            about && access.chars().all(|one| access_of(rule).contains(one))
-        });
-        decides.expect("the first is about everything").allow()
+        let rules: Vec<_> = (rules.iter().cloned())
+            .map(|rule| serde_json::from_value(rule).expect("a rule"))
+            .collect();
+        let (rules, otherwise) = read(&rules);
+        let kind = if block { BLOCK } else { CHARACTER };
+        let asked = kind | accesses(Some(access)) << 16;
+        let number = |number| u32::try_from(number).expect("a device's number");
+        run(
+            &program(&rules, otherwise),
+            [asked, number(major), number(minor)],
+        )
+    }
+
+    /// Runs a program as the kernel does.
+    fn run(program: &[u64], asked: [u32; 3]) -> bool {
+        let mut registers = [0_u32; 6];
+        let mut next = 0;
+        loop {
+            let [code, names, offset, _, constant @ ..] = program[next].to_ne_bytes();
+            let constant = u32::from_ne_bytes(constant);
+            let (to, from) = (usize::from(names & 15), usize::from(names >> 4));
+            let offset = usize::from(offset);
+            next += 1;
+            match code {
+                LOAD => registers[to] = asked[offset / 4],
+                AND => registers[to] &= constant,
+                SHIFT_RIGHT => registers[to] >>= constant,
+                SET => registers[to] = constant,
+                COPY => registers[to] = registers[from],
+                SKIP_UNLESS_EQUAL if registers[to] != constant => next += offset,
+                SKIP_IF_EQUAL if registers[to] == constant => next += offset,
+                SKIP_UNLESS_EQUAL | SKIP_IF_EQUAL => {}
+                RETURN => return registers[usize::from(ANSWER)] == 1,
+                other => panic!("{other:#x}"),
+            }
+        }
     }
 
     const FUSE: Number = (10, 229);
@@ -193,5 +288,28 @@ mod tests {
             !may(&[], true, (8, 0), "r"),
             "denied by default, as by runc"
         );
+    }
+
+    #[test]
+    fn what_every_container_has_is_always_allowed() {
+        let program = program(ALWAYS, false);
+        let may = |kind, access, number: [u32; 2]| {
+            let [major, minor] = number;
+            run(&program, [kind | access << 16, major, minor])
+        };
+        assert!(may(CHARACTER, ALL, [1, 3]) && may(CHARACTER, READ | WRITE, [136, 7]));
+        assert!(may(BLOCK, MAKE, [8, 0]) && !may(BLOCK, MAKE | READ, [8, 0]));
+    }
+
+    #[test]
+    fn the_kernel_takes_the_program() {
+        // Only root may ask.
+        if rustix::process::geteuid().is_root() {
+            let denies = Rule {
+                allow: false,
+                ..Rule::allow(BLOCK, Some(8), None, WRITE)
+            };
+            bpf::load(&program(&[ALWAYS, &[denies]].concat(), true)).expect("loaded");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A bind mount of the guest's /dev to where it is anyway: how engines give a container all devices.
 //!
-//! libcontainer makes its nodes and links in whatever is mounted at /dev, and fails where they are. So
+//! The guest's has what is the agent's, and what a container makes in it would be there for the agent. So
 //! the container gets a /dev of its own instead, in which [`Nodes`](crate::container::devices::Nodes)
 //! makes the same devices.
 

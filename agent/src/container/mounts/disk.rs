@@ -19,7 +19,7 @@ use rustix::mount::{
 };
 
 use super::file_system::{self, Refused};
-use super::options::{Options, is_of_the_mount};
+use super::options::{Change, Options, is_of_the_mount};
 use super::{change, is_bind};
 use crate::error::Failure;
 
@@ -98,7 +98,11 @@ fn attach(kind: &str, disk: &Path, options: &Options, place: &Path) -> Result<()
     let flags = FsMountFlags::FSMOUNT_CLOEXEC;
     let mount = fsmount(&context, flags, MountAttrFlags::empty()).map_err(Refused::Whole)?;
     // As in mount(2), all that isn't named is cleared, and access times are kept as `relatime` has them.
-    change(mount.as_fd(), options.set, options.others()).map_err(Refused::Whole)?;
+    let attributes = Change {
+        set: options.set,
+        clear: options.others(),
+    };
+    change(mount.as_fd(), attributes).map_err(Refused::Whole)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&mount, "", CWD, place, flags).map_err(Refused::Whole)
 }

@@ -19,6 +19,12 @@ pub enum Refused {
     Whole(Errno),
 }
 
+impl From<Errno> for Refused {
+    fn from(error: Errno) -> Self {
+        Self::Whole(error)
+    }
+}
+
 /// Makes one of this type, of a source and with options of its own. It is mounted nowhere yet.
 ///
 /// # Errors

@@ -1,22 +1,17 @@
-//! The mounts of config.json, as far as libcontainer doesn't make them as runc does.
+//! The mounts of config.json, made as runc makes them, in two steps.
 //!
-//! libcontainer makes them, in the container's namespaces, and runs nothing of ours until it has left the
-//! old root. So what it can't is done around it:
-//! - before, by [`prepare`]: what is asked of the root file system as it is, and options in words that
-//!   libcontainer passes on. A destination is followed through symbolic links, a tmpfs gets the mode of
-//!   the directory that it covers, what lies there is opened to be copied. The source of a bind mount is
-//!   made ready to be copied to the container's mount namespace, and a disk's file system is mounted, to
-//!   be bound.
-//! - after, by [`Rest::apply`], in the container's mount namespace: propagation, `nosymfollow`,
-//!   `remount`, `tmpcopyup`, and `ro` where further mount points had to be made below first. Nobody can
-//!   tell: until the container is started, none of its programs runs.
+//! - [`Mounts::prepare`] works in the guest's own mount namespace, with all rights. In a container's there
+//!   are only copies of its mounts, and in a user namespace what they forbid is locked: so the sources of
+//!   bind mounts are made ready to be copied, and a disk's file system is mounted, to be bound.
+//! - [`Mounts::make`] works in the container's mount namespace, as the root there: one mount after the
+//!   other, each at a place that was found within the root as it is then. [`Finish`] comes last: `ro`,
+//!   where further mount points are made below first, and `remount`.
 //!
 //! What has to do with the host's files (sharing them, mapping their owners) is the host's.
 
 mod copy;
 mod dev;
 mod disk;
-mod failure;
 mod file_system;
 mod options;
 mod place;
@@ -27,121 +22,152 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::paths::SHARE;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fspick,
+    FsMountFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_reconfigure,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fspick, move_mount, open_tree,
 };
 
-use super::inside::Inside;
+use super::inside;
 use crate::error::Failure;
 use crate::sys::{self, MountChange};
-pub use failure::Theirs;
-use options::{Options, Propagation};
-use place::Places;
+use file_system::Refused;
+use options::{Change, Options, Propagation};
+use place::Place;
 
-/// What is left to do once libcontainer has made the mounts.
+/// The mounts of a container, ready to be made.
 #[derive(Debug, Default)]
-pub struct Rest {
+pub struct Mounts {
+    entries: Vec<Entry>,
+    /// The container's root, outside of the container.
+    root: PathBuf,
+    /// The directory of the container's cgroup.
+    cgroup: PathBuf,
+    /// The places in `mounts` of those that bind the guest's /dev.
+    of_dev: Vec<usize>,
+    disks: disk::Disks,
+    finish: Finish,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Entry {
+    /// Its place in `mounts`, for messages.
+    index: usize,
+    mount: Mount,
+    options: Options,
+}
+
+/// What is left to do once all mount points are made.
+#[derive(Debug, Default)]
+pub struct Finish {
     steps: Vec<Step>,
-    /// What is libcontainer's.
-    theirs: Vec<Theirs>,
     /// Of the container's root.
     propagation: Option<Propagation>,
     /// Whether the container's root is to be read-only.
     read_only_root: bool,
-    user_namespace: bool,
-    /// The places in `mounts` of those that bind the guest's /dev.
-    of_dev: Vec<usize>,
-    disks: disk::Disks,
 }
 
 /// What is left to do about one mount.
 #[derive(Debug)]
 struct Step {
-    /// Its place in `mounts`, for messages.
-    index: usize,
-    destination: PathBuf,
-    work: Work,
+    /// The field, for messages.
+    field: String,
+    mount: OwnedFd,
+    change: Change,
+    /// What its file system is told.
+    options: Option<Vec<String>>,
 }
 
-#[derive(Debug)]
-enum Work {
-    /// Fill it with what this directory holds.
-    Fill(OwnedFd),
-    /// Set and clear attributes, `MOUNT_ATTR_*`.
-    Change { set: u64, clear: u64 },
-    /// Change the mount that is there already: its attributes, and its file system's options where
-    /// there are any.
-    Remount {
-        set: u64,
-        clear: u64,
-        options: Option<Vec<String>>,
-    },
-    /// Change what it passes on and gets.
-    Propagate(Propagation),
-}
-
-/// Rewrites the mounts of a config.json for libcontainer. Returns what it won't do. The root gets
-/// `root_options` before.
-///
-/// # Errors
-/// When a destination may not be mounted on, or can't be looked at.
-pub fn prepare(spec: &mut Spec, root_options: Vec<String>) -> Result<Rest, Failure> {
-    let mut rest = Rest::default();
-    let root = spec.root_mut().as_mut();
-    let root = root.ok_or_else(|| Failure::config("root: it is required and isn't there"))?;
-    rest.read_only_root = root.readonly().unwrap_or(false);
-    root.set_readonly(None);
-    let root = root.path().clone();
-    if let Some(linux) = spec.linux().clone() {
-        let kinds = linux.namespaces().iter().flatten();
-        rest.user_namespace = kinds
-            .into_iter()
-            .any(|namespace| namespace.typ() == LinuxNamespaceType::User);
-        rest.propagation = linux
-            .rootfs_propagation()
-            .as_deref()
+impl Mounts {
+    /// Makes those of a config.json ready. The root gets `root_options` now.
+    ///
+    /// # Errors
+    /// Names the mount that can't be had.
+    pub fn prepare(
+        spec: &Spec,
+        root_options: Vec<String>,
+        cgroup: PathBuf,
+    ) -> Result<Self, Failure> {
+        let root = spec.root().as_ref();
+        let root = root.ok_or_else(|| Failure::config("root: it is required and isn't there"))?;
+        source::prepare_root(root.path(), root_options).map_err(Failure::io("root.path"))?;
+        let linux = spec.linux().as_ref();
+        let mut mounts = Self {
+            root: root.path().clone(),
+            cgroup,
+            ..Self::default()
+        };
+        mounts.finish.read_only_root = root.readonly().unwrap_or(false);
+        mounts.finish.propagation = linux
+            .and_then(|linux| linux.rootfs_propagation().as_deref())
             .and_then(Propagation::of);
-        let mut linux = linux;
-        linux.set_rootfs_propagation(None);
-        spec.set_linux(Some(linux));
+        let mut namespaces = linux
+            .and_then(|linux| linux.namespaces().as_ref())
+            .into_iter()
+            .flatten();
+        let own_users = namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User);
+        for (index, mount) in spec.mounts().clone().into_iter().flatten().enumerate() {
+            mounts.add(index, mount, own_users)?;
+        }
+        Ok(mounts)
     }
-    source::prepare_root(&root, root_options).map_err(Failure::io("root.path"))?;
-    let mut places = Places::open(&root).map_err(Failure::field("root.path"))?;
-    let mut kept = Vec::new();
-    for (index, mut mount) in spec.mounts().clone().into_iter().flatten().enumerate() {
-        let destination = places
-            .destination(&mount)
-            .map_err(|why| Failure::config(format!("mounts[{index}].destination: {why}")))?;
-        mount.set_destination(destination.clone());
+
+    fn add(&mut self, index: usize, mut mount: Mount, own_users: bool) -> Result<(), Failure> {
+        let mut below = None;
         if !Options::read(&mount).remount {
-            rest.disks.mount(index, &mut mount)?;
+            self.disks.mount(index, &mut mount)?;
+            below = dev::replace(&mut mount);
         }
-        let below = dev::replace(&mut mount);
         if below.is_some() {
-            rest.of_dev.push(index);
+            self.of_dev.push(index);
         }
-        let options = Options::read(&mount);
-        if let Some(work) = remount(&mount, &options) {
-            rest.push(index, &destination, work);
-        } else {
-            prepare_source(&mount, &options, rest.user_namespace)
-                .map_err(Failure::io(format!("mounts[{index}].source")))?;
-            let work = divide(&mut mount, options, &places);
-            rest.forget_below(&destination);
-            for work in work {
-                rest.push(index, &destination, work);
+        for mount in std::iter::once(mount).chain(below.into_iter().flatten()) {
+            let mut options = Options::read(&mount);
+            if !options.remount {
+                prepare_source(&mount, &mut options, own_users)
+                    .map_err(Failure::io(format!("mounts[{index}].source")))?;
             }
-            for mount in std::iter::once(mount).chain(below.into_iter().flatten()) {
-                rest.theirs.push(Theirs::new(index, &mount, &root));
-                places.cover(&mount);
-                kept.push(mount);
-            }
+            self.entries.push(Entry {
+                index,
+                mount,
+                options,
+            });
         }
+        Ok(())
     }
-    spec.set_mounts(Some(kept));
-    Ok(rest)
+
+    /// The places in `mounts` of those that bind the guest's /dev: new file systems without its devices.
+    pub fn of_dev(&self) -> &[usize] {
+        &self.of_dev
+    }
+
+    /// Makes them in the container's root, and opens that. The caller is in the container's mount namespace,
+    /// as the root there.
+    ///
+    /// # Errors
+    /// Names the mount that can't be had.
+    pub fn make(&mut self) -> Result<(OwnedFd, Finish), Failure> {
+        let mut finish = std::mem::take(&mut self.finish);
+        let mut root = self.open_root()?;
+        for entry in &self.entries {
+            finish.steps.extend(entry.make(root.as_fd(), &self.cgroup)?);
+            // It may have a mount on it now.
+            root = self.open_root()?;
+        }
+        Ok((root, finish))
+    }
+
+    fn open_root(&self) -> Result<OwnedFd, Failure> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(CWD, &self.root, flags, Mode::empty()).map_err(Failure::field("root.path"))
+    }
+
+    /// Leaves the disks mounted: the container has been made.
+    pub fn keep(&mut self) {
+        self.disks.keep();
+    }
 }
 
 /// Has what containers have written reach the host, once they have ended: nobody unmounts anything in a
@@ -153,56 +179,21 @@ pub fn write_back() {
     disk::write_back();
 }
 
-/// The work of an entry that makes no mount but changes one.
-fn remount(mount: &Mount, options: &Options) -> Option<Work> {
-    options.remount.then(|| Work::Remount {
-        set: options.set,
-        clear: options.others(),
-        options: (!is_bind(mount)).then(|| options.file_system()),
-    })
-}
-
 /// Does with the source of a bind mount what has to be done before the container has a copy of it.
-fn prepare_source(mount: &Mount, options: &Options, user_namespace: bool) -> Result<(), Errno> {
+fn prepare_source(mount: &Mount, options: &mut Options, own_users: bool) -> Result<(), Errno> {
     let Some(source) = mount.source() else {
         return Ok(());
     };
     for below in &options.below {
         source::cross(source, below)?;
     }
-    match options.times() {
-        Some(times) if user_namespace && is_bind(mount) => {
-            source::cover(source, times.set, times.clear)
-        }
-        _ => Ok(()),
+    if !own_users || !is_bind(mount) {
+        return Ok(());
     }
-}
-
-/// Leaves libcontainer its part of a mount, and returns the rest, in the order in which it is due.
-fn divide(mount: &mut Mount, options: Options, places: &Places) -> Vec<Work> {
-    let mut work = Vec::new();
-    let tmpfs = mount.typ().as_deref() == Some("tmpfs") && !is_bind(mount);
-    let mut theirs = options.libcontainers(is_bind(mount));
-    if tmpfs && let Some(covered) = places.covered(mount.destination()) {
-        if let Some(mode) = covered.mode.filter(|_| !options.names_mode()) {
-            theirs.insert(0, format!("mode={mode:o}"));
-        }
-        if let Some(directory) = covered.directory.filter(|_| options.copy_up) {
-            work.push(Work::Fill(directory));
-        }
+    match options.take_times() {
+        Some(times) => source::cover(source, times),
+        None => Ok(()),
     }
-    let mut set = options.set & libc::MOUNT_ATTR_NOSYMFOLLOW;
-    // Mount points are made in it first, as runc does.
-    if tmpfs || mount.destination() == Path::new("/dev") {
-        theirs.retain(|option| option != "ro");
-        set |= options.set & libc::MOUNT_ATTR_RDONLY;
-    }
-    if set != 0 {
-        work.push(Work::Change { set, clear: 0 });
-    }
-    work.extend(options.propagation.into_iter().map(Work::Propagate));
-    mount.set_options((!theirs.is_empty()).then_some(theirs));
-    work
 }
 
 fn is_bind(mount: &Mount) -> bool {
@@ -211,48 +202,152 @@ fn is_bind(mount: &Mount) -> bool {
         || options.any(|o| matches!(o.as_str(), "bind" | "rbind"))
 }
 
-impl Rest {
-    fn push(&mut self, index: usize, destination: &Path, work: Work) {
-        self.steps.push(Step {
-            index,
-            destination: destination.to_owned(),
-            work,
-        });
+impl Entry {
+    /// Makes the mount, and returns what is to be done about it last.
+    fn make(&self, root: BorrowedFd<'_>, cgroup: &Path) -> Result<Option<Step>, Failure> {
+        let index = self.index;
+        let destination = place::destination(root, &self.mount)
+            .map_err(|why| Failure::config(format!("mounts[{index}].destination: {why}")))?;
+        let field = format!("mounts[{index}]: {}", destination.display());
+        if self.options.remount {
+            return match inside::find(root, &destination) {
+                Ok(mount) => Ok(Some(self.remount(field, mount))),
+                Err(e) => Err(Failure::field(field)(e)),
+            };
+        }
+        let mount = self.mount(root, &destination, cgroup).map_err(|refused| {
+            let what = match self.mount.typ().as_deref() {
+                Some(kind) if !is_bind(&self.mount) => format!("cannot mount {kind}"),
+                _ => "cannot bind it there".to_owned(),
+            };
+            Failure::config(format!("{field}: {what}: {refused}"))
+        })?;
+        for propagation in &self.options.propagation {
+            propagate(mount.as_fd(), *propagation).map_err(Failure::field(field.as_str()))?;
+        }
+        let last = self.last(&destination);
+        Ok((last.set != 0).then_some(Step {
+            field,
+            mount,
+            change: last,
+            options: None,
+        }))
     }
 
-    /// Leaves out what is about mounts that a further one covers: by their names, only that one could be
-    /// reached any more.
-    fn forget_below(&mut self, destination: &Path) {
-        self.steps
-            .retain(|step| !step.destination.starts_with(destination));
+    fn remount(&self, field: String, mount: OwnedFd) -> Step {
+        Step {
+            field,
+            mount,
+            change: Change {
+                set: self.options.set,
+                clear: self.options.others(),
+            },
+            options: (!is_bind(&self.mount)).then(|| self.options.file_system()),
+        }
     }
 
-    /// Takes the mounts that are libcontainer's, to tell by its log which of them it can't make.
-    pub fn take_theirs(&mut self) -> Vec<Theirs> {
-        std::mem::take(&mut self.theirs)
+    /// What is changed of it last: mount points are made in it first, as runc does.
+    fn last(&self, destination: &Path) -> Change {
+        let deferred = match self.is_tmpfs() || destination == Path::new("/dev") {
+            true => libc::MOUNT_ATTR_RDONLY,
+            false => 0,
+        };
+        Change {
+            set: self.options.set & deferred,
+            clear: 0,
+        }
     }
 
-    /// The places in `mounts` of those that bind the guest's /dev: new file systems without its devices.
-    pub fn of_dev(&self) -> &[usize] {
-        &self.of_dev
+    fn is_tmpfs(&self) -> bool {
+        self.mount.typ().as_deref() == Some("tmpfs") && !is_bind(&self.mount)
     }
 
-    /// Does it, with the rights that the container's first process had when it made the mounts.
+    fn mount(
+        &self,
+        root: BorrowedFd<'_>,
+        destination: &Path,
+        cgroup: &Path,
+    ) -> Result<OwnedFd, Refused> {
+        let (mount, place) = match is_bind(&self.mount) {
+            true => {
+                let source = self.mount.source().as_deref().ok_or(Errno::INVAL)?;
+                let mount = copy_of(source, self.options.below_too)?;
+                let is_folder = is_folder(&mount)?;
+                (mount, Place::make(root, destination, is_folder)?)
+            }
+            false => {
+                let place = Place::make(root, destination, true)?;
+                (self.new_file_system(&place, cgroup)?, place)
+            }
+        };
+        let mut new = self.options.of_a_new_mount();
+        new.set &= !self.last(destination).set;
+        change(mount.as_fd(), new)?;
+        if self.options.recursive != Change::default() {
+            change_all(mount.as_fd(), self.options.recursive)?;
+        }
+        let both =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(&mount, "", &place.file, "", both)?;
+        if self.is_tmpfs() && self.options.copy_up && place.was_there {
+            copy::fill(&place.file, &mount)?;
+        }
+        Ok(mount)
+    }
+
+    /// A new file system, which is mounted nowhere yet. A tmpfs has the mode of the folder that it covers,
+    /// unless it names one.
+    fn new_file_system(&self, place: &Place, cgroup: &Path) -> Result<OwnedFd, Refused> {
+        let kind = self.mount.typ().as_deref().unwrap_or_default();
+        let source = self.mount.source().as_deref();
+        let mut options = self.options.of_a_new_file_system();
+        if self.is_tmpfs() && place.was_there && !self.options.names_mode() {
+            let mode = fstat(&place.file)?.st_mode & 0o7777;
+            options.insert(0, format!("mode={mode:o}"));
+        }
+        if kind != "cgroup" {
+            return mount_of(kind, source, options);
+        }
+        // In a user namespace, that takes a cgroup namespace.
+        mount_of("cgroup2", source, options).or_else(|_| Ok(copy_of(cgroup, false)?))
+    }
+}
+
+/// A mount of a new file system.
+fn mount_of(kind: &str, source: Option<&Path>, options: Vec<String>) -> Result<OwnedFd, Refused> {
+    let context = file_system::make(kind, source, options)?;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    Ok(fsmount(&context, flags, MountAttrFlags::empty())?)
+}
+
+/// The mount at a path once more, with those below it if they are wanted.
+fn copy_of(source: &Path, below_too: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if below_too {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(CWD, source, flags)
+}
+
+fn is_folder(file: &OwnedFd) -> Result<bool, Errno> {
+    Ok(FileType::from_raw_mode(fstat(file)?.st_mode).is_dir())
+}
+
+impl Finish {
+    /// Does it.
     ///
     /// # Errors
-    /// Names the mount that can't be had.
-    pub fn apply(&mut self, container: &Inside) -> Result<(), Failure> {
-        self.disks.keep();
-        if self.user_namespace {
-            container.become_root()?;
-        }
-        let root = container.root();
-        for step in self.steps.drain(..) {
-            let field = format!("mounts[{}]: {}", step.index, step.destination.display());
-            step.apply(root).map_err(Failure::field(field))?;
+    /// Names the mount that can't be had so.
+    pub fn apply(&self, root: BorrowedFd<'_>) -> Result<(), Failure> {
+        for step in &self.steps {
+            step.apply().map_err(Failure::field(step.field.as_str()))?;
         }
         if self.read_only_root {
-            change(root, libc::MOUNT_ATTR_RDONLY, 0).map_err(Failure::field("root.readonly"))?;
+            let read_only = Change {
+                set: libc::MOUNT_ATTR_RDONLY,
+                clear: 0,
+            };
+            change(root, read_only).map_err(Failure::field("root.readonly"))?;
         }
         Ok(())
     }
@@ -273,37 +368,29 @@ impl Rest {
 }
 
 impl Step {
-    fn apply(self, root: BorrowedFd<'_>) -> Result<(), Errno> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let mount = openat2(
-            root,
-            &self.destination,
-            flags,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT,
-        )?;
-        match self.work {
-            Work::Fill(source) => copy::fill(&source, &mount),
-            Work::Change { set, clear } => change(mount.as_fd(), set, clear),
-            Work::Remount {
-                set,
-                clear,
-                options,
-            } => {
-                if let Some(options) = options {
-                    reconfigure(&mount, &options)?;
-                }
-                change(mount.as_fd(), set, clear)
-            }
-            Work::Propagate(propagation) => propagate(mount.as_fd(), propagation),
+    fn apply(&self) -> Result<(), Errno> {
+        if let Some(options) = &self.options {
+            reconfigure(&self.mount, options)?;
         }
+        change(self.mount.as_fd(), self.change)
     }
 }
 
-fn change(mount: BorrowedFd<'_>, set: u64, clear: u64) -> Result<(), Errno> {
+fn change(mount: BorrowedFd<'_>, Change { set, clear }: Change) -> Result<(), Errno> {
     let change = MountChange {
         set,
         clear,
+        ..MountChange::default()
+    };
+    sys::mount_setattr(mount, change)
+}
+
+/// The same for the mounts below as well.
+fn change_all(mount: BorrowedFd<'_>, Change { set, clear }: Change) -> Result<(), Errno> {
+    let change = MountChange {
+        set,
+        clear,
+        recursive: true,
         ..MountChange::default()
     };
     sys::mount_setattr(mount, change)
@@ -334,80 +421,60 @@ fn reconfigure(mount: &OwnedFd, options: &[String]) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
-    /// What libcontainer gets of a mount, and what is left, in a root with a directory `/data` of mode
-    /// 0710.
-    fn divided(mount: serde_json::Value) -> (Option<Vec<String>>, String) {
-        use std::os::unix::fs::PermissionsExt;
-        let root = tempfile::tempdir().expect("a directory");
-        let data = root.path().join("data");
-        std::fs::create_dir(&data).expect("a directory");
-        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o710)).expect("a mode");
-        let mut spec: Spec = serde_json::from_value(json!({
-            "ociVersion": "1.2.0", "root": {"path": root.path()}, "mounts": [mount],
-        }))
-        .expect("a config.json");
-        let rest = prepare(&mut spec, Vec::new()).expect("divided");
-        let theirs = spec.mounts().as_ref().and_then(|mounts| mounts.first());
-        let theirs = theirs.and_then(|mount| mount.options().clone());
-        let work: Vec<_> = rest.steps.iter().map(|step| name(&step.work)).collect();
-        (theirs, work.join(" "))
-    }
-
-    fn name(work: &Work) -> &'static str {
-        match work {
-            Work::Fill(_) => "fill",
-            Work::Change { .. } => "change",
-            Work::Remount { .. } => "remount",
-            Work::Propagate(_) => "propagate",
-        }
-    }
-
-    #[test]
-    fn a_tmpfs_has_the_mode_of_what_it_covers_unless_it_names_one() {
-        let tmpfs =
-            |options| divided(json!({"destination": "/data", "type": "tmpfs", "options": options}));
-        let of = |options: &[&str]| Some(options.iter().map(|o| (*o).to_owned()).collect());
-        assert_eq!(tmpfs(json!([])), (of(&["mode=710"]), String::new()));
-        assert_eq!(
-            tmpfs(json!(["mode=1777"])),
-            (of(&["mode=1777"]), String::new())
-        );
-        let (theirs, rest) = tmpfs(json!(["ro", "tmpcopyup", "sync", "rshared", "unbindable"]));
-        assert_eq!(theirs, of(&["mode=710", "sync="]));
-        assert_eq!(rest, "fill change propagate propagate");
-    }
-
-    #[test]
-    fn what_libcontainer_can_do_is_left_to_it() {
-        let bind = json!({
-            "destination": "/data", "type": "bind", "source": "/x",
-            "options": ["rbind", "ro", "rnosuid", "noatime", "sync"],
+    /// An entry of a config.json that has it alone.
+    fn entry(mount: &Value) -> Entry {
+        let spec = json!({
+            "ociVersion": "1.2.0", "root": {"path": "/nowhere"}, "mounts": [mount],
         });
-        let theirs = ["rbind", "ro", "rnosuid", "noatime"].map(str::to_owned);
-        assert_eq!(divided(bind), (Some(theirs.to_vec()), String::new()));
+        let spec = serde_json::from_value(spec).expect("a config.json");
+        let mounts = Mounts::prepare(&spec, Vec::new(), PathBuf::new()).expect("ready");
+        mounts.entries.into_iter().next().expect("an entry")
     }
 
     #[test]
-    fn what_a_further_mount_covers_is_left_alone() {
+    fn a_tmpfs_and_dev_become_read_only_last() {
+        let last = |mount: Value| {
+            let entry = entry(&mount);
+            entry.last(entry.mount.destination()).set
+        };
+        let read_only = libc::MOUNT_ATTR_RDONLY;
+        let of =
+            |kind, place, option| json!({"type": kind, "destination": place, "options": [option]});
+        assert_eq!(last(of("tmpfs", "/a", "ro")), read_only);
+        assert_eq!(last(of("bind", "/dev", "ro")), read_only);
+        assert_eq!(last(of("bind", "/a", "ro")), 0);
+        assert_eq!(last(of("tmpfs", "/a", "nosuid")), 0);
+    }
+
+    #[test]
+    fn a_mount_that_cannot_be_had_is_named_by_its_place() {
         let root = tempfile::tempdir().expect("a directory");
-        let tmpfs =
-            |destination| json!({"destination": destination, "type": "tmpfs", "options": ["ro"]});
-        let mut spec: Spec = serde_json::from_value(json!({
-            "ociVersion": "1.2.0", "root": {"path": root.path()},
-            "mounts": [tmpfs("/a/b"), tmpfs("/ab"), tmpfs("/a"), tmpfs("/a/c")],
-        }))
-        .expect("a config.json");
-        let rest = prepare(&mut spec, Vec::new()).expect("divided");
-        let left: Vec<_> = rest.steps.iter().map(|step| step.index).collect();
-        assert_eq!(left, [1, 2, 3]);
-    }
-
-    #[test]
-    fn a_remount_makes_no_mount() {
-        let remount =
-            json!({"destination": "/data", "type": "bind", "options": ["bind", "remount", "ro"]});
-        assert_eq!(divided(remount), (None, "remount".to_owned()));
+        std::fs::write(root.path().join("file"), "").expect("write");
+        let root = std::fs::File::open(root.path()).expect("the root");
+        let told = |mount: Value| {
+            let mut entry = entry(&mount);
+            entry.index = 3;
+            let made = entry.make(root.as_fd(), Path::new("/nowhere"));
+            made.expect_err("refused").message
+        };
+        let bind =
+            |place: &str| json!({"destination": place, "source": "/proc", "options": ["bind"]});
+        // Only root may ask.
+        if rustix::process::geteuid().is_root() {
+            for place in ["/file", "/file/below"] {
+                let expected = format!(
+                    "config.json: mounts[3]: {place}: cannot bind it there: not a directory"
+                );
+                assert_eq!(told(bind(place)), expected);
+            }
+            let mount = json!({"destination": "/a", "type": "nonsense", "source": "x"});
+            let expected = "config.json: mounts[3]: /a: cannot mount nonsense: the guest's kernel has no such file system";
+            assert_eq!(told(mount), expected);
+        }
+        let remount = json!({"destination": "/b", "type": "bind", "options": ["bind", "remount"]});
+        let expected = "config.json: mounts[3]: /b: no such file or directory";
+        assert_eq!(told(remount), expected);
     }
 }

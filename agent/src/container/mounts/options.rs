@@ -1,7 +1,6 @@
 //! The options of one mount, read as mount(8) does: of contrary ones the last counts.
 //!
-//! The host has refused what nobody can do, so a word that isn't here is libcontainer's, or the file
-//! system's own.
+//! The host has refused what nobody can do, so a word that isn't here is the file system's own.
 
 use hull_protocol::paths::BELOW;
 use oci_spec::runtime::Mount;
@@ -93,35 +92,61 @@ impl Below {
     }
 }
 
-/// How a mount keeps access times: attributes to set, and to clear before.
-#[derive(Clone, Copy, Debug)]
-pub struct Times {
+/// The attributes that are about access times. Their kinds are one field, to which relatime is 0.
+const TIMES: u64 = libc::MOUNT_ATTR__ATIME | libc::MOUNT_ATTR_NODIRATIME;
+
+/// Attributes to set, and to clear before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
     pub set: u64,
     pub clear: u64,
 }
 
-/// The attributes that are about access times. Their kinds are one field, to which relatime is 0.
-const TIMES: u64 = libc::MOUNT_ATTR__ATIME | libc::MOUNT_ATTR_NODIRATIME;
+impl Change {
+    /// The same with one attribute more to be set or cleared.
+    fn and(self, bit: u64, set: bool) -> Self {
+        // Their field is cleared before it is set.
+        let field = match bit & libc::MOUNT_ATTR__ATIME {
+            0 => 0,
+            _ => libc::MOUNT_ATTR__ATIME,
+        };
+        let (clear, others) = match (set, field) {
+            (true, 0) => (self.clear & !bit, self.set),
+            (false, 0) => (self.clear | bit, self.set & !bit),
+            _ => (self.clear | field, self.set & !field),
+        };
+        Self {
+            set: if set { others | bit } else { others },
+            clear,
+        }
+    }
+}
 
 /// The options of a mount.
 #[derive(Debug, Default)]
 pub struct Options {
     /// The attributes that are set in the end.
     pub set: u64,
+    /// What is changed of the mounts below, too.
+    pub recursive: Change,
     /// In their order.
     pub propagation: Vec<Propagation>,
     /// It changes the mount that is there.
     pub remount: bool,
     /// It is filled with what it covers.
     pub copy_up: bool,
+    /// A bind mount takes the mounts below its source with it.
+    pub below_too: bool,
     /// What is mounted below the source of a bind mount, on the host.
     pub below: Vec<Below>,
     /// `MS_SYNCHRONOUS` and `MS_DIRSYNC` of mount(2), by the names that fsconfig(2) has for them.
     synchronous: Vec<&'static str>,
-    /// All others, in their order, and the attributes that libcontainer knows.
-    others: Vec<String>,
+    /// The file system's own, in their order.
+    own: Vec<String>,
     /// Whether an option is about access times.
     times: bool,
+    /// Whether the last option about their kind asks for relatime.
+    relatime: bool,
 }
 
 impl Options {
@@ -147,52 +172,55 @@ impl Options {
             self.below.extend(Below::of(below));
             return;
         }
+        self.times |= word.ends_with("atime");
         if let Some((bit, set)) = attribute(word) {
             self.set = if set { self.set | bit } else { self.set & !bit };
+            return;
         }
-        self.times |= word.ends_with("atime");
+        if let Some((bit, set)) = recursive_attribute(word) {
+            self.recursive = self.recursive.and(bit, set);
+            return;
+        }
         match word {
             "remount" => self.remount = true,
             "tmpcopyup" => self.copy_up = true,
+            "rbind" => self.below_too = true,
+            "relatime" => self.relatime = true,
+            "norelatime" => self.relatime = false,
             "sync" => self.synchronous.push("sync"),
             "async" => self.synchronous.retain(|other| *other != "sync"),
             "dirsync" => self.synchronous.push("dirsync"),
-            "nosymfollow" | "symfollow" => {}
-            other => self.others.push(other.to_owned()),
+            "bind" | "" => {}
+            other => self.own.push(other.to_owned()),
         }
     }
 
-    /// The options for libcontainer.
-    ///
-    /// It takes `sync` and `dirsync` for flags of the mount, and forgets them. With a `=` they pass for
-    /// options of the file system, and the kernel looks at the key alone. A bind mount has no such
-    /// flags, for the kernel neither.
-    pub fn libcontainers(&self, bind: bool) -> Vec<String> {
-        let mut words = self.others.clone();
-        if self.set & libc::MOUNT_ATTR_RDONLY == 0 {
-            words.retain(|word| word != "ro" && word != "rw");
+    /// What is changed of a new mount, or one of a bind mount's: it has the attributes of its source.
+    pub fn of_a_new_mount(&self) -> Change {
+        let named = self.relatime || self.set & libc::MOUNT_ATTR__ATIME != 0;
+        Change {
+            set: self.set,
+            clear: if named { libc::MOUNT_ATTR__ATIME } else { 0 },
         }
-        if self.set & libc::MOUNT_ATTR_NOATIME == 0 {
-            words.retain(|word| word != "noatime");
-        }
-        if !bind {
-            words.extend(self.synchronous.iter().map(|word| format!("{word}=")));
-        }
-        words
     }
 
-    /// What the file system of a remount is told.
+    /// What a new file system is told. Whether it is read-only is an attribute of the mount: others may have
+    /// the same file system.
+    pub fn of_a_new_file_system(&self) -> Vec<String> {
+        let own = self.own.iter().map(String::as_str);
+        let words = own.chain(self.synchronous.iter().copied());
+        words.map(str::to_owned).collect()
+    }
+
+    /// What the file system of a remount is told, or one that nobody else has.
     pub fn file_system(&self) -> Vec<String> {
         let read_only = match self.set & libc::MOUNT_ATTR_RDONLY {
             0 => "rw",
             _ => "ro",
         };
-        let words = self.others.iter().map(String::as_str);
-        let own = words.filter(|word| !is_of_the_mount(word));
-        own.chain(self.synchronous.iter().copied())
-            .chain([read_only])
-            .map(str::to_owned)
-            .collect()
+        let mut words = self.of_a_new_file_system();
+        words.push(read_only.to_owned());
+        words
     }
 
     /// The attributes that a remount clears: those that it doesn't set. Without a word about access
@@ -210,17 +238,27 @@ impl Options {
         all & (!self.set | libc::MOUNT_ATTR__ATIME)
     }
 
-    /// How it keeps access times, if an option is about them.
-    pub fn times(&self) -> Option<Times> {
-        self.times.then_some(Times {
-            set: self.set & TIMES,
-            clear: TIMES,
-        })
+    /// Takes out how it keeps access times, if an option is about them.
+    pub fn take_times(&mut self) -> Option<Change> {
+        let set = self.set & TIMES;
+        self.set &= !TIMES;
+        self.relatime = false;
+        let clear = TIMES;
+        std::mem::take(&mut self.times).then_some(Change { set, clear })
     }
 
     /// Whether it says which mode the root of a tmpfs has.
     pub fn names_mode(&self) -> bool {
-        self.others.iter().any(|word| word.starts_with("mode="))
+        self.own.iter().any(|word| word.starts_with("mode="))
+    }
+}
+
+/// The attribute of `rro` and so on.
+fn recursive_attribute(word: &str) -> Option<(u64, bool)> {
+    match word.strip_prefix('r')? {
+        // The kind that is none of the others.
+        "relatime" | "norelatime" => Some((libc::MOUNT_ATTR__ATIME, false)),
+        plain => attribute(plain),
     }
 }
 
@@ -248,19 +286,35 @@ mod tests {
     fn the_last_of_contrary_options_counts() {
         let options = read(&["ro", "nosuid", "rw", "sync", "async", "nosymfollow"]);
         let set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOSYMFOLLOW;
-        assert_eq!(options.set, set);
-        assert_eq!(options.libcontainers(false), ["nosuid"]);
+        assert_eq!(options.of_a_new_mount(), Change { set, clear: 0 });
+        assert!(options.of_a_new_file_system().is_empty());
+        let options = read(&["rro", "rnodev", "rrw"]).recursive;
+        let (set, clear) = (libc::MOUNT_ATTR_NODEV, libc::MOUNT_ATTR_RDONLY);
+        assert_eq!(options, Change { set, clear });
     }
 
     #[test]
     fn every_access_prevails_over_none() {
         for words in [["noatime", "strictatime"], ["strictatime", "noatime"]] {
-            let options = read(&words);
-            assert_eq!(options.set, libc::MOUNT_ATTR_STRICTATIME);
-            assert_eq!(options.libcontainers(true), ["strictatime"]);
+            let set = libc::MOUNT_ATTR_STRICTATIME;
+            let clear = libc::MOUNT_ATTR__ATIME;
+            assert_eq!(read(&words).of_a_new_mount(), Change { set, clear });
         }
         let options = read(&["strictatime", "noatime", "nostrictatime"]);
         assert_eq!(options.set, libc::MOUNT_ATTR_NOATIME);
+    }
+
+    #[test]
+    fn the_kinds_of_access_times_are_one_field() {
+        let clear = libc::MOUNT_ATTR__ATIME;
+        let of = |words: &[&str]| read(words).recursive;
+        let relatime = Change { set: 0, clear };
+        assert_eq!(of(&["rnoatime", "rrelatime"]), relatime);
+        assert_eq!(of(&["ratime"]), relatime);
+        let set = libc::MOUNT_ATTR_STRICTATIME;
+        assert_eq!(of(&["rnoatime", "rstrictatime"]), Change { set, clear });
+        assert_eq!(read(&["relatime"]).of_a_new_mount(), relatime);
+        assert_eq!(read(&["nodiratime"]).of_a_new_mount().clear, 0);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::change;
-use super::options::{ATTRIBUTES, Below, Options};
+use super::options::{ATTRIBUTES, Below, Change, Options};
 
 /// Crosses a mount of the host's below a share. The guest's kernel makes a mount of it then, which gets
 /// the attributes that the host's has: by itself the kernel gives it those of the mount above.
@@ -22,7 +22,10 @@ pub fn cross(source: &Path, below: &Below) -> Result<(), Errno> {
     let path = source.join(&below.path);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match openat(CWD, &path, flags, Mode::empty()) {
-        Ok(crossed) => change(crossed.as_fd(), below.set, ATTRIBUTES),
+        Ok(crossed) => {
+            let (set, clear) = (below.set, ATTRIBUTES);
+            change(crossed.as_fd(), Change { set, clear })
+        }
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
         Err(e) => {
             log::debug!("{}: {e}", path.display());
@@ -37,12 +40,12 @@ pub fn cross(source: &Path, below: &Below) -> Result<(), Errno> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn cover(source: &Path, set: u64, clear: u64) -> Result<(), Errno> {
+pub fn cover(source: &Path, attributes: Change) -> Result<(), Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
     let mount = open_tree(CWD, source, flags)?;
-    change(mount.as_fd(), set, clear)?;
+    change(mount.as_fd(), attributes)?;
     move_mount(
         &mount,
         "",
@@ -53,7 +56,7 @@ pub fn cover(source: &Path, set: u64, clear: u64) -> Result<(), Errno> {
 }
 
 /// Gives a container's root, and the mounts below it, the attributes that these options name: those that
-/// the host's mounts have. Here, as its program is looked for before libcontainer has returned.
+/// the host's mounts have.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -66,6 +69,9 @@ pub fn prepare_root(root: &Path, options: Vec<String>) -> Result<(), Errno> {
     }
     match options.set {
         0 => Ok(()),
-        set => cover(root, set, ATTRIBUTES),
+        set => {
+            let clear = ATTRIBUTES;
+            cover(root, Change { set, clear })
+        }
     }
 }

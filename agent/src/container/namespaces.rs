@@ -1,0 +1,227 @@
+//! The namespaces of a container, which are all new, and what is written about them from outside.
+//!
+//! Two are made with the container's first process: a pid namespace is for those who are born in it, and the
+//! user namespace owns all others. The rest it makes by itself, once it is the root there: a cgroup namespace
+//! has the process's own cgroup as its root, and the queues of an IPC namespace (mq_overview(7)) belong to
+//! whoever makes it. A time namespace comes before: it takes its offsets from outside, and only as long as
+//! no process is in it.
+
+use std::fmt::Write;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Gid, Uid};
+use rustix::system::{setdomainname, sethostname};
+use rustix::thread::{
+    LinkNameSpaceType, move_into_link_name_space, set_thread_res_gid, set_thread_res_uid,
+};
+
+use crate::error::Failure;
+use crate::sys;
+
+/// Those that are made with the first process.
+const OF_THE_PROCESS: u32 = (libc::CLONE_NEWUSER | libc::CLONE_NEWPID).cast_unsigned();
+
+const TIME: u32 = libc::CLONE_NEWTIME.cast_unsigned();
+
+/// The namespaces of a container.
+#[derive(Debug, Default)]
+pub struct Namespaces {
+    /// `CLONE_NEW*`.
+    flags: u32,
+    uid_map: String,
+    gid_map: String,
+    time_offsets: String,
+    host_name: Option<String>,
+    domain_name: Option<String>,
+}
+
+impl Namespaces {
+    /// Those of a config.json.
+    pub fn of(spec: &Spec) -> Self {
+        let mut found = Self {
+            host_name: spec.hostname().clone(),
+            domain_name: spec.domainname().clone(),
+            ..Self::default()
+        };
+        if let Some(linux) = spec.linux() {
+            let kinds = linux.namespaces().iter().flatten();
+            found.flags = kinds.fold(0, |flags, kind| flags | clone_flag(kind.typ()));
+            found.uid_map = id_map(linux.uid_mappings().as_deref().unwrap_or_default());
+            found.gid_map = id_map(linux.gid_mappings().as_deref().unwrap_or_default());
+            found.time_offsets = time_offsets(linux);
+        }
+        found
+    }
+
+    /// Those that are made with the process.
+    pub fn of_the_process(&self) -> u32 {
+        self.flags & OF_THE_PROCESS
+    }
+
+    /// Whether one of this kind is the container's own.
+    pub fn has(&self, kind: LinuxNamespaceType) -> bool {
+        self.flags & clone_flag(kind) != 0
+    }
+
+    /// The first process's part: it becomes the root of its user namespace, and makes the rest of them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn enter(&self, helper: &Line) -> Result<(), Failure> {
+        sys::unshare(self.flags & TIME).map_err(Failure::field("linux.namespaces"))?;
+        helper.say().map_err(Failure::io("speak to the helper"))?;
+        helper.hear().map_err(Failure::io("hear of the helper"))?;
+        if self.has(LinuxNamespaceType::User) {
+            set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
+                .and_then(|()| set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT))
+                .map_err(Failure::io("become the container's root"))?;
+        }
+        let rest = self.flags & !(OF_THE_PROCESS | TIME);
+        sys::unshare(rest).map_err(Failure::field("linux.namespaces"))?;
+        if self.has(LinuxNamespaceType::Time) {
+            enter_time().map_err(Failure::io("enter the time namespace"))?;
+        }
+        self.name().map_err(Failure::io("name the container"))
+    }
+
+    /// The helper's part, which may do what the process may not: to write who is who, and what time it is.
+    /// Nothing is done if the process has ended.
+    ///
+    /// # Errors
+    /// Names the field that the kernel refuses.
+    pub fn describe(&self, process: i32, line: &Line) -> Result<(), Failure> {
+        if line.hear().is_err() {
+            return Ok(());
+        }
+        let write = |file: &str, text: &str, field: &str| match text {
+            "" => Ok(()),
+            text => {
+                fs::write(format!("/proc/{process}/{file}"), text).map_err(Failure::field(field))
+            }
+        };
+        write("uid_map", &self.uid_map, "linux.uidMappings")?;
+        write("gid_map", &self.gid_map, "linux.gidMappings")?;
+        write("timens_offsets", &self.time_offsets, "linux.timeOffsets")?;
+        line.say().map_err(Failure::io("speak to the process"))
+    }
+
+    fn name(&self) -> Result<(), rustix::io::Errno> {
+        if !self.has(LinuxNamespaceType::Uts) {
+            return Ok(());
+        }
+        if let Some(name) = &self.host_name {
+            sethostname(name.as_bytes())?;
+        }
+        if let Some(name) = &self.domain_name {
+            setdomainname(name.as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// Enters the time namespace that was made for children: a process that executes a program has it, too.
+fn enter_time() -> Result<(), rustix::io::Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let path = "/proc/self/ns/time_for_children";
+    let namespace = openat(CWD, path, flags, Mode::empty())?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Time))
+}
+
+/// What a helper and the process that it makes tell each other: that they have done their part.
+#[derive(Debug)]
+pub struct Line(OwnedFd);
+
+impl Line {
+    /// Both ends.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let flags = SocketFlags::CLOEXEC;
+        let (one, other) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        Ok((Self(one), Self(other)))
+    }
+
+    /// Tells the other end.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn say(&self) -> io::Result<()> {
+        let flags = rustix::net::SendFlags::NOSIGNAL;
+        rustix::net::send(&self.0, &[1], flags)?;
+        Ok(())
+    }
+
+    /// Waits for the other end.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn hear(&self) -> io::Result<()> {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut [0]))? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A kind as `CLONE_NEW*`.
+pub fn clone_flag(kind: LinuxNamespaceType) -> u32 {
+    let flag = match kind {
+        LinuxNamespaceType::User => libc::CLONE_NEWUSER,
+        LinuxNamespaceType::Pid => libc::CLONE_NEWPID,
+        LinuxNamespaceType::Uts => libc::CLONE_NEWUTS,
+        LinuxNamespaceType::Ipc => libc::CLONE_NEWIPC,
+        LinuxNamespaceType::Network => libc::CLONE_NEWNET,
+        LinuxNamespaceType::Cgroup => libc::CLONE_NEWCGROUP,
+        LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
+        LinuxNamespaceType::Time => libc::CLONE_NEWTIME,
+    };
+    flag.cast_unsigned()
+}
+
+/// The lines of a uid_map or gid_map, user_namespaces(7).
+fn id_map(mappings: &[LinuxIdMapping]) -> String {
+    mappings.iter().fold(String::new(), |mut lines, map| {
+        let (inside, outside) = (map.container_id(), map.host_id());
+        let _ = writeln!(lines, "{inside} {outside} {}", map.size());
+        lines
+    })
+}
+
+/// The lines of a timens_offsets, time_namespaces(7).
+fn time_offsets(linux: &Linux) -> String {
+    let offsets = linux.time_offsets().iter().flatten();
+    offsets.fold(String::new(), |mut lines, (clock, offset)| {
+        let (seconds, rest) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+        let _ = writeln!(lines, "{clock} {seconds} {rest}");
+        lines
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn each_range_and_each_clock_is_a_line() {
+        let spec = json!({"ociVersion": "1.2.0", "linux": {
+            "namespaces": [{"type": "user"}, {"type": "time"}, {"type": "cgroup"}],
+            "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1},
+                            {"containerID": 1, "hostID": 100_000, "size": 9}],
+            "timeOffsets": {"boottime": {"secs": 7, "nanosecs": 8}}}});
+        let spec = serde_json::from_value(spec).expect("a config.json");
+        let found = Namespaces::of(&spec);
+        assert_eq!(found.uid_map, "0 1000 1\n1 100000 9\n");
+        assert_eq!(found.time_offsets, "boottime 7 8\n");
+        assert_eq!(found.gid_map, "");
+        let user = clone_flag(LinuxNamespaceType::User);
+        assert_eq!(found.of_the_process(), user);
+        assert!(found.has(LinuxNamespaceType::Time) && !found.has(LinuxNamespaceType::Uts));
+    }
+}
