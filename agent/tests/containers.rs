@@ -9,6 +9,7 @@ mod support;
 use std::time::Duration;
 
 use hull_protocol::agent::SeccompFilter;
+use serde_json::{Value, json};
 use support::{Guest, Process, config, process};
 use ttrpc::Code;
 
@@ -395,4 +396,90 @@ async fn a_terminal_is_one() {
         "{seen:?}"
     );
     guest.delete("c16", true).await.expect("delete");
+}
+
+#[tokio::test]
+async fn a_mount_that_cannot_be_had_is_named_by_its_place() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let tell = async |mount: Value| {
+        let mut spec = config(&["true"]);
+        spec["mounts"].as_array_mut().expect("mounts").push(mount);
+        guest.try_create("c19", &spec).await.err()
+    };
+    let tmpfs = json!({"destination": "/a/b", "type": "tmpfs", "options": ["nosuid", "size=much"]});
+    let why =
+        "config.json: mounts[4]: /a/b: cannot mount tmpfs: option \"size=much\": invalid argument";
+    assert_eq!(
+        tell(tmpfs).await,
+        Some((Code::INVALID_ARGUMENT, why.to_owned()))
+    );
+    let bind = json!({"destination": "/etc/passwd/x", "source": "/proc", "options": ["bind"]});
+    let why = "config.json: mounts[4]: /etc/passwd/x: cannot bind it there: not a directory";
+    assert_eq!(
+        tell(bind).await,
+        Some((Code::INVALID_ARGUMENT, why.to_owned()))
+    );
+}
+
+#[tokio::test]
+async fn a_user_namespace_has_its_ids_its_devices_and_its_time() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let script = "cat /proc/self/uid_map /proc/self/gid_map /proc/self/timens_offsets; id -u;
+        echo gone >/dev/null && head -c 3 /dev/zero | wc -c; cat /proc/sys/kernel/msgmax;
+         echo $(($(cut -d. -f1 /proc/uptime) > 1000000)); readlink /proc/self/ns/time; exec sleep 1000";
+    let mut spec = config(&["sh", "-c", script]);
+    let map = json!([{"containerID": 0, "hostID": 0, "size": 1},
+                     {"containerID": 1, "hostID": 100_000, "size": 9}]);
+    let fields = json!({"uidMappings": map, "gidMappings": map, "sysctl": {"kernel.msgmax": "4567"},
+        "timeOffsets": {"boottime": {"secs": 1_000_000, "nanosecs": 7}}});
+    support::merge(&mut spec["linux"], &fields);
+    let namespaces = spec["linux"]["namespaces"].as_array_mut();
+    namespaces
+        .expect("namespaces")
+        .extend([json!({"type": "user"}), json!({"type": "time"})]);
+    let mut made = guest.create("c20", &spec).await;
+    guest.start_container("c20").await.expect("start");
+    let mut output = String::new();
+    for _ in 0..11 {
+        output += &made.read_line().await;
+    }
+    let words: Vec<_> = output.split_whitespace().collect();
+    let map = ["0", "0", "1", "1", "100000", "9"];
+    assert_eq!(words[..6], map, "{output}");
+    assert_eq!(words[6..12], map, "{output}");
+    let rest = ["monotonic", "0", "0", "boottime", "1000000", "7"];
+    assert_eq!(words[12..18], rest, "{output}");
+    assert_eq!(words[18..22], ["0", "3", "4567", "1"], "{output}");
+    let mut further = guest
+        .exec(
+            "c20",
+            "e",
+            &process(&["sh", "-c", "exec readlink /proc/self/ns/time"]),
+        )
+        .await;
+    assert_eq!(further.output().await.trim(), words[22]);
+    guest.delete("c20", true).await.expect("delete");
+}
+
+#[tokio::test]
+async fn what_is_read_only_has_its_mount_points_and_its_folder() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let script = "pwd; for d in / /data /data/below /dev; do echo x >$d/x || echo $d; done";
+    let mut spec = config(&["sh", "-c", script]);
+    spec["root"]["readonly"] = true.into();
+    spec["process"]["cwd"] = "/new/folder".into();
+    let tmpfs = |destination, option| json!({"destination": destination, "type": "tmpfs", "options": [option]});
+    let mounts = spec["mounts"].as_array_mut().expect("mounts");
+    mounts[1]["options"] = json!(["ro", "mode=755"]);
+    mounts.extend([tmpfs("/link/../data", "ro"), tmpfs("/data/below", "nosuid")]);
+    let mut made = guest.create("c21", &spec).await;
+    guest.start_container("c21").await.expect("start");
+    assert_eq!(made.output().await, "/new/folder\n/\n/data\n/dev\n");
+    assert_eq!(made.wait().await, 0);
 }

@@ -446,7 +446,7 @@ fn make_rootfs(root: &Path) {
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("copy busybox");
     for applet in [
         "sh", "cat", "true", "sleep", "echo", "id", "env", "sort", "grep", "readlink", "mkdir",
-        "yes", "head", "tty", "stty",
+        "yes", "head", "tty", "stty", "wc", "cut",
     ] {
         symlink("busybox", root.join("bin").join(applet)).expect("link an applet");
     }
