@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -33,6 +34,47 @@ pub fn take_no_faults() {
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: kill takes no pointers.
     check(libc::c_long::from(unsafe { libc::kill(pid, signal) })).map(drop)
+}
+
+/// The news of children's ends (SIGCHLD), kept for who waits for it. Dropped, they are passed over as before.
+#[derive(Debug)]
+pub struct ChildrensEnds {
+    before: SigSet,
+}
+
+impl ChildrensEnds {
+    /// Keeps them from now on, for the calling thread.
+    pub fn hold() -> io::Result<Self> {
+        let mut chld = SigSet::empty();
+        chld.add(Signal::SIGCHLD);
+        let before = chld.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        Ok(Self { before })
+    }
+
+    /// Waits for one, no longer than that. Returns whether there may have been one.
+    pub fn wait(&self, limit: Duration) -> io::Result<bool> {
+        let mut chld = SigSet::empty();
+        chld.add(Signal::SIGCHLD);
+        let limit = libc::timespec {
+            tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        // SAFETY: the set and the limit outlive the call, and nothing is written.
+        let signal =
+            unsafe { libc::sigtimedwait(chld.as_ref(), ptr::null_mut(), &raw const limit) };
+        match check(signal.into()) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+impl Drop for ChildrensEnds {
+    fn drop(&mut self) {
+        let _ = self.before.thread_set_mask();
+    }
 }
 
 /// Has the kernel run the wall clock faster or slower, by 500 ppm, until it has gone so many microseconds

@@ -15,7 +15,8 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::{inside, root};
+use super::inside::{self, Links};
+use super::root;
 use crate::error::Failure;
 use crate::sys::{self, MountChange};
 
@@ -48,7 +49,7 @@ impl Paths {
                 .map_err(Failure::field(format!("linux.readonlyPaths: {path}")))?;
         }
         for path in &self.masked {
-            mask(root, path).map_err(Failure::field(format!("linux.maskedPaths: {path}")))?;
+            mask(root, path, &format!("linux.maskedPaths: {path}"))?;
         }
         Ok(())
     }
@@ -68,15 +69,21 @@ fn forbid_writing(root: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
 }
 
 /// A file reads as empty, and a folder is.
-fn mask(root: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
-    let Some(there) = open(root, path)? else {
+fn mask(root: BorrowedFd<'_>, path: &str, field: &str) -> Result<(), Failure> {
+    let failed = || Failure::field(field);
+    let Some(there) = open(root, path).map_err(failed())? else {
         return Ok(());
     };
-    let cover = match FileType::from_raw_mode(fstat(&there)?.st_mode) {
-        FileType::Directory => empty_folder()?,
-        _ => copy(&root::null(root)?)?,
+    let kind = FileType::from_raw_mode(fstat(&there).map_err(failed())?.st_mode);
+    let cover = match kind {
+        FileType::Directory => empty_folder().map_err(failed())?,
+        _ => root::null(root)
+            .and_then(|null| copy(&null))
+            .map_err(Failure::field(format!(
+                "{field}: the container's /dev/null"
+            )))?,
     };
-    mount_on(&cover, &there)
+    mount_on(&cover, &there).map_err(failed())
 }
 
 fn empty_folder() -> Result<OwnedFd, Errno> {
@@ -90,7 +97,7 @@ fn empty_folder() -> Result<OwnedFd, Errno> {
 
 /// A file of the container's, unless it isn't there.
 fn open(root: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>, Errno> {
-    match inside::find(root, Path::new(path)) {
+    match inside::find(root, Path::new(path), Links::Followed) {
         Err(Errno::NOENT) => Ok(None),
         found => found.map(Some),
     }

@@ -12,7 +12,7 @@ use rustix::mount::{
 use rustix::process::{chdir, chroot, fchdir, pivot_root};
 use rustix::stdio;
 
-use super::inside;
+use super::inside::{self, Links};
 use crate::error::Failure;
 
 /// Makes a folder a mount, with what is mounted below it, as the caller's mount namespace has it. Nothing
@@ -62,7 +62,7 @@ const NULL: (u32, u32) = (1, 3);
 /// # Errors
 /// When it isn't there.
 pub fn null(root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let null = inside::find(root, Path::new("/dev/null"))?;
+    let null = inside::find(root, Path::new("/dev/null"), Links::Followed)?;
     match is_null(&null)? {
         true => Ok(null),
         false => Err(Errno::INVAL),

@@ -7,17 +7,13 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{Hook, Spec, VERSION};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Failure, Message};
-
-/// So often a hook whose time is limited is looked after. Not by a system call that a container's seccomp
-/// filter may forbid: it holds already.
-const INTERVAL: Duration = Duration::from_millis(1);
+use crate::sys;
 
 /// The hooks, and what they are told. It travels to the helper as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -126,18 +122,19 @@ fn run(hook: &Hook, state: &[u8], env: &[CString]) -> Result<(), HookError> {
     }
 }
 
-/// Waits for a hook's end for so many seconds, and kills it then.
+/// Waits for a hook's end for so many seconds, and kills it then. The calling process has one thread, or the news
+/// of a child's end might reach another one.
 fn wait(child: &mut Child, limit: u64) -> Result<ExitStatus, HookError> {
+    let news = sys::ChildrensEnds::hold()?;
     let end = Instant::now() + Duration::from_secs(limit);
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        if Instant::now() >= end {
+        if !news.wait(end.saturating_duration_since(Instant::now()))? {
             let _ = child.kill();
             return Err(HookError::Time(limit));
         }
-        sleep(INTERVAL);
     }
 }
 
@@ -152,12 +149,12 @@ fn variable(entry: &CString) -> Option<(&OsStr, &OsStr)> {
 mod tests {
     use super::*;
 
-    fn hooks(script: &str) -> StartHooks {
+    fn hooks(script: &str, timeout: Option<u64>) -> StartHooks {
         let spec = serde_json::json!({
             "ociVersion": "1.2.0",
             "annotations": {"org.example.color": "green"},
             "hooks": {"startContainer": [
-                {"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 20}]},
+                {"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": timeout}]},
         });
         let spec = serde_json::from_value(spec).expect("a config.json");
         StartHooks::of(&spec, "c", "/on/the/host").expect("hooks")
@@ -168,16 +165,25 @@ mod tests {
         let script = r#"read -r state; [ "$COLOR" = red ] || exit 1; case $state in
             *'"status":"created"'*'"bundle":"/on/the/host"'*green*) exit 0;; esac; exit 2"#;
         let env = [c"COLOR=red".to_owned(), c"PATH=/usr/bin:/bin".to_owned()];
-        hooks(script).run(&env).expect("it succeeds");
+        hooks(script, None).run(&env).expect("it succeeds");
     }
 
     #[test]
     fn a_failure_names_the_hook() {
-        let failure = hooks("exit 3").run(&[]).expect_err("it fails");
+        let failure = hooks("exit 3", None).run(&[]).expect_err("it fails");
         assert!(
             failure.message.contains("startContainer hook #0"),
             "{failure}"
         );
         assert!(failure.message.ends_with(": 3"), "{failure}");
+    }
+
+    #[test]
+    fn a_hook_that_takes_too_long_is_killed() {
+        let begun = Instant::now();
+        let failure = hooks("exec sleep 60", Some(1)).run(&[]);
+        let message = failure.expect_err("it is late").message;
+        assert!(message.ends_with("it has not ended after 1 s"), "{message}");
+        assert!(begun.elapsed() < Duration::from_secs(30));
     }
 }

@@ -23,7 +23,7 @@ use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree, unmount,
 };
 
-use crate::container::inside;
+use crate::container::inside::{self, Links};
 use crate::error::Failure;
 
 /// Whoever has no number, `overflowuid` of the kernel.
@@ -149,7 +149,7 @@ impl Nodes {
 /// Makes the links. As with runc, what has such a name already stays, but for `ptmx`: a terminal must be
 /// the container's.
 fn link(root: BorrowedFd<'_>) -> Result<(), Errno> {
-    let dev = inside::folder(root, Path::new(DEV))?;
+    let dev = inside::folder(root, Path::new(DEV), Links::Followed)?;
     let has_kcore = Path::new(KCORE).exists();
     for (name, target) in LINKS.iter().filter(|(_, to)| has_kcore || *to != KCORE) {
         match symlinkat(*target, &dev, *name) {
@@ -298,7 +298,8 @@ impl Node {
 
     fn make(&self, root: BorrowedFd<'_>) -> Result<(), Errno> {
         let name = self.path.file_name().ok_or(Errno::INVAL)?;
-        let parent = inside::folder(root, self.path.parent().unwrap_or(Path::new("/")))?;
+        let parent = self.path.parent().unwrap_or(Path::new("/"));
+        let parent = inside::folder(root, parent, Links::Followed)?;
         let made = match &self.way {
             Way::Make => self.mknod(parent.as_fd(), name, self.owner),
             Way::BindGuests => open_tree(CWD, &self.path, DETACHED)

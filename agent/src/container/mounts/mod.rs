@@ -29,7 +29,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fspick, move_mount, open_tree,
 };
 
-use super::inside;
+use super::inside::{self, Links};
 use crate::error::Failure;
 use crate::sys::{self, MountChange};
 use file_system::Refused;
@@ -210,7 +210,7 @@ impl Entry {
             .map_err(|why| Failure::config(format!("mounts[{index}].destination: {why}")))?;
         let field = format!("mounts[{index}]: {}", destination.display());
         if self.options.remount {
-            return match inside::find(root, &destination) {
+            return match inside::find(root, &destination, Links::Refused) {
                 Ok(mount) => Ok(Some(self.remount(field, mount))),
                 Err(e) => Err(Failure::field(field)(e)),
             };

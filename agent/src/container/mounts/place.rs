@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2, readlinkat};
 use rustix::io::Errno;
 
 use super::{is_bind, is_folder};
-use crate::container::inside;
+use crate::container::inside::{self, Links};
 
 /// More symbolic links than that in one path are a loop, as in path_resolution(7).
 const MOST_LINKS: usize = 40;
@@ -47,9 +47,9 @@ impl Place {
     /// # Errors
     /// When it can't be made, or is of the other kind.
     pub fn make(root: BorrowedFd<'_>, path: &Path, folder: bool) -> Result<Self, Errno> {
-        let (file, was_there) = match inside::find(root, path) {
-            Err(Errno::NOENT) if folder => (inside::folder(root, path)?, false),
-            Err(Errno::NOENT) => (inside::file(root, path)?, false),
+        let (file, was_there) = match inside::find(root, path, Links::Refused) {
+            Err(Errno::NOENT) if folder => (inside::folder(root, path, Links::Refused)?, false),
+            Err(Errno::NOENT) => (inside::file(root, path, Links::Refused)?, false),
             found => (found?, true),
         };
         match is_folder(&file)? {
