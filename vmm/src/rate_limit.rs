@@ -30,6 +30,17 @@ impl RateLimit {
         self.pass_at(Instant::now())
     }
 
+    /// Logs something that the guest can cause, not too often. `device` is whose warning it is.
+    pub fn warn(&mut self, device: &str, message: std::fmt::Arguments<'_>) {
+        match self.pass() {
+            Some(0) => log::warn!("{device}: {message}"),
+            Some(held_back) => {
+                log::warn!("{device}: {message} ({held_back} messages held back)");
+            }
+            None => {}
+        }
+    }
+
     fn pass_at(&mut self, now: Instant) -> Option<u64> {
         if now.duration_since(self.started) >= self.period {
             self.started = now;

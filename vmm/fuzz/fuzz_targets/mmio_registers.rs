@@ -12,10 +12,12 @@ use event_manager::{EventManager, SubscriberOps};
 use hull_vmm::stop::StopFlag;
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::virtio::transport::MmioTransport;
-use hull_vmm::virtio::{ActivateError, Activation, VirtioDevice};
+use hull_vmm::virtio::{
+    ActivateError, Activation, DeviceState, RestoreError, SaveError, VirtioDevice,
+};
 use hull_vmm_fuzz::{Input, memory};
 use libfuzzer_sys::fuzz_target;
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::{QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY: usize = 64 << 10;
@@ -90,8 +92,22 @@ impl VirtioDevice for Checker {
         Ok(())
     }
 
+    fn stop(&mut self) -> Vec<QueueState> {
+        let active = self.active.take();
+        let queues = active.iter().flat_map(|active| &active.queues);
+        queues.map(|queue| queue.queue.state()).collect()
+    }
+
     fn reset(&mut self) {
         self.active = None;
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        Ok(DeviceState::Rng)
+    }
+
+    fn restore(&mut self, _: DeviceState) -> Result<(), RestoreError> {
+        Ok(())
     }
 }
 

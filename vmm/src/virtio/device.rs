@@ -1,19 +1,21 @@
 //! What a virtio device is to its transport, and what the transport gives it once the driver is ready.
 //!
 //! A device lives behind an `Arc<Mutex<…>>` with two users. The transport calls it from a vCPU thread
-//! (feature bits, configuration, activation, reset); an event loop calls it when a queue is kicked, as
-//! an [`event_manager::MutEventSubscriber`]. A device therefore registers one eventfd of its own with
-//! the loop from the start, writes to it in [`VirtioDevice::activate`], and on that event registers the
-//! queues' kick eventfds.
+//! (feature bits, configuration, activation, reset), or to save and restore it; an event loop calls it when
+//! a queue is kicked, as an [`event_manager::MutEventSubscriber`]. What devices have in common of both, from
+//! activation to stop, is `life.rs`.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use virtio_queue::Queue;
+use serde::{Deserialize, Serialize};
+use virtio_queue::{Queue, QueueState};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::block::BlockState;
+use super::vsock::VsockState;
 use crate::stop::StopFlag;
 
 /// Bit 0 of the MMIO `InterruptStatus` register: a used buffer notification (virtio 1.3, 4.2.2).
@@ -41,6 +43,41 @@ pub enum ActivateError {
     /// A system call of the device's own failed.
     #[error("cannot start the device")]
     Io(#[from] std::io::Error),
+}
+
+/// What a device has to be put back beside its registers, its queues and guest memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// virtio-rng: nothing.
+    Rng,
+    /// virtio-fs: nothing, for it is only saved before the guest mounts the share.
+    Fs,
+    /// virtio-blk.
+    Block(BlockState),
+    /// virtio-vsock.
+    Vsock(VsockState),
+}
+
+/// Why a device's state can't be taken. The device goes on as if it had not been asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// virtio-fs: what the guest has looked up and opened lives in the library, and in files of the host.
+    #[error("the guest has mounted the shared tree, whose open files and inodes can't be saved")]
+    ShareMounted,
+}
+
+/// Why a device can't have a saved state. It is not to be used then.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The state was taken of a device that is not like this one.
+    #[error("the saved state is of a device with another {what}")]
+    Differs {
+        /// What is not the same.
+        what: &'static str,
+    },
+    /// No driver brings registers into this state.
+    #[error("the saved registers are in a state that no driver brings them into")]
+    Registers,
 }
 
 /// A device's way to interrupt the guest: an irqfd, and the status bits that the driver reads first.
@@ -123,7 +160,24 @@ pub trait VirtioDevice: Send {
     /// The transport answers an error by setting DEVICE_NEEDS_RESET; the guest alone suffers.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
+    /// Takes the queues from the device, which serves nothing until it is activated again, and returns how
+    /// far each has come: none if the device is not active. No request is left half done.
+    fn stop(&mut self) -> Vec<QueueState>;
+
     /// Forgets the queues and everything the guest has set up, so that the device can be activated
     /// again. Called when the driver writes 0 to the status register.
     fn reset(&mut self);
+
+    /// What the device itself has to be put back by [`Self::restore`].
+    ///
+    /// # Errors
+    /// The device is in a state that can't be saved.
+    fn save(&self) -> Result<DeviceState, SaveError>;
+
+    /// Takes over what [`Self::save`] has returned for a device like this one. If that was active, this one
+    /// is activated next, with its queues.
+    ///
+    /// # Errors
+    /// The state is another device's.
+    fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError>;
 }

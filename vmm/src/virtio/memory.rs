@@ -27,12 +27,12 @@ pub(super) enum ViewError {
     Layout(#[from] GuestRegionCollectionError),
 }
 
-/// Guest memory, seen as [`LoggedMemory`].
+/// Guest memory, also seen as [`LoggedMemory`].
 #[derive(Debug)]
 pub(super) struct View {
     memory: LoggedMemory,
     /// Keeps the mappings alive that `memory` points into.
-    _owner: Arc<GuestMemoryMmap>,
+    owner: Arc<GuestMemoryMmap>,
 }
 
 impl View {
@@ -54,8 +54,13 @@ impl View {
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             memory: GuestMemoryMmap::from_regions(regions)?,
-            _owner: owner,
+            owner,
         })
+    }
+
+    /// The memory in our own type.
+    pub(super) fn guest(&self) -> &GuestMemoryMmap {
+        &self.owner
     }
 
     /// The memory in the library's type.

@@ -5,6 +5,7 @@
 pub mod block;
 pub mod device;
 pub mod fs;
+mod life;
 mod memory;
 mod queue;
 mod registers;
@@ -13,6 +14,8 @@ pub mod rng;
 pub(crate) mod testing;
 pub mod transport;
 pub mod vsock;
-mod watch;
 
-pub use device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
+pub use device::{
+    ActivateError, Activation, ActiveQueue, DeviceState, Interrupt, RestoreError, SaveError,
+    VirtioDevice,
+};

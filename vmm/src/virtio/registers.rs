@@ -4,6 +4,7 @@
 //! A driver that breaks a rule is not answered with an error, for which the registers have no place:
 //! its write has no effect, and it can read back that it hadn't.
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
@@ -11,8 +12,10 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueState};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
+
+use super::device::RestoreError;
 
 const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
 const DRIVER: u32 = VIRTIO_CONFIG_S_DRIVER;
@@ -28,6 +31,7 @@ mod stage {
     pub const ACKNOWLEDGED: u32 = ACKNOWLEDGE;
     pub const NEGOTIATING: u32 = ACKNOWLEDGED | DRIVER;
     pub const CONFIGURING: u32 = NEGOTIATING | FEATURES_OK;
+    pub const RUNNING: u32 = CONFIGURING | DRIVER_OK;
 }
 
 /// "virt", the first register.
@@ -53,8 +57,8 @@ pub(super) enum Effect {
     Activate,
 }
 
-/// A queue as the driver describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A queue as the driver describes it, and how far it had come when the device was last stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct QueueSetup {
     max_size: u16,
     size: u16,
@@ -62,6 +66,8 @@ struct QueueSetup {
     descriptors: u64,
     available: u64,
     used: u64,
+    next_available: u16,
+    next_used: u16,
 }
 
 impl QueueSetup {
@@ -73,6 +79,8 @@ impl QueueSetup {
             descriptors: 0,
             available: 0,
             used: 0,
+            next_available: 0,
+            next_used: 0,
         }
     }
 
@@ -95,24 +103,23 @@ impl QueueSetup {
         if !self.ready || !rings.iter().all(in_memory) {
             return None;
         }
-        let mut queue = Queue::new(self.max_size).ok()?;
-        queue.try_set_size(self.size).ok()?;
-        let (descriptors, available, used) = (self.descriptors, self.available, self.used);
-        queue
-            .try_set_desc_table_address(GuestAddress(descriptors))
-            .ok()?;
-        queue
-            .try_set_avail_ring_address(GuestAddress(available))
-            .ok()?;
-        queue.try_set_used_ring_address(GuestAddress(used)).ok()?;
-        queue.set_event_idx(event_idx);
-        queue.set_ready(true);
-        Some(queue)
+        let state = QueueState {
+            max_size: self.max_size,
+            next_avail: self.next_available,
+            next_used: self.next_used,
+            event_idx_enabled: event_idx,
+            size: self.size,
+            ready: true,
+            desc_table: self.descriptors,
+            avail_ring: self.available,
+            used_ring: self.used,
+        };
+        state.try_into().ok()
     }
 }
 
 /// All registers but the interrupt's and the device's configuration.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Registers {
     device_type: u32,
     offered: u64,
@@ -151,6 +158,53 @@ impl Registers {
     /// The driver has been told that it must reset the device.
     pub(super) fn set_needs_reset(&mut self) {
         self.status |= NEEDS_RESET;
+    }
+
+    /// Whether the driver has brought the device up, and neither side has given up since.
+    pub(super) fn is_running(&self) -> bool {
+        self.status & (DRIVER_OK | FAILED | NEEDS_RESET) == DRIVER_OK
+    }
+
+    /// Notes how far the queues have come of a device that was stopped; nothing if it was not active. With a
+    /// queue that is out of order, the device can only be reset.
+    pub(super) fn note_progress(&mut self, stopped: &[QueueState]) {
+        for (queue, state) in self.queues.iter_mut().zip(stopped) {
+            queue.ready &= state.ready;
+            (queue.next_available, queue.next_used) = (state.next_avail, state.next_used);
+        }
+    }
+
+    /// Takes over the registers of a device like this one. They are trusted no more than a driver is.
+    pub(super) fn restore(&mut self, saved: Self) -> Result<(), RestoreError> {
+        let sizes = |queues: &[QueueSetup]| queues.iter().map(|q| q.max_size).collect::<Vec<_>>();
+        for (same, what) in [
+            (saved.device_type == self.device_type, "type"),
+            (saved.offered == self.offered, "set of features"),
+            (sizes(&saved.queues) == sizes(&self.queues), "set of queues"),
+        ] {
+            if !same {
+                return Err(RestoreError::Differs { what });
+            }
+        }
+        if !saved.is_reachable() {
+            return Err(RestoreError::Registers);
+        }
+        *self = saved;
+        Ok(())
+    }
+
+    fn is_reachable(&self) -> bool {
+        let known = |stage| {
+            let stages = [stage::RESET, stage::ACKNOWLEDGED, stage::NEGOTIATING];
+            stages.contains(&stage)
+                || [stage::CONFIGURING, stage::RUNNING].contains(&stage)
+                    && self.accepts_only_offered()
+        };
+        known(self.status & !(FAILED | NEEDS_RESET))
+            && self
+                .queues
+                .iter()
+                .all(|queue| queue.size.is_power_of_two() && queue.size <= queue.max_size)
     }
 
     /// The queues, if all of them are set up as they must be.
@@ -289,6 +343,7 @@ fn set_high(register: &mut u64, value: u32) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use virtio_queue::QueueT;
 
     const OFFERED: u64 = VERSION_1 | EVENT_IDX | 1;
 
@@ -452,6 +507,42 @@ mod tests {
         registers.write(VIRTIO_MMIO_QUEUE_NUM, 4);
         registers.write(VIRTIO_MMIO_QUEUE_READY, 1);
         assert!(registers.queues.iter().all(|queue| !queue.ready));
+    }
+
+    #[test]
+    fn registers_are_taken_over_from_a_device_alike_and_from_states_that_there_are() {
+        let mut saved = registers();
+        drive(&mut saved, VERSION_1);
+        set_up_queue(&mut saved, 0, 0x1000);
+        let restore = |change: &dyn Fn(&mut Registers)| {
+            let mut saved = saved.clone();
+            change(&mut saved);
+            registers()
+                .restore(saved)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(restore(&|_| ()), Ok(()));
+        assert_eq!(restore(&|saved| saved.status |= FAILED), Ok(()));
+        type Change<'a> = &'a dyn Fn(&mut Registers);
+        let other: [(Change<'_>, &str); 4] = [
+            (&|saved| saved.device_type = 5, "type"),
+            (&|saved| saved.offered |= 2, "features"),
+            (&|saved| saved.queues[1].max_size = 8, "queues"),
+            (&|saved| saved.queues.truncate(1), "queues"),
+        ];
+        for (change, what) in other {
+            assert!(restore(change).is_err_and(|error| error.contains(what)));
+        }
+        let impossible: [Change<'_>; 5] = [
+            &|saved| saved.status = DRIVER_OK,
+            &|saved| saved.status |= 0x100,
+            &|saved| saved.accepted |= 2,
+            &|saved| saved.queues[0].size = 3,
+            &|saved| saved.queues[0].size = 16,
+        ];
+        for change in impossible {
+            assert!(restore(change).is_err_and(|error| error.contains("no driver")));
+        }
     }
 
     proptest! {

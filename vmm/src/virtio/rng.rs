@@ -1,18 +1,19 @@
 //! The entropy device (virtio 1.3, 5.4): fills the driver's buffers with random bytes of the host.
 
 use std::os::fd::RawFd;
-use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, QueueState};
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
-use super::watch::Watch;
+use super::device::{
+    ActivateError, Activation, DeviceState, RestoreError, SaveError, VirtioDevice,
+};
+use super::life::{Active, Life};
+use super::queue::Turn;
 use crate::event_loop::Subscriber;
 
 /// Linux asks for one buffer at a time; a few more for those who don't.
@@ -26,19 +27,10 @@ const MAX_KICK: usize = 4 * MAX_REQUEST;
 /// Bytes asked of the host at a time.
 const CHUNK: usize = 1024;
 
-/// The device.
+/// The device. It has no state but its queue's.
 #[derive(Debug)]
 pub struct Rng {
-    watch: Watch,
-    active: Option<Active>,
-}
-
-#[derive(Debug)]
-struct Active {
-    memory: Arc<GuestMemoryMmap>,
-    queue: Queue,
-    kick: Arc<EventFd>,
-    interrupt: Interrupt,
+    life: Life<1>,
 }
 
 impl Rng {
@@ -48,58 +40,37 @@ impl Rng {
     /// No eventfd is to be had: the process has too many files open.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self {
-            watch: Watch::new("virtio-rng")?,
-            active: None,
+            life: Life::new("virtio-rng".to_owned())?,
         })
     }
 
     /// Serves what the driver has asked for, as after a kick.
     fn serve(&mut self) {
-        let Some(active) = &mut self.active else {
+        let Some(Active {
+            memory,
+            queues: [queue],
+            stop,
+            ..
+        }) = self.life.active()
+        else {
             return;
         };
-        match active.serve() {
-            Ok(Done::All) => {}
-            Ok(Done::Some) => {
-                // The rest in the loop's next turn.
-                let _ = active.kick.write(1);
-            }
-            // The driver broke the queue; it stays so until a reset.
-            Err(_) => self.active = None,
-        }
-    }
-}
-
-/// How far a turn came.
-enum Done {
-    All,
-    Some,
-}
-
-impl Active {
-    fn serve(&mut self) -> Result<Done, virtio_queue::Error> {
-        let memory = &*self.memory;
+        let turn = Turn {
+            budget: queue.size().into(),
+            stop,
+            tell_each: None,
+        };
+        let memory = memory.guest();
         let mut left = MAX_KICK;
-        let mut used = false;
-        let mut done = Done::All;
-        for _ in 0..self.queue.size() {
-            let Some(chain) = self.queue.iter(memory)?.next() else {
-                break;
-            };
-            let head = chain.head_index();
+        queue.serve(memory, turn, |chain| {
+            if left == 0 {
+                return None;
+            }
             let written = fill(memory, chain, left.min(MAX_REQUEST));
             left -= written;
-            self.queue.add_used(memory, head, written as u32)?;
-            used = true;
-            if left == 0 {
-                done = Done::Some;
-                break;
-            }
-        }
-        if used && self.queue.needs_notification(memory)? {
-            self.interrupt.used_buffer();
-        }
-        Ok(done)
+            Some(written as u32)
+        });
+        self.life.end_turn();
     }
 }
 
@@ -145,7 +116,7 @@ impl VirtioDevice for Rng {
     }
 
     fn doorbell(&self) -> Option<RawFd> {
-        Some(self.watch.doorbell())
+        Some(self.life.doorbell())
     }
 
     fn config(&self) -> &[u8] {
@@ -153,52 +124,56 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let found = activation.queues.len();
-        let [ActiveQueue { queue, kick }] = <[ActiveQueue; 1]>::try_from(activation.queues)
-            .map_err(|_| ActivateError::QueueCount { expected: 1, found })?;
-        self.active = Some(Active {
-            memory: activation.memory,
-            queue,
-            kick,
-            interrupt: activation.interrupt,
-        });
-        self.watch.driver_came()?;
-        Ok(())
+        self.life.activate(activation)
+    }
+
+    fn stop(&mut self) -> Vec<QueueState> {
+        self.life.stop()
     }
 
     fn reset(&mut self) {
-        self.active = None;
-        self.watch.driver_went();
+        self.life.stop();
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        Ok(DeviceState::Rng)
+    }
+
+    fn restore(&mut self, _: DeviceState) -> Result<(), RestoreError> {
+        Ok(())
     }
 }
 
 impl Subscriber for Rng {
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.watch.doorbell()]
+        vec![self.life.doorbell()]
     }
 }
 
 impl MutEventSubscriber for Rng {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        self.watch.init(ops);
+        self.life.init(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        let kick = self.active.as_ref().map(|active| &active.kick);
-        self.watch.on_event(&events, kick, ops);
+        self.life.on_event(&events, ops);
         self.serve();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::device::{ActiveQueue, Interrupt};
     use super::super::testing;
     use super::*;
     use crate::stop::StopFlag;
+    use virtio_queue::Queue;
     use virtio_queue::desc::{RawDescriptor, split::Descriptor};
     use virtio_queue::mock::MockSplitQueue;
     use vm_memory::GuestAddress;
-    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     const WRITE: u16 = 2;
 
@@ -209,6 +184,7 @@ mod tests {
         used: GuestAddress,
         rng: Rng,
         irqfd: Arc<EventFd>,
+        kick: Arc<EventFd>,
     }
 
     impl Rig {
@@ -225,7 +201,7 @@ mod tests {
             let queue: Queue = mock.create_queue().expect("a valid queue");
             let (available, used) = (mock.avail_addr(), mock.used_addr());
             let eventfd = || Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
-            let irqfd = eventfd();
+            let (irqfd, kick) = (eventfd(), eventfd());
             let mut rng = Rng::new().expect("a device");
             let status = Arc::default();
             rng.activate(Activation {
@@ -233,7 +209,7 @@ mod tests {
                 features: 1 << 32,
                 queues: vec![ActiveQueue {
                     queue,
-                    kick: eventfd(),
+                    kick: Arc::clone(&kick),
                 }],
                 interrupt: Interrupt::new(status, Arc::clone(&irqfd)),
                 stop: StopFlag::default(),
@@ -245,6 +221,7 @@ mod tests {
                 used,
                 rng,
                 irqfd,
+                kick,
             }
         }
 
@@ -307,8 +284,8 @@ mod tests {
         rig.rng.serve();
         let total: u32 = rig.used().iter().sum();
         assert_eq!(total as usize, MAX_KICK);
-        let kick = Arc::clone(&rig.rng.active.as_ref().expect("active").kick);
-        assert_eq!(kick.read().ok(), Some(1), "the rest is for the next turn");
+        let read = rig.kick.read().ok();
+        assert_eq!(read, Some(1), "the rest is for the next turn");
         rig.rng.serve();
         assert_eq!(rig.used().len(), 8);
     }
@@ -318,9 +295,48 @@ mod tests {
         let mut rig = Rig::new(&[(0x4000, 64, WRITE)]);
         rig.make_available(1000);
         rig.rng.serve();
-        assert!(rig.rng.active.is_none());
         assert!(rig.used().is_empty());
-        rig.rng.reset();
+        rig.make_available(1);
+        rig.rng.serve();
+        assert!(rig.used().is_empty(), "it waits for a reset");
+        assert!(!rig.rng.stop()[0].ready);
+    }
+
+    #[test]
+    fn a_saved_device_goes_on_where_it_was() {
+        let rng = || Rng::new().expect("a device");
+        let mut bench = testing::Bench::new(rng());
+        let idle = bench.save();
+        let idle = bench.restored(rng(), &idle).expect("the same");
+        assert_eq!(idle.driver().status(), 0, "no driver had come");
+
+        bench.start();
+        assert_eq!(bench.request(0, &[(0x4000, 64, WRITE)]), 64);
+        let state = bench.save();
+        bench.offer(0, &[(0x5000, 32, WRITE)]);
+        bench.turn();
+        assert_eq!(bench.used(0), 1, "nobody serves what was saved");
+
+        let mut bench = bench.restored(rng(), &state).expect("the same");
+        assert_eq!(bench.driver().status(), 15);
+        bench.turn();
+        assert_eq!(bench.used(0), 2, "a kick that nobody saw is not lost");
+        assert_eq!([bench.written(0, 0), bench.written(0, 1)], [64, 32]);
+        assert_eq!(bench.request(0, &[(0x6000, 16, WRITE)]), 16);
+        assert_ne!(bench.get(0x6000, 16), [0; 16]);
+    }
+
+    #[test]
+    fn a_queue_out_of_order_needs_a_reset_after_it_was_saved() {
+        let rng = || Rng::new().expect("a device");
+        let mut bench = testing::Bench::new(rng());
+        bench.start();
+        bench.put(testing::available(0) + 2, &[0xff, 0x7f]);
+        bench.kick(0);
+        bench.turn();
+        let state = bench.save();
+        let bench = bench.restored(rng(), &state).expect("the same");
+        assert_eq!(bench.driver().status(), 15 | 64);
     }
 
     #[test]
@@ -329,7 +345,6 @@ mod tests {
         use std::sync::Mutex;
 
         let mut rig = Rig::new(&[(0x4000, 64, WRITE)]);
-        let kick = Arc::clone(&rig.rng.active.as_ref().expect("active").kick);
         let rng = std::mem::replace(&mut rig.rng, Rng::new().expect("another"));
         let rng = Arc::new(Mutex::new(rng));
         let mut events = EventManager::new().expect("epoll");
@@ -338,12 +353,12 @@ mod tests {
         events.run_with_timeout(0).expect("activation");
         assert_eq!(rig.used().len(), 1);
         rig.make_available(2);
-        kick.write(1).expect("kicked");
+        rig.kick.write(1).expect("kicked");
         events.run_with_timeout(0).expect("the kick");
         assert_eq!(rig.used().len(), 2);
         rng.lock().expect("free").reset();
         events.run_with_timeout(0).expect("the reset");
-        kick.write(1).expect("kicked");
+        rig.kick.write(1).expect("kicked");
         assert_eq!(events.run_with_timeout(0), Ok(0), "nobody listens any more");
     }
 }

@@ -2,11 +2,14 @@
 
 use std::sync::{Arc, Mutex};
 
-use virtio_queue::Queue;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use virtio_queue::{Queue, QueueState};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::device::{ActivateError, Activation, Interrupt, VirtioDevice};
-use super::transport::MmioTransport;
+use super::device::{
+    ActivateError, Activation, DeviceState, Interrupt, RestoreError, SaveError, VirtioDevice,
+};
+use super::transport::{MmioTransport, QUEUE_NOTIFY};
 use crate::stop::StopFlag;
 
 /// 64 KiB of guest memory.
@@ -74,10 +77,24 @@ impl VirtioDevice for Probe {
         Ok(())
     }
 
+    fn stop(&mut self) -> Vec<QueueState> {
+        let states = self.queues.iter().map(Queue::state).collect();
+        self.reset();
+        states
+    }
+
     fn reset(&mut self) {
         self.active = false;
         self.queues.clear();
         self.interrupt = None;
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        Ok(DeviceState::Rng)
+    }
+
+    fn restore(&mut self, _: DeviceState) -> Result<(), RestoreError> {
+        Ok(())
     }
 }
 
@@ -144,5 +161,159 @@ impl Driver<'_> {
         self.set_up_queue(0, 0x1000);
         self.set_up_queue(1, 0x2000);
         self.write(0x70, 15);
+    }
+}
+
+/// Descriptors in a queue of [`Driver::set_up_queue`].
+const QUEUE_SIZE: u16 = 8;
+
+/// Where the descriptors of a queue of a [`Bench`] are,
+fn descriptors(queue: u32) -> u64 {
+    0x1000 * (u64::from(queue) + 1)
+}
+
+/// its available ring,
+pub(crate) fn available(queue: u32) -> u64 {
+    descriptors(queue) + 0x100
+}
+
+/// and its used ring.
+fn used(queue: u32) -> u64 {
+    descriptors(queue) + 0x200
+}
+
+/// A descriptor's address, length, and flags without VRING_DESC_F_NEXT.
+pub(crate) type Buffer = (u64, u32, u16);
+
+/// A device behind its registers, in a loop that a test turns, with a driver in 64 KiB of guest memory: the
+/// rings lie below 0x4000, the rest is the test's.
+pub(crate) struct Bench<D> {
+    memory: Arc<GuestMemoryMmap>,
+    transport: MmioTransport,
+    pub(crate) device: Arc<Mutex<D>>,
+    events: EventManager<Arc<Mutex<D>>>,
+}
+
+impl<D: VirtioDevice + MutEventSubscriber + 'static> Bench<D> {
+    pub(crate) fn new(device: D) -> Self {
+        Self::with_memory(memory(), device)
+    }
+
+    fn with_memory(memory: Arc<GuestMemoryMmap>, device: D) -> Self {
+        let device = Arc::new(Mutex::new(device));
+        let stop = StopFlag::default();
+        let transport = MmioTransport::new(Arc::clone(&memory), device.clone(), stop);
+        let mut events = EventManager::new().expect("epoll");
+        events.add_subscriber(Arc::clone(&device));
+        Self {
+            memory,
+            transport: transport.expect("eventfds"),
+            device,
+            events,
+        }
+    }
+
+    pub(crate) fn driver(&self) -> Driver<'_> {
+        Driver(&self.transport)
+    }
+
+    /// Brings the device up with all of its queues.
+    pub(crate) fn start(&mut self) {
+        let queues = self.device.lock().expect("free").queue_sizes().len();
+        self.driver().negotiate();
+        for queue in 0..queues as u32 {
+            let base = descriptors(queue) as u32;
+            self.driver().set_up_queue(queue, base);
+        }
+        self.driver().write(0x70, 15);
+        assert_eq!(self.driver().status(), 15);
+    }
+
+    /// Writes to guest memory, and returns where.
+    pub(crate) fn put(&self, address: u64, bytes: &[u8]) -> u64 {
+        let written = self.memory.write_slice(bytes, GuestAddress(address));
+        written.expect("in memory");
+        address
+    }
+
+    pub(crate) fn get(&self, address: u64, size: usize) -> Vec<u8> {
+        let mut bytes = vec![0; size];
+        let read = self.memory.read_slice(&mut bytes, GuestAddress(address));
+        read.expect("in memory");
+        bytes
+    }
+
+    fn index(&self, ring: u64) -> u16 {
+        u16::from_le_bytes(self.get(ring + 2, 2).try_into().expect("2 bytes"))
+    }
+
+    /// Chains that the device has used.
+    pub(crate) fn used(&self, queue: u32) -> u16 {
+        self.index(used(queue))
+    }
+
+    /// Makes a chain of at most 4 descriptors available, and kicks.
+    pub(crate) fn offer(&self, queue: u32, chain: &[Buffer]) {
+        let index = self.index(available(queue));
+        let head = index % 2 * 4;
+        for ((address, length, flags), number) in chain.iter().zip(head..) {
+            let at = descriptors(queue) + 16 * u64::from(number);
+            let next = u16::from(usize::from(number - head) + 1 < chain.len());
+            self.put(at, &address.to_le_bytes());
+            self.put(at + 8, &length.to_le_bytes());
+            self.put(at + 12, &(flags | next).to_le_bytes());
+            self.put(at + 14, &(number + 1).to_le_bytes());
+        }
+        let slot = u64::from(index % QUEUE_SIZE);
+        self.put(available(queue) + 4 + 2 * slot, &head.to_le_bytes());
+        self.put(available(queue) + 2, &index.wrapping_add(1).to_le_bytes());
+        self.kick(queue);
+    }
+
+    pub(crate) fn kick(&self, queue: u32) {
+        self.transport.write(QUEUE_NOTIFY, &queue.to_le_bytes());
+    }
+
+    /// Has a chain served, and returns how many bytes of it were written. The chains before it are not
+    /// served once more: their descriptors are gone, and how long they were stays.
+    pub(crate) fn request(&mut self, queue: u32, chain: &[Buffer]) -> u32 {
+        let before = self.used(queue);
+        let elements = 8 * usize::from(before);
+        let old = self.get(used(queue) + 4, elements);
+        self.offer(queue, chain);
+        self.turn();
+        assert_eq!(self.used(queue), before + 1, "used");
+        assert_eq!(self.get(used(queue) + 4, elements), old, "used once");
+        self.put(descriptors(queue), &[0; 16 * QUEUE_SIZE as usize]);
+        self.written(queue, before)
+    }
+
+    /// How many bytes of the chain that was used as this one, counted from 0, were written.
+    pub(crate) fn written(&self, queue: u32, used_as: u16) -> u32 {
+        let length = self.get(used(queue) + 8 + 8 * u64::from(used_as), 4);
+        u32::from_le_bytes(length.try_into().expect("4 bytes"))
+    }
+
+    /// Runs the loop until it has nothing to do.
+    pub(crate) fn turn(&mut self) {
+        while self.events.run_with_timeout(0).expect("epoll") > 0 {}
+    }
+
+    /// Stops the device and takes its state, as the text that a snapshot has of it.
+    pub(crate) fn save(&self) -> String {
+        let state = self.transport.save().expect("a state");
+        serde_json::to_string(&state).expect("JSON")
+    }
+
+    /// The same guest memory, with a fresh device that is given a state.
+    pub(crate) fn restored(&self, fresh: D, state: &str) -> Result<Self, RestoreError> {
+        let bench = Self::with_memory(Arc::clone(&self.memory), fresh);
+        let state = serde_json::from_str(state).expect("a state");
+        bench.transport.restore(state)?;
+        Ok(bench)
+    }
+
+    pub(crate) fn try_save(&self) -> Result<(), SaveError> {
+        self.transport.save().map(drop)
     }
 }

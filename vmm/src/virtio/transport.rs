@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS,
     VIRTIO_MMIO_QUEUE_NOTIFY,
@@ -16,7 +17,10 @@ use virtio_bindings::virtio_mmio::{
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
+use super::device::{
+    ActivateError, Activation, ActiveQueue, DeviceState, Interrupt, RestoreError, SaveError,
+    VirtioDevice,
+};
 use super::registers::{Effect, Registers};
 use crate::stop::StopFlag;
 
@@ -38,6 +42,15 @@ pub struct MmioTransport {
     doorbell: Option<RawFd>,
     stop: StopFlag,
     registers: Mutex<Registers>,
+}
+
+/// A device and its registers as a value, in the form that a snapshot of the machine keeps.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TransportState {
+    registers: Registers,
+    interrupt_status: u32,
+    config: Vec<u8>,
+    device: DeviceState,
 }
 
 impl fmt::Debug for MmioTransport {
@@ -143,6 +156,49 @@ impl MmioTransport {
         if self.interrupt_status.load(Ordering::SeqCst) != 0 {
             let _ = self.irqfd.write(1); // a full eventfd interrupts all the same
         }
+    }
+
+    /// Stops the device and takes its state, which is put back by [`Self::restore`], here or where the same
+    /// bytes are in guest memory. No vCPU may run from before this on.
+    ///
+    /// # Errors
+    /// The device can't be saved as it is. Nothing has happened to it then.
+    pub fn save(&self) -> Result<TransportState, SaveError> {
+        let mut registers = lock(&self.registers);
+        let mut device = lock(&self.device);
+        let state = device.save()?;
+        registers.note_progress(&device.stop());
+        Ok(TransportState {
+            registers: registers.clone(),
+            interrupt_status: self.interrupt_status.load(Ordering::SeqCst),
+            config: self.config.clone(),
+            device: state,
+        })
+    }
+
+    /// Puts a state back into a device that is like the saved one and not active, and activates it if that
+    /// one was. An activation that fails, as of a device with a queue out of order, is what it is for any
+    /// driver: the device needs a reset.
+    ///
+    /// # Errors
+    /// The state is of a device with other properties, or none that registers can have.
+    pub fn restore(&self, state: TransportState) -> Result<(), RestoreError> {
+        if state.config != self.config {
+            let what = "configuration";
+            return Err(RestoreError::Differs { what });
+        }
+        let mut registers = lock(&self.registers);
+        registers.restore(state.registers)?;
+        lock(&self.device).restore(state.device)?;
+        let interrupt_status = state.interrupt_status;
+        self.interrupt_status
+            .store(interrupt_status, Ordering::SeqCst);
+        if registers.is_running() {
+            self.activate(&mut registers);
+        }
+        // The interrupt itself may have been on its way.
+        self.repeat_interrupt();
+        Ok(())
     }
 
     fn read_register(&self, offset: u32) -> u32 {

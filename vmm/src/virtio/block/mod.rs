@@ -16,9 +16,9 @@ pub use disk::{Disk, DiskError, SECTOR, SERIAL_SIZE};
 
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES, virtio_blk_config,
@@ -26,15 +26,14 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Queue, QueueT};
-use vmm_sys_util::eventfd::EventFd;
+use virtio_queue::QueueState;
 
-use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
-use super::memory::View;
-use super::queue::{Done, serve};
-use super::watch::Watch;
+use super::device::{
+    ActivateError, Activation, DeviceState, RestoreError, SaveError, VirtioDevice,
+};
+use super::life::{Active, Life};
+use super::queue::Turn;
 use crate::event_loop::Subscriber;
-use crate::stop::StopFlag;
 
 /// Descriptors in the queue: requests in flight, or with indirect descriptors, the longest of one.
 const QUEUE_SIZE: u16 = 128;
@@ -50,19 +49,14 @@ const CONFIG_SIZE: usize = offset_of!(virtio_blk_config, max_secure_erase_sector
 pub struct Block {
     disk: Disk,
     config: [u8; CONFIG_SIZE],
-    watch: Watch,
-    active: Option<Active>,
+    life: Life<1>,
 }
 
-/// What there is between activation and reset.
-struct Active {
-    memory: View,
-    queue: Queue,
-    kick: Arc<EventFd>,
-    interrupt: Interrupt,
-    stop: StopFlag,
-    /// The driver knows nothing of flushing.
-    write_through: bool,
+/// What is to be the same of the device that a saved one becomes, beside its configuration. What the disk
+/// holds is the caller's to keep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockState {
+    serial: String,
 }
 
 impl Block {
@@ -73,29 +67,40 @@ impl Block {
     pub fn new(disk: Disk) -> std::io::Result<Self> {
         Ok(Self {
             config: config(&disk),
+            life: Life::new(format!("virtio-blk: {}", disk.serial()))?,
             disk,
-            watch: Watch::new("virtio-blk")?,
-            active: None,
         })
     }
 
     /// Serves what the driver has asked for, as after a kick.
     fn serve(&mut self) {
-        let Some(active) = &mut self.active else {
+        let Some(active) = self.life.active() else {
             return;
         };
-        match active.serve(&self.disk) {
-            Ok(Done::All) => {}
-            Ok(Done::Some) => {
-                // The rest in the loop's next turn.
-                let _ = active.kick.write(1);
-            }
-            Err(error) => {
-                let serial = self.disk.serial();
-                log::warn!("virtio-blk: {serial} is out of order until a reset: {error}");
-                self.active = None;
-            }
-        }
+        let Active {
+            memory,
+            queues: [queue],
+            features,
+            interrupt,
+            stop,
+        } = active;
+        let turn = Turn {
+            budget: BUDGET,
+            stop,
+            tell_each: Some(interrupt),
+        };
+        // A driver that knows nothing of flushing.
+        let write_through = *features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
+        let (disk, memory) = (&self.disk, memory.memory());
+        queue.serve(memory, turn, |chain| {
+            let served = request::serve(disk, write_through, memory, chain);
+            let written = served.unwrap_or_else(|error| {
+                log::debug!("virtio-blk: {}: {error}", disk.serial());
+                0
+            });
+            Some(written as u32) // at most 4 MiB, so it fits
+        });
+        self.life.end_turn();
     }
 }
 
@@ -142,29 +147,6 @@ fn config(disk: &Disk) -> [u8; CONFIG_SIZE] {
     config
 }
 
-impl Active {
-    /// Serves up to [`BUDGET`] requests.
-    fn serve(&mut self, disk: &Disk) -> Result<Done, virtio_queue::Error> {
-        let memory = self.memory.memory();
-        let write_through = self.write_through;
-        serve(
-            &mut self.queue,
-            memory,
-            &self.interrupt,
-            &self.stop,
-            BUDGET,
-            |chain| {
-                let served = request::serve(disk, write_through, memory, chain);
-                let written = served.unwrap_or_else(|error| {
-                    log::debug!("virtio-blk: {}: {error}", disk.serial());
-                    0
-                });
-                written as u32 // at most 4 MiB, so it fits
-            },
-        )
-    }
-}
-
 impl VirtioDevice for Block {
     fn device_type(&self) -> u32 {
         VIRTIO_ID_BLOCK
@@ -190,7 +172,7 @@ impl VirtioDevice for Block {
     }
 
     fn doorbell(&self) -> Option<RawFd> {
-        Some(self.watch.doorbell())
+        Some(self.life.doorbell())
     }
 
     fn config(&self) -> &[u8] {
@@ -198,44 +180,44 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let found = activation.queues.len();
-        let [ActiveQueue { mut queue, kick }] = <[ActiveQueue; 1]>::try_from(activation.queues)
-            .map_err(|_| ActivateError::QueueCount { expected: 1, found })?;
-        let agreed = |bit: u32| activation.features & (1 << bit) != 0;
-        queue.set_event_idx(agreed(VIRTIO_RING_F_EVENT_IDX));
-        let write_through = !agreed(VIRTIO_BLK_F_FLUSH);
-        self.active = Some(Active {
-            memory: View::new(activation.memory).map_err(std::io::Error::other)?,
-            queue,
-            kick,
-            interrupt: activation.interrupt,
-            stop: activation.stop,
-            write_through,
-        });
-        self.watch.driver_came()?;
-        Ok(())
+        self.life.activate(activation)
+    }
+
+    fn stop(&mut self) -> Vec<QueueState> {
+        self.life.stop()
     }
 
     fn reset(&mut self) {
-        self.active = None;
-        self.watch.driver_went();
+        self.life.stop();
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        let serial = self.disk.serial().to_owned();
+        Ok(DeviceState::Block(BlockState { serial }))
+    }
+
+    fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
+        if self.save().is_ok_and(|own| own == state) {
+            return Ok(());
+        }
+        let what = "serial number";
+        Err(RestoreError::Differs { what })
     }
 }
 
 impl Subscriber for Block {
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.watch.doorbell(), self.disk.as_raw_fd()]
+        vec![self.life.doorbell(), self.disk.as_raw_fd()]
     }
 }
 
 impl MutEventSubscriber for Block {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        self.watch.init(ops);
+        self.life.init(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        let kick = self.active.as_ref().map(|active| &active.kick);
-        self.watch.on_event(&events, kick, ops);
+        self.life.on_event(&events, ops);
         self.serve();
     }
 }

@@ -12,6 +12,11 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use super::*;
 use crate::jail::child::{self, End, is_root};
 use crate::jail::{self, Identity, Role};
+use crate::stop::StopFlag;
+use crate::virtio::device::{ActiveQueue, Interrupt};
+use crate::virtio::testing::Bench;
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
 
 const MEMORY: usize = 1 << 20;
 const AVAIL: u64 = 0x1000;
@@ -299,7 +304,14 @@ fn a_broken_ring_waits_for_a_reset() {
     let mut rig = Rig::new(false);
     rig.offer(QUEUE_SIZE + 1);
     rig.block.serve();
-    assert!(rig.block.active.is_none());
+    rig.put(AVAIL + 2, &[1, 0]);
+    rig.block.serve();
+    assert_eq!(
+        rig.get(USED + 2, 2),
+        [0, 0],
+        "a ring put right is not enough"
+    );
+    assert!(!rig.block.stop()[0].ready);
     rig.block.reset();
     rig.available = 0;
     rig.put(AVAIL, &[0; 4]);
@@ -332,6 +344,40 @@ fn the_loop_follows_activation_kicks_and_reset() {
     events.run_with_timeout(0).expect("the reset");
     rig.kick.write(1).expect("kicked");
     assert_eq!(events.run_with_timeout(0), Ok(0), "nobody listens any more");
+}
+
+#[test]
+fn a_saved_disk_goes_on_where_it_was() {
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(SECTORS * SECTOR).expect("sparse");
+    let block = |serial| {
+        let own = file.try_clone().expect("dup");
+        Block::new(Disk::new(own, serial, false).expect("a disk")).expect("a device")
+    };
+    let mut bench = Bench::new(block("disk-7"));
+    bench.start();
+    let write = |bench: &mut Bench<Block>, sector: u8, byte: u8| {
+        let data = bench.put(0x4000, &[byte; 512]);
+        let header = bench.put(
+            0x5000,
+            &[1, 0, 0, 0, 0, 0, 0, 0, sector, 0, 0, 0, 0, 0, 0, 0],
+        );
+        let chain = [(header, 16, 0), (data, 512, 0), (0x6000, 1, WRITE)];
+        assert_eq!(bench.request(0, &chain), 1);
+        assert_eq!(bench.get(0x6000, 1), [OK]);
+    };
+    write(&mut bench, 0, 7);
+    let state = bench.save();
+    assert!(bench.restored(block("disk-8"), &state).is_err(), "another");
+
+    let mut bench = bench.restored(block("disk-7"), &state).expect("the same");
+    write(&mut bench, 1, 9);
+    let mut found = [0; 1024];
+    file.read_exact_at(&mut found, 0).expect("read");
+    assert_eq!((found[511], found[512]), (7, 9));
+    let state = bench.save();
+    file.set_len(SECTOR).expect("shorter");
+    assert!(bench.restored(block("disk-7"), &state).is_err(), "smaller");
 }
 
 #[test]

@@ -4,6 +4,10 @@
 //! guest's queues, bounds what the guest can ask of it, and decides how the file system behaves (see
 //! [`Options`]). The device does blocking file I/O, so it runs on a thread of its own: [`spawn`].
 //!
+//! What a guest that has mounted the share has looked up and opened is in the library, as descriptors of
+//! this process, and has no form that could be saved: the device can be saved only before the guest mounts
+//! the share, or after it has unmounted it ([`SaveError::ShareMounted`]).
+//!
 //! Locks (`flock`, `fcntl`) stay in the guest: the library offers none, so the guest's kernel keeps
 //! them, and a lock is seen by every process of the guest and by nobody on the host.
 
@@ -25,22 +29,18 @@ pub use options::{CACHE_TIMEOUT, Options, RESERVED_FDS, fd_limit};
 pub use thread::{FsThread, spawn};
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::os::fd::RawFd;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Queue, QueueT};
-use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use virtio_queue::QueueState;
 
-use super::memory::View;
-use super::queue::{Done, serve};
-use super::{ActivateError, Activation, Interrupt, VirtioDevice};
+use super::life::{Active, Life, Told};
+use super::queue::Turn;
+use super::{ActivateError, Activation, DeviceState, RestoreError, SaveError, VirtioDevice};
 use crate::event_loop::Subscriber;
-use crate::stop::StopFlag;
 use request::Service;
 
 /// The `tag` field of the configuration space, in bytes (virtio 1.3, 5.11.4).
@@ -57,10 +57,6 @@ const QUEUE_SIZES: [u16; 2] = [128, 512];
 
 /// Requests served before the event loop gets to look at its other events.
 const BUDGET: usize = 64;
-
-/// Event data: the device's own eventfd. The queues' are `QUEUE + index`.
-const CONTROL: u32 = 0;
-const QUEUE: u32 = 1;
 
 /// Why there is no device.
 #[derive(Debug, thiserror::Error)]
@@ -83,29 +79,9 @@ pub struct Fs {
     /// Up to then.
     options: Option<Options>,
     config: [u8; CONFIG_SIZE],
-    /// Written to when the queues have come or gone, and when a queue's budget is spent.
-    control: EventFd,
-    active: Option<Active>,
-    /// The kick eventfds that the event loop watches: those of the last activation.
-    watched: Vec<Arc<EventFd>>,
+    life: Life<{ QUEUE_SIZES.len() }>,
     /// The last driver is gone and its files are still open.
     stale: bool,
-}
-
-/// What there is between activation and reset.
-struct Active {
-    memory: View,
-    queues: Vec<Served>,
-    interrupt: Interrupt,
-    stop: StopFlag,
-}
-
-/// A queue, its eventfd, and whether it can still be served.
-struct Served {
-    queue: Queue,
-    kick: Arc<EventFd>,
-    /// The driver has written nonsense to the rings: the queue waits for a reset.
-    broken: bool,
 }
 
 impl Fs {
@@ -126,9 +102,7 @@ impl Fs {
             service: None,
             options: Some(options),
             config,
-            control: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::EventFd)?,
-            active: None,
-            watched: Vec::new(),
+            life: Life::new("virtio-fs".to_owned()).map_err(Error::EventFd)?,
             stale: false,
         })
     }
@@ -149,11 +123,6 @@ impl Fs {
         Ok(())
     }
 
-    /// Wakes the event loop. A counter that is full is readable already.
-    fn wake(&self) {
-        let _ = self.control.write(1);
-    }
-
     /// Closes the last driver's files. Any event of a new driver may come first, so this comes before
     /// all of them.
     fn forget_last_driver(&mut self) {
@@ -164,76 +133,34 @@ impl Fs {
         }
     }
 
-    /// Follows the transport: watches the queues of the last activation.
-    fn follow_transport(&mut self, ops: &mut EventOps) {
-        let kicks: Vec<_> = self.active.iter().flat_map(Active::kicks).collect();
-        let unchanged = kicks.len() == self.watched.len()
-            && kicks
-                .iter()
-                .zip(&self.watched)
-                .all(|(a, b)| Arc::ptr_eq(a, b));
-        if unchanged {
-            return;
-        }
-        for kick in self.watched.drain(..) {
-            if let Err(error) = ops.remove(Events::empty(&*kick)) {
-                log::error!("virtio-fs: cannot stop watching a queue: {error:?}");
-            }
-        }
-        for (kick, data) in kicks.iter().zip(QUEUE..) {
-            if let Err(error) = ops.add(Events::with_data(&**kick, data, EventSet::IN)) {
-                log::error!("virtio-fs: cannot watch a queue: {error:?}");
-            }
-        }
-        self.watched = kicks;
-    }
-
     /// Serves a queue until it is empty or the budget is spent; then the rest waits for the next turn
     /// of the event loop.
     fn serve(&mut self, index: usize) {
-        let (Some(active), Some(service)) = (&mut self.active, &self.service) else {
+        let (Some(active), Some(service)) = (self.life.active(), &self.service) else {
             return;
         };
-        let Some(served) = active.queues.get_mut(index) else {
-            return;
+        let Active {
+            memory,
+            queues,
+            interrupt,
+            stop,
+            ..
+        } = active;
+        let turn = Turn {
+            budget: BUDGET,
+            stop,
+            tell_each: Some(interrupt),
         };
-        match served.run(service, &active.memory, &active.interrupt, &active.stop) {
-            Ok(Done::All) => {}
-            Ok(Done::Some) => self.wake(),
-            Err(error) => {
-                log::warn!("virtio-fs: queue {index} is out of order until a reset: {error}");
-                served.broken = true;
-            }
-        }
-    }
-}
-
-impl Active {
-    fn kicks(&self) -> impl Iterator<Item = Arc<EventFd>> + '_ {
-        self.queues.iter().map(|served| Arc::clone(&served.kick))
-    }
-}
-
-impl Served {
-    /// Serves up to [`BUDGET`] requests.
-    fn run(
-        &mut self,
-        service: &Service,
-        view: &View,
-        interrupt: &Interrupt,
-        stop: &StopFlag,
-    ) -> Result<Done, virtio_queue::Error> {
-        if self.broken {
-            return Ok(Done::All);
-        }
-        let memory = view.memory();
-        serve(&mut self.queue, memory, interrupt, stop, BUDGET, |chain| {
-            let written = service.serve(memory, chain).unwrap_or_else(|error| {
-                log::debug!("virtio-fs: request refused: {error}");
-                0
+        let memory = memory.memory();
+        if let Some(queue) = queues.get_mut(index) {
+            queue.serve(memory, turn, |chain| {
+                let written = service.serve(memory, chain).unwrap_or_else(|error| {
+                    log::debug!("virtio-fs: request refused: {error}");
+                    0
+                });
+                Some(written as u32) // at most MAX_BYTES, so it fits
             });
-            written as u32 // at most MAX_BYTES, so it fits
-        })
+        }
     }
 }
 
@@ -251,7 +178,7 @@ impl VirtioDevice for Fs {
     }
 
     fn doorbell(&self) -> Option<RawFd> {
-        Some(self.control.as_raw_fd())
+        Some(self.life.doorbell())
     }
 
     fn config(&self) -> &[u8] {
@@ -259,74 +186,48 @@ impl VirtioDevice for Fs {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        if activation.queues.len() != QUEUE_SIZES.len() {
-            return Err(ActivateError::QueueCount {
-                expected: QUEUE_SIZES.len(),
-                found: activation.queues.len(),
-            });
-        }
-        let memory = View::new(activation.memory).map_err(std::io::Error::other)?;
-        let event_idx = activation.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-        let queues = activation
-            .queues
-            .into_iter()
-            .map(|mut active| {
-                active.queue.set_event_idx(event_idx);
-                Served {
-                    queue: active.queue,
-                    kick: active.kick,
-                    broken: false,
-                }
-            })
-            .collect();
-        self.active = Some(Active {
-            memory,
-            queues,
-            interrupt: activation.interrupt,
-            stop: activation.stop,
-        });
-        self.control.write(1)?;
-        Ok(())
+        self.life.activate(activation)
+    }
+
+    fn stop(&mut self) -> Vec<QueueState> {
+        self.life.stop()
     }
 
     fn reset(&mut self) {
         // Closing the guest's files may take long: the device's thread does it, not the vCPU's.
-        self.active = None;
         self.stale = true;
-        self.wake();
+        self.life.stop();
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        match &self.service {
+            Some(service) if service.is_mounted() && !self.stale => Err(SaveError::ShareMounted),
+            _ => Ok(DeviceState::Fs),
+        }
+    }
+
+    fn restore(&mut self, _: DeviceState) -> Result<(), RestoreError> {
+        Ok(())
     }
 }
 
 impl Subscriber for Fs {
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.control.as_raw_fd()]
+        vec![self.life.doorbell()]
     }
 }
 
 impl MutEventSubscriber for Fs {
     fn init(&mut self, ops: &mut EventOps) {
-        let events = Events::with_data(&self.control, CONTROL, EventSet::IN);
-        if let Err(error) = ops.add(events) {
-            log::error!("virtio-fs: cannot watch the device's eventfd: {error:?}");
-        }
+        self.life.init(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         self.forget_last_driver();
-        match events.data() {
-            CONTROL => {
-                let _ = self.control.read();
-                self.follow_transport(ops);
-                // The driver may have filled the queues before they were watched.
-                (0..QUEUE_SIZES.len()).for_each(|index| self.serve(index));
-            }
-            data => {
-                let index = (data - QUEUE) as usize;
-                if let Some(kick) = self.watched.get(index) {
-                    let _ = kick.read();
-                }
-                self.serve(index);
-            }
+        match self.life.on_event(&events, ops) {
+            Told::Kick(index) => self.serve(index),
+            _ => (0..QUEUE_SIZES.len()).for_each(|index| self.serve(index)),
         }
+        self.life.end_turn();
     }
 }

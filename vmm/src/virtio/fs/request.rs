@@ -71,6 +71,11 @@ impl Service {
         })
     }
 
+    /// Whether the guest has mounted the share.
+    pub(super) fn is_mounted(&self) -> bool {
+        self.share.is_mounted()
+    }
+
     /// Closes all that the guest has open, and forgets what it has mounted.
     pub(super) fn forget(&self) {
         self.server.destroy();

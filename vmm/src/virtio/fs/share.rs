@@ -14,6 +14,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use virtiofsd::filesystem::{
@@ -49,6 +50,7 @@ pub(super) struct Share {
     /// See [`Share::present`].
     generation: u32,
     cache_timeout: Duration,
+    mounted: Arc<AtomicBool>,
 }
 
 impl Share {
@@ -65,7 +67,13 @@ impl Share {
             xattr_names: Arc::new(xattr::Names::new()?),
             generation: u32::from_le_bytes(generation),
             cache_timeout,
+            mounted: Arc::default(),
         })
+    }
+
+    /// Whether there is a FUSE session: what the guest has looked up and opened.
+    pub(super) fn is_mounted(&self) -> bool {
+        self.mounted.load(Ordering::Relaxed)
     }
 
     /// FUSE_TMPFILE, which the server doesn't know.
@@ -282,12 +290,14 @@ impl FileSystem for Share {
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
         }
         self.unnamed.clear();
+        self.mounted.store(true, Ordering::Relaxed);
         self.inner.init(capable)
     }
 
     fn destroy(&self) {
         self.unnamed.clear();
         self.inner.destroy();
+        self.mounted.store(false, Ordering::Relaxed);
     }
 
     fn lookup(&self, ctx: Context, parent: Node, name: &CStr) -> io::Result<Entry> {

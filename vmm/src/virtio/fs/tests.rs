@@ -10,7 +10,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::driver::{Guest, MEMORY, REPLY, REQUEST, REQUESTS, c_string, options, unconfined, word};
 use super::{Error, Fs};
-use crate::virtio::VirtioDevice;
+use crate::jail::child::{self, End};
+use crate::virtio::testing::Bench;
+use crate::virtio::{SaveError, VirtioDevice};
 
 const ROOT: u64 = 1;
 const LOOKUP: u32 = Opcode::Lookup as u32;
@@ -470,4 +472,49 @@ fn a_ring_out_of_order_waits_for_a_reset() {
     // The new driver's FUSE session is a new one: nothing of the old one is left in it.
     assert_eq!(guest.request(OPEN, node, &[0; 8]), Err(libc::EBADF));
     guest.stop();
+}
+
+/// In a child: opening the tree changes the umask of the thread and all that share it.
+#[test]
+fn a_saved_share_goes_on_until_it_is_mounted() {
+    let tree = tree();
+    let end = child::run(|| {
+        let open = || {
+            let mut device = Fs::new(options(tree.path())).expect("a device");
+            let descriptors = fs::File::open("/proc/thread-self/fd").expect("/proc");
+            device.open(descriptors).expect("the tree");
+            device
+        };
+        let ask = |bench: &mut Bench<Fs>, opcode: u32, body: &[u8]| {
+            let mut bytes = (40 + body.len() as u32).to_le_bytes().to_vec();
+            bytes.extend(opcode.to_le_bytes());
+            bytes.extend(7_u64.to_le_bytes());
+            bytes.extend(ROOT.to_le_bytes());
+            bytes.resize(40, 0);
+            bytes.extend(body);
+            let request = bench.put(0x5000, &bytes);
+            let chain = [(request, bytes.len() as u32, 0), (0x6000, 0x1000, 2)];
+            bench.put(0x6004, &[0; 4]);
+            bench.request(1, &chain);
+            let error: [u8; 4] = bench.get(0x6004, 4).try_into().expect("4");
+            i32::from_le_bytes(error)
+        };
+        let mut bench = Bench::new(open());
+        bench.start();
+        assert_eq!(ask(&mut bench, 9999, &[]), -libc::ENOSYS);
+        let state = bench.save();
+
+        let mut bench = bench.restored(open(), &state).expect("the same");
+        let mut init = [7_u32, 38, 0x1000, 0x7fff_ffff, 0xffff_ffff]
+            .map(u32::to_le_bytes)
+            .concat();
+        init.resize(64, 0);
+        assert_eq!(ask(&mut bench, Opcode::Init as u32, &init), 0);
+        assert_eq!(ask(&mut bench, LOOKUP, &c_string("hello")), 0);
+        assert!(matches!(bench.try_save(), Err(SaveError::ShareMounted)));
+        assert_eq!(ask(&mut bench, LOOKUP, &c_string("hello")), 0, "it goes on");
+        assert_eq!(ask(&mut bench, Opcode::Destroy as u32, &[]), 0);
+        assert!(bench.try_save().is_ok());
+    });
+    assert_eq!(end, End::Returned);
 }

@@ -2,26 +2,31 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vm_memory::{GuestMemoryMmap, VolatileSlice};
+use virtio_queue::QueueState;
+use vm_memory::{Bytes, GuestMemoryMmap, VolatileSlice};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::buffers::{more_buffers, next_buffer};
 use super::connection::Connection;
 use super::control::Control;
 use super::deadlines::Deadline;
 use super::endpoint::Moved;
-use super::muxer::{FIRST_RESERVED, Muxer, Waiter};
+use super::muxer::{Muxer, Waiter};
 use super::packet::{HEADER_SIZE, PacketError, RxBuffer, TxPacket, truncate};
-use super::queues::Ring;
 use super::{Direction, Offered, Token, VsockError};
 use crate::event_loop::Subscriber;
-use crate::virtio::{ActivateError, Activation, Interrupt, VirtioDevice};
+use crate::virtio::life::{Active, Life, Told};
+use crate::virtio::queue::{DeviceQueue, Turn};
+use crate::virtio::{
+    ActivateError, Activation, DeviceState, RestoreError, SaveError, VirtioDevice,
+};
 
 /// Receive, transmit, event. Linux fills the receive queue with buffers of 4 KiB: a megabyte of them.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 8];
@@ -38,13 +43,17 @@ const RX_BATCH: usize = 32;
 /// How long no client is accepted after it failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 
-// What an event is about, where it isn't a stream or a client.
-const WAKE: u32 = FIRST_RESERVED;
-const TIMER: u32 = FIRST_RESERVED + 1;
-const LISTENER: u32 = FIRST_RESERVED + 2;
-const RX_KICK: u32 = FIRST_RESERVED + 3;
-const TX_KICK: u32 = FIRST_RESERVED + 4;
-const EVENT_KICK: u32 = FIRST_RESERVED + 5;
+/// The queues' numbers.
+pub(super) const RX: usize = 0;
+pub(super) const TX: usize = 1;
+pub(super) const EVENT: usize = 2;
+
+// What an event is about, where it isn't a stream, a client or the driver: above `life::FIRST_EVENT`.
+const TIMER: u32 = u32::MAX;
+const LISTENER: u32 = u32::MAX - 1;
+
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.3, 5.10.6.7): all of the guest's connections are gone.
+const TRANSPORT_RESET: u32 = 0;
 
 /// Streams on offer to the guest.
 #[derive(Debug)]
@@ -56,34 +65,24 @@ pub struct Attached {
     pub done: EventFd,
 }
 
-/// What the driver has set up.
-#[derive(Debug)]
-struct Active {
-    memory: Arc<GuestMemoryMmap>,
-    interrupt: Interrupt,
-    rx: Ring,
-    tx: Ring,
-    /// Never used: the only event there is tells of a migration.
-    event_kick: Arc<EventFd>,
-    /// There may be packets in the transmit queue.
-    tx_pending: bool,
-    /// The guest has to make buffers available before it can be sent anything.
-    rx_starved: bool,
-}
-
 /// The virtio-vsock device.
 #[derive(Debug)]
 pub struct Vsock {
     config: [u8; 8],
     muxer: Muxer,
     control: Control,
-    /// Has the loop look at what another thread has changed, or at the rest of the work.
-    wake: EventFd,
-    active: Option<Active>,
-    /// The device was activated or reset, and the loop hasn't seen to it yet.
-    changed: bool,
-    /// The kicks that the loop watches, maybe those of an activation that was reset.
-    watched: Vec<Arc<EventFd>>,
+    life: Life<{ QUEUE_SIZES.len() }>,
+    /// The guest has to make buffers available before it can be sent anything.
+    rx_starved: bool,
+    /// The guest is to be told that its connections are gone.
+    reset_untold: bool,
+}
+
+/// What outlives the connections of a saved device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockState {
+    /// No port below it is handed out again: the guest may still send something to one.
+    next_port: u32,
 }
 
 impl Vsock {
@@ -105,10 +104,9 @@ impl Vsock {
             config: guest_cid.to_le_bytes(),
             muxer: Muxer::new(guest_cid, first_port).map_err(io_error("make a timer"))?,
             control: Control::new(listener).map_err(io_error("use the control socket"))?,
-            wake: new_eventfd()?,
-            active: None,
-            changed: false,
-            watched: Vec::new(),
+            life: Life::new("vsock".to_owned()).map_err(io_error("make an eventfd"))?,
+            rx_starved: false,
+            reset_untold: false,
         })
     }
 
@@ -162,36 +160,12 @@ impl Vsock {
         self.reset();
     }
 
-    fn wake(&self) {
-        // A full eventfd is readable too.
-        let _ = self.wake.write(1);
-    }
-
     /// Catches up with what activation or reset have done in another thread.
-    fn on_wake(&mut self, ops: &mut EventOps) {
-        let _ = self.wake.read();
-        if !std::mem::take(&mut self.changed) {
-            return;
-        }
-        for kick in self.watched.drain(..) {
-            let _ = ops.remove(Events::empty(&*kick));
-        }
+    fn on_change(&mut self, ops: &mut EventOps) {
         self.muxer.settle_all(ops);
-        let Some(active) = &mut self.active else {
-            return;
-        };
-        for (kick, token) in [
-            (&active.rx.kick, RX_KICK),
-            (&active.tx.kick, TX_KICK),
-            (&active.event_kick, EVENT_KICK),
-        ] {
-            match ops.add(Events::with_data(&**kick, token, EventSet::IN)) {
-                Ok(()) => self.watched.push(Arc::clone(kick)),
-                Err(error) => log::error!("vsock: cannot watch a queue: {error}"),
-            }
-        }
-        // A kick may have come before anybody watched.
-        active.tx_pending = true;
+        self.rx_starved = false;
+        self.receive_packets(ops);
+        self.tell_of_reset();
     }
 
     fn on_timer(&mut self, ops: &mut EventOps) {
@@ -221,56 +195,50 @@ impl Vsock {
 
     /// Takes packets from the guest, a bounded number.
     fn receive_packets(&mut self, ops: &mut EventOps) {
-        let Some(active) = &mut self.active else {
+        let Some(active) = self.life.active() else {
             return;
         };
-        let memory = Arc::clone(&active.memory);
-        active.tx.hush(&memory);
-        for _ in 0..TX_BUDGET {
-            let Some(chain) = active.tx.pop(&memory) else {
-                if active.tx.wait_for_more(&memory) {
-                    continue;
-                }
-                active.tx_pending = false;
-                return;
-            };
-            let head = chain.head_index();
-            match TxPacket::parse(&memory, chain) {
-                Ok(packet) => self.muxer.receive(&packet.header, packet.payload, ops),
-                Err(error) => self
-                    .muxer
-                    .warn(format_args!("a packet is dropped: {error}")),
+        let memory = active.memory.guest();
+        let turn = Turn {
+            budget: TX_BUDGET,
+            stop: &active.stop,
+            tell_each: None,
+        };
+        let muxer = &mut self.muxer;
+        active.queues[TX].serve(memory, turn, |chain| {
+            match TxPacket::parse(memory, chain) {
+                Ok(packet) => muxer.receive(&packet.header, packet.payload, ops),
+                Err(error) => muxer.warn(format_args!("a packet is dropped: {error}")),
             }
-            active.tx.publish(&memory, head, 0);
-        }
-        active.tx_pending = true;
+            Some(0)
+        });
     }
 
     /// Sends packets to the guest, a bounded number, in turn of their senders.
     fn send_packets(&mut self, ops: &mut EventOps) {
-        let Some(active) = &mut self.active else {
+        let Some(Active { memory, queues, .. }) = self.life.active() else {
             return;
         };
-        let memory = Arc::clone(&active.memory);
+        let (memory, rx) = (memory.guest(), &mut queues[RX]);
         for _ in 0..RX_BUDGET {
-            if active.rx_starved {
+            if self.rx_starved {
                 return;
             }
             let mut malformed = None;
             let warn = |error| malformed = Some(error);
             if let Some(header) = self.muxer.next_reply() {
-                match active.rx.next_buffer(&memory, warn) {
+                match next_buffer(rx, memory, warn) {
                     Some(buffer) => {
                         buffer.write_header(header);
-                        active.rx.publish(&memory, buffer.head, HEADER_SIZE as u32);
+                        rx.give_back(memory, buffer.head, HEADER_SIZE as u32);
                         self.muxer.reply_sent();
                     }
-                    None => active.rx_starved = true,
+                    None => self.rx_starved = true,
                 }
             } else if let Some(connection) = self.muxer.next_sender() {
-                match serve(connection, &mut active.rx, &memory, warn) {
+                match serve(connection, rx, memory, warn) {
                     Ok(()) => self.muxer.sender_served(ops),
-                    Err(Starved) => active.rx_starved = true,
+                    Err(Starved) => self.rx_starved = true,
                 }
             } else {
                 return;
@@ -280,29 +248,36 @@ impl Vsock {
                     .warn(format_args!("a receive buffer is not used: {error}"));
             }
         }
+        if self.muxer.has_packets() && !self.rx_starved {
+            rx.come_back(); // others have their turn first
+        }
+    }
+
+    /// Tells the guest, once it has a buffer for that, that its connections are gone.
+    fn tell_of_reset(&mut self) {
+        let Some(active) = self.life.active().filter(|_| self.reset_untold) else {
+            return;
+        };
+        let memory = active.memory.guest();
+        let turn = Turn {
+            budget: 1,
+            stop: &active.stop,
+            tell_each: None,
+        };
+        active.queues[EVENT].serve(memory, turn, |chain| {
+            self.reset_untold = false;
+            let event = TRANSPORT_RESET.to_le_bytes();
+            let buffer = chain.writable().next()?;
+            let written = buffer.len() as usize >= event.len()
+                && memory.write_slice(&event, buffer.addr()).is_ok();
+            Some(if written { event.len() as u32 } else { 0 })
+        });
     }
 
     /// What is to be done after every event.
     fn work(&mut self, ops: &mut EventOps) {
-        if self.active.as_ref().is_some_and(|active| active.tx_pending) {
-            self.receive_packets(ops);
-        }
         self.send_packets(ops);
-        if let Some(active) = &mut self.active {
-            let rx = active.rx.take_interrupt(&active.memory);
-            let tx = active.tx.take_interrupt(&active.memory);
-            if rx || tx {
-                active.interrupt.used_buffer();
-            }
-            let troubles = [active.rx.take_trouble(), active.tx.take_trouble()];
-            for error in troubles.into_iter().flatten() {
-                self.muxer
-                    .warn(format_args!("a queue is not served any more: {error}"));
-            }
-            if active.tx_pending || (self.muxer.has_packets() && !active.rx_starved) {
-                self.wake(); // others have their turn first
-            }
-        }
+        self.life.end_turn();
         for client in std::mem::take(&mut self.muxer.done_clients) {
             self.control.done(client, &mut self.muxer, ops);
         }
@@ -316,27 +291,32 @@ struct Starved;
 /// data.
 fn serve(
     connection: &mut Connection,
-    rx: &mut Ring,
+    rx: &mut DeviceQueue,
     memory: &GuestMemoryMmap,
     mut warn: impl FnMut(PacketError),
 ) -> Result<(), Starved> {
     if connection.owes_control() {
-        let buffer = rx.next_buffer(memory, &mut warn).ok_or(Starved)?;
+        let buffer = next_buffer(rx, memory, &mut warn).ok_or(Starved)?;
         if let Some(header) = connection.take_control() {
             buffer.write_header(&header);
-            rx.publish(memory, buffer.head, HEADER_SIZE as u32);
+            rx.give_back(memory, buffer.head, HEADER_SIZE as u32);
         }
     }
     let wanted = connection.sendable();
     if wanted == 0 {
         return Ok(());
     }
-    let first = rx.next_buffer(memory, &mut warn).ok_or(Starved)?;
+    let first = next_buffer(rx, memory, &mut warn).ok_or(Starved)?;
     if first.room() == 0 {
-        rx.publish(memory, first.head, 0);
+        rx.give_back(memory, first.head, 0);
         return Ok(());
     }
-    let more = rx.more_buffers(memory, wanted.saturating_sub(first.room()), RX_BATCH - 1);
+    let more = more_buffers(
+        rx,
+        memory,
+        wanted.saturating_sub(first.room()),
+        RX_BATCH - 1,
+    );
     let buffers: Vec<RxBuffer<'_>> = std::iter::once(first).chain(more).collect();
     let mut slices: Vec<VolatileSlice<'_>> = buffers
         .iter()
@@ -355,7 +335,7 @@ fn serve(
         let len = buffer.room().min(rest);
         rest -= len;
         buffer.write_header(&connection.data_header(len as u32));
-        rx.publish(memory, buffer.head, (HEADER_SIZE + len) as u32);
+        rx.give_back(memory, buffer.head, (HEADER_SIZE + len) as u32);
         filled += 1;
     }
     rx.put_back(buffers.len() - filled);
@@ -384,7 +364,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn doorbell(&self) -> Option<RawFd> {
-        Some(self.wake.as_raw_fd())
+        Some(self.life.doorbell())
     }
 
     fn config(&self) -> &[u8] {
@@ -392,37 +372,38 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let event_idx = activation.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        let found = activation.queues.len();
-        let Ok([rx, tx, event]) = <[_; 3]>::try_from(activation.queues) else {
-            let expected = QUEUE_SIZES.len();
-            return Err(ActivateError::QueueCount { expected, found });
-        };
-        self.active = Some(Active {
-            memory: activation.memory,
-            interrupt: activation.interrupt,
-            rx: Ring::new(rx, event_idx),
-            tx: Ring::new(tx, event_idx),
-            event_kick: event.kick,
-            tx_pending: false,
-            rx_starved: false,
-        });
-        self.changed = true;
-        self.wake();
-        Ok(())
+        self.life.activate(activation)
+    }
+
+    fn stop(&mut self) -> Vec<QueueState> {
+        self.life.stop()
     }
 
     fn reset(&mut self) {
-        self.active = None;
+        self.reset_untold = false;
         self.muxer.forget_guest();
-        self.changed = true;
-        self.wake();
+        self.life.stop();
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        let next_port = self.muxer.next_port();
+        Ok(DeviceState::Vsock(VsockState { next_port }))
+    }
+
+    fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Vsock(VsockState { next_port }) = state else {
+            return Err(RestoreError::Differs { what: "type" });
+        };
+        self.muxer.skip_ports(next_port);
+        self.muxer.forget_guest();
+        self.reset_untold = true;
+        Ok(())
     }
 }
 
 impl Subscriber for Vsock {
     fn descriptors(&self) -> Vec<RawFd> {
-        let own = [self.wake.as_raw_fd()].into_iter();
+        let own = [self.life.doorbell()].into_iter();
         own.chain(self.muxer.descriptors())
             .chain(self.control.descriptors())
             .collect()
@@ -431,45 +412,31 @@ impl Subscriber for Vsock {
 
 impl MutEventSubscriber for Vsock {
     fn init(&mut self, ops: &mut EventOps) {
-        let own = [
-            (self.wake.as_raw_fd(), WAKE),
-            (self.muxer.deadlines.as_fd().as_raw_fd(), TIMER),
-        ];
-        for (fd, token) in own {
-            if let Err(error) = ops.add(Events::with_data_raw(fd, token, EventSet::IN)) {
-                log::error!("vsock: cannot watch the device's own events: {error}");
-            }
+        self.life.init(ops);
+        let timer = self.muxer.deadlines.as_fd().as_raw_fd();
+        if let Err(error) = ops.add(Events::with_data_raw(timer, TIMER, EventSet::IN)) {
+            log::error!("vsock: cannot watch the device's timer: {error}");
         }
         self.listen(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        match events.data() {
-            WAKE => self.on_wake(ops),
-            TIMER => self.on_timer(ops),
-            LISTENER => self.accept_clients(ops),
-            kick @ (RX_KICK | TX_KICK | EVENT_KICK) => {
-                if let Some(active) = &mut self.active {
-                    match kick {
-                        RX_KICK => {
-                            let _ = active.rx.kick.read();
-                            active.rx_starved = false;
-                            active.rx.hush(&active.memory);
-                        }
-                        TX_KICK => {
-                            let _ = active.tx.kick.read();
-                            active.tx_pending = true;
-                        }
-                        _ => {
-                            let _ = active.event_kick.read();
-                        }
-                    }
+        match self.life.on_event(&events, ops) {
+            Told::Changed => self.on_change(ops),
+            Told::Kick(RX) => {
+                self.rx_starved = false;
+                if let Some(Active { memory, queues, .. }) = self.life.active() {
+                    queues[RX].hush(memory.guest());
                 }
             }
-            number => {
+            Told::Kick(TX) => self.receive_packets(ops),
+            Told::Kick(_) => self.tell_of_reset(),
+            Told::Other(TIMER) => self.on_timer(ops),
+            Told::Other(LISTENER) => self.accept_clients(ops),
+            Told::Other(number) => {
                 let set = events.event_set();
                 if !self.muxer.on_event(number, set, ops) {
-                    let connectable = self.active.is_some();
+                    let connectable = self.life.is_active();
                     self.control
                         .on_event(number, set, connectable, &mut self.muxer, ops);
                 }

@@ -24,6 +24,12 @@
 //! written it sends `DONE` and closes the socket. Streams outlive a client that leaves early, but a
 //! port that the guest hasn't dialled 30 seconds after that is withdrawn.
 //!
+//! # Saving it
+//! Connections can't be saved: their other ends are descriptors of this process. A device that takes over
+//! a saved state has none, and tells the guest's driver that all of its connections are gone (virtio 1.3,
+//! 5.10.6.7, "Device Events"), as it did not close them itself. What is on offer isn't saved either: streams
+//! are to be offered again, once the state is in place, so that no port is a second stream's.
+//!
 //! # What the guest can do to the host
 //! | it may… | and then |
 //! |---|---|
@@ -36,6 +42,7 @@
 //!
 //! Each event is answered with a bounded amount of work; the rest waits for the loop's next turn.
 
+mod buffers;
 mod claims;
 mod connection;
 mod control;
@@ -44,14 +51,13 @@ mod device;
 mod endpoint;
 mod muxer;
 mod packet;
-mod queues;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 
 pub use claims::{TOKEN_LENGTH, Token};
-pub use device::{Attached, Vsock};
+pub use device::{Attached, Vsock, VsockState};
 
 /// The host's context id (`VMADDR_CID_HOST`).
 pub const HOST_CID: u64 = 2;

@@ -18,6 +18,7 @@ use super::endpoint::Endpoint;
 use super::packet::{Header, TYPE_STREAM, op};
 use super::{Direction, HOST_CID, Offered, VsockError};
 use crate::rate_limit::RateLimit;
+use crate::virtio::life::FIRST_EVENT;
 
 /// Streams there may be, connected and on offer.
 pub(super) const MAX_STREAMS: usize = 1024;
@@ -26,7 +27,7 @@ pub(super) const MAX_STREAMS: usize = 1024;
 pub(super) const MAX_REPLIES: usize = 256;
 
 /// Numbers from here on are no ports but other events' tokens.
-pub(super) const FIRST_RESERVED: u32 = u32::MAX - 0xff;
+pub(super) const FIRST_RESERVED: u32 = FIRST_EVENT;
 
 /// How long the muxer waits, for what.
 #[derive(Debug, Clone, Copy)]
@@ -168,6 +169,16 @@ impl Muxer {
         }
         self.next_number += 1;
         Ok(self.next_number - 1)
+    }
+
+    /// The next of these numbers.
+    pub fn next_port(&self) -> u32 {
+        self.next_number
+    }
+
+    /// Hands out no port below this one any more.
+    pub fn skip_ports(&mut self, next: u32) {
+        self.next_number = self.next_number.max(next);
     }
 
     /// Streams connected and on offer.
@@ -587,11 +598,7 @@ impl Muxer {
 
     /// Logs something that the guest can cause, not too often.
     pub fn warn(&mut self, message: std::fmt::Arguments<'_>) {
-        match self.warnings.pass() {
-            Some(0) => log::warn!("vsock: {message}"),
-            Some(held_back) => log::warn!("vsock: {message} ({held_back} messages held back)"),
-            None => {}
-        }
+        self.warnings.warn("vsock", message);
     }
 }
 

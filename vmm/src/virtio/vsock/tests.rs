@@ -3,4 +3,5 @@
 mod control;
 mod driver;
 mod hostile;
+mod saved;
 mod streams;
