@@ -10,6 +10,7 @@ mod arch;
 mod bus;
 pub mod console;
 pub mod event_loop;
+mod first_state;
 mod image;
 pub mod jail;
 pub mod kernel;

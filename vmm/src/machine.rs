@@ -17,34 +17,32 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use rustix::event::{EventfdFlags, eventfd};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
-use crate::arch::{self, BootData, BootError, Lines, Msi, Platform, layout};
+use crate::arch::{BootError, DeviceAt, Lines, Msi, Platform, layout};
 use crate::bus::{self, Bus};
 use crate::console::Console;
+use crate::first_state::FirstState;
 use crate::image::Image;
 use crate::jail::OwnTable;
-use crate::kernel::{self, KernelError, KernelImage, low_memory};
+use crate::kernel::KernelError;
 use crate::kvm::{self, KvmError};
-use crate::memory::{self, MemoryError};
+use crate::memory::MemoryError;
 use crate::stop::{StopFlag, Stopper};
 use crate::vcpu::{StopReason, Vcpu, install_kick_handler};
 use crate::virtio::VirtioDevice;
 use crate::virtio::transport::MmioTransport;
-use crate::vm::{Vm, VmError, failed};
+use crate::vm::{Vm, VmError};
 
 /// How long vCPU threads may take to confine themselves, and to end.
 const THREADS_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The page size that the initramfs is aligned to.
-const PAGE: u64 = 4096;
 
 /// What a machine is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct MachineConfig<'a> {
     /// Processors, 1 to 64.
     pub vcpus: NonZeroU8,
-    /// Memory in MiB, [`memory::MIN_MIB`] to [`memory::MAX_MIB`].
+    /// Memory in MiB, [`MIN_MIB`](crate::memory::MIN_MIB) to [`MAX_MIB`](crate::memory::MAX_MIB).
     pub memory_mib: u32,
     /// An uncompressed ELF image of a kernel. Only read by [`Machine::new`].
     pub kernel: Image<'a>,
@@ -106,9 +104,7 @@ pub struct Machine {
     vm: Arc<Vm>,
     bus: Bus,
     stop: StopFlag,
-    cmdline: String,
-    /// Guest physical address and size of the initramfs.
-    initramfs: (u64, u64),
+    first_state: FirstState,
 }
 
 impl Machine {
@@ -119,18 +115,11 @@ impl Machine {
     pub fn new(config: &MachineConfig<'_>) -> Result<Self, MachineError> {
         let vcpus = config.vcpus.get();
         let kvm = kvm::open(vcpus)?;
-        let kernel = KernelImage::parse(config.kernel, arch::KERNEL_RANGE)?;
-        let memory = Arc::new(memory::allocate(config.memory_mib)?);
-        memory::expect_page_descriptors(&memory);
-        let initramfs = load(&memory, &kernel, &config.initramfs)?;
-
-        let vm = Vm::new(&kvm, memory)?;
-        let mut setup = arch::VcpuSetup::new(&kvm, vcpus, kernel.entry)
-            .map_err(failed("tell what CPUs it supports"))?;
+        let (mut first_state, memory) = FirstState::load(&kvm, config)?;
+        let vm = Vm::new(&kvm, Arc::new(memory))?;
         let create = |number| {
             let vcpu = vm.create_vcpu(number)?;
-            let result = setup.apply(&vcpu, number);
-            result.map_err(failed("set up a vCPU"))?;
+            first_state.apply(&vcpu, number)?;
             Ok(vcpu)
         };
         let vcpus = (0..vcpus).map(create).collect::<Result<_, VmError>>()?;
@@ -139,8 +128,7 @@ impl Machine {
             vm: Arc::new(vm),
             bus: Bus::default(),
             stop: StopFlag::default(),
-            cmdline: config.cmdline.trim().to_owned(),
-            initramfs,
+            first_state,
         })
     }
 
@@ -171,13 +159,16 @@ impl Machine {
         Ok(descriptors)
     }
 
-    /// The whole command line. Devices come first: what follows "--" is for init.
-    fn cmdline(&self) -> String {
-        let slots = (0..self.bus.devices().len()).filter_map(|slot| Some((slot, gsi(slot)?)));
-        let devices = slots.map(|(slot, gsi)| arch::device_word(bus::slot_address(slot), gsi));
-        let mut words: Vec<String> = devices.collect();
-        words.push(self.cmdline.clone());
-        words.join(" ")
+    /// Where the guest is to find its devices.
+    fn devices(&self) -> Vec<DeviceAt> {
+        let slots = 0..self.bus.devices().len();
+        let place = |slot| {
+            Some(DeviceAt {
+                address: bus::slot_address(slot),
+                gsi: gsi(slot)?,
+            })
+        };
+        slots.filter_map(place).collect()
     }
 
     /// Makes the vCPUs' threads, each of which runs `confine` with the descriptors that it needs, and waits.
@@ -190,15 +181,9 @@ impl Machine {
         console: Console,
         confine: impl Fn(&[RawFd]) -> io::Result<OwnTable> + Send + Sync + 'static,
     ) -> Result<HeldMachine, MachineError> {
-        let count = self.bus.devices().len();
-        let pins: Vec<u8> = (0..count).filter_map(gsi).collect();
-        let boot = BootData {
-            cmdline: &self.cmdline(),
-            initramfs: self.initramfs,
-            vcpus: self.vcpus.len() as u8,
-            pins: &pins,
-        };
-        arch::write_boot_data(self.memory(), &boot)?;
+        let vcpus = self.vcpus.len() as u8;
+        self.first_state
+            .complete(self.memory(), vcpus, &self.devices())?;
         install_kick_handler().map_err(no_resource("a signal handler"))?;
 
         let stopped = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
@@ -225,25 +210,6 @@ impl Machine {
 fn gsi(slot: usize) -> Option<u8> {
     let gsi = layout::GSI_FIRST.checked_add(u32::try_from(slot).ok()?)?;
     (gsi <= layout::GSI_LAST).then_some(gsi as u8)
-}
-
-/// Puts the kernel, and the initramfs right behind it, into guest memory. Returns the address and the
-/// size of the latter.
-fn load(
-    memory: &GuestMemoryMmap,
-    kernel: &KernelImage<'_>,
-    initramfs: &Image<'_>,
-) -> Result<(u64, u64), MachineError> {
-    let start = kernel.range.end.next_multiple_of(PAGE);
-    let size = initramfs.bytes().len() as u64;
-    let end = start.saturating_add(size);
-    let low = low_memory(memory);
-    if end > low {
-        return Err(KernelError::NoRoom { end, memory: low }.into());
-    }
-    kernel.load(memory)?;
-    kernel::place(initramfs, memory, GuestAddress(start), end)?;
-    Ok((start, size))
 }
 
 /// Confines a thread that needs these descriptors, and returns the table of its own that it has them in.
@@ -473,21 +439,5 @@ mod tests {
         assert_eq!(gsi(31), Some(32));
         assert_eq!(gsi(32), None);
         assert_eq!(gsi(usize::MAX), None);
-    }
-
-    #[test]
-    fn the_initramfs_follows_the_kernel_and_both_must_fit() {
-        let memory = memory::allocate(32).expect("32 MiB");
-        let image = crate::kernel::tests::image(0x10_0000, b"code", 0x1001);
-        let kernel = KernelImage::parse(image[..].into(), arch::KERNEL_RANGE).expect("a kernel");
-        assert_eq!(
-            load(&memory, &kernel, &b"files"[..].into()).ok(),
-            Some((0x10_2000, 5))
-        );
-        let error = load(&memory, &kernel, &vec![0; 31 << 20][..].into()).expect_err("too large");
-        assert!(
-            error.to_string().contains("the guest has only 32 MiB"),
-            "{error}"
-        );
     }
 }

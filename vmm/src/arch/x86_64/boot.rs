@@ -46,22 +46,40 @@ pub enum BootError {
     Memory(#[from] vm_memory::GuestMemoryError),
 }
 
+/// Where a guest finds a virtio-mmio device: the first register, and the interrupt line.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceAt {
+    pub address: u64,
+    pub gsi: u8,
+}
+
 /// What the guest is told of its machine.
 #[derive(Debug)]
 pub(crate) struct BootData<'a> {
-    /// The whole command line.
+    /// The command line, to which a word for each device is added.
     pub cmdline: &'a str,
     /// Guest physical address and size of the initramfs; size 0 for none.
     pub initramfs: (u64, u64),
     /// Processors.
     pub vcpus: u8,
-    /// IO-APIC pins with a device.
-    pub pins: &'a [u8],
+    /// The devices, in the order in which the guest is to find them.
+    pub devices: &'a [DeviceAt],
+}
+
+impl BootData<'_> {
+    /// The whole command line. Devices come first: what follows "--" is for init.
+    fn whole_cmdline(&self) -> String {
+        let devices = self.devices.iter();
+        let words = devices.map(|at| format!("virtio_mmio.device=4K@{:#x}:{}", at.address, at.gsi));
+        let mut words: Vec<String> = words.collect();
+        words.push(self.cmdline.to_owned());
+        words.join(" ")
+    }
 }
 
 /// Writes all that the kernel reads at its start, apart from itself and the initramfs.
 pub(crate) fn write(memory: &GuestMemoryMmap, data: &BootData<'_>) -> Result<(), BootError> {
-    write_cmdline(memory, data.cmdline)?;
+    write_cmdline(memory, &data.whole_cmdline())?;
     write_seed(memory)?;
     write_zero_page(memory, data)?;
     write_mptable(memory, data)?;
@@ -148,7 +166,8 @@ fn write_mptable(memory: &GuestMemoryMmap, data: &BootData<'_>) -> Result<(), Bo
         local_apic: layout::LOCAL_APIC,
         ioapic: layout::IOAPIC,
     };
-    let (pointer, table) = mptable::build(data.vcpus, data.pins.iter().copied(), at);
+    let pins = data.devices.iter().map(|device| device.gsi);
+    let (pointer, table) = mptable::build(data.vcpus, pins, at);
     memory.write_slice(&pointer, GuestAddress(layout::MP_POINTER))?;
     Ok(memory.write_slice(&table, GuestAddress(layout::MP_TABLE))?)
 }
@@ -182,7 +201,7 @@ mod tests {
             cmdline,
             initramfs: (0x200_0000, 7),
             vcpus: 2,
-            pins: &[5],
+            devices: &[],
         }
     }
 
@@ -226,6 +245,18 @@ mod tests {
             assert!(error.to_string().contains(text), "{error}");
         }
         assert!(write(&memory, &boot_data(&long[1..])).is_ok());
+    }
+
+    #[test]
+    fn devices_come_before_what_is_for_init() {
+        let device = |address, gsi| DeviceAt { address, gsi };
+        let data = BootData {
+            devices: &[device(0xd000_0000, 1), device(0xd000_1000, 2)],
+            ..boot_data("quiet -- x")
+        };
+        let words =
+            "virtio_mmio.device=4K@0xd0000000:1 virtio_mmio.device=4K@0xd0001000:2 quiet -- x";
+        assert_eq!(data.whole_cmdline(), words);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, Msrs, kvm_enable
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 pub use boot::BootError;
-pub(crate) use boot::{BootData, write as write_boot_data};
+pub(crate) use boot::{BootData, DeviceAt, write as write_boot_data};
 pub(crate) use ioapic::{Lines, Msi};
 pub(crate) use platform::Platform;
 pub use probe::{Probe, ProbeError, probe};
@@ -78,9 +78,4 @@ impl VcpuSetup {
         }
         Ok(())
     }
-}
-
-/// The word of the kernel's command line that tells it of a virtio-mmio device.
-pub(crate) fn device_word(address: u64, gsi: u8) -> String {
-    format!("virtio_mmio.device=4K@{address:#x}:{gsi}")
 }
