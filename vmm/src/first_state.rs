@@ -7,12 +7,12 @@
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use crate::arch::{self, BootData, BootError, DeviceAt};
+use crate::arch::{self, BootData, BootError, DeviceAt, KernelImage};
 use crate::image::Image;
-use crate::kernel::{self, KernelError, KernelImage, low_memory};
+use crate::kernel::{self, KernelError, low_memory};
 use crate::machine::{MachineConfig, MachineError};
 use crate::memory;
-use crate::vm::{VmError, failed};
+use crate::vm::VmError;
 
 /// The page size that the initramfs is aligned to.
 const PAGE: u64 = 4096;
@@ -35,8 +35,7 @@ impl FirstState {
         let memory = memory::allocate(config.memory_mib)?;
         memory::expect_page_descriptors(&memory);
         let (entry, initramfs) = place(&memory, config.kernel, &config.initramfs)?;
-        let setup = arch::VcpuSetup::new(kvm, config.vcpus.get(), entry)
-            .map_err(failed("tell what CPUs it supports"))?;
+        let setup = arch::VcpuSetup::new(kvm, config.vcpus.get(), entry)?;
         let state = Self {
             setup,
             cmdline: config.cmdline.trim().to_owned(),
@@ -47,8 +46,7 @@ impl FirstState {
 
     /// Sets up a vCPU; number 0 is the one that boots.
     pub(crate) fn apply(&mut self, vcpu: &VcpuFd, number: u8) -> Result<(), VmError> {
-        let result = self.setup.apply(vcpu, number);
-        result.map_err(failed("set up a vCPU"))
+        self.setup.apply(vcpu, number)
     }
 
     /// Tells the guest of its `vcpus` vCPUs, and of its devices, which are all there now.
@@ -75,8 +73,8 @@ fn place(
     kernel: Image<'_>,
     initramfs: &Image<'_>,
 ) -> Result<(u64, (u64, u64)), MachineError> {
-    let kernel = KernelImage::parse(kernel, arch::KERNEL_RANGE)?;
-    let start = kernel.range.end.next_multiple_of(PAGE);
+    let kernel = KernelImage::parse(kernel)?;
+    let start = kernel.end().next_multiple_of(PAGE);
     let size = initramfs.bytes().len() as u64;
     let end = start.saturating_add(size);
     let low = low_memory(memory);
@@ -85,7 +83,7 @@ fn place(
     }
     kernel.load(memory)?;
     kernel::place(initramfs, memory, GuestAddress(start), end)?;
-    Ok((kernel.entry, (start, size)))
+    Ok((kernel.entry(), (start, size)))
 }
 
 #[cfg(test)]
@@ -95,7 +93,7 @@ mod tests {
     #[test]
     fn the_initramfs_follows_the_kernel_and_both_must_fit() {
         let memory = memory::allocate(32).expect("32 MiB");
-        let image = crate::kernel::tests::image(0x10_0000, b"code", 0x1001);
+        let image = arch::kernel::tests::image(0x10_0000, b"code", 0x1001);
         let place = |initramfs: &[u8]| place(&memory, image[..].into(), &initramfs.into());
         assert_eq!(place(b"files").ok(), Some((0x10_0000, (0x10_2000, 5))));
         let error = place(&vec![0; 31 << 20]).expect_err("too large");

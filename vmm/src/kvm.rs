@@ -8,16 +8,14 @@ pub use crate::arch::{Probe, ProbeError, probe};
 /// The only version of KVM's API that ever was (`KVM_API_VERSION`).
 const API_VERSION: i32 = 12;
 
-/// What every machine needs, and since when Linux has it. All are older than any kernel in use; a
+/// What a machine needs of KVM on every processor. All are older than any kernel in use; a
 /// /dev/kvm that lacks one is an imitation.
-const NEEDED: [(Cap, &str); 7] = [
-    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
+const NEEDED: [(Cap, &str); 5] = [
     (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
 ];
 
 /// Why this host's KVM can't be used.
@@ -25,8 +23,9 @@ const NEEDED: [(Cap, &str); 7] = [
 pub enum KvmError {
     /// There is no device.
     #[error(
-        "there is no /dev/kvm: load the module kvm_intel or kvm_amd; in a virtual machine, switch on \
-         nested virtualisation; in a container, pass the device in"
+        "there is no /dev/kvm: {}; in a virtual machine, switch on nested virtualisation; in a container, \
+         pass the device in",
+        arch::MISSING_KVM
     )]
     Missing,
     /// It may not be opened.
@@ -80,7 +79,8 @@ pub fn open(vcpus: u8) -> Result<Kvm, KvmError> {
     if found != API_VERSION {
         return Err(KvmError::ApiVersion { found });
     }
-    if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+    let mut needed = NEEDED.iter().chain(&arch::NEEDED_CAPABILITIES);
+    if let Some((_, name)) = needed.find(|(cap, _)| !kvm.check_extension(*cap)) {
         return Err(KvmError::Capability { name });
     }
     let most = kvm.get_max_vcpus().min(arch::layout::MAX_VCPUS.into());

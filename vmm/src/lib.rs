@@ -23,7 +23,7 @@ pub mod vcpu;
 pub mod virtio;
 mod vm;
 
-pub use arch::BootError;
+pub use arch::{BootError, NotSupported};
 pub use console::{Console, ConsoleLimits};
 pub use event_loop::EventLoop;
 pub use image::Image;

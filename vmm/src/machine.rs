@@ -19,7 +19,7 @@ use kvm_ioctls::VcpuFd;
 use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::GuestMemoryMmap;
 
-use crate::arch::{BootError, DeviceAt, Lines, Msi, Platform, layout};
+use crate::arch::{BootError, DeviceAt, Platform, layout};
 use crate::bus::{self, Bus};
 use crate::console::Console;
 use crate::first_state::FirstState;
@@ -338,12 +338,9 @@ impl RunningMachine {
     ) -> Result<Vec<Sender<()>>, MachineError> {
         let common = self.shared.descriptors(&bus);
         let bus = Arc::new(bus);
-        let lines = Box::new(DeviceLines {
-            vm: Arc::clone(&self.shared.vm),
-            bus: Arc::clone(&bus),
-        });
-        let console = Arc::clone(&self.shared.console);
-        let platform = Arc::new(Platform::new(console, bus.devices().len(), lines));
+        let (console, vm) = (&self.shared.console, &self.shared.vm);
+        let platform = Platform::new(Arc::clone(console), Arc::clone(vm), Arc::clone(&bus))?;
+        let platform = Arc::new(platform);
         let (report, reports) = mpsc::channel();
         let mut gates = Vec::with_capacity(vcpus.len());
         for (number, fd) in vcpus.into_iter().enumerate() {
@@ -388,28 +385,6 @@ impl Drop for RunningMachine {
             && let Err(error) = self.end_threads()
         {
             log::error!("{error}");
-        }
-    }
-}
-
-/// The devices' interrupts, on the pins from [`layout::GSI_FIRST`] on.
-struct DeviceLines {
-    vm: Arc<Vm>,
-    bus: Arc<Bus>,
-}
-
-impl Lines for DeviceLines {
-    fn route(&self, pins: &[Option<Msi>]) {
-        if let Err(error) = self.vm.route(pins) {
-            // Only a host that is out of memory does this; the guest misses interrupts.
-            log::error!("{error}");
-        }
-    }
-
-    fn repeat(&self, pin: usize) {
-        let slot = pin.checked_sub(layout::GSI_FIRST as usize);
-        if let Some(device) = slot.and_then(|slot| self.bus.devices().get(slot)) {
-            device.repeat_interrupt();
         }
     }
 }

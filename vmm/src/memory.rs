@@ -11,6 +11,7 @@ use vm_memory::{
 };
 
 use crate::arch;
+use crate::arch::layout::SECTION;
 
 /// The least memory a machine can have, in MiB: a kernel of 16 MiB at 16 MiB, and nothing to run.
 pub const MIN_MIB: u32 = 32;
@@ -135,7 +136,7 @@ fn prepare(mapping: &MmapRegion<()>) {
 /// a large guest takes to start would go into page faults.
 ///
 /// The blocks lie side by side, as near to the end of memory as what Linux has put there before leaves them
-/// room. Should that be elsewhere once, a guest costs a little more memory and time.
+/// room. A map of the sections' use lies at the end of the first section, before anything lies next to it. Should that be elsewhere once, a guest costs a little more memory and time.
 pub(crate) fn expect_page_descriptors(memory: &GuestMemoryMmap) {
     let total: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
     let size = total.div_ceil(SECTION) * HUGE_PAGE;
@@ -149,10 +150,6 @@ pub(crate) fn expect_page_descriptors(memory: &GuestMemoryMmap) {
         prefer_huge_pages(memory, GuestAddress(end - size), size);
     }
 }
-
-/// What Linux's memory comes in: `SECTION_SIZE_BITS` of arch/x86/include/asm/sparsemem.h. A map of their use
-/// lies at the end of the first, before anything lies next to it.
-const SECTION: u64 = 128 << 20;
 
 /// What Linux has put at the end of memory before its page descriptors, at most: 0.6 MiB to 1 MiB in guests of
 /// 128 MiB to 2 GiB.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use crate::arch::Platform;
+use crate::arch::{self, Platform};
 use crate::bus::Bus;
 use crate::stop::StopFlag;
 
@@ -21,10 +21,10 @@ use crate::stop::StopFlag;
 pub enum StopReason {
     /// The host stopped it ([`RunningMachine::stop`](crate::machine::RunningMachine::stop)).
     Stopped,
-    /// The guest shut down, by the triple fault that is its way to reset. A crash that it didn't see
-    /// coming looks the same.
+    /// The guest shut down: on x86-64 by the triple fault that is a way to reset, and that a crash which it
+    /// didn't see coming ends in too.
     Shutdown,
-    /// The guest reset itself by the keyboard controller.
+    /// The guest reset itself: on x86-64 by the keyboard controller.
     Reset,
     /// The guest asked the hypervisor to end it, with this type (`KVM_SYSTEM_EVENT_…`).
     SystemEvent(u32),
@@ -33,7 +33,7 @@ pub enum StopReason {
     /// KVM can't run the guest's code.
     Emulation {
         /// The instruction's address, if known.
-        rip: Option<u64>,
+        address: Option<u64>,
         /// KVM's reason (`KVM_INTERNAL_ERROR_…` of linux/kvm.h).
         suberror: u32,
     },
@@ -69,17 +69,18 @@ impl fmt::Display for StopReason {
             Self::Reset => write!(f, "the guest reset itself"),
             Self::SystemEvent(kind) => write!(f, "the guest asked to be ended (event {kind})"),
             Self::Halted => write!(f, "the guest halted for good"),
-            Self::Emulation { rip, suberror } => {
+            Self::Emulation { address, suberror } => {
                 write!(
                     f,
                     "this /dev/kvm cannot run an unmodified kernel (emulation failed"
                 )?;
-                if let Some(rip) = rip {
-                    write!(f, " at rip {rip:#x}")?;
+                if let Some(address) = address {
+                    write!(f, " at {address:#x}")?;
                 }
                 write!(
                     f,
-                    ", reason {suberror}): use a host with Intel VT-x or AMD-V, or nested virtualisation"
+                    ", reason {suberror}): use a host with {}, or nested virtualisation",
+                    arch::VIRTUALISATION
                 )
             }
             Self::EntryFailed { reason } => write!(
@@ -176,18 +177,13 @@ impl Vcpu {
                 }
                 return ControlFlow::Continue(());
             }
-            Ok(VcpuExit::IoOut(port, data)) => return self.platform.write_port(port, data),
-            Ok(VcpuExit::IoIn(port, data)) => {
-                self.platform.read_port(port, data);
-                return ControlFlow::Continue(());
-            }
             Ok(VcpuExit::Intr) => return ControlFlow::Continue(()),
             Ok(VcpuExit::Shutdown) => StopReason::Shutdown,
             Ok(VcpuExit::SystemEvent(kind, _)) => StopReason::SystemEvent(kind),
             Ok(VcpuExit::Hlt) => StopReason::Halted,
             Ok(VcpuExit::FailEntry(reason, _)) => StopReason::EntryFailed { reason },
             Ok(VcpuExit::InternalError) => self.internal_error(),
-            Ok(other) => StopReason::UnknownExit(format!("{other:?}")),
+            Ok(exit) => return self.platform.serve(exit),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 // Before `stop` is looked at again: a kick after this has set `stop` before.
                 self.fd.set_kvm_immediate_exit(0);
@@ -201,10 +197,10 @@ impl Vcpu {
     }
 
     fn internal_error(&mut self) -> StopReason {
-        let rip = self.fd.get_regs().ok().map(|regs| regs.rip);
+        let address = arch::instruction_address(&self.fd);
         // SAFETY: after KVM_EXIT_INTERNAL_ERROR, `internal` is the union's valid member; it is made of
         // plain integers.
         let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
-        StopReason::Emulation { rip, suberror }
+        StopReason::Emulation { address, suberror }
     }
 }

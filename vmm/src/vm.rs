@@ -4,35 +4,40 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use kvm_bindings::{
-    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi,
-    kvm_userspace_memory_region,
-};
+use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::arch::{self, Msi};
+use crate::arch::{self, NotSupported};
 use crate::virtio::transport::{MmioTransport, QUEUE_NOTIFY};
 
-/// An ioctl of KVM failed.
+/// Why KVM has no such VM.
 #[derive(Debug, thiserror::Error)]
-#[error("KVM cannot {what}")]
-pub struct VmError {
-    what: &'static str,
-    #[source]
-    source: kvm_ioctls::Error,
+pub enum VmError {
+    /// An ioctl of KVM failed.
+    #[error("KVM cannot {what}")]
+    Kvm {
+        /// What it was for.
+        what: &'static str,
+        /// What KVM said.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// It isn't done on this processor.
+    #[error(transparent)]
+    NotSupported(#[from] NotSupported),
 }
 
 /// Says what an ioctl was for.
 pub(crate) fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
-    move |source| VmError { what, source }
+    move |source| VmError::Kvm { what, source }
 }
 
 /// The VM. Whoever holds a vCPU of it holds this too, so that its memory stays mapped.
 #[derive(Debug)]
 pub(crate) struct Vm {
     // Closed before the memory is unmapped: fields are dropped in order.
-    fd: VmFd,
+    pub(crate) fd: VmFd,
     memory: Arc<GuestMemoryMmap>,
 }
 
@@ -53,7 +58,7 @@ impl Vm {
             unsafe { fd.set_user_memory_region(region) }
                 .map_err(failed("take the guest's memory"))?;
         }
-        arch::configure_vm(&fd).map_err(failed("create interrupt controllers"))?;
+        arch::configure_vm(&fd)?;
         Ok(Self { fd, memory })
     }
 
@@ -65,19 +70,6 @@ impl Vm {
         self.fd
             .create_vcpu(number.into())
             .map_err(failed("create a vCPU"))
-    }
-
-    /// Routes the interrupts of each pin; those of a pin without a route are lost.
-    pub(crate) fn route(&self, pins: &[Option<Msi>]) -> Result<(), VmError> {
-        let routed = pins.iter().zip(0u32..);
-        let entries: Vec<_> = routed
-            .filter_map(|(msi, pin)| Some(msi_route(pin, (*msi)?)))
-            .collect();
-        let routing = KvmIrqRouting::from_entries(&entries)
-            .expect("far fewer pins than KVM's limit of 4096 routes");
-        self.fd
-            .set_gsi_routing(&routing)
-            .map_err(failed("route the guest's interrupts"))
     }
 
     /// Lets a device interrupt the guest, and the guest kick its queues, without an exit to us.
@@ -104,18 +96,4 @@ impl AsRawFd for Vm {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
-}
-
-fn msi_route(pin: u32, msi: Msi) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry {
-        gsi: pin,
-        type_: KVM_IRQ_ROUTING_MSI,
-        ..Default::default()
-    };
-    entry.u.msi = kvm_irq_routing_msi {
-        address_lo: msi.address,
-        data: msi.data,
-        ..Default::default()
-    };
-    entry
 }

@@ -8,6 +8,7 @@ use linux_loader::loader::bootparam::{LOADED_HIGH, SETUP_RNG_SEED, boot_e820_ent
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::{layout, mptable};
+use crate::arch::{BootData, BootError};
 
 /// Values of `struct setup_header` that say "this was a Linux boot loader".
 const BOOT_FLAG: u16 = 0xaa55;
@@ -23,68 +24,23 @@ const PRESENT_WRITABLE: u64 = 0b11;
 /// and, in a page directory, a page of 2 MiB.
 const LARGE: u64 = 1 << 7;
 
-/// Why the boot data can't be written.
-#[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    /// The command line is too long, or not text.
-    #[error("the kernel command line has {length} bytes, at most {} are possible", layout::CMDLINE_SIZE - 1)]
-    CmdlineLength {
-        /// Its length, with what the machine adds to it.
-        length: usize,
-    },
-    /// The command line holds a character that the kernel would misread.
-    #[error("the kernel command line holds the byte {byte:#04x}: only printable ASCII is possible")]
-    CmdlineByte {
-        /// The byte.
-        byte: u8,
-    },
-    /// The kernel gave no random bytes.
-    #[error("cannot get random bytes for the guest")]
-    Random(#[source] rustix::io::Errno),
-    /// Guest memory can't be written.
-    #[error("cannot write the boot data into guest memory")]
-    Memory(#[from] vm_memory::GuestMemoryError),
-}
-
-/// Where a guest finds a virtio-mmio device: the first register, and the interrupt line.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct DeviceAt {
-    pub address: u64,
-    pub gsi: u8,
-}
-
-/// What the guest is told of its machine.
-#[derive(Debug)]
-pub(crate) struct BootData<'a> {
-    /// The command line, to which a word for each device is added.
-    pub cmdline: &'a str,
-    /// Guest physical address and size of the initramfs; size 0 for none.
-    pub initramfs: (u64, u64),
-    /// Processors.
-    pub vcpus: u8,
-    /// The devices, in the order in which the guest is to find them.
-    pub devices: &'a [DeviceAt],
-}
-
-impl BootData<'_> {
-    /// The whole command line. Devices come first: what follows "--" is for init.
-    fn whole_cmdline(&self) -> String {
-        let devices = self.devices.iter();
-        let words = devices.map(|at| format!("virtio_mmio.device=4K@{:#x}:{}", at.address, at.gsi));
-        let mut words: Vec<String> = words.collect();
-        words.push(self.cmdline.to_owned());
-        words.join(" ")
-    }
-}
-
 /// Writes all that the kernel reads at its start, apart from itself and the initramfs.
 pub(crate) fn write(memory: &GuestMemoryMmap, data: &BootData<'_>) -> Result<(), BootError> {
-    write_cmdline(memory, &data.whole_cmdline())?;
+    write_cmdline(memory, &whole_cmdline(data))?;
     write_seed(memory)?;
     write_zero_page(memory, data)?;
     write_mptable(memory, data)?;
     write_gdt(memory)?;
     write_page_tables(memory)
+}
+
+/// The whole command line. Devices come first: what follows "--" is for init.
+fn whole_cmdline(data: &BootData<'_>) -> String {
+    let devices = data.devices.iter();
+    let words = devices.map(|at| format!("virtio_mmio.device=4K@{:#x}:{}", at.address, at.gsi));
+    let mut words: Vec<String> = words.collect();
+    words.push(data.cmdline.to_owned());
+    words.join(" ")
 }
 
 fn write_cmdline(memory: &GuestMemoryMmap, cmdline: &str) -> Result<(), BootError> {
@@ -194,6 +150,7 @@ fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), BootError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::DeviceAt;
     use crate::memory::allocate;
 
     fn boot_data(cmdline: &str) -> BootData<'_> {
@@ -256,7 +213,7 @@ mod tests {
         };
         let words =
             "virtio_mmio.device=4K@0xd0000000:1 virtio_mmio.device=4K@0xd0001000:2 quiet -- x";
-        assert_eq!(data.whole_cmdline(), words);
+        assert_eq!(whole_cmdline(&data), words);
     }
 
     #[test]

@@ -2,10 +2,17 @@
 //! Linux finds out with three port accesses. No timer chip: the guest's clocks are kvm-clock and the
 //! local APIC's TSC deadline, and with both known Linux asks for no PIT (`apic_needs_pit`).
 
-use kvm_bindings::kvm_enable_cap;
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_msi,
+};
 use kvm_ioctls::{Cap, VmFd};
 
+use super::ioapic::{Lines, Msi};
 use super::layout;
+use crate::bus::Bus;
+use crate::vm::{Vm, VmError, failed};
 
 /// Creates the local APICs, with routes for all pins of the IO-APIC. Must come before the first vCPU.
 pub(super) fn create(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
@@ -17,4 +24,52 @@ pub(super) fn create(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
         args: [u64::from(layout::GSI_LAST) + 1, 0, 0, 0],
         ..Default::default()
     })
+}
+
+/// The devices' interrupts, on the pins from [`layout::GSI_FIRST`] on.
+pub(super) struct DeviceLines {
+    pub(super) vm: Arc<Vm>,
+    pub(super) bus: Arc<Bus>,
+}
+
+impl Lines for DeviceLines {
+    fn route(&self, pins: &[Option<Msi>]) {
+        if let Err(error) = route(&self.vm.fd, pins) {
+            // Only a host that is out of memory does this; the guest misses interrupts.
+            log::error!("{error}");
+        }
+    }
+
+    fn repeat(&self, pin: usize) {
+        let slot = pin.checked_sub(layout::GSI_FIRST as usize);
+        if let Some(device) = slot.and_then(|slot| self.bus.devices().get(slot)) {
+            device.repeat_interrupt();
+        }
+    }
+}
+
+/// Routes the interrupts of each pin; those of a pin without a route are lost.
+fn route(vm: &VmFd, pins: &[Option<Msi>]) -> Result<(), VmError> {
+    let routed = pins.iter().zip(0u32..);
+    let entries: Vec<_> = routed
+        .filter_map(|(msi, pin)| Some(msi_route(pin, (*msi)?)))
+        .collect();
+    let routing = KvmIrqRouting::from_entries(&entries)
+        .expect("far fewer pins than KVM's limit of 4096 routes");
+    vm.set_gsi_routing(&routing)
+        .map_err(failed("route the guest's interrupts"))
+}
+
+fn msi_route(pin: u32, msi: Msi) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry {
+        gsi: pin,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
+    entry.u.msi = kvm_irq_routing_msi {
+        address_lo: msi.address,
+        data: msi.data,
+        ..Default::default()
+    };
+    entry
 }

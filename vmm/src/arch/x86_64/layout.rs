@@ -66,6 +66,9 @@ pub const MMIO_GAP_START: u64 = 3 << 30;
 /// The end of the MMIO gap.
 pub const MMIO_GAP_END: u64 = 4 << 30;
 
+/// What Linux's memory comes in: `SECTION_SIZE_BITS` of arch/x86/include/asm/sparsemem.h.
+pub const SECTION: u64 = 128 << 20;
+
 /// The first device's registers.
 pub const DEVICES_START: u64 = 0xd000_0000;
 

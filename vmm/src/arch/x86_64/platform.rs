@@ -3,12 +3,16 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::ioapic::{IoApic, Lines};
+use kvm_ioctls::VcpuExit;
+
+use super::interrupts::DeviceLines;
+use super::ioapic::IoApic;
 use super::layout;
 use super::ports::Ports;
-use crate::bus::SLOT_SIZE;
+use crate::bus::{Bus, SLOT_SIZE};
 use crate::console::Console;
 use crate::vcpu::StopReason;
+use crate::vm::{Vm, VmError};
 
 /// All of it, shared by the vCPUs.
 #[derive(Debug)]
@@ -18,23 +22,25 @@ pub(crate) struct Platform {
 }
 
 impl Platform {
-    /// With interrupt lines for this many devices.
-    pub(crate) fn new(console: Arc<Console>, devices: usize, lines: Box<dyn Lines>) -> Self {
-        let pins = layout::GSI_FIRST as usize + devices;
-        Self {
+    /// With interrupt lines for the devices of `bus`.
+    pub(crate) fn new(console: Arc<Console>, vm: Arc<Vm>, bus: Arc<Bus>) -> Result<Self, VmError> {
+        let pins = layout::GSI_FIRST as usize + bus.devices().len();
+        Ok(Self {
             ports: Ports::new(console),
-            ioapic: IoApic::new(pins, lines),
+            ioapic: IoApic::new(pins, Box::new(DeviceLines { vm, bus })),
+        })
+    }
+
+    /// Serves an exit that only this processor has.
+    pub(crate) fn serve(&self, exit: VcpuExit<'_>) -> ControlFlow<StopReason> {
+        match exit {
+            VcpuExit::IoOut(port, data) => self.ports.write(port, data),
+            VcpuExit::IoIn(port, data) => {
+                self.ports.read(port, data);
+                ControlFlow::Continue(())
+            }
+            other => ControlFlow::Break(StopReason::UnknownExit(format!("{other:?}"))),
         }
-    }
-
-    /// Serves a read of a port.
-    pub(crate) fn read_port(&self, port: u16, data: &mut [u8]) {
-        self.ports.read(port, data);
-    }
-
-    /// Serves a write to a port.
-    pub(crate) fn write_port(&self, port: u16, data: &[u8]) -> ControlFlow<StopReason> {
-        self.ports.write(port, data)
     }
 
     /// Serves a read of memory-mapped registers, if they are the platform's.

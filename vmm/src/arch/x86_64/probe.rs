@@ -9,6 +9,8 @@
 use kvm_ioctls::{Kvm, VcpuExit};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
+use crate::arch::{Probe, ProbeError};
+
 /// Where the guest's only page is, and its first instruction.
 const PAGE: u64 = 0x1000;
 
@@ -21,35 +23,6 @@ const CODE: [u8; 10] = [0xb8, 7, 0, 0xf3, 0x0f, 0xb8, 0xc0, 0xe6, PORT as u8, 0x
 
 /// The number of bits in 7.
 const ANSWER: u8 = 3;
-
-/// What became of the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Probe {
-    /// The processor ran it: this KVM runs unmodified kernels.
-    Runs,
-    /// KVM could not interpret it: this KVM does not run unmodified kernels.
-    Interprets,
-}
-
-/// Why the guest could not be tried.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// A call of KVM failed.
-    #[error("KVM: {call}")]
-    Kvm {
-        /// The call, as linux/kvm.h names it.
-        call: &'static str,
-        /// What the system said.
-        #[source]
-        source: kvm_ioctls::Error,
-    },
-    /// The guest's page could not be allocated.
-    #[error("a page of memory for the guest: {0}")]
-    Memory(String),
-    /// The guest ended in a way that nothing explains.
-    #[error("the test guest ended unexpectedly: {0}")]
-    Exit(String),
-}
 
 /// Runs the guest.
 ///

@@ -1,6 +1,6 @@
 //! System call filters, one a role: what isn't in the role's table ends the process.
 //!
-//! The tables in [`tables`] are the whole policy. A filter allows a system call by its number, and where
+//! The tables in [`tables`], and what is the processor's of them ([`calls_of`]), are the whole policy. A filter allows a system call by its number, and where
 //! a table says so only with certain arguments; no argument that is a pointer can be checked.
 
 mod tables;
@@ -13,9 +13,10 @@ use seccompiler::{
 };
 
 use super::{Error, Role};
+use crate::arch::calls_of;
 
 /// A system call in a table.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Allowed {
     /// Its number.
     call: libc::c_long,
@@ -24,7 +25,7 @@ struct Allowed {
 }
 
 /// A condition on one argument, which is looked at as 32 bits: all that are checked are ints.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Only {
     /// Any arguments.
     Anything,
@@ -102,14 +103,15 @@ pub(super) fn install(role: Role) -> Result<(), Error> {
 }
 
 /// What `role` may call.
-fn table(role: Role) -> impl Iterator<Item = &'static Allowed> {
+fn table(role: Role) -> impl Iterator<Item = Allowed> {
     let own = match role {
         Role::Main => tables::MAIN,
         Role::Vcpu => tables::VCPU,
         Role::Filesystem => tables::FILESYSTEM,
         Role::Block => tables::BLOCK,
     };
-    tables::COMMON.iter().chain(own)
+    let processors = calls_of(role).iter().map(|call| any(*call));
+    tables::COMMON.iter().chain(own).copied().chain(processors)
 }
 
 fn compile(role: Role) -> Result<BpfProgram, BackendError> {

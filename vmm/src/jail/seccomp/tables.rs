@@ -6,6 +6,7 @@ use libc::*;
 const EVENTS: Allowed = one_of(SYS_epoll_create1, 0, &[EPOLL_CLOEXEC as u32]);
 
 use super::{Allowed, any, one_of, own_pid, without};
+use crate::arch::VCPU_IOCTLS;
 
 /// What every thread needs to live: the C library's and Rust's runtime.
 pub(super) const COMMON: &[Allowed] = &[
@@ -46,7 +47,6 @@ pub(super) const MAIN: &[Allowed] = &[
     // The loop itself.
     EVENTS,
     any(SYS_epoll_ctl),
-    any(SYS_epoll_wait),
     any(SYS_epoll_pwait),
     any(SYS_eventfd2),
     any(SYS_timerfd_settime),
@@ -80,7 +80,6 @@ pub(super) const MAIN: &[Allowed] = &[
         ],
     ),
     // A pollfd or two, for a wait with a time limit.
-    any(SYS_poll),
     any(SYS_ppoll),
     // Its own name, by which it shows that the container has ended.
     one_of(SYS_prctl, 0, &[PR_SET_NAME as u32]),
@@ -88,29 +87,14 @@ pub(super) const MAIN: &[Allowed] = &[
     one_of(SYS_ioctl, 1, &[FIONBIO as u32, TIOCGWINSZ as u32]),
 ];
 
-/// `ioctl` numbers of KVM (linux/kvm.h): `_IO(0xAE, nr)` and the like.
-mod kvm {
-    /// `KVM_RUN`.
-    pub(super) const RUN: u32 = 0xae80;
-    /// `KVM_GET_REGS`: for the address at which KVM gave up, in the message about it.
-    pub(super) const GET_REGS: u32 = 0x8090_ae81;
-    /// `KVM_SET_GSI_ROUTING`: the guest programs its IO-APIC, which is ours.
-    pub(super) const SET_GSI_ROUTING: u32 = 0x4008_ae6a;
-}
-
 /// A virtual CPU: the guest, and the registers of the devices.
-pub(super) const VCPU: &[Allowed] = &[one_of(
-    SYS_ioctl,
-    1,
-    &[kvm::RUN, kvm::GET_REGS, kvm::SET_GSI_ROUTING],
-)];
+pub(super) const VCPU: &[Allowed] = &[one_of(SYS_ioctl, 1, VCPU_IOCTLS)];
 
 /// virtio-fs: file system calls within the shared tree.
 pub(super) const FILESYSTEM: &[Allowed] = &[
     // The device's event loop.
     EVENTS,
     any(SYS_epoll_ctl),
-    any(SYS_epoll_wait),
     any(SYS_epoll_pwait),
     // Names.
     any(SYS_openat),
@@ -180,7 +164,6 @@ pub(super) const BLOCK: &[Allowed] = &[
     // The device's event loop.
     EVENTS,
     any(SYS_epoll_ctl),
-    any(SYS_epoll_wait),
     any(SYS_epoll_pwait),
     // Data, flushing, discarding.
     any(SYS_preadv2),
