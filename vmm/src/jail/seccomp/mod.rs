@@ -1,7 +1,8 @@
 //! System call filters, one a role: what isn't in the role's table ends the process.
 //!
-//! The tables in [`tables`], and what is the processor's of them ([`calls_of`]), are the whole policy. A filter allows a system call by its number, and where
-//! a table says so only with certain arguments; no argument that is a pointer can be checked.
+//! The tables in [`tables`], and what is the processor's of them ([`calls_of`]), are the whole policy. A
+//! filter allows a system call by its number, and where a table says so only with certain arguments; no
+//! argument that is a pointer can be checked.
 
 mod tables;
 
