@@ -1,5 +1,6 @@
 //! A hostile guest against the virtio-mmio registers: any accesses, in any order, of any size, to the
-//! entropy device and to one that checks what it is given, with any bytes in guest memory.
+//! entropy device and to one that checks what it is given, with any bytes in guest memory, while the devices
+//! are saved and put back.
 //!
 //! Nothing must panic; no device may be activated twice, with features that it did not offer, or with
 //! queues outside guest memory.
@@ -187,9 +188,14 @@ fuzz_target!(|data: &[u8]| {
                 let queues = 1 + u32::from(operation & 1);
                 set_up(transport, queues, offset);
             }
-            6 => {
+            6 if operation & 0x40 == 0 => {
                 let mut data = [0; 4];
                 transport.read(register, &mut data);
+            }
+            // Saved, and put back as it was.
+            6 => {
+                let state = transport.save().expect("both can be saved");
+                transport.restore(state).expect("the same device");
             }
             _ => {
                 for _ in 0..4 {
