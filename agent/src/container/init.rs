@@ -2,7 +2,7 @@
 //!
 //! It runs in two processes. The helper has all rights in the guest and makes ready what takes them; then it
 //! makes the container's first process, in new namespaces and in the container's cgroup. That process makes
-//! its own surroundings, in the order of [`become_container`], and waits to be started.
+//! its own surroundings, in the order of `become_container`, and waits to be started.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;

@@ -4,6 +4,7 @@
 //! Of the rules about a device, the last one that names an access decides about that access, and all that
 //! is asked for at once must be allowed: opening for reading and writing is both.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 
 use oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxDeviceType};
@@ -38,13 +39,43 @@ const ALWAYS: &[Rule] = &[
     Rule::allow(CHARACTER, Some(10), Some(200), ALL), // net/tun
 ];
 
-/// A rule about devices of one type; without a number, about each.
-#[derive(Clone, Copy, Debug)]
-struct Rule {
-    allow: bool,
+/// Devices of one type, by their numbers; without one, all of them. In order, what has fewer numbers
+/// comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Devices {
+    numbers: usize,
     kind: u32,
     major: Option<u32>,
     minor: Option<u32>,
+}
+
+impl Devices {
+    const fn new(kind: u32, major: Option<u32>, minor: Option<u32>) -> Self {
+        Self {
+            numbers: major.is_some() as usize + minor.is_some() as usize,
+            kind,
+            major,
+            minor,
+        }
+    }
+
+    /// The devices of both.
+    fn common(self, other: Self) -> Option<Self> {
+        let both = |a: Option<u32>, b: Option<u32>| match (a, b) {
+            (Some(a), Some(b)) if a != b => None,
+            (a, b) => Some(a.or(b)),
+        };
+        let same_kind = self.kind == other.kind;
+        let major = both(self.major, other.major).filter(|_| same_kind)?;
+        Some(Self::new(self.kind, major, both(self.minor, other.minor)?))
+    }
+}
+
+/// A rule about some devices.
+#[derive(Clone, Copy, Debug)]
+struct Rule {
+    allow: bool,
+    devices: Devices,
     access: u32,
 }
 
@@ -52,9 +83,7 @@ impl Rule {
     const fn allow(kind: u32, major: Option<u32>, minor: Option<u32>, access: u32) -> Self {
         Self {
             allow: true,
-            kind,
-            major,
-            minor,
+            devices: Devices::new(kind, major, minor),
             access,
         }
     }
@@ -62,15 +91,14 @@ impl Rule {
     /// A rule of config.json, unless it is about all devices.
     fn of(rule: &LinuxDeviceCgroup) -> Option<Self> {
         let number = |given: Option<i64>| given.and_then(|number| u32::try_from(number).ok());
+        let kind = match rule.typ().unwrap_or_default() {
+            LinuxDeviceType::B => BLOCK,
+            LinuxDeviceType::C | LinuxDeviceType::U => CHARACTER,
+            LinuxDeviceType::P | LinuxDeviceType::A => return None,
+        };
         Some(Self {
             allow: rule.allow(),
-            kind: match rule.typ().unwrap_or_default() {
-                LinuxDeviceType::B => BLOCK,
-                LinuxDeviceType::C | LinuxDeviceType::U => CHARACTER,
-                LinuxDeviceType::P | LinuxDeviceType::A => return None,
-            },
-            major: number(rule.major()),
-            minor: number(rule.minor()),
+            devices: Devices::new(kind, number(rule.major()), number(rule.minor())),
             access: accesses(rule.access().as_deref()),
         })
     }
@@ -120,12 +148,33 @@ fn read(given: &[LinuxDeviceCgroup]) -> (Vec<Rule>, bool) {
     (rules, otherwise)
 }
 
+/// For each set of devices that rules are about, all that may be done with them. A device is in the last of the
+/// sets that it is in: where two of them meet is one, too.
+fn settle(rules: &[Rule], otherwise: bool) -> BTreeMap<Devices, u32> {
+    let named: BTreeSet<_> = rules.iter().map(|rule| rule.devices).collect();
+    let common = named
+        .iter()
+        .flat_map(|a| named.iter().filter_map(|b| a.common(*b)));
+    let may = |devices: Devices, access: u32| {
+        let about = rules.iter().rev().find(|rule| {
+            rule.access & access != 0 && rule.devices.common(devices) == Some(devices)
+        });
+        about.map_or(otherwise, |rule| rule.allow)
+    };
+    let allowed = |devices: Devices| {
+        let accesses = [MAKE, READ, WRITE].into_iter();
+        let allowed = accesses.filter(|access| may(devices, *access));
+        allowed.fold(0, |all, access| all | access)
+    };
+    common.map(|devices| (devices, allowed(devices))).collect()
+}
+
 /// Registers of the program: the answer, what it is called with, and what is found there.
 const ANSWER: u8 = 0;
 const CALL: u8 = 1;
 const KIND: u8 = 2;
-/// The accesses about which no rule has decided yet.
-const OPEN: u8 = 3;
+/// The accesses that are asked for.
+const ASKED: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 
@@ -136,7 +185,6 @@ const SHIFT_RIGHT: u8 = 0x74;
 const SET: u8 = 0xb4;
 const COPY: u8 = 0xbc;
 const SKIP_UNLESS_EQUAL: u8 = 0x56;
-const SKIP_IF_EQUAL: u8 = 0x16;
 const RETURN: u8 = 0x95;
 
 /// An instruction as `struct bpf_insn` lies in memory: the offset is to what is loaded, or how many
@@ -146,46 +194,51 @@ fn instruction(code: u8, to: u8, from: u8, offset: u8, constant: u32) -> u64 {
     u64::from_ne_bytes([code, to | from << 4, offset, 0, a, b, c, d])
 }
 
-/// The program for these rules. The last rule comes first.
+/// The program for these rules. It asks about the smallest sets of devices first, and the first that a device is
+/// in decides: the kernel's verifier follows each way through the program.
 fn program(rules: &[Rule], otherwise: bool) -> Vec<u64> {
     // struct bpf_cgroup_dev_ctx: type and accesses in one word, then the numbers.
     let mut program = vec![
         instruction(LOAD, KIND, CALL, 0, 0),
         instruction(AND, KIND, 0, 0, 0xffff),
-        instruction(LOAD, OPEN, CALL, 0, 0),
-        instruction(SHIFT_RIGHT, OPEN, 0, 0, 16),
+        instruction(LOAD, ASKED, CALL, 0, 0),
+        instruction(SHIFT_RIGHT, ASKED, 0, 0, 16),
         instruction(LOAD, MAJOR, CALL, 4, 0),
         instruction(LOAD, MINOR, CALL, 8, 0),
     ];
-    for rule in rules.iter().rev() {
-        add(rule, &mut program);
+    for (devices, access) in settle(rules, otherwise).into_iter().rev() {
+        add(devices, access, &mut program);
     }
-    program.push(instruction(SET, ANSWER, 0, 0, u32::from(otherwise)));
-    program.push(instruction(RETURN, 0, 0, 0, 0));
+    program.extend(answer(otherwise));
     program
 }
 
-fn add(rule: &Rule, program: &mut Vec<u64>) {
-    let decide = match rule.allow {
-        // Done, if this was all that is asked for.
-        true => vec![
-            instruction(AND, OPEN, 0, 0, !rule.access),
-            instruction(SKIP_UNLESS_EQUAL, OPEN, 0, 2, 0),
-            instruction(SET, ANSWER, 0, 0, 1),
-            instruction(RETURN, 0, 0, 0, 0),
-        ],
-        false => vec![
-            instruction(COPY, ANSWER, OPEN, 0, 0),
-            instruction(AND, ANSWER, 0, 0, rule.access),
-            instruction(SKIP_IF_EQUAL, ANSWER, 0, 2, 0),
-            instruction(SET, ANSWER, 0, 0, 0),
-            instruction(RETURN, 0, 0, 0, 0),
-        ],
+fn answer(yes: bool) -> [u64; 2] {
+    [
+        instruction(SET, ANSWER, 0, 0, u32::from(yes)),
+        instruction(RETURN, 0, 0, 0, 0),
+    ]
+}
+
+/// Adds the answer about a set of devices: whether nothing is asked for but what may be done.
+fn add(devices: Devices, access: u32, program: &mut Vec<u64>) {
+    let decide = match access {
+        ALL => answer(true).to_vec(),
+        0 => answer(false).to_vec(),
+        _ => [
+            instruction(COPY, ANSWER, ASKED, 0, 0),
+            instruction(AND, ANSWER, 0, 0, !access),
+            instruction(SKIP_UNLESS_EQUAL, ANSWER, 0, 2, 0),
+        ]
+        .into_iter()
+        .chain(answer(true))
+        .chain(answer(false))
+        .collect(),
     };
     let about = [
-        (KIND, Some(rule.kind)),
-        (MAJOR, rule.major),
-        (MINOR, rule.minor),
+        (KIND, Some(devices.kind)),
+        (MAJOR, devices.major),
+        (MINOR, devices.minor),
     ];
     let about = about.map(|(register, wanted)| wanted.map(|wanted| (register, wanted)));
     let count = about.iter().flatten().count();
@@ -248,8 +301,7 @@ mod tests {
                 SET => registers[to] = constant,
                 COPY => registers[to] = registers[from],
                 SKIP_UNLESS_EQUAL if registers[to] != constant => next += offset,
-                SKIP_IF_EQUAL if registers[to] == constant => next += offset,
-                SKIP_UNLESS_EQUAL | SKIP_IF_EQUAL => {}
+                SKIP_UNLESS_EQUAL => {}
                 RETURN => return registers[usize::from(ANSWER)] == 1,
                 other => panic!("{other:#x}"),
             }
@@ -305,11 +357,12 @@ mod tests {
     fn the_kernel_takes_the_program() {
         // Only root may ask.
         if rustix::process::geteuid().is_root() {
-            let denies = Rule {
-                allow: false,
-                ..Rule::allow(BLOCK, Some(8), None, WRITE)
-            };
-            bpf::load(&program(&[ALWAYS, &[denies]].concat(), true)).expect("loaded");
+            let partial = (0..100).map(|i| Rule {
+                allow: i % 3 != 0,
+                ..Rule::allow(BLOCK, Some(i % 9), (i % 4 != 0).then_some(i), READ)
+            });
+            let rules: Vec<_> = partial.chain(ALWAYS.iter().copied()).collect();
+            bpf::load(&program(&rules, true)).expect("loaded");
         }
     }
 }
