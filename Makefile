@@ -15,7 +15,7 @@ export HULL_KERNEL    = $(CURDIR)/$(KERNEL)
 export HULL_INITRAMFS = $(CURDIR)/$(INITRAMFS)
 
 .DEFAULT_GOAL := help
-.PHONY: help build kernel agent initramfs hull packages rootfs demo test bench conformance fuzz lint check-aarch64 install clean
+.PHONY: help build kernel agent initramfs hull packages rootfs demo test bench conformance fuzz lint install clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ demo: build rootfs ## Run a Debian userland in a microVM, from an ordinary bundl
 	@.ci/packages host
 	@$(STEP) "run the demo" tests/demo/run
 
-test: build rootfs ## Pass the unit tests, the end-to-end tests, and a sample of others' suites
+test: build rootfs lint ## Pass the lints, the unit and end-to-end tests, and a sample of others' suites
 	@.ci/packages host conformance
 	@tests/run
 
@@ -46,17 +46,9 @@ fuzz: ## Fuzz whatever reads the guest's bytes, SECONDS (600) each target
 		$(STEP) "fuzz $$target" vmm/fuzz/run $$target $(or $(SECONDS),600) || exit 1; \
 	done
 
-lint: check-aarch64 ## Check formatting, lints and documentation
-	@cargo fmt --check
-	@cargo clippy --workspace --all-targets -- -D warnings
-	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
-	@tests/conformance/docs --check
-	@docs/check
-
-# The monitor compiles for a processor that it can't run on yet: what knows the processor is in its arch/ alone.
-check-aarch64:
-	@.ci/packages aarch64
-	@cargo clippy --target aarch64-unknown-linux-gnu -p hull-vmm -- -D warnings
+lint: ## Check formatting, lints, documentation, scripts, dependencies and layers
+	@.ci/packages build lint
+	@.ci/lint
 
 build: packages kernel initramfs hull ## Build target/…/release/hull with its guest inside
 
