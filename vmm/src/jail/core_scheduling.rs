@@ -40,12 +40,12 @@ mod tests {
     use rustix::thread::core_scheduling_cookie;
 
     use super::*;
-    use crate::jail::child::{self, End};
+    use crate::jail::test_child::{self, End};
 
     #[test]
     fn a_process_and_its_later_threads_have_a_cookie_of_their_own() {
         if cores_have_siblings() {
-            let end = child::run(|| {
+            let end = test_child::run(|| {
                 let cookie = |scope| core_scheduling_cookie(getpid(), scope);
                 begin().expect("a kernel that schedules cores");
                 let own = cookie(CoreSchedulingScope::Thread);
@@ -58,7 +58,10 @@ mod tests {
             assert_eq!(end, End::Returned);
         } else {
             // Nothing to keep apart, and so no failure.
-            assert_eq!(child::run(|| begin().expect("no siblings")), End::Returned);
+            assert_eq!(
+                test_child::run(|| begin().expect("no siblings")),
+                End::Returned
+            );
         }
     }
 }

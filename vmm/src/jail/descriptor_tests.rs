@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 use rustix::io::Errno;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::child::{End, is_root, run};
+use super::test_child::{End, is_root, run};
 use super::tests::{o_path, share_of};
 use super::tree::{self, Mounted, Threads};
 use super::{Identity, Role, confine, descriptors};

@@ -23,9 +23,9 @@ pub mod tree;
 pub mod userns;
 
 #[cfg(test)]
-pub(crate) mod child;
-#[cfg(test)]
 mod descriptor_tests;
+#[cfg(test)]
+pub(crate) mod test_child;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

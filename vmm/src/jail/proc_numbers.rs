@@ -57,12 +57,12 @@ fn number_of(threads: BorrowedFd<'_>, name: &str) -> io::Result<String> {
 #[allow(unsafe_code)] // unshare
 mod tests {
     use super::*;
-    use crate::jail::child::{self, End};
+    use crate::jail::test_child::{self, End};
     use std::os::fd::AsFd;
 
     #[test]
     fn a_thread_is_found_in_a_process_id_namespace() {
-        if !child::is_root() {
+        if !test_child::is_root() {
             return;
         }
         let find = || {
@@ -73,11 +73,11 @@ mod tests {
             assert!(told.ends_with(number.to_string()), "{told:?}: {number}");
         };
         std::thread::spawn(find).join().expect("outside of one");
-        let end = child::run(|| {
+        let end = test_child::run(|| {
             use rustix::thread::{UnshareFlags, unshare_unsafe};
             // SAFETY: the child has one thread; the namespace is its children's.
             unsafe { unshare_unsafe(UnshareFlags::NEWPID) }.expect("a namespace");
-            let inner = child::run(|| std::thread::spawn(find).join().expect("in one"));
+            let inner = test_child::run(|| std::thread::spawn(find).join().expect("in one"));
             assert_eq!(inner, End::Returned);
         });
         assert_eq!(end, End::Returned);

@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::child::{self, End, is_root, run};
+use super::test_child::{self, End, is_root, run};
 use super::tree::{self, Mounted, ReadOnly, Share, Source};
 use super::{Identity, Role, close_other_fds, confine, limits};
 
@@ -241,7 +241,7 @@ fn nobody_is_root_but_who_touches_files() {
             let nobody = Identity::nobody().expect("a user");
             let uid = std::process::id() | 0xf000_0000;
             let uid = if role == Role::Filesystem { 0 } else { uid };
-            confine(role, nobody, &child::open_fds()).expect("the jail");
+            confine(role, nobody, &test_child::open_fds()).expect("the jail");
             let mut text = [0; 4096];
             let length = rustix::io::read(&status, &mut text).expect("the status");
             let text = String::from_utf8_lossy(&text[..length]).into_owned();
@@ -281,7 +281,7 @@ fn a_call_that_is_not_the_roles_kills() {
     for role in ROLES {
         for (number, [a, b, c, d]) in forbidden {
             let end = run(|| {
-                confine(role, NOBODY, &child::open_fds()).expect("the jail");
+                confine(role, NOBODY, &test_child::open_fds()).expect("the jail");
                 // SAFETY: none of these calls touches memory that is in use.
                 unsafe { libc::syscall(number, a, b, c, d, -1, 0) };
             });
@@ -289,7 +289,7 @@ fn a_call_that_is_not_the_roles_kills() {
         }
     }
     let end = run(|| {
-        confine(Role::Vcpu, NOBODY, &child::open_fds()).expect("the jail");
+        confine(Role::Vcpu, NOBODY, &test_child::open_fds()).expect("the jail");
         let _ = fs::File::open("/etc/passwd");
     });
     assert_eq!(end, End::Signal(libc::SIGSYS), "a vCPU opens no file");
@@ -302,7 +302,7 @@ fn what_a_thread_lives_on_is_allowed() {
     }
     for role in ROLES {
         let end = run(|| {
-            confine(role, NOBODY, &child::open_fds()).expect("the jail");
+            confine(role, NOBODY, &test_child::open_fds()).expect("the jail");
             let memory = vec![1_u8; 1 << 24];
             drop(memory);
             std::thread::yield_now();

@@ -11,7 +11,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::child::{End, is_root, run};
+use super::test_child::{End, is_root, run};
 use super::tests::{o_path, share_of};
 use super::tree::{self, AccessTimes, FileSystem, Mounted, Owners, ReadOnly, Share, Source, Times};
 use super::userns::IdMap;

@@ -178,11 +178,11 @@ pub fn enter(namespace: BorrowedFd<'_>) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jail::child::{self, End};
+    use crate::jail::test_child::{self, End};
 
     #[test]
     fn one_is_made_in_a_process_id_namespace_of_the_processs_own() {
-        if !child::is_root() {
+        if !test_child::is_root() {
             return;
         }
         let ids = [IdMap {
@@ -190,10 +190,10 @@ mod tests {
             outside: 1000,
             count: 1,
         }];
-        let end = child::run(|| {
+        let end = test_child::run(|| {
             // SAFETY: the child has one thread; the namespace is its children's.
             unsafe { unshare_unsafe(UnshareFlags::NEWPID) }.expect("a namespace");
-            let inner = child::run(|| {
+            let inner = test_child::run(|| {
                 make(&ids, &ids).expect("a user namespace");
             });
             assert_eq!(inner, End::Returned);

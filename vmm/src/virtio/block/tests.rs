@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
-use crate::jail::child::{self, End, is_root};
+use crate::jail::test_child::{self, End, is_root};
 use crate::jail::{self, Identity, Role};
 use crate::stop::StopFlag;
 use crate::virtio::device::{ActiveQueue, Interrupt};
@@ -385,11 +385,11 @@ fn a_driver_that_cannot_flush_is_served_and_the_jail_allows_it_all() {
     if !is_root() {
         return;
     }
-    let end = child::run(|| {
+    let end = test_child::run(|| {
         let mut rig = Rig::new(false);
         rig.activate(1 << 32);
         let identity = Identity::nobody().expect("a user");
-        jail::confine(Role::Block, identity, &child::open_fds()).expect("the jail");
+        jail::confine(Role::Block, identity, &test_child::open_fds()).expect("the jail");
         assert_eq!(rig.request(OUT, 0, (DATA, 512, 0)), OK);
         assert_eq!(rig.request(IN, 0, (DATA, 512, WRITE)), OK);
         assert_eq!(rig.range(WRITE_ZEROES, 0, 1, 0), OK);

@@ -19,10 +19,6 @@ mod unnamed;
 mod xattr;
 
 #[cfg(test)]
-mod driver;
-#[cfg(test)]
-mod jailed;
-#[cfg(test)]
 mod tests;
 
 pub use options::{CACHE_TIMEOUT, Options, RESERVED_FDS, fd_limit};

@@ -1,5 +1,8 @@
 //! The device as a guest meets it: an honest one, and a hostile one.
 
+mod driver;
+mod jailed;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -8,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use virtiofsd::fuse::Opcode;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::driver::{Guest, MEMORY, REPLY, REQUEST, REQUESTS, c_string, options, unconfined, word};
 use super::{Error, Fs};
-use crate::jail::child::{self, End};
+use crate::jail::test_child::{self, End};
 use crate::virtio::testing::Bench;
 use crate::virtio::{SaveError, VirtioDevice};
+use driver::{Guest, MEMORY, REPLY, REQUEST, REQUESTS, c_string, options, unconfined, word};
 
 const ROOT: u64 = 1;
 const LOOKUP: u32 = Opcode::Lookup as u32;
@@ -74,7 +77,7 @@ fn a_file_of_the_share_can_be_read() {
 
 #[test]
 fn a_new_file_belongs_to_the_process_that_makes_it() {
-    if !crate::jail::child::is_root() {
+    if !crate::jail::test_child::is_root() {
         return;
     }
     let tree = tree();
@@ -478,7 +481,7 @@ fn a_ring_out_of_order_waits_for_a_reset() {
 #[test]
 fn a_saved_share_goes_on_until_it_is_mounted() {
     let tree = tree();
-    let end = child::run(|| {
+    let end = test_child::run(|| {
         let open = || {
             let mut device = Fs::new(options(tree.path())).expect("a device");
             let descriptors = fs::File::open("/proc/thread-self/fd").expect("/proc");

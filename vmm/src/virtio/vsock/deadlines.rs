@@ -26,6 +26,37 @@ pub(super) enum Deadline {
     Accept,
 }
 
+/// How long the muxer waits, for what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timeouts {
+    /// The guest's answer to a `REQUEST`.
+    pub response: Duration,
+    /// The guest's answer to a `SHUTDOWN` of both directions.
+    pub shutdown: Duration,
+    /// The token of a claim.
+    pub token: Duration,
+    /// The guest's dialling of a port whose client has left.
+    pub unclaimed: Duration,
+    /// A client's request line.
+    pub line: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            // A client that cannot wait so long leaves, and knows what it waited for. Who hears of this
+            // limit instead can't tell a guest that is slow from one that refuses.
+            response: Duration::from_secs(60),
+            // Nobody waits for it any more.
+            shutdown: Duration::from_secs(2),
+            // It is sent as soon as the connection is there.
+            token: Duration::from_secs(5),
+            unclaimed: Duration::from_secs(30),
+            line: Duration::from_secs(30),
+        }
+    }
+}
+
 /// A set of deadlines, each met or cancelled. Its size is bounded by what the deadlines are for.
 #[derive(Debug)]
 pub(super) struct Deadlines {

@@ -471,7 +471,7 @@ impl Vsock {
     }
 
     pub(super) fn shorten_timeouts(&mut self) {
-        self.muxer.timeouts = super::muxer::Timeouts {
+        self.muxer.timeouts = super::deadlines::Timeouts {
             response: Duration::from_millis(20),
             shutdown: Duration::from_millis(20),
             token: Duration::from_millis(20),

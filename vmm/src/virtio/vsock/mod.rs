@@ -10,7 +10,7 @@
 //! Any other port that the guest dials answers with `RST`. Only stream sockets are served.
 //!
 //! # The control socket
-//! A UNIX stream socket. A client sends one line of ASCII, at most 64 bytes, within five seconds.
+//! A UNIX stream socket. A client sends one line of ASCII, at most 64 bytes, within 30 seconds.
 //!
 //! `CONNECT <port>`: the muxer dials the guest's port. It answers `OK <host port>`, and from then on
 //! the socket is the stream; or it closes the socket. This is Firecracker's protocol. The client waits

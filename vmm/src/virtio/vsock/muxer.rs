@@ -4,7 +4,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::time::Duration;
 
 use event_manager::{EventOps, EventSet};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -13,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::claims::{Claim, Claims, Shown, TOKEN_LENGTH, Token};
 use super::connection::{BUFFER_SIZE, Connection};
-use super::deadlines::{Deadline, Deadlines};
+use super::deadlines::{Deadline, Deadlines, Timeouts};
 use super::endpoint::Endpoint;
 use super::packet::{Header, TYPE_STREAM, op};
 use super::{Direction, HOST_CID, Offered, VsockError};
@@ -28,37 +27,6 @@ pub(super) const MAX_REPLIES: usize = 256;
 
 /// Numbers from here on are no ports but other events' tokens.
 pub(super) const FIRST_RESERVED: u32 = FIRST_EVENT;
-
-/// How long the muxer waits, for what.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Timeouts {
-    /// The guest's answer to a `REQUEST`.
-    pub response: Duration,
-    /// The guest's answer to a `SHUTDOWN` of both directions.
-    pub shutdown: Duration,
-    /// The token of a claim.
-    pub token: Duration,
-    /// The guest's dialling of a port whose client has left.
-    pub unclaimed: Duration,
-    /// A client's request line.
-    pub line: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            // A client that cannot wait so long leaves, and knows what it waited for. Who hears of this
-            // limit instead can't tell a guest that is slow from one that refuses.
-            response: Duration::from_secs(60),
-            // Nobody waits for it any more.
-            shutdown: Duration::from_secs(2),
-            // It is sent as soon as the connection is there.
-            token: Duration::from_secs(5),
-            unclaimed: Duration::from_secs(30),
-            line: Duration::from_secs(30),
-        }
-    }
-}
 
 fn take_over(fd: OwnedFd) -> Result<Endpoint, VsockError> {
     Endpoint::new(fd).map_err(|source| VsockError::Io {

@@ -16,7 +16,7 @@ use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{CACHE_TIMEOUT, Fs, FsThread, Options, QUEUE_SIZES, spawn};
+use super::super::{CACHE_TIMEOUT, Fs, FsThread, Options, QUEUE_SIZES, spawn};
 use crate::stop::StopFlag;
 use crate::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 

@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, open};
 use virtiofsd::fuse::Opcode;
 
 use super::driver::{Guest, c_string, options, word};
-use crate::jail::child::{End, is_root, run};
+use crate::jail::test_child::{End, is_root, run};
 use crate::jail::tree::{self, Mounted, Share, Source};
 use crate::jail::{Identity, Role, confine, limits};
 
