@@ -19,6 +19,7 @@ use hull_vmm::virtio::rng::Rng;
 use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
 use hull_vmm::{Console, ConsoleLimits, EventLoop, HeldMachine, Machine, MachineConfig};
 use rustix::pipe::PipeFlags;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::assets::{self, Program};
 use super::clock::ClockWatch;
@@ -145,46 +146,31 @@ struct Vm {
 /// files comes before the tree, the tree before any thread, what threads have in common before any of them
 /// is confined, and all of them are before the guest runs.
 fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
-    signals::hold().map_err(io_error("hold signals back"))?;
-    // Before any thread, and any memory of the guest's.
-    join(&config)?;
-    let mut keep: Vec<_> = config.descriptors().into_iter().map(AsFd::as_fd).collect();
-    keep.push(report_to.as_fd());
-    jail::close_other_fds(&keep)?;
+    let open_files = settle(&config, report_to)?;
     let VmmConfig { mut vm, ends } = config;
-    let limits = jail::limits::apply()?;
-    if vm.core_scheduling {
-        jail::core_scheduling::begin()?;
-    }
-    // The container's terminal and its signals are not this process's.
-    let _ = rustix::process::setsid();
-    let stdio = take_stdio().map_err(io_error("take over the standard streams"))?;
-    let terminal = vm.terminal.take().map(TakenTerminal::of).transpose();
-    let terminal = terminal.map_err(io_error("take over the terminal"))?;
-    let is_terminal = terminal.is_some();
-    let (streams, sizes) = terminal.map_or((stdio, None), |t| (t.streams, t.sizes));
+    let stdio = ContainerStdio::take(&mut vm)?;
+    let is_terminal = stdio.is_terminal;
 
     let mut machine = load_machine(&vm)?;
     let console = console(&vm, ends.console);
     let messages = Messages::hear(&console).map_err(io_error("replace standard error"))?;
+    let messages = Arc::new(Mutex::new(messages));
     let identity = match ends.user_namespace {
         Some(_) => Identity::Kept,
         None => Identity::nobody()?,
     };
-    let (fs, threads) = share(&mut vm, ends.user_namespace, limits.nofile)?;
+    let (fs, threads) = share(&mut vm, ends.user_namespace, open_files)?;
     let fs = Arc::new(Mutex::new(fs));
     let rng = Arc::new(Mutex::new(Rng::new().map_err(io_error("make virtio-rng"))?));
-    let mut vsock = Vsock::new(GUEST_CID, ports::FIRST_STREAM, ends.listener.into())?;
-    let Attached {
-        streams: stdio,
-        done,
-    } = vsock.attach(streams)?;
-    let (notices, guests_end) = Notices::new().map_err(io_error("make a pair of sockets"))?;
-    let notices = Arc::new(notices);
-    let clock = ClockWatch::new(Arc::clone(&notices)).map_err(io_error("watch the clock"))?;
-    let signals = Signals::new(notices, sizes).map_err(io_error("watch signals"))?;
-    let (exit_status, exit_stream) = offer_fixed_ports(&mut vsock, guests_end, ends.ready)?;
-    let vsock = Arc::new(Mutex::new(vsock));
+    let Connections {
+        vsock,
+        stdio,
+        output_done,
+        clock,
+        signals,
+        exit_status,
+        exit_stream,
+    } = Connections::make(ends.listener, ends.ready, stdio)?;
 
     let mut events = EventLoop::new().map_err(io_error("make the event loop"))?;
     let fs_eventfds = machine.attach(Arc::clone(&fs))?;
@@ -194,18 +180,10 @@ fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
     events.add(Arc::clone(&vsock) as _);
     events.add(rng);
     events.add(Arc::new(Mutex::new(clock)));
-    let messages = Arc::new(Mutex::new(messages));
     events.add(Arc::clone(&messages) as _);
     fs::spawn(fs, fs_eventfds, |needed| confine_files(threads, needed))
         .map_err(io_error("start the virtio-fs thread"))?;
-    for (disk, name) in disks {
-        let confine = move |needed: Vec<_>| {
-            let own = jail::confine(Role::Block, identity, &needed);
-            own.map(drop).map_err(io::Error::other)
-        };
-        disk.spawn(&name, confine)
-            .map_err(io_error("start a disk's thread"))?;
-    }
+    start_disks(disks, identity)?;
     let machine = machine.start(console, move |needed| {
         jail::confine(Role::Vcpu, identity, needed).map_err(io::Error::other)
     })?;
@@ -219,7 +197,7 @@ fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
                 vsock.guest_stopped();
             }
         }),
-        output_done: done,
+        output_done,
         stopped: stopped.map_err(io_error("duplicate an eventfd"))?,
         lifeline: ends.lifeline.into(),
         signals,
@@ -227,7 +205,6 @@ fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
     });
     let supervisor = Arc::new(Mutex::new(supervisor));
     events.add(Arc::clone(&supervisor) as _);
-    let stdio = [0, 1, 2].map(|n| stdio.get(n).copied().map(HostStream::from));
     let streams = Streams {
         stdio: Offer::of(is_terminal, stdio),
         exit_status: exit_stream,
@@ -240,6 +217,119 @@ fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
         messages,
         streams,
     })
+}
+
+/// Makes this process one of its own: its place on the host, no descriptors but those that it was left, its
+/// limits. Before any thread, and any memory of the guest's. Returns how many files it may have open.
+fn settle(config: &VmmConfig, report_to: &UnixStream) -> Result<u64, VmmError> {
+    signals::hold().map_err(io_error("hold signals back"))?;
+    join(config)?;
+    let mut keep: Vec<_> = config.descriptors().into_iter().map(AsFd::as_fd).collect();
+    keep.push(report_to.as_fd());
+    jail::close_other_fds(&keep)?;
+    let limits = jail::limits::apply()?;
+    if config.vm.core_scheduling {
+        jail::core_scheduling::begin()?;
+    }
+    // The container's terminal and its signals are not this process's.
+    let _ = rustix::process::setsid();
+    Ok(limits.nofile)
+}
+
+/// The host's side of the container's stdio.
+struct ContainerStdio {
+    streams: Vec<(Direction, OwnedFd)>,
+    is_terminal: bool,
+    /// Where following the terminal's size is this process's business.
+    sizes: Option<Sizes>,
+}
+
+impl ContainerStdio {
+    /// Takes it over: this process's standard streams, or the terminal in their place.
+    fn take(vm: &mut VmConfig) -> Result<Self, VmmError> {
+        let streams = take_stdio().map_err(io_error("take over the standard streams"))?;
+        match vm.terminal.take() {
+            None => Ok(Self {
+                streams,
+                is_terminal: false,
+                sizes: None,
+            }),
+            Some(terminal) => {
+                Self::of_terminal(terminal).map_err(io_error("take over the terminal"))
+            }
+        }
+    }
+
+    fn of_terminal(terminal: HostTerminal) -> io::Result<Self> {
+        let (streams, sizes) = match terminal {
+            HostTerminal::Pty(slave) => {
+                let (sizes, streams) = Sizes::with_text(slave)?;
+                (streams, Some(sizes))
+            }
+            HostTerminal::Relayed(streams) => (streams, None),
+        };
+        Ok(Self {
+            streams: vec![
+                (Direction::Duplex, streams.text),
+                (Direction::ToGuest, streams.sizes),
+            ],
+            is_terminal: true,
+            sizes,
+        })
+    }
+}
+
+/// The vsock device, and what this process has at its ports.
+struct Connections {
+    vsock: Arc<Mutex<Vsock>>,
+    /// Where the agent finds the container's stdio.
+    stdio: [Option<HostStream>; 3],
+    /// Tells when all of the container's output is written.
+    output_done: EventFd,
+    clock: ClockWatch,
+    signals: Signals,
+    /// Where the exit status arrives.
+    exit_status: OwnedFd,
+    /// Where the agent sends it.
+    exit_stream: HostStream,
+}
+
+impl Connections {
+    fn make(
+        listener: OwnedFd,
+        ready: OwnedFd,
+        container: ContainerStdio,
+    ) -> Result<Self, VmmError> {
+        let mut vsock = Vsock::new(GUEST_CID, ports::FIRST_STREAM, listener.into())?;
+        let Attached { streams, done } = vsock.attach(container.streams)?;
+        let (notices, guests_end) = Notices::new().map_err(io_error("make a pair of sockets"))?;
+        let notices = Arc::new(notices);
+        let clock = ClockWatch::new(Arc::clone(&notices)).map_err(io_error("watch the clock"))?;
+        let signals = Signals::new(notices, container.sizes).map_err(io_error("watch signals"))?;
+        let (exit_status, exit_stream) = offer_fixed_ports(&mut vsock, guests_end, ready)?;
+        Ok(Self {
+            vsock: Arc::new(Mutex::new(vsock)),
+            stdio: [0, 1, 2].map(|n| streams.get(n).copied().map(HostStream::from)),
+            output_done: done,
+            clock,
+            signals,
+            exit_status,
+            exit_stream,
+        })
+    }
+}
+
+/// Starts a confined thread for each disk.
+fn start_disks(disks: Vec<(EventLoop, String)>, identity: Identity) -> Result<(), VmmError> {
+    for (disk, name) in disks {
+        let confine = move |needed: Vec<_>| {
+            let own = jail::confine(Role::Block, identity, &needed);
+            own.map(drop).map_err(io::Error::other)
+        };
+        disk.spawn(&name, confine)
+            .map_err(io_error("start a disk's thread"))?;
+    }
+    Ok(())
 }
 
 /// The log of what the guest writes to its serial port, and of what this process has to say.
@@ -379,32 +469,6 @@ fn take_stdio() -> io::Result<Vec<(Direction, OwnedFd)>> {
     }
     jail::descriptors::abandon_standard_streams()?;
     Ok(streams)
-}
-
-/// The container's terminal, in the place of its streams.
-struct TakenTerminal {
-    streams: Vec<(Direction, OwnedFd)>,
-    /// Where following its size is this process's business.
-    sizes: Option<Sizes>,
-}
-
-impl TakenTerminal {
-    fn of(terminal: HostTerminal) -> io::Result<Self> {
-        let (streams, sizes) = match terminal {
-            HostTerminal::Pty(slave) => {
-                let (sizes, streams) = Sizes::with_text(slave)?;
-                (streams, Some(sizes))
-            }
-            HostTerminal::Relayed(streams) => (streams, None),
-        };
-        Ok(Self {
-            streams: vec![
-                (Direction::Duplex, streams.text),
-                (Direction::ToGuest, streams.sizes),
-            ],
-            sizes,
-        })
-    }
 }
 
 impl Vm {

@@ -112,53 +112,13 @@ pub fn plan(
     let sizing = Sizing::of(resources, Host::read(), config);
 
     let locked = !is_root || has_user_namespace(&bundle.spec);
-    let of_rootfs = |source| SpecError::Source {
-        field: "root.path".to_owned(),
-        path: bundle.rootfs_path.clone(),
-        source,
-    };
-    let rootfs = bundle.rootfs.try_clone().map_err(of_rootfs)?;
-    let root_options = root_options(&bundle.spec, &rootfs, locked).map_err(of_rootfs)?;
-    let mut shares = vec![Share {
-        name: "config.json: root.path".to_owned(),
-        target: format!("{id}/rootfs").into(),
-        source: Source::Mounted(Mounted {
-            path: rootfs,
-            recursive: true,
-            receives: false,
-            read_only: ReadOnly::Unchanged,
-            times: AccessTimes::default(),
-            owners: None,
-        }),
-    }];
+    let (root, root_options) = share_root(bundle, id, locked)?;
     guest.set_root(Some(guest_root(&bundle.spec, id)));
-
     let mut disks = Disks::of(&bundle.spec);
     disks.add_devices(&bundle.spec)?;
-    // Where each share is mounted, by its index.
-    let mut placed = Vec::new();
+    let mut shares = vec![root];
     let mut mounts = guest.mounts().clone().unwrap_or_default();
-    for (index, mount) in mounts.iter_mut().enumerate() {
-        absolute_destination(mount, index);
-        let destination = mount.destination().clone();
-        let share = match maker_of(mount) {
-            Maker::Shared => split_bind(bundle, &mut disks, id, index, mount, locked)?,
-            Maker::Host => Some(mount_on_host(bundle, id, index, mount)?),
-            Maker::Disk => {
-                mount_in_guest(bundle, &mut disks, index, mount)?;
-                None
-            }
-            Maker::Guest => {
-                remount(mount, &placed, &mut shares, locked);
-                keep_guest_mount(mount);
-                None
-            }
-        };
-        if let Some(share) = share {
-            placed.push((destination, shares.len()));
-            shares.push(share);
-        }
-    }
+    split_mounts(bundle, id, locked, &mut mounts, &mut disks, &mut shares)?;
     guest.set_mounts(Some(mounts));
     guest.set_hooks(guest_hooks(&bundle.spec));
     guest.set_linux(Some(guest_linux(guest.linux().clone())));
@@ -193,6 +153,65 @@ pub fn plan(
         selinux_label: (bundle.spec.process().as_ref()).and_then(label_of),
         cpus: cpus(resources),
     })
+}
+
+/// The container's root as a share, and what the guest lacks to give it the attributes of its mounts.
+fn share_root(bundle: &Bundle, id: &str, locked: bool) -> Result<(Share, Vec<String>), SpecError> {
+    let failed = |source| SpecError::Source {
+        field: "root.path".to_owned(),
+        path: bundle.rootfs_path.clone(),
+        source,
+    };
+    let rootfs = bundle.rootfs.try_clone().map_err(failed)?;
+    let options = root_options(&bundle.spec, &rootfs, locked).map_err(failed)?;
+    let share = Share {
+        name: "config.json: root.path".to_owned(),
+        target: format!("{id}/rootfs").into(),
+        source: Source::Mounted(Mounted {
+            path: rootfs,
+            recursive: true,
+            receives: false,
+            read_only: ReadOnly::Unchanged,
+            times: AccessTimes::default(),
+            owners: None,
+        }),
+    };
+    Ok((share, options))
+}
+
+/// Makes of each mount what the guest is to do about it, and adds what the host has to provide.
+fn split_mounts(
+    bundle: &Bundle,
+    id: &str,
+    locked: bool,
+    mounts: &mut [Mount],
+    disks: &mut Disks<'_>,
+    shares: &mut Vec<Share>,
+) -> Result<(), SpecError> {
+    // Where each share is mounted, by its index.
+    let mut placed = Vec::new();
+    for (index, mount) in mounts.iter_mut().enumerate() {
+        absolute_destination(mount, index);
+        let destination = mount.destination().clone();
+        let share = match maker_of(mount) {
+            Maker::Shared => split_bind(bundle, disks, id, index, mount, locked)?,
+            Maker::Host => Some(mount_on_host(bundle, id, index, mount)?),
+            Maker::Disk => {
+                mount_in_guest(bundle, disks, index, mount)?;
+                None
+            }
+            Maker::Guest => {
+                remount(mount, &placed, shares, locked);
+                keep_guest_mount(mount);
+                None
+            }
+        };
+        if let Some(share) = share {
+            placed.push((destination, shares.len()));
+            shares.push(share);
+        }
+    }
+    Ok(())
 }
 
 /// The label that a process is to have, if any.
