@@ -16,7 +16,7 @@ use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{chdir, chroot};
 use rustix::system::{RebootCommand, reboot, sethostname};
 
-use crate::error::{Fatal, chain};
+use crate::error::Fatal;
 use crate::notices::{Notices, OnSignal};
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
@@ -42,7 +42,7 @@ pub fn run() -> ExitCode {
     sys::take_no_faults();
     let result = start().and_then(|()| live());
     if let Err(fatal) = result {
-        console::say(Level::Error, &format!("cannot go on: {}", chain(&fatal)));
+        console::say(Level::Error, &format!("cannot go on: {fatal}"));
     }
     power_off();
     ExitCode::FAILURE

@@ -193,20 +193,6 @@ impl Failure {
     }
 }
 
-/// An error with all that caused it, outermost first, nothing said twice.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// An I/O error as C and Go programs print it: the plain words, without Rust's "(os error 2)", and in
 /// lower case.
 pub struct Message<'a>(pub &'a io::Error);
@@ -253,15 +239,6 @@ mod tests {
     fn an_io_error_reads_as_runc_would_print_it() {
         let error = io::Error::from_raw_os_error(libc::ENOENT);
         assert_eq!(Message(&error).to_string(), "no such file or directory");
-    }
-
-    #[test]
-    fn a_chain_says_nothing_twice() {
-        let error = Fatal {
-            what: "mount".into(),
-            source: io::Error::other("no device"),
-        };
-        assert_eq!(chain(&error), "mount: no device");
     }
 
     #[test]
