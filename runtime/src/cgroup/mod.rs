@@ -220,6 +220,19 @@ impl HostCgroup {
         Ok(values)
     }
 
+    /// Lifts the limits of CPU time, where the VM is alone in it: a process that is killed needs some to end, and on
+    /// a busy host what a container may have is too little for it to end soon.
+    pub fn lift_cpu_limits(&self) {
+        let directory = self.directory();
+        let count = fs::count_processes(&directory, &self.path);
+        if count.is_ok_and(|count| count <= 1) {
+            for (file, value) in [("cpu.max", "max"), ("cpu.idle", "0"), ("cpu.weight", "100")] {
+                // Where there is no such limit, there is no such file.
+                let _ = std::fs::write(directory.join(file), value);
+            }
+        }
+    }
+
     /// Removes it once the VM's process in it has ended: `own_ended`, if that is known. If others are in
     /// it, it is left to them.
     ///

@@ -118,10 +118,13 @@ fn end(state: &State) -> Result<(), Error> {
 /// # Errors
 /// When it doesn't die.
 pub(super) fn kill_vm(sandbox: &SandboxRecord) -> Result<(), Error> {
-    match sandbox.vmm {
-        Some(vmm) => kill_process(vmm),
-        None => Ok(()),
+    let Some(vmm) = sandbox.vmm else {
+        return Ok(());
+    };
+    if let Some(cgroup) = &sandbox.cgroup {
+        cgroup.lift_cpu_limits();
     }
+    kill_process(vmm)
 }
 
 /// Kills a VM process and waits until it is gone.

@@ -73,6 +73,9 @@ fn end(
     vmm: ProcessId,
     all: bool,
 ) -> Result<(), Error> {
+    if let Some(cgroup) = &state.sandbox.cgroup {
+        cgroup.lift_cpu_limits();
+    }
     let (report, answer) = mpsc::channel();
     let id = id.clone();
     thread::spawn(move || report.send(ask(&sandbox, &id, libc::SIGKILL, all)));
