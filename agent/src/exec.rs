@@ -74,7 +74,7 @@ pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
     // container's cgroup: a fork in there could fail for pids.max, and must not escape the limits.
     let (wait, go) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(Failure::io("make a pipe"))?;
-    match sys::fork_sibling().map_err(Failure::io("fork"))? {
+    match sys::fork_sibling(0, None).map_err(Failure::io("fork"))? {
         None => {
             drop(go);
             let mut byte = [0];

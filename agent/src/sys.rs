@@ -91,29 +91,25 @@ pub fn slew_clock(microseconds: i64) -> io::Result<()> {
     .map(drop)
 }
 
-/// Forks a child whose parent is the caller's parent. `None` in the child.
-///
-/// Only for a process with one thread: the child then is a whole copy and may do anything.
-pub fn fork_sibling() -> io::Result<Option<i32>> {
-    let flags = libc::CLONE_PARENT as libc::c_ulong;
-    // SAFETY: without CLONE_VM and with a null stack this is fork(); with one thread in the process no
-    // lock can be left held in the child. The exit signal is the caller's own, as CLONE_PARENT has it.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })?;
-    Ok(i32::try_from(pid).ok().filter(|pid| *pid != 0))
-}
-
 /// CLONE_INTO_CGROUP of linux/sched.h; libc's has lost its bits.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// The same, in new namespaces (`CLONE_NEW*`) and in another cgroup, from the child's first moment on.
-pub fn fork_sibling_into(namespaces: u32, cgroup: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+/// Forks a child whose parent is the caller's parent, in new namespaces (`CLONE_NEW*`) and, where one is given,
+/// in another cgroup, from its first moment on. `None` in the child.
+///
+/// Only for a process with one thread: the child then is a whole copy and may do anything.
+pub fn fork_sibling(namespaces: u32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<i32>> {
     // SAFETY: all zeroes is a valid clone_args: it asks for fork(), without a signal at the end.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    let parent = libc::CLONE_PARENT.cast_unsigned();
-    arguments.flags = u64::from(namespaces | parent) | CLONE_INTO_CGROUP;
-    arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    arguments.flags = u64::from(namespaces | libc::CLONE_PARENT.cast_unsigned());
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
     let size = size_of_val(&arguments);
-    // SAFETY: as in `fork_sibling`; the kernel reads the arguments, which are of this size.
+    // SAFETY: without CLONE_VM and with a null stack this is fork(); with one thread in the process no
+    // lock can be left held in the child. The exit signal is the caller's own, as CLONE_PARENT has it. The
+    // kernel reads the arguments, which are of this size.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) })?;
     Ok(i32::try_from(pid).ok().filter(|pid| *pid != 0))
 }

@@ -136,7 +136,8 @@ fn prepare(mapping: &MmapRegion<()>) {
 /// a large guest takes to start would go into page faults.
 ///
 /// The blocks lie side by side, as near to the end of memory as what Linux has put there before leaves them
-/// room. A map of the sections' use lies at the end of the first section, before anything lies next to it. Should that be elsewhere once, a guest costs a little more memory and time.
+/// room. A map of the sections' use lies at the end of the first section, before anything lies next to it. Should
+/// that be elsewhere once, a guest costs a little more memory and time.
 pub(crate) fn expect_page_descriptors(memory: &GuestMemoryMmap) {
     let total: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
     let size = total.div_ceil(SECTION) * HUGE_PAGE;

@@ -72,7 +72,7 @@ pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
         .map_err(Failure::io("become undumpable"))?;
     let (here, there) = Line::pair().map_err(Failure::io("make a socket"))?;
     let namespaces = parts.namespaces.of_the_process();
-    let pid = sys::fork_sibling_into(namespaces, cgroup.as_fd())
+    let pid = sys::fork_sibling(namespaces, Some(cgroup.as_fd()))
         .map_err(Failure::field("linux.namespaces"))?;
     let Some(pid) = pid else {
         drop(here);
