@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use hull_runtime::config::ConfigError;
 use hull_runtime::lifecycle::{self, ConsoleSocketError};
-use hull_runtime::sandbox::SandboxError;
+use hull_runtime::sandbox::{AgentError, SandboxError};
 use hull_runtime::spec::SpecError;
 use hull_runtime::types::IdError;
 
@@ -63,6 +63,7 @@ macro_rules! from_the_library {
 }
 
 from_the_library!(
+    AgentError,
     ConfigError,
     ConsoleSocketError,
     IdError,

@@ -26,7 +26,7 @@ pub fn delete(store: &Store, id: &ContainerId) -> Result<(), Error> {
     let remains = dir.sandbox().remains();
     let ended = end_vms(store, id)?;
     if let Some(vmm) = remains.vmm {
-        kill_process(vmm)?;
+        kill_process(vmm, remains.cgroup.as_ref())?;
     }
     let cgroup = match remains.cgroup {
         None if !ended => asked_for(&dir),
@@ -47,7 +47,7 @@ fn end_vms(store: &Store, id: &ContainerId) -> Result<bool, Error> {
             true => HostCgroup::around(vmm.process.pid).ok(),
             false => None,
         };
-        kill_process(vmm.process)?;
+        kill_process(vmm.process, cgroup.as_ref())?;
         log::warn!(
             "container {id}: its VM, process {}, ran without a readable state, and was ended",
             vmm.process.pid

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::hooks::Hooks;
 use super::state::for_hook;
 use super::{Context, Error, damaged};
+use crate::cgroup::HostCgroup;
 use crate::chain::chain;
 use crate::host::ProcessId;
 use crate::sandbox::SandboxError;
@@ -118,20 +119,20 @@ fn end(state: &State) -> Result<(), Error> {
 /// # Errors
 /// When it doesn't die.
 pub(super) fn kill_vm(sandbox: &SandboxRecord) -> Result<(), Error> {
-    let Some(vmm) = sandbox.vmm else {
-        return Ok(());
-    };
-    if let Some(cgroup) = &sandbox.cgroup {
-        cgroup.lift_cpu_limits();
+    match sandbox.vmm {
+        Some(vmm) => kill_process(vmm, sandbox.cgroup.as_ref()),
+        None => Ok(()),
     }
-    kill_process(vmm)
 }
 
-/// Kills a VM process and waits until it is gone.
+/// Kills a VM process, which is in that cgroup, and waits until it is gone.
 ///
 /// # Errors
 /// When it doesn't die.
-pub(super) fn kill_process(vmm: ProcessId) -> Result<(), Error> {
+pub(super) fn kill_process(vmm: ProcessId, cgroup: Option<&HostCgroup>) -> Result<(), Error> {
+    if let Some(cgroup) = cgroup {
+        cgroup.lift_cpu_limits();
+    }
     vmm.kill(KILL_TIMEOUT)
         .map_err(|e| SandboxError::host("see the VM process die")(e).into())
 }

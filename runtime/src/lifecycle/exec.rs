@@ -4,9 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use oci_spec::runtime::Process;
 
-use super::{Context, Error};
+use super::{Context, Error, allow};
 use crate::chain::chain;
-use crate::sandbox::{Agent, AgentError, AttachedStdio, BlockingAgent, SandboxError, Stdio};
+use crate::sandbox::{Agent, AgentError, AttachedStdio, BlockingAgent, Stdio};
 use crate::spec::SpecError;
 use crate::store::{ContainerDir, Status};
 use crate::types::ContainerId;
@@ -25,14 +25,11 @@ pub fn find_for_exec(
     ignore_paused: bool,
 ) -> Result<ContainerDir, Error> {
     let dir = context.find(id)?;
-    match dir.load()?.status() {
-        Status::Running | Status::Created => Ok(dir),
-        Status::Paused if ignore_paused => Ok(dir),
-        Status::Paused => Err(Error::Paused),
-        status => {
-            let (verb, id) = ("exec in", id.clone());
-            Err(Error::WrongState { verb, id, status })
-        }
+    let state = dir.load()?;
+    allow("exec in", &state, &Status::WITH_PROCESSES)?;
+    match state.status() {
+        Status::Paused if !ignore_paused => Err(Error::Paused),
+        _ => Ok(dir),
     }
 }
 
@@ -133,7 +130,7 @@ impl Execution {
         match ended.await {
             // The container has ended, and everything in it was killed.
             Err(AgentError::Lost(_)) => Ok(KILLED),
-            ended => ended.map_err(|e| SandboxError::from(e).into()),
+            ended => Ok(ended?),
         }
     }
 

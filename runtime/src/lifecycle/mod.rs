@@ -37,7 +37,7 @@ pub use state::{OciState, state};
 pub use update::update;
 
 use crate::config::Settings;
-use crate::store::{ContainerDir, Store};
+use crate::store::{ContainerDir, State, Status, Store};
 use crate::types::ContainerId;
 
 /// What every verb has to know, whoever calls it.
@@ -69,4 +69,29 @@ impl Context {
     pub fn find(&self, id: &ContainerId) -> Result<ContainerDir, Error> {
         Ok(self.store()?.find(id)?)
     }
+
+    /// The folder of an existing container, locked, with the container's state, if `verb` may be done to one in
+    /// that state.
+    fn lock(
+        &self,
+        id: &ContainerId,
+        verb: &'static str,
+        allowed: &[Status],
+    ) -> Result<(ContainerDir, State), Error> {
+        let mut dir = self.find(id)?;
+        dir.lock()?;
+        let state = dir.load()?;
+        allow(verb, &state, allowed)?;
+        Ok((dir, state))
+    }
+}
+
+/// Whether `verb` may be done to a container in this state.
+fn allow(verb: &'static str, state: &State, allowed: &[Status]) -> Result<(), Error> {
+    let status = state.status();
+    if allowed.contains(&status) {
+        return Ok(());
+    }
+    let id = state.container.id.clone();
+    Err(Error::WrongState { verb, id, status })
 }

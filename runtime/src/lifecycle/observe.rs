@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Context, Error};
+use super::{Context, Error, allow};
 use crate::cgroup::HostCgroup;
 use crate::sandbox::{BlockingAgent, ProcessInfo};
 use crate::store::Status;
@@ -14,13 +14,11 @@ use crate::types::ContainerId;
 /// When there is no such container.
 pub fn processes(context: &Context, id: &ContainerId) -> Result<Vec<ProcessInfo>, Error> {
     let dir = context.find(id)?;
-    match dir.load()?.status() {
-        Status::Creating | Status::Stopped => Ok(Vec::new()),
-        Status::Created | Status::Running | Status::Paused => {
-            let agent = BlockingAgent::connect(&dir.sandbox())?;
-            Ok(agent.ask(|agent| agent.processes(id))?)
-        }
+    if !Status::WITH_PROCESSES.contains(&dir.load()?.status()) {
+        return Ok(Vec::new());
     }
+    let agent = BlockingAgent::connect(&dir.sandbox())?;
+    Ok(agent.ask(|agent| agent.processes(id))?)
 }
 
 /// A container whose statistics can be asked for.
@@ -40,11 +38,7 @@ pub struct Watched {
 pub fn watch(context: &Context, id: &ContainerId) -> Result<Watched, Error> {
     let dir = context.find(id)?;
     let state = dir.load()?;
-    let status = state.status();
-    if matches!(status, Status::Creating | Status::Stopped) {
-        let (verb, id) = ("watch", id.clone());
-        return Err(Error::WrongState { verb, id, status });
-    }
+    allow("watch", &state, &Status::WITH_PROCESSES)?;
     Ok(Watched {
         id: id.clone(),
         agent: BlockingAgent::connect(&dir.sandbox())?,

@@ -5,7 +5,7 @@
 
 use super::{Context, Error};
 use crate::sandbox::BlockingAgent;
-use crate::store::{ContainerDir, State, Status};
+use crate::store::Status;
 use crate::types::ContainerId;
 
 /// Suspends all processes of a container.
@@ -14,7 +14,7 @@ use crate::types::ContainerId;
 /// When it isn't created or running.
 pub fn pause(context: &Context, id: &ContainerId) -> Result<(), Error> {
     let allowed = [Status::Created, Status::Running];
-    let (dir, mut state) = find(context, id, "pause", &allowed)?;
+    let (dir, mut state) = context.lock(id, "pause", &allowed)?;
     state.container.paused = true;
     dir.save(&state.container)?;
     let paused =
@@ -32,25 +32,8 @@ pub fn pause(context: &Context, id: &ContainerId) -> Result<(), Error> {
 /// # Errors
 /// When it isn't paused.
 pub fn resume(context: &Context, id: &ContainerId) -> Result<(), Error> {
-    let (dir, mut state) = find(context, id, "resume", &[Status::Paused])?;
+    let (dir, mut state) = context.lock(id, "resume", &[Status::Paused])?;
     BlockingAgent::connect(&dir.sandbox())?.ask(|agent| agent.resume(id))?;
     state.container.paused = false;
     Ok(dir.save(&state.container)?)
-}
-
-fn find(
-    context: &Context,
-    id: &ContainerId,
-    verb: &'static str,
-    allowed: &[Status],
-) -> Result<(ContainerDir, State), Error> {
-    let mut dir = context.find(id)?;
-    dir.lock()?;
-    let state = dir.load()?;
-    let status = state.status();
-    if allowed.contains(&status) {
-        return Ok((dir, state));
-    }
-    let id = id.clone();
-    Err(Error::WrongState { verb, id, status })
 }

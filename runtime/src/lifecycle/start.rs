@@ -24,16 +24,7 @@ pub struct Started {
 /// # Errors
 /// When it is in another state; otherwise as [`start_created`].
 pub fn start(context: &Context, id: &ContainerId) -> Result<Started, Error> {
-    let mut dir = context.find(id)?;
-    dir.lock()?;
-    let mut state = dir.load()?;
-    match state.status() {
-        Status::Created => {}
-        status => {
-            let (verb, id) = ("start", id.clone());
-            return Err(Error::WrongState { verb, id, status });
-        }
-    }
+    let (dir, mut state) = context.lock(id, "start", &[Status::Created])?;
     let agent = BlockingAgent::connect(&dir.sandbox())?;
     start_created(&dir, &mut state, &agent)?;
     Ok(Started { dir, state, agent })

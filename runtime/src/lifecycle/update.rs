@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Context, Error};
+use super::{Context, Error, allow};
 use crate::cgroup;
 use crate::sandbox::BlockingAgent;
 use crate::spec::{self, SpecError};
@@ -19,11 +19,7 @@ pub fn update(context: &Context, id: &ContainerId, changes: Value) -> Result<(),
     dir.lock()?;
     let state = dir.load()?;
     let config = (context.settings).for_container(&state.container.annotations)?;
-    let status = state.status();
-    if matches!(status, Status::Creating | Status::Stopped) {
-        let (verb, id) = ("update", id.clone());
-        return Err(Error::WrongState { verb, id, status });
-    }
+    allow("update", &state, &Status::WITH_PROCESSES)?;
     let sandbox = &state.sandbox;
     let update = spec::update(&dir.load_config()?, sandbox.sizing, &config, changes)?;
     let limits = cgroup::Limits {

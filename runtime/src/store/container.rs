@@ -109,13 +109,9 @@ impl ContainerDir {
     /// # Errors
     /// When the container is gone, or its state damaged.
     pub fn load(&self) -> Result<State, StoreError> {
-        let container: ContainerRecord = self.folder.read_record(files::CONTAINER)?;
-        if container.id != *self.id() {
-            let why = format!("it is the state of container {}", container.id);
-            return Err(self
-                .folder
-                .unreadable(files::CONTAINER, io::Error::other(why)));
-        }
+        let container = self
+            .folder
+            .read_record(files::CONTAINER, |r: &ContainerRecord| &r.id)?;
         let sandbox = self.sandbox().load()?;
         Ok(State { container, sandbox })
     }

@@ -96,42 +96,50 @@ impl Folder {
         format!("/proc/self/fd/{}/{name}", self.dir.as_fd().as_raw_fd()).into()
     }
 
-    /// Whatever somebody has put there is not waited for, and not read without end.
+    /// The whole of a file, but no more than its limit.
     pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::openat(&self.dir, name, flags, Mode::empty())?);
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
-        }
-        let mut text = Vec::new();
-        file.take(FILE_LIMIT).read_to_end(&mut text)?;
-        Ok(text)
+        self.read_last(name, u64::MAX)
     }
 
-    /// The last of a file that may be long.
-    pub(super) fn read_end(&self, name: &str) -> io::Result<Vec<u8>> {
-        const END: u64 = 64 << 10;
+    /// The last bytes of a file, as many as that.
+    pub(super) fn read_last(&self, name: &str, bytes: u64) -> io::Result<Vec<u8>> {
+        // Whatever somebody has put there is not waited for, and not read without end.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut file = File::from(rustix::fs::openat(&self.dir, name, flags, Mode::empty())?);
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(END)))?;
+        let about = file.metadata()?;
+        if !about.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        let before = about.len().saturating_sub(bytes);
+        if before > 0 {
+            file.seek(SeekFrom::Start(before))?;
+        }
         let mut text = Vec::new();
-        file.take(END).read_to_end(&mut text)?;
+        file.take(bytes.min(FILE_LIMIT)).read_to_end(&mut text)?;
         Ok(text)
     }
 
-    /// Reads a record.
+    /// Reads the record of this folder's container or sandbox.
     ///
     /// # Errors
-    /// When the container is gone, or the file damaged.
-    pub(super) fn read_record<T: DeserializeOwned>(&self, name: &str) -> Result<T, StoreError> {
-        self.read(name)
-            .and_then(|text| Ok(serde_json::from_slice(&text)?))
-            .map_err(|e| self.unreadable(name, e))
+    /// When the container is gone, or the file damaged, or another's: `id` tells whose it is.
+    pub(super) fn read_record<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        id: impl FnOnce(&T) -> &ContainerId,
+    ) -> Result<T, StoreError> {
+        let read = || -> io::Result<T> {
+            let record: T = serde_json::from_slice(&self.read(name)?)?;
+            match id(&record) {
+                id if *id == self.id => Ok(record),
+                id => Err(io::Error::other(format!("it is the record of {id}"))),
+            }
+        };
+        read().map_err(|e| self.unreadable(name, e))
     }
 
     /// What a record that can't be read means.
-    pub(super) fn unreadable(&self, name: &str, source: io::Error) -> StoreError {
+    fn unreadable(&self, name: &str, source: io::Error) -> StoreError {
         // These are about who reads.
         const READERS: [Errno; 5] = [
             Errno::ACCESS,

@@ -40,6 +40,11 @@ pub enum Status {
     Stopped,
 }
 
+impl Status {
+    /// Those in which the container has a process in the guest.
+    pub const WITH_PROCESSES: [Self; 3] = [Self::Created, Self::Running, Self::Paused];
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -14,6 +14,9 @@ use crate::cgroup::HostCgroup;
 use crate::host::ProcessId;
 use crate::types::{ContainerId, Sizing};
 
+/// What of a console log is looked at for its last lines, in bytes.
+const CONSOLE_END: u64 = 64 << 10;
+
 /// The record on disk: `sandbox.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SandboxRecord {
@@ -68,14 +71,8 @@ impl SandboxDir {
     /// # Errors
     /// When the sandbox is gone, or its record damaged.
     pub fn load(&self) -> Result<SandboxRecord, StoreError> {
-        let record: SandboxRecord = self.folder.read_record(files::SANDBOX)?;
-        if record.id == *self.id() {
-            return Ok(record);
-        }
-        let why = format!("it is the record of sandbox {}", record.id);
-        Err(self
-            .folder
-            .unreadable(files::SANDBOX, io::Error::other(why)))
+        self.folder
+            .read_record(files::SANDBOX, |record: &SandboxRecord| &record.id)
     }
 
     /// What can still be read of a damaged record; nothing at the worst. An older hull had all of it in the
@@ -121,7 +118,10 @@ impl SandboxDir {
 
     /// The last `lines` lines of the console log; empty where there is none.
     pub fn console_tail(&self, lines: usize) -> Vec<String> {
-        let text = self.folder.read_end(files::CONSOLE).unwrap_or_default();
+        let text = self
+            .folder
+            .read_last(files::CONSOLE, CONSOLE_END)
+            .unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let all: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
         all[all.len().saturating_sub(lines)..]

@@ -72,7 +72,7 @@ async fn follow(agent: &Agent, watched: &Watched, interval: Duration) -> Result<
     loop {
         tokio::select! {
             kills = &mut oom => {
-                known = kills.map_err(SandboxError::from)?;
+                known = kills?;
                 print(&watched.id, "oom", None)?;
                 oom = Box::pin(next(known, OOM_PAUSE));
             }
@@ -82,8 +82,7 @@ async fn follow(agent: &Agent, watched: &Watched, interval: Duration) -> Result<
 }
 
 async fn stats(agent: &Agent, watched: &Watched) -> Result<Stats, Error> {
-    let stats = agent.stats(&watched.id).await;
-    Ok(stats.map_err(SandboxError::from)?)
+    Ok(agent.stats(&watched.id).await?)
 }
 
 async fn print_stats(agent: &Agent, watched: &Watched) -> Result<(), Error> {
