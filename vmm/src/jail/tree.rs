@@ -9,40 +9,37 @@
 //! A file system that the host's kernel is to mount for the guest (an overlay) is mounted here and nowhere
 //! else, with the host's paths still at hand.
 //!
-//! What joins a living sandbox is added from outside: clone the share before (`open_tree`), enter the
-//! process's mount namespace, clone its root the same way, make that clone writable with
-//! `mount_setattr` to create the mount point (the tmpfs itself stays writable; what is read-only is its
-//! mount here), and `move_mount` the share there. The tmpfs is kept as root for that.
+//! What joins a sandbox that runs already is put into its tree from outside (`living`): the process itself has no
+//! right to mount anything. The tmpfs is kept as root for that.
 //!
 //! Two shares of the same file are two inodes in the guest: they don't share a page cache or locks.
 //! Who wants two containers of a sandbox to share a volume shares it once.
-#![allow(unsafe_code)] // rustix's unshare, and fork
+#![allow(unsafe_code)] // rustix's unshare
 
 mod attributes;
+mod living;
 mod share;
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
     mount_change, move_mount, open_tree, unmount,
 };
-use rustix::process::{Pid, WaitOptions, fchdir, pivot_root, waitpid};
-use rustix::thread::{
-    ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe,
-};
+use rustix::process::{fchdir, pivot_root};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::proc_numbers;
 use super::userns;
 use attributes::{Depth, SEALED, change, read_only};
+pub use living::{join, leave, make_read_only};
 use share::Prepared;
 pub use share::{AccessTimes, FileSystem, Mounted, Owners, ReadOnly, Share, Source, Times};
 
@@ -165,46 +162,6 @@ pub fn enter(shares: Vec<Share>) -> Result<Tree, Error> {
     Ok(Tree {
         threads: Threads(threads),
     })
-}
-
-/// Makes a share read-only in the tree that another process has entered, in a user namespace of its own
-/// or not: the mount itself, for good.
-///
-/// # Errors
-/// When the process is gone, or a file is open for writing.
-pub fn make_read_only(
-    process: BorrowedFd<'_>,
-    target: &Path,
-    user_namespace: bool,
-) -> Result<(), Error> {
-    let mut namespaces = ThreadNameSpaceType::MOUNT;
-    namespaces.set(ThreadNameSpaceType::USER, user_namespace);
-    let path = CString::new(Path::new("/").join(target).into_os_string().into_vec())
-        .map_err(|_| Error::Target(target.to_owned()))?;
-    let work = || {
-        move_into_thread_name_spaces(process, namespaces)?;
-        let mount = openat(CWD, &path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        change(mount.as_fd(), Depth::One, read_only(true))
-    };
-    // A child, as a process with threads can't enter a user namespace.
-    // SAFETY: the child makes system calls on memory that was made before, and ends.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let status = work().map_or_else(Errno::raw_os_error, |()| 0);
-        // SAFETY: it ends the child, which is to run nothing of the parent's.
-        unsafe { libc::_exit(status) }
-    }
-    let child = Pid::from_raw(child).filter(|_| child > 0);
-    let child = child.ok_or_else(|| Error::Call("fork", io::Error::last_os_error()))?;
-    let status = waitpid(Some(child), WaitOptions::empty()).map_err(call("waitpid"))?;
-    match status.and_then(|(_, status)| status.exit_status()) {
-        Some(0) => Ok(()),
-        Some(errno) => {
-            let source = io::Error::from_raw_os_error(errno);
-            Err(Error::Call("a change of its mount", source))
-        }
-        None => Err(Error::Call("fork", io::ErrorKind::Interrupted.into())),
-    }
 }
 
 fn check_targets(shares: &[Share]) -> Result<(), Error> {

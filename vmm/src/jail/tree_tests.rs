@@ -306,3 +306,108 @@ fn a_share_can_be_made_read_only_from_outside() {
     assert_eq!(end, End::Returned);
     assert!(source.path().join("before").exists() && !source.path().join("after").exists());
 }
+
+/// A child that has entered a tree with one share, `c1/rootfs`, and answers questions about it.
+struct Entered {
+    child: Pid,
+    question: std::fs::File,
+    answer: std::fs::File,
+}
+
+impl Entered {
+    /// `answer` is asked in the child, by the question's number.
+    fn new(source: &Path, answer: impl Fn(u8) -> bool) -> Self {
+        let (asked, question) = rustix::pipe::pipe().expect("a pipe");
+        let (told, tell) = rustix::pipe::pipe().expect("a pipe");
+        // SAFETY: the child has one thread; both go on with what they have.
+        let child = match unsafe { libc::fork() } {
+            0 => {
+                drop(question);
+                let share = share_of("c1/rootfs", Mounted::new(o_path(source)));
+                let entered =
+                    tree::enter(vec![share]).and_then(|tree| tree.threads.own_descriptors());
+                let mut number = [0];
+                while entered.is_ok() && rustix::io::read(&asked, &mut number) == Ok(1) {
+                    let _ = rustix::io::write(&tell, &[u8::from(answer(number[0]))]);
+                }
+                // SAFETY: nothing of the parent's is to be run here.
+                unsafe { libc::_exit(0) }
+            }
+            child => Pid::from_raw(child).expect("a pid"),
+        };
+        drop((asked, tell));
+        let (question, answer) = (question.into(), told.into());
+        Self {
+            child,
+            question,
+            answer,
+        }
+    }
+
+    fn ask(&mut self, number: u8) -> bool {
+        use std::io::{Read, Write};
+        self.question.write_all(&[number]).expect("it lives");
+        let mut answer = [0];
+        self.answer.read_exact(&mut answer).expect("an answer");
+        answer == [1]
+    }
+
+    fn process(&self) -> std::os::fd::OwnedFd {
+        pidfd_open(self.child, PidfdFlags::empty()).expect("a pidfd")
+    }
+}
+
+#[test]
+fn shares_join_the_tree_of_a_process_that_runs_and_leave_it() {
+    if !is_root() {
+        return;
+    }
+    let source = tempfile::tempdir().expect("a directory");
+    fs::write(source.path().join("file"), "text").expect("a file");
+    let end = run(|| {
+        let text = |path: &str| fs::read_to_string(path).unwrap_or_default() == "text";
+        let mut entered = Entered::new(source.path(), |number| match number {
+            0 => fs::read_dir("/").expect("a list").count() == 1 && text("/c1/rootfs/file"),
+            1 => text("/c2/rootfs/file") && text("/c2/mounts/0") && text("/c1/rootfs/file"),
+            2 => errno("/c2/mounts/1/new").is_none() && errno("/c2/rootfs/new") == READ_ONLY,
+            _ => errno("/c2/new") == READ_ONLY && errno("/new") == READ_ONLY,
+        });
+        assert!(entered.ask(0));
+        let process = entered.process();
+        // The second time, what the first has left is in the way.
+        for _ in 0..2 {
+            let read_only = Mounted {
+                read_only: ReadOnly::All(true),
+                ..Mounted::new(o_path(source.path()))
+            };
+            let tmpfs = FileSystem {
+                kind: "tmpfs".into(),
+                device: "none".into(),
+                ..FileSystem::default()
+            };
+            let shares = vec![
+                share_of("c2/rootfs", read_only),
+                share_of(
+                    "c2/mounts/0",
+                    Mounted::new(o_path(&source.path().join("file"))),
+                ),
+                Share {
+                    name: "a tmpfs".into(),
+                    target: "c2/mounts/1".into(),
+                    source: Source::FileSystem(tmpfs),
+                },
+            ];
+            tree::join(process.as_fd(), "c2", shares).expect("they join");
+            assert!(entered.ask(1) && entered.ask(2) && entered.ask(3));
+        }
+        tree::leave(process.as_fd(), "c2").expect("they leave");
+        assert!(entered.ask(0));
+        tree::leave(process.as_fd(), "c2").expect("nothing to do");
+        let stray = vec![share_of("c1/x", Mounted::new(o_path(source.path())))];
+        tree::join(process.as_fd(), "c2", stray).expect_err("another folder's");
+        assert!(entered.ask(0));
+        kill_process(entered.child, Signal::KILL).expect("killed");
+    });
+    assert_eq!(end, End::Returned);
+    assert!(!source.path().join("new").exists());
+}

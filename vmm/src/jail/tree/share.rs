@@ -1,18 +1,25 @@
 //! What is shared, and how it becomes a mount of the tree: a clone of the host's mounts with attributes of
 //! its own, or a file system that is mounted at its place.
+#![allow(unsafe_code)] // rustix's unshare
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, readlinkat,
 };
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change,
+    move_mount,
+};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde::{Deserialize, Serialize};
 
 use super::attributes::{Depth, RECEIVING, SEALED, change, keep_times, read_only};
+use super::living::on_a_thread;
 use super::{Error, clone_mount};
 use crate::jail::userns::{self, IdMap};
 
@@ -254,17 +261,52 @@ impl Prepared {
                 // The process's root is the host's still, and so are the paths among the options.
                 let root = format!("/proc/self/fd/{}", root.as_raw_fd());
                 let target = Path::new(&root).join(&self.target);
-                let flags = MountFlags::from_bits_retain(new.flags);
-                let flags = flags | MountFlags::NOSUID | MountFlags::NODEV;
-                CString::new(new.options.as_str())
-                    .map_err(|_| Errno::INVAL)
-                    .and_then(|options| {
-                        let options = Some(options.as_c_str()).filter(|text| !text.is_empty());
-                        mount(&new.device, target, &new.kind, flags, options)
-                    })
+                new.mount(&target)
                     .map_err(|e| failed(&self.name, "mounting it on the host", e))
             }
         }
+    }
+
+    /// Mounts a file system before its place is at hand. The paths among its options are the calling thread's.
+    ///
+    /// # Errors
+    /// Names the share.
+    pub fn mount(&mut self) -> Result<(), Error> {
+        if let What::FileSystem(new) = &self.what {
+            let mounted = new.mount_detached();
+            let mounted = mounted.map_err(|e| failed(&self.name, "mounting it on the host", e))?;
+            self.what = What::Clone(mounted);
+        }
+        Ok(())
+    }
+}
+
+impl FileSystem {
+    fn mount(&self, target: &Path) -> rustix::io::Result<()> {
+        let flags = MountFlags::from_bits_retain(self.flags);
+        let flags = flags | MountFlags::NOSUID | MountFlags::NODEV;
+        let options = CString::new(self.options.as_str()).map_err(|_| Errno::INVAL)?;
+        let options = Some(options.as_c_str()).filter(|text| !text.is_empty());
+        mount(&self.device, target, &self.kind, flags, options)
+    }
+
+    /// Mounts it in a mount namespace that ends with this call, and returns a clone of that mount. mount(2) takes all
+    /// options in one text; the calls that make a mount without a place, fsconfig(2), want them apart.
+    fn mount_detached(&self) -> rustix::io::Result<OwnedFd> {
+        // No option's path leads through it.
+        const PLACE: &CStr = c"/sys";
+        on_a_thread(|| {
+            // SAFETY: the mount namespace and the root that come with it are this thread's alone.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+            mount_change(
+                c"/",
+                MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+            )?;
+            self.mount(Path::new(OsStr::from_bytes(PLACE.to_bytes())))?;
+            let clone = clone_mount(CWD, PLACE, OpenTreeFlags::empty())?;
+            change(clone.as_fd(), Depth::One, SEALED)?;
+            Ok(clone)
+        })
     }
 }
 
