@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod console;
 pub mod container;
+pub mod containers;
 pub mod error;
 pub mod exec;
 pub mod helper;

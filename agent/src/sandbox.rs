@@ -1,9 +1,8 @@
 //! The sandbox: its containers, and what can be done with them. One guest is one sandbox.
 
-use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use hull_cgroup::stats;
@@ -21,6 +20,7 @@ use crate::cgroup::Cgroup;
 use crate::container::devices::{self, Disks};
 use crate::container::notify::NotifySocket;
 use crate::container::{self, Bundle, Container, Process, init, spec};
+use crate::containers::{Containers, Reservation};
 use crate::error::{Error, Failure, Fatal};
 use crate::exec;
 use crate::helper::{self, Made, Reports, Task};
@@ -55,38 +55,9 @@ pub struct Sandbox {
     host: Box<dyn Dial>,
     reaper: Reaper,
     prepare: Mutex<Option<Prepare>>,
-    containers: Mutex<HashMap<String, Slot>>,
-}
-
-enum Slot {
-    Creating,
-    Created(Arc<Container>),
-    /// It is being deleted, and can't be used any more.
-    Deleting,
-}
-
-impl Slot {
-    fn created(&self) -> Option<Arc<Container>> {
-        match self {
-            Self::Created(container) => Some(Arc::clone(container)),
-            Self::Creating | Self::Deleting => None,
-        }
-    }
-}
-
-/// A name in the table of containers that is freed again unless it is filled.
-struct Reservation<'a> {
-    sandbox: &'a Sandbox,
-    id: String,
-    filled: bool,
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        if !self.filled {
-            self.sandbox.lock().remove(&self.id);
-        }
-    }
+    containers: Containers,
+    /// The container that the sandbox ends with.
+    owner: OnceLock<Weak<Container>>,
 }
 
 /// Kills a process for which nobody waits any more.
@@ -115,18 +86,30 @@ impl Sandbox {
             host,
             reaper,
             prepare: Mutex::new(Some(prepare)),
-            containers: Mutex::default(),
+            containers: Containers::default(),
+            owner: OnceLock::new(),
         })
     }
 
     /// Makes a container up to the point where its process waits to be started. Returns its pid.
+    ///
+    /// If whoever asks goes away meanwhile, it is made all the same, for somebody to delete.
     ///
     /// # Errors
     /// When it can't be made; nothing of it is left then.
     pub async fn create(self: &Arc<Self>, request: CreateContainerRequest) -> Result<i32, Error> {
         container::check_id("container_id", &request.container_id)?;
         self.prepare()?;
-        let mut reservation = self.reserve(&request.container_id)?;
+        let reservation = self.containers.reserve(&request.container_id)?;
+        let made = tokio::spawn(Arc::clone(self).create_reserved(request, reservation));
+        made.await.map_err(|e| Failure::other(e.to_string()))?
+    }
+
+    async fn create_reserved(
+        self: Arc<Self>,
+        request: CreateContainerRequest,
+        reservation: Reservation,
+    ) -> Result<i32, Error> {
         let cgroup = Cgroup::create(&request.container_id)?;
         let result = self.create_in(&request, &cgroup).await;
         let container = match result {
@@ -142,11 +125,10 @@ impl Sandbox {
             }
         };
         let pid = container.init.pid;
-        let slot = Slot::Created(Arc::clone(&container));
-        self.lock().insert(request.container_id, slot);
-        reservation.filled = true;
+        reservation.fill(Arc::clone(&container));
         if let Some(host) = request.exit_status.into_option() {
-            tokio::spawn(Arc::clone(self).end_with(container, host));
+            let _ = self.owner.set(Arc::downgrade(&container)); // a host that makes two has the first's signals sent
+            tokio::spawn(Arc::clone(&self).end_with(container, host));
         }
         Ok(pid)
     }
@@ -239,7 +221,7 @@ impl Sandbox {
     /// # Errors
     /// When it isn't waiting.
     pub fn start(&self, id: &str) -> Result<(), Error> {
-        self.find(id)?.start()
+        self.containers.find(id)?.start()
     }
 
     /// Starts a further process in a running container. Returns its pid.
@@ -248,7 +230,7 @@ impl Sandbox {
     /// When it can't be started; nothing of it is left then.
     pub async fn exec(&self, request: ExecProcessRequest) -> Result<i32, Error> {
         container::check_id("exec_id", &request.exec_id)?;
-        let container = self.find(&request.container_id)?;
+        let container = self.containers.find(&request.container_id)?;
         let reservation = container.reserve(&request.exec_id)?;
         let process = further_process(&request.process_json, &container.defaults)?;
         let size = process.console_size();
@@ -295,7 +277,7 @@ impl Sandbox {
                 problem: format!("{} isn't one of 1 to 64", request.signal),
             });
         }
-        let container = self.find(&request.container_id)?;
+        let container = self.containers.find(&request.container_id)?;
         if request.all {
             return container.cgroup.signal(signal);
         }
@@ -306,14 +288,12 @@ impl Sandbox {
         container.process(&request.exec_id)?.signal(&name, signal)
     }
 
-    /// Somebody on the host has sent the VM process a signal, whose pid is the container's there: it is for
-    /// the container's own process.
+    /// Somebody on the host has sent the VM process a signal, whose pid is that of the sandbox's owner there: it is
+    /// for that container's own process.
     pub fn signalled(&self, signal: i32) {
-        let slots: Vec<_> = self.lock().values().filter_map(Slot::created).collect();
-        for container in slots {
-            if let Err(e) = container.signal(signal) {
-                log::info!("signal {signal} from the host: {e}");
-            }
+        let owner = self.owner.get().and_then(Weak::upgrade);
+        if let Some(Err(e)) = owner.map(|owner| owner.signal(signal)) {
+            log::info!("signal {signal} from the host: {e}");
         }
     }
 
@@ -322,7 +302,7 @@ impl Sandbox {
     /// # Errors
     /// When there is no such process.
     pub async fn wait(&self, request: &WaitProcessRequest) -> Result<ExitStatus, Error> {
-        let container = self.find(&request.container_id)?;
+        let container = self.containers.find(&request.container_id)?;
         let process = if request.exec_id.is_empty() {
             container.init.clone()
         } else {
@@ -337,12 +317,13 @@ impl Sandbox {
         Ok(status)
     }
 
-    /// Removes what is left of a container.
+    /// Removes what is left of a container. One that is being created is waited for.
     ///
     /// # Errors
     /// When it is running and `force` isn't given. It stays then, as it was.
     pub async fn delete(&self, id: &str, force: bool) -> Result<(), Error> {
-        let container = self.find(id)?;
+        self.containers.created_or_not(id).await;
+        let container = self.containers.find(id)?;
         if !force && container.state() == "running" {
             return Err(Error::State {
                 what: format!("container {id}"),
@@ -350,11 +331,11 @@ impl Sandbox {
                 wanted: "stopped",
             });
         }
-        self.lock().insert(id.to_owned(), Slot::Deleting);
+        self.containers.hide(id);
         let removed = remove(&container).await;
         match &removed {
-            Ok(()) => self.lock().remove(id),
-            Err(_) => self.lock().insert(id.to_owned(), Slot::Created(container)),
+            Ok(()) => self.containers.forget(id),
+            Err(_) => self.containers.show(container),
         };
         removed
     }
@@ -364,7 +345,7 @@ impl Sandbox {
     /// # Errors
     /// When there is none that lives, or one of them can't be stopped.
     pub async fn set_paused(&self, id: &str, paused: bool) -> Result<(), Error> {
-        let container = self.find(id)?;
+        let container = self.containers.find(id)?;
         container.must_live()?;
         if paused {
             container.cgroup.freeze().await
@@ -378,7 +359,7 @@ impl Sandbox {
     /// # Errors
     /// When a limit makes no sense, or the kernel refuses it; all are then as they were.
     pub fn update(&self, request: &UpdateContainerRequest) -> Result<(), Error> {
-        let container = self.find(&request.container_id)?;
+        let container = self.containers.find(&request.container_id)?;
         limits::update(container.cgroup.directory(), &request.resources_json)
     }
 
@@ -387,7 +368,7 @@ impl Sandbox {
     /// # Errors
     /// When there is no such container.
     pub fn processes(&self, id: &str, after: i32) -> Result<Vec<ProcessInfo>, Error> {
-        let mut pids = self.find(id)?.cgroup.processes()?;
+        let mut pids = self.containers.find(id)?.cgroup.processes()?;
         pids.retain(|pid| *pid > after);
         pids.sort_unstable();
         // Those that have just ended leave their places to the next ones: an answer with room left is the last.
@@ -400,7 +381,7 @@ impl Sandbox {
     /// # Errors
     /// When there is no such container.
     pub fn stats(&self, id: &str) -> Result<ContainerStatsResponse, Error> {
-        Ok(stats::read(self.find(id)?.cgroup.directory()))
+        Ok(stats::read(self.containers.find(id)?.cgroup.directory()))
     }
 
     /// Waits until more processes of a container were killed for want of memory than `known`, and
@@ -409,7 +390,7 @@ impl Sandbox {
     /// # Errors
     /// When the container goes away first.
     pub async fn wait_oom(&self, id: &str, known: u64) -> Result<u64, Error> {
-        let cgroup = self.find(id)?.cgroup.clone();
+        let cgroup = self.containers.find(id)?.cgroup.clone();
         let kills = || stats::oom_kills(cgroup.directory());
         cgroup.changed("memory.events", |_| kills() > known).await?;
         Ok(kills())
@@ -420,7 +401,7 @@ impl Sandbox {
     /// # Errors
     /// When it was made without a socket to say it.
     pub async fn wait_ready(&self, id: &str) -> Result<bool, Error> {
-        let container = self.find(id)?;
+        let container = self.containers.find(id)?;
         let Some(socket) = &container.notify else {
             return Err(Error::Missing(format!("a notify socket of container {id}")));
         };
@@ -434,19 +415,31 @@ impl Sandbox {
     async fn end_with(self: Arc<Self>, owner: Arc<Container>, host: HostStream) {
         owner.init.finished.exit.ended().await;
         // What is left of the container, without a pid namespace of its own, ends with its first process.
-        // So does what was started in it later. Those who wait for these get their answers.
-        if let Err(e) = owner.cgroup.kill() {
-            log::warn!("the rest of {} goes on: {e}", owner.id);
+        // So does what was started in it later, and every other container. Those who wait for these get their
+        // answers.
+        let containers = self.containers.all();
+        for container in &containers {
+            if let Err(e) = container.cgroup.kill() {
+                log::warn!("the rest of {} goes on: {e}", container.id);
+            }
         }
         let status = owner.init.finished.wait().await;
-        let others = owner.processes();
+        let inits = containers.iter().map(|container| container.init.clone());
+        let mut others: Vec<_> = containers
+            .iter()
+            .flat_map(|container| container.processes())
+            .collect();
+        others.extend(inits.filter(|init| init.pid != owner.init.pid));
         let last_words = async {
             for process in &others {
                 process.finished.wait().await;
             }
         };
         if timeout(LAST_WORDS_TIMEOUT, last_words).await.is_err() {
-            log::warn!("a process of {} holds its output open", owner.id);
+            log::warn!(
+                "at the end of {}, a process holds its output open",
+                owner.id
+            );
         }
         container::mounts::write_back();
         // While the host is dialled, this runtime's other tasks go first: their answers are sent.
@@ -483,37 +476,6 @@ impl Sandbox {
             *prepare = None;
         }
         Ok(())
-    }
-
-    fn reserve(&self, id: &str) -> Result<Reservation<'_>, Error> {
-        let mut containers = self.lock();
-        if containers.contains_key(id) {
-            return Err(Error::Exists(format!("container {id}")));
-        }
-        containers.insert(id.to_owned(), Slot::Creating);
-        Ok(Reservation {
-            sandbox: self,
-            id: id.to_owned(),
-            filled: false,
-        })
-    }
-
-    fn find(&self, id: &str) -> Result<Arc<Container>, Error> {
-        match self.lock().get(id) {
-            Some(Slot::Created(container)) => Ok(Arc::clone(container)),
-            Some(Slot::Creating) => Err(Error::State {
-                what: format!("container {id}"),
-                state: "being created",
-                wanted: "created",
-            }),
-            Some(Slot::Deleting) | None => Err(Error::Missing(format!("container {id}"))),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
-        self.containers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -353,6 +353,26 @@ async fn what_the_owner_leaves_behind_ends_with_it() {
 }
 
 #[tokio::test]
+async fn the_owners_end_is_every_containers() {
+    let Some(mut guest) = Guest::start().await else {
+        return;
+    };
+    let mut further = guest.create("c20", &config(&["sleep", "1000"])).await;
+    guest.start_container("c20").await.expect("start");
+    guest.sandbox_owner = true;
+    let mut owner = guest
+        .create("c19", &config(&["sh", "-c", "read wait; exit 3"]))
+        .await;
+    guest.start_container("c19").await.expect("start");
+
+    owner.type_in(b"\n").await;
+
+    let status = tokio::time::timeout(Duration::from_secs(20), guest.exit_status());
+    assert_eq!(status.await.ok(), Some(3));
+    assert_eq!(further.wait().await, 137);
+}
+
+#[tokio::test]
 async fn a_grandchild_that_holds_the_output_does_not_delay_the_report() {
     let Some(guest) = Guest::start().await else {
         return;

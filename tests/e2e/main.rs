@@ -22,6 +22,7 @@ mod host_namespaces;
 mod hostile_guest;
 mod inherited;
 mod jail;
+mod joined;
 mod kills;
 mod lifecycle;
 mod lying_agent;

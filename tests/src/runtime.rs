@@ -82,6 +82,8 @@ pub struct Container {
     wrapper: Vec<String>,
     /// The runtime's binary.
     binary: PathBuf,
+    /// What `create` and `run` are told of its sandbox.
+    sandbox: Vec<String>,
 }
 
 impl Container {
@@ -104,7 +106,15 @@ impl Container {
             global: boot_timeout(),
             wrapper: Vec::new(),
             binary: binary().to_owned(),
+            sandbox: Vec::new(),
         }
+    }
+
+    /// A container of this bundle that is to be created in the sandbox of another one.
+    pub fn in_sandbox_of(first: &Self, bundle: Bundle) -> Self {
+        let mut container = Self::below(first.root(), bundle);
+        container.sandbox = vec!["--sandbox".to_owned(), first.id.clone()];
+        container
     }
 
     /// Has the runtime called with these global options, instead of the limit to the guest's start.
@@ -190,7 +200,7 @@ impl Container {
 
     /// `run`, ready to be given other stdio.
     pub fn run_command(&self) -> Command {
-        self.command(&["run", "--bundle", self.bundle_path(), &self.id])
+        self.make_command("run")
     }
 
     /// `run` to the container's end.
@@ -213,7 +223,13 @@ impl Container {
 
     /// `create`, ready to be given other stdio.
     pub fn create_command(&self) -> Command {
-        self.command(&["create", "--bundle", self.bundle_path(), &self.id])
+        self.make_command("create")
+    }
+
+    fn make_command(&self, verb: &str) -> Command {
+        let mut command = self.command(&[verb, "--bundle", self.bundle_path()]);
+        command.args(&self.sandbox).arg(&self.id);
+        command
     }
 
     /// `create`, which must succeed. The container's outputs are then in `stdout` and `stderr`.

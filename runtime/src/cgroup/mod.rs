@@ -30,6 +30,7 @@ use crate::config::Config;
 use crate::types::ContainerId;
 use crate::types::Sizing;
 use limits::is_from_the_start;
+pub use limits::needs_host;
 use systemd::Scope;
 
 /// A cgroup that is a VM's own; there or not.

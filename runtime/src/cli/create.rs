@@ -28,6 +28,9 @@ pub struct Options {
     /// Do not give the container a session keyring of its own
     #[arg(long)]
     no_new_keyring: bool,
+    /// Create the container in the sandbox of this one, its VM, beside it
+    #[arg(long, value_name = "CONTAINER-ID")]
+    sandbox: Option<String>,
     /// Pass N further file descriptors
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
@@ -85,6 +88,7 @@ pub fn create(
         terminal,
         pid_file: options.pid_file.as_deref(),
         notify: notify::is_wanted(),
+        sandbox: options.sandbox.as_deref().map(str::parse).transpose()?,
     };
     Ok((lifecycle::create(context, request)?, relay))
 }

@@ -10,15 +10,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use hull_runtime::chain::chain;
-use hull_runtime::lifecycle::{self, Context, Execution};
-use hull_runtime::sandbox::{SandboxError, Sizes, Stdio};
+use hull_runtime::lifecycle::{self, Context, Execution, Target};
+use hull_runtime::sandbox::{SandboxError, Sizes, Stdio, forward_signals};
 use hull_runtime::spec;
-use hull_runtime::store::ContainerDir;
 use oci_spec::runtime::Process;
 use rustix::pipe::PipeFlags;
 
 use super::terminal::{Console, Relay, RunningRelay};
-use super::{Error, foreground, process};
+use super::{Error, process};
 
 /// `hull exec`.
 #[derive(Debug, clap::Args)]
@@ -71,21 +70,20 @@ pub fn run(context: &Context, args: &Exec) -> Result<ExitCode, Error> {
             "--cgroup {cgroup}: cgroup v2 has no hierarchies of controllers: give a path alone"
         )));
     }
-    let dir = lifecycle::find_for_exec(context, &args.id.parse()?, args.ignore_paused)?;
+    let target = lifecycle::find_for_exec(context, &args.id.parse()?, args.ignore_paused)?;
     let process = match &args.process {
         Some(path) => spec::load_process(path)?,
         None => {
-            let own = lifecycle::own_process(&dir)?;
+            let own = lifecycle::own_process(&target.dir)?;
             args.changes.apply(&own, &args.command)?
         }
     };
-    let process = lifecycle::without_label(process, &dir)?;
     let terminal = process.terminal().unwrap_or(false);
     let console = Console::of(terminal, args.detach, args.console_socket.as_deref())?;
     if args.detach {
-        detached(args, &dir, &process, console)
+        detached(args, &target, &process, console)
     } else {
-        start(args, &dir, &process, console)?.wait()
+        start(args, &target, &process, console)?.wait()
     }
 }
 
@@ -120,12 +118,12 @@ impl Screen {
 /// Starts the process, with this one as its stand-in.
 fn start(
     args: &Exec,
-    dir: &ContainerDir,
+    target: &Target,
     process: &Process,
     console: Console<'_>,
 ) -> Result<Started, Error> {
     let cgroup = args.cgroup.as_deref().unwrap_or_default();
-    let exec = |stdio| lifecycle::exec(dir, process, cgroup, stdio);
+    let exec = |stdio| lifecycle::exec(target, process, cgroup, stdio);
     let (execution, screen) = match console {
         Console::None => {
             let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
@@ -163,7 +161,7 @@ impl Started {
             stands_for_it,
         } = self;
         let status = execution.agent().ask(|agent| {
-            foreground::forward_signals(
+            forward_signals(
                 agent,
                 execution.container(),
                 execution.id(),
@@ -184,7 +182,7 @@ impl Started {
 /// Leaves a stand-in behind, and returns once the process has been started.
 fn detached(
     args: &Exec,
-    dir: &ContainerDir,
+    target: &Target,
     process: &Process,
     console: Console<'_>,
 ) -> Result<ExitCode, Error> {
@@ -194,7 +192,7 @@ fn detached(
     match process::fork().map_err(failed("fork"))? {
         None => {
             drop(reader);
-            Ok(stand_in(args, dir, process, console, File::from(writer)))
+            Ok(stand_in(args, target, process, console, File::from(writer)))
         }
         Some(_) => {
             drop(writer);
@@ -215,12 +213,12 @@ const STARTED: &str = "\0started";
 
 fn stand_in(
     args: &Exec,
-    dir: &ContainerDir,
+    target: &Target,
     process: &Process,
     console: Console<'_>,
     mut parent: File,
 ) -> ExitCode {
-    let started = match start(args, dir, process, console) {
+    let started = match start(args, target, process, console) {
         Ok(started) => started,
         Err(e) => {
             let _ = parent.write_all(chain(&e).as_bytes());

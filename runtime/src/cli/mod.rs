@@ -27,6 +27,7 @@ mod ps;
 mod run;
 mod signal;
 mod spec;
+mod stand_in;
 mod start;
 mod state;
 mod table;
@@ -172,6 +173,9 @@ enum Command {
     /// The guest's kernel enforces them, and the host's for the VM as a whole. A VM doesn't grow: a limit
     /// above what it was created with is refused.
     Update(update::Update),
+    /// The process that stands for a container in another's sandbox; `create` starts it
+    #[command(hide = true)]
+    StandIn(stand_in::StandIn),
     /// The process that runs a VM; `create` starts it
     #[command(hide = true)]
     Vmm(vmm::Vmm),
@@ -205,8 +209,10 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return refused(&e),
     };
-    if let Command::Vmm(args) = command {
-        return vmm::run(&args);
+    match command {
+        Command::Vmm(args) => return vmm::run(&args),
+        Command::StandIn(args) => return stand_in::run(&args),
+        _ => {}
     }
     if let Err(e) = logging::init(&global) {
         logging::tell(&format!("hull: {}", chain(&e)));
@@ -265,6 +271,7 @@ fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Error> {
         Command::Start(args) => start::run(context, &args),
         Command::State(args) => state::run(context, &args),
         Command::Update(args) => update::run(context, &args),
+        Command::StandIn(args) => Ok(stand_in::run(&args)),
         Command::Vmm(args) => Ok(vmm::run(&args)),
     }
 }

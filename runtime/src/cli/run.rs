@@ -38,7 +38,7 @@ pub fn run(context: &Context, args: &Run) -> Result<ExitCode, Error> {
         mut dir,
         mut state,
         agent,
-        mut vmm,
+        mut process,
     } = created;
     let started = start_relay(relay).and_then(|relay| {
         lifecycle::start_created(&dir, &mut state, &agent)?;
@@ -47,8 +47,8 @@ pub fn run(context: &Context, args: &Run) -> Result<ExitCode, Error> {
     let relay = match started {
         Ok(relay) => relay,
         Err(e) => {
-            let _ = vmm.kill();
-            let _ = vmm.wait();
+            let _ = process.kill();
+            let _ = process.wait();
             lifecycle::undo(dir, &state);
             return Err(e);
         }
@@ -60,7 +60,7 @@ pub fn run(context: &Context, args: &Run) -> Result<ExitCode, Error> {
     // Others may signal, exec and delete while this waits.
     dir.unlock();
     let sizes = relay.as_ref().map(RunningRelay::sizes);
-    let code = foreground::wait_for_vmm(&agent, dir.id(), &mut vmm, sizes)?;
+    let code = foreground::wait_for(&agent, dir.id(), &mut process, sizes)?;
     if let Some(relay) = relay {
         relay.finish();
     }

@@ -10,6 +10,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::delete::undo;
 use super::hooks::{HookContext, Hooks, Stage};
+use super::join::join;
 use super::state::for_hook;
 use super::{Context, Error, console_socket, pid_file};
 use crate::cgroup::{HostCgroup, Limits};
@@ -17,12 +18,12 @@ use crate::chain::chain;
 use crate::config::Config;
 use crate::host::{ProcessId, inherited};
 use crate::sandbox::{
-    BlockingAgent, BootFiles, HostTerminal, Launch, Sandbox, TerminalStreams, VmConfig, VmmDisk,
-    VmmProcess,
+    BlockingAgent, BootFiles, ChildProcess, HostTerminal, Launch, Sandbox, SandboxError, Streams,
+    TerminalStreams, VmConfig, VmmDisk,
 };
 use crate::spec::{self, Bundle, FilterCache, GuestSpec, Plan};
-use crate::store::{ContainerDir, ContainerRecord, Phase, SandboxRecord, State, Status};
-use crate::types::{ContainerId, Sizing};
+use crate::store::{ContainerDir, ContainerRecord, Joined, Phase, SandboxRecord, State, Status};
+use crate::types::ContainerId;
 
 /// What is to be created.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub struct Create<'a> {
     pub pid_file: Option<&'a Path>,
     /// Whether somebody waits for the container's word that it is ready (sd_notify(3)).
     pub notify: bool,
+    /// The container whose sandbox it joins; without it, it gets one of its own.
+    pub sandbox: Option<ContainerId>,
 }
 
 /// Who is at the host's side of a process's terminal.
@@ -59,15 +62,23 @@ pub struct Created {
     pub state: State,
     /// The connection to its agent.
     pub agent: BlockingAgent,
-    /// Its VM process, a child of this one.
-    pub vmm: VmmProcess,
+    /// The process that stands for it, a child of this one.
+    pub process: ChildProcess,
 }
 
 /// Creates a container.
 ///
 /// # Errors
 /// Every failure undoes what was made.
-pub fn create(context: &Context, mut request: Create<'_>) -> Result<Created, Error> {
+pub fn create(context: &Context, request: Create<'_>) -> Result<Created, Error> {
+    match request.sandbox.clone() {
+        None => with_sandbox(context, request),
+        Some(sandbox) => join(context, request, &sandbox),
+    }
+}
+
+/// Creates a container with a sandbox of its own.
+fn with_sandbox(context: &Context, mut request: Create<'_>) -> Result<Created, Error> {
     let Planned {
         config,
         boot,
@@ -86,7 +97,16 @@ pub fn create(context: &Context, mut request: Create<'_>) -> Result<Created, Err
              raise it where the caller is started if the VM fails"
         );
     }
-    let mut state = first_state(&request, plan.sizing, cgroup);
+    let id = request.id.clone();
+    let (sizing, vmm) = (plan.sizing, None);
+    let sandbox = SandboxRecord {
+        id,
+        sizing,
+        vmm,
+        cgroup,
+    };
+    let container = first_record(&request, None);
+    let mut state = State { container, sandbox };
     let dir = context.store()?.create(&state)?;
     let cmdline = cmdline(context, &config);
     let (mut sandbox, guest_spec) =
@@ -109,7 +129,7 @@ pub fn create(context: &Context, mut request: Create<'_>) -> Result<Created, Err
             dir,
             state,
             agent,
-            vmm: sandbox.into_process(),
+            process: sandbox.into_process(),
         }),
         Err(e) => {
             sandbox.abort();
@@ -184,7 +204,7 @@ fn launch(
         terminal,
     };
     let launch = Launch {
-        dir: &dir.sandbox(),
+        dir: &dir.own_sandbox(),
         cgroup: cgroup.flatten(),
         selinux_label: plan.selinux_label,
         user_namespace: plan.user_namespace,
@@ -213,7 +233,7 @@ fn bring_up(
     guest_spec: GuestSpec,
     limits: &Limits<'_>,
 ) -> Result<BlockingAgent, Error> {
-    let files = dir.sandbox();
+    let files = dir.own_sandbox();
     // From here on `delete --force` finds the process, whatever becomes of this one.
     state.sandbox.vmm = ProcessId::of(sandbox.pid()).ok();
     files.save(&state.sandbox)?;
@@ -224,12 +244,15 @@ fn bring_up(
         sandbox.begin()?;
     }
     let boot_timeout = Duration::from_secs(limits.config.boot_timeout.into());
-    let streams = sandbox.wait_up(&files, boot_timeout)?;
+    let Streams { stdio, exit_status } = sandbox.wait_up(&files, boot_timeout)?;
     run_create_hooks(&Hooks::of(request.bundle.spec()), state)?;
     let agent = sandbox.wait_ready(&files, boot_timeout)?;
     let bundle = request.bundle.path();
     agent
-        .ask(|agent| agent.create(dir.id(), guest_spec, bundle, streams, request.notify))
+        .ask(|agent| {
+            let (id, ends_with) = (dir.id(), Some(exit_status));
+            agent.create(id, guest_spec, bundle, stdio, ends_with, request.notify)
+        })
         .map_err(Error::ContainerProcess)?;
     if request.bundle.read_only_root() {
         sandbox.make_root_read_only(dir.id())?;
@@ -239,23 +262,33 @@ fn bring_up(
     }
     state.container.phase = Phase::Created;
     dir.save(&state.container)?;
-    // Last, so that what fails leaves no pid file, and somebody's of that name is left alone.
+    commit(request, sandbox.pid(), || sandbox.commit())?;
+    Ok(agent)
+}
+
+/// Writes the pid file, and lets the container's process live on. Last of all, so that what fails leaves no pid file,
+/// and somebody's of that name is left alone.
+pub(super) fn commit(
+    request: &Create<'_>,
+    pid: i32,
+    let_go: impl FnOnce() -> Result<(), SandboxError>,
+) -> Result<(), Error> {
     if let Some(path) = request.pid_file {
-        pid_file::write(path, sandbox.pid())?;
+        pid_file::write(path, pid)?;
     }
-    sandbox.commit().inspect_err(|_| {
+    let_go().inspect_err(|_| {
         if let Some(path) = request.pid_file {
             let _ = fs::remove_file(path);
         }
     })?;
-    Ok(agent)
+    Ok(())
 }
 
 /// The hooks of `create`, while the guest boots: the process that the state names is there, in the
 /// container's namespaces of the host, and the container's own process isn't.
-fn run_create_hooks(hooks: &Hooks, state: &State) -> Result<(), Error> {
+pub(super) fn run_create_hooks(hooks: &Hooks, state: &State) -> Result<(), Error> {
     // `delete --force` kills it, and must not have to wait for a hook.
-    let sandbox = state.sandbox.vmm.and_then(|vmm| vmm.open());
+    let sandbox = state.process().and_then(|process| process.open());
     let call = HookContext {
         state: &for_hook(state, Status::Creating)?,
         folder: Some(&state.container.bundle),
@@ -286,30 +319,24 @@ fn cmdline(context: &Context, config: &Config) -> String {
     format!("{}{debug}", config.kernel_params)
 }
 
-fn first_state(request: &Create<'_>, sizing: Sizing, cgroup: Option<HostCgroup>) -> State {
+/// What is first known of the container.
+pub(super) fn first_record(request: &Create<'_>, joined: Option<Joined>) -> ContainerRecord {
     let Create { id, bundle, .. } = request;
     let now = OffsetDateTime::now_utc().format(&Rfc3339);
-    State {
-        container: ContainerRecord {
-            id: id.clone(),
-            phase: Phase::Creating,
-            paused: false,
-            bundle: bundle.path().to_owned(),
-            rootfs: bundle.rootfs().to_owned(),
-            created: now.unwrap_or_default(),
-            owner: owner(),
-            annotations: bundle.annotations(),
-        },
-        sandbox: SandboxRecord {
-            id: id.clone(),
-            sizing,
-            vmm: None,
-            cgroup,
-        },
+    ContainerRecord {
+        id: id.clone(),
+        phase: Phase::Creating,
+        paused: false,
+        bundle: bundle.path().to_owned(),
+        rootfs: bundle.rootfs().to_owned(),
+        created: now.unwrap_or_default(),
+        owner: owner(),
+        annotations: bundle.annotations(),
+        joined,
     }
 }
 
-fn is_root() -> bool {
+pub(super) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 

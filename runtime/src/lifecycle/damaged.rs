@@ -1,30 +1,30 @@
-//! Deleting by force a container whose state can't be read, or whose folder is gone: whatever is on disk, its VM
-//! ends, and goes with its cgroup.
+//! Deleting by force a container whose state can't be read, or whose folder is gone: whatever is on disk, its process
+//! ends, and goes with its cgroup: its VM, or its stand-in, and with that the container's own in the VM of another.
 //!
-//! A VM that no state names is found by its process's arguments. Its `poststop` hooks don't run: nobody knows what
+//! A process that no state names is found by its arguments. Its `poststop` hooks don't run: nobody knows what
 //! to tell them.
 
 use super::Error;
 use super::delete::kill_process;
 use crate::cgroup::HostCgroup;
 use crate::chain::chain;
-use crate::sandbox::{RunningVmm, SandboxError, running_vmms};
+use crate::sandbox::{RunningProcess, SandboxError, running_processes};
 use crate::store::{ContainerDir, Store, StoreError};
 use crate::types::ContainerId;
 
 /// Deletes what is there of a container.
 ///
 /// # Errors
-/// When its VM doesn't end, or something of it can't be removed.
+/// When its process doesn't end, or something of it can't be removed.
 pub fn delete(store: &Store, id: &ContainerId) -> Result<(), Error> {
     let dir = match store.find(id) {
         Ok(dir) => dir,
-        Err(StoreError::Missing(_)) => return end_vms(store, id).map(drop),
+        Err(StoreError::Missing(_)) => return end_processes(store, id).map(drop),
         Err(e) => return Err(e.into()),
     };
     // Also an older hull's, whose process isn't found otherwise.
-    let remains = dir.sandbox().remains();
-    let ended = end_vms(store, id)?;
+    let remains = dir.own_sandbox().remains();
+    let ended = end_processes(store, id)?;
     if let Some(vmm) = remains.vmm {
         kill_process(vmm, remains.cgroup.as_ref())?;
     }
@@ -38,19 +38,19 @@ pub fn delete(store: &Store, id: &ContainerId) -> Result<(), Error> {
     remove(dir)
 }
 
-/// Ends the VMs of a container that run, and removes their cgroups. Returns whether there were any.
-fn end_vms(store: &Store, id: &ContainerId) -> Result<bool, Error> {
+/// Ends the processes of a container that run, and removes their cgroups. Returns whether there were any.
+fn end_processes(store: &Store, id: &ContainerId) -> Result<bool, Error> {
     let mut found = of_store(store)?;
-    found.retain(|vmm| vmm.id == *id);
-    for vmm in &found {
-        let cgroup = match vmm.own_cgroup {
-            true => HostCgroup::around(vmm.process.pid).ok(),
+    found.retain(|running| running.id == *id);
+    for running in &found {
+        let cgroup = match running.own_cgroup {
+            true => HostCgroup::around(running.process.pid).ok(),
             false => None,
         };
-        kill_process(vmm.process, cgroup.as_ref())?;
+        kill_process(running.process, cgroup.as_ref())?;
         log::warn!(
-            "container {id}: its VM, process {}, ran without a readable state, and was ended",
-            vmm.process.pid
+            "container {id}: its process {} ran without a readable state, and was ended",
+            running.process.pid
         );
         if let Some(cgroup) = cgroup {
             cgroup.remove(true)?;
@@ -59,13 +59,13 @@ fn end_vms(store: &Store, id: &ContainerId) -> Result<bool, Error> {
     Ok(!found.is_empty())
 }
 
-/// The VMs of a store that run.
+/// The processes of a store's containers that run.
 ///
 /// # Errors
 /// When nobody can know.
-pub fn of_store(store: &Store) -> Result<Vec<RunningVmm>, Error> {
-    let look = SandboxError::host("look for the VM processes in /proc");
-    Ok(running_vmms(store.key()?).map_err(look)?)
+pub fn of_store(store: &Store) -> Result<Vec<RunningProcess>, Error> {
+    let look = SandboxError::host("look for containers' processes in /proc");
+    Ok(running_processes(store.key()?).map_err(look)?)
 }
 
 /// The cgroup that the kept config.json asks for, where that is readable. Others in it keep it.

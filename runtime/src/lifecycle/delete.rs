@@ -8,14 +8,14 @@ use super::{Context, Error, damaged};
 use crate::cgroup::HostCgroup;
 use crate::chain::chain;
 use crate::host::ProcessId;
-use crate::sandbox::SandboxError;
+use crate::sandbox::{AgentError, BlockingAgent, SandboxError, remove_shares};
 use crate::store::{ContainerDir, SandboxRecord, State, Status, Store, StoreError};
 use crate::types::ContainerId;
 
-/// How long a killed VM process may take to go: its memory has to be given back.
+/// How long a killed process may take to go: its memory has to be given back.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the VM process of a container that has ended may take to write the container's output out.
+/// How long the process of a container that has ended may take to write the container's output out.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the news that a container has ended may be on its way from the guest, on a busy host.
@@ -50,11 +50,11 @@ fn delete_known(store: &Store, id: &ContainerId, force: bool) -> Result<(), Erro
     let state = dir.load()?;
     if state.status() == Status::Running
         && !force
-        && let Some(vmm) = state.sandbox.vmm
+        && let Some(process) = state.process()
     {
         // What is about to be refused has a moment for its end: with runc the process of a container and
         // its end are the host's own, here a guest has to tell.
-        let _ = vmm.wait(NEWS_TIMEOUT);
+        let _ = process.wait(NEWS_TIMEOUT);
     }
     match state.status() {
         // As in runc: a container that was never started needs no force.
@@ -68,16 +68,21 @@ fn delete_known(store: &Store, id: &ContainerId, force: bool) -> Result<(), Erro
     destroy(dir, &state)
 }
 
-/// Removes what is left of a container that has stopped and is locked, its cgroup and its folder, and
-/// runs the `poststop` hooks, which may find nothing of it.
+/// Removes what is left of a container that has stopped and is locked: its cgroup, or its part of another's sandbox,
+/// and its folder; and runs the `poststop` hooks, which may find nothing of it.
 ///
 /// # Errors
-/// When its cgroup can't be removed: its folder stays then, so that the cgroup isn't forgotten. Or when the folder
-/// can't be.
+/// When that can't be removed: its folder stays then, so that it isn't forgotten. Or when the folder can't be.
 fn destroy(dir: ContainerDir, state: &State) -> Result<(), Error> {
-    if let Some(cgroup) = &state.sandbox.cgroup {
+    leave(&dir, state)?;
+    if let Some(SandboxRecord {
+        cgroup: Some(cgroup),
+        vmm,
+        ..
+    }) = state.own_sandbox()
+    {
         // A process that the state doesn't name yet ends by itself, soon.
-        cgroup.remove(state.sandbox.vmm.is_some())?;
+        cgroup.remove(vmm.is_some())?;
     }
     let hooks = match dir.load_config() {
         Ok(config) => Hooks::of(&config),
@@ -103,36 +108,60 @@ pub fn undo(dir: ContainerDir, state: &State) {
     }
 }
 
-/// Waits for the end of the VM process of a container that has ended, so that no output of it is lost;
+/// Takes a container whose process has ended out of the sandbox of another one: from its agent, and from its shares. A
+/// sandbox that has ended, or begins with this container, has nothing of it to take out.
+///
+/// # Errors
+/// When the agent doesn't answer, though its VM runs; or the shares can't be removed.
+pub(super) fn leave(dir: &ContainerDir, state: &State) -> Result<(), Error> {
+    let joined = state.container.joined.as_ref();
+    let Some(joined) = joined.filter(|joined| joined.vmm.runs_container()) else {
+        return Ok(());
+    };
+    let agent = BlockingAgent::connect(&dir.sandbox_of(&state.container)?);
+    match agent.and_then(|agent| agent.ask(|agent| agent.delete(dir.id()))) {
+        Ok(()) | Err(AgentError::NotFound(_)) => {}
+        Err(_) if !joined.vmm.runs_container() => return Ok(()),
+        Err(e) => return Err(e.into()),
+    }
+    Ok(remove_shares(joined.vmm, dir.id())?)
+}
+
+/// Waits for the end of the process of a container that has ended, so that no output of it is lost;
 /// kills it if that takes too long, and one whose container runs at once.
 fn end(state: &State) -> Result<(), Error> {
-    match state.sandbox.vmm {
-        Some(vmm) if state.status() == Status::Stopped && vmm.wait(OUTPUT_TIMEOUT).is_ok() => {
+    match state.process() {
+        Some(process)
+            if state.status() == Status::Stopped && process.wait(OUTPUT_TIMEOUT).is_ok() =>
+        {
             Ok(())
         }
-        _ => kill_vm(&state.sandbox),
+        _ => kill_container(state),
     }
 }
 
-/// Kills a sandbox's VM process and waits until it is gone.
+/// Kills the process of the host that stands for a container, its VM's or a stand-in, and waits until it is gone.
 ///
 /// # Errors
 /// When it doesn't die.
-pub(super) fn kill_vm(sandbox: &SandboxRecord) -> Result<(), Error> {
-    match sandbox.vmm {
-        Some(vmm) => kill_process(vmm, sandbox.cgroup.as_ref()),
+pub(super) fn kill_container(state: &State) -> Result<(), Error> {
+    let cgroup = state
+        .own_sandbox()
+        .and_then(|sandbox| sandbox.cgroup.as_ref());
+    match state.process() {
+        Some(process) => kill_process(process, cgroup),
         None => Ok(()),
     }
 }
 
-/// Kills a VM process, which is in that cgroup, and waits until it is gone.
+/// Kills a container's process, which is in that cgroup, and waits until it is gone.
 ///
 /// # Errors
 /// When it doesn't die.
-pub(super) fn kill_process(vmm: ProcessId, cgroup: Option<&HostCgroup>) -> Result<(), Error> {
+pub(super) fn kill_process(process: ProcessId, cgroup: Option<&HostCgroup>) -> Result<(), Error> {
     if let Some(cgroup) = cgroup {
         cgroup.lift_cpu_limits();
     }
-    vmm.kill(KILL_TIMEOUT)
-        .map_err(|e| SandboxError::host("see the VM process die")(e).into())
+    (process.kill(KILL_TIMEOUT))
+        .map_err(|e| SandboxError::host("see the container's process die")(e).into())
 }

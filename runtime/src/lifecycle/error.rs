@@ -39,6 +39,30 @@ pub enum Error {
         /// In what state it is.
         status: Status,
     },
+    /// A container that is to be joined is in the sandbox of another one itself.
+    #[error("container {id} is in the sandbox of {sandbox}: name that one")]
+    NotASandbox {
+        /// What was named.
+        id: ContainerId,
+        /// What to name.
+        sandbox: ContainerId,
+    },
+    /// A further container asks for what the VM of its sandbox has for all of them, or doesn't have.
+    #[error(
+        "config.json: {field}: in the sandbox of container {sandbox} it is as that container has it, for all; \
+         remove it, or create this one with a sandbox of its own"
+    )]
+    OfTheSandbox {
+        /// Which field.
+        field: &'static str,
+        /// The sandbox.
+        sandbox: ContainerId,
+    },
+    /// An ordinary user would add a container to a sandbox.
+    #[error(
+        "--sandbox: an ordinary user's VM takes no further container; create it with a sandbox of its own"
+    )]
+    JoinNeedsRoot,
     /// `exec` in a paused container, in runc's words.
     #[error("cannot exec in a paused container (use --ignore-paused to override)")]
     Paused,

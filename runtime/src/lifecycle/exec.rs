@@ -8,11 +8,19 @@ use super::{Context, Error, allow};
 use crate::chain::chain;
 use crate::sandbox::{Agent, AgentError, AttachedStdio, BlockingAgent, Stdio};
 use crate::spec::SpecError;
-use crate::store::{ContainerDir, Status};
+use crate::store::{ContainerDir, SandboxDir, Status};
 use crate::types::ContainerId;
 
 /// What a shell shows of a process that SIGKILL has ended.
 const KILLED: u8 = 128 + 9;
+
+/// A container that a further process is for.
+#[derive(Debug)]
+pub struct Target {
+    /// Its folder.
+    pub dir: ContainerDir,
+    sandbox: SandboxDir,
+}
 
 /// A container that can take a further process. With `ignore_paused` also a paused one: the process runs once
 /// that is resumed.
@@ -23,13 +31,16 @@ pub fn find_for_exec(
     context: &Context,
     id: &ContainerId,
     ignore_paused: bool,
-) -> Result<ContainerDir, Error> {
+) -> Result<Target, Error> {
     let dir = context.find(id)?;
     let state = dir.load()?;
     allow("exec in", &state, &Status::WITH_PROCESSES)?;
     match state.status() {
         Status::Paused if !ignore_paused => Err(Error::Paused),
-        _ => Ok(dir),
+        _ => Ok(Target {
+            sandbox: dir.sandbox_of(&state.container)?,
+            dir,
+        }),
     }
 }
 
@@ -47,7 +58,7 @@ pub fn own_process(dir: &ContainerDir) -> Result<Process, Error> {
 ///
 /// # Errors
 /// When it is another one.
-pub fn without_label(mut process: Process, dir: &ContainerDir) -> Result<Process, Error> {
+fn without_label(mut process: Process, dir: &ContainerDir) -> Result<Process, Error> {
     let asked_for = process.selinux_label().clone().unwrap_or_default();
     if !asked_for.is_empty() {
         let own = own_process(dir)?.selinux_label().clone();
@@ -68,21 +79,21 @@ pub struct Execution {
     stdio: AttachedStdio,
 }
 
-/// Starts a process of [`without_label`] in the container, in this cgroup below the container's.
+/// Starts a process in the container, in this cgroup below the container's.
 ///
 /// # Errors
-/// When the VM process or the agent refuses.
+/// When its SELinux label is another one than the container's, or the VM process or the agent refuses.
 pub fn exec(
-    dir: &ContainerDir,
+    Target { dir, sandbox }: &Target,
     process: &Process,
     cgroup: &str,
     stdio: Stdio<'_>,
 ) -> Result<Execution, Error> {
-    let sandbox = dir.sandbox();
-    let stdio = AttachedStdio::attach(&sandbox, stdio)?;
-    let agent = BlockingAgent::connect(&sandbox)?;
+    let process = without_label(process.clone(), dir)?;
+    let stdio = AttachedStdio::attach(sandbox, stdio)?;
+    let agent = BlockingAgent::connect(sandbox)?;
     let id = unique_id();
-    let json = serde_json::to_vec(process).map_err(Error::Describe)?;
+    let json = serde_json::to_vec(&process).map_err(Error::Describe)?;
     agent
         .ask(|agent| agent.exec(dir.id(), &id, json, cgroup, stdio.offer()))
         .map_err(Error::ExecProcess)?;

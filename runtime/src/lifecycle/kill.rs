@@ -1,18 +1,18 @@
 //! Sending a signal to a container's process.
 //!
 //! The guest delivers it, but SIGKILL doesn't depend on the guest: where that doesn't end the container,
-//! the VM is ended.
+//! the VM is ended; of a container in another's sandbox, the process that stands for it.
 
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use super::delete::kill_vm;
+use super::delete::kill_container;
 use super::{Context, Error};
 use crate::chain::chain;
 use crate::host::ProcessId;
 use crate::sandbox::{AgentError, BlockingAgent};
-use crate::store::{SandboxDir, State, Status};
+use crate::store::{ContainerDir, SandboxDir, State, Status};
 use crate::types::ContainerId;
 
 /// How long the guest may take to end a container that is killed. A kill and the end of a VM that is ended
@@ -23,17 +23,17 @@ const GUEST_TIMEOUT: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// When the container doesn't run. With `all` a stopped one is no error, as in runc. After SIGKILL, when
-/// the VM can't be ended either.
+/// the process that stands for it can't be ended either.
 pub fn kill(context: &Context, id: &ContainerId, signal: i32, all: bool) -> Result<(), Error> {
     let dir = context.find(id)?;
     let state = dir.load()?;
     let runs = state.status() != Status::Stopped;
-    match (signal, state.sandbox.vmm) {
+    match (signal, state.process()) {
         // Also where the guest says that it has ended.
-        (libc::SIGKILL, Some(vmm)) => end(dir.sandbox(), id, &state, vmm, all)?,
+        (libc::SIGKILL, Some(process)) => end(&dir, &state, process, all)?,
         (0, _) => {}
         _ if runs => {
-            let sent = ask(&dir.sandbox(), id, signal, all);
+            let sent = ask(&dir.sandbox_of(&state.container)?, id, signal, all);
             // It may have ended while we were asking.
             if sent.is_err() && dir.load()?.status() == Status::Stopped {
                 return not_running(id, all);
@@ -66,20 +66,18 @@ fn ask(sandbox: &SandboxDir, id: &ContainerId, signal: i32, all: bool) -> Result
 
 /// Kills the container, and sees it end: by its guest if that does it in time. What the agent answers
 /// counts for nothing, and so it is asked on a thread of its own: it may not answer, or lie.
-fn end(
-    sandbox: SandboxDir,
-    id: &ContainerId,
-    state: &State,
-    vmm: ProcessId,
-    all: bool,
-) -> Result<(), Error> {
-    if let Some(cgroup) = &state.sandbox.cgroup {
+fn end(dir: &ContainerDir, state: &State, process: ProcessId, all: bool) -> Result<(), Error> {
+    let own = state.own_sandbox();
+    if let Some(cgroup) = own.and_then(|sandbox| sandbox.cgroup.as_ref()) {
         cgroup.lift_cpu_limits();
     }
     let (report, answer) = mpsc::channel();
-    let id = id.clone();
-    thread::spawn(move || report.send(ask(&sandbox, &id, libc::SIGKILL, all)));
-    if vmm.wait(GUEST_TIMEOUT).is_ok() {
+    // One that is gone has taken the container with it.
+    if let Ok(sandbox) = dir.sandbox_of(&state.container) {
+        let id = dir.id().clone();
+        thread::spawn(move || report.send(ask(&sandbox, &id, libc::SIGKILL, all)));
+    }
+    if process.wait(GUEST_TIMEOUT).is_ok() {
         return Ok(());
     }
     let seconds = GUEST_TIMEOUT.as_secs();
@@ -87,6 +85,10 @@ fn end(
         Ok(Err(e)) => format!(" ({})", chain(&e)),
         _ => String::new(),
     };
-    log::warn!("the guest did not end its container within {seconds} s{said}: the VM is ended");
-    kill_vm(&state.sandbox)
+    let what = match own {
+        Some(_) => "the VM",
+        None => "the process that stands for it",
+    };
+    log::warn!("the guest did not end its container within {seconds} s{said}: {what} is ended");
+    kill_container(state)
 }

@@ -10,6 +10,7 @@ mod delete;
 mod error;
 mod exec;
 mod hooks;
+mod join;
 mod kill;
 mod list;
 mod observe;
@@ -25,7 +26,7 @@ pub use console_socket::{ConsoleSocketError, send_terminal};
 pub use create::{Create, Created, Terminal, create};
 pub use delete::{delete, undo};
 pub use error::Error;
-pub use exec::{Execution, exec, find_for_exec, own_process, without_label};
+pub use exec::{Execution, Target, exec, find_for_exec, own_process};
 pub use hooks::HookError;
 pub use kill::kill;
 pub use list::list;
@@ -37,6 +38,7 @@ pub use state::{OciState, state};
 pub use update::update;
 
 use crate::config::Settings;
+use crate::sandbox::BlockingAgent;
 use crate::store::{ContainerDir, State, Status, Store};
 use crate::types::ContainerId;
 
@@ -84,6 +86,12 @@ impl Context {
         allow(verb, &state, allowed)?;
         Ok((dir, state))
     }
+}
+
+/// A connection to the agent of a container's sandbox.
+fn connect(dir: &ContainerDir, state: &State) -> Result<BlockingAgent, Error> {
+    let sandbox = dir.sandbox_of(&state.container)?;
+    Ok(BlockingAgent::connect(&sandbox)?)
 }
 
 /// Whether `verb` may be done to a container in this state.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Context, Error, allow};
+use super::{Context, Error, allow, connect};
 use crate::cgroup::HostCgroup;
 use crate::sandbox::{BlockingAgent, ProcessInfo};
 use crate::store::Status;
@@ -14,10 +14,11 @@ use crate::types::ContainerId;
 /// When there is no such container.
 pub fn processes(context: &Context, id: &ContainerId) -> Result<Vec<ProcessInfo>, Error> {
     let dir = context.find(id)?;
-    if !Status::WITH_PROCESSES.contains(&dir.load()?.status()) {
+    let state = dir.load()?;
+    if !Status::WITH_PROCESSES.contains(&state.status()) {
         return Ok(Vec::new());
     }
-    let agent = BlockingAgent::connect(&dir.sandbox())?;
+    let agent = connect(&dir, &state)?;
     Ok(agent.ask(|agent| agent.processes(id))?)
 }
 
@@ -27,7 +28,7 @@ pub struct Watched {
     pub id: ContainerId,
     /// The connection to its agent.
     pub agent: BlockingAgent,
-    /// The directory of its VM's cgroup.
+    /// The directory of its VM's cgroup, where that is its own.
     pub cgroup: Option<PathBuf>,
 }
 
@@ -41,7 +42,10 @@ pub fn watch(context: &Context, id: &ContainerId) -> Result<Watched, Error> {
     allow("watch", &state, &Status::WITH_PROCESSES)?;
     Ok(Watched {
         id: id.clone(),
-        agent: BlockingAgent::connect(&dir.sandbox())?,
-        cgroup: state.sandbox.cgroup.as_ref().map(HostCgroup::directory),
+        agent: connect(&dir, &state)?,
+        cgroup: (state
+            .own_sandbox()
+            .and_then(|sandbox| sandbox.cgroup.as_ref()))
+        .map(HostCgroup::directory),
     })
 }

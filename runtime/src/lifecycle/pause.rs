@@ -3,7 +3,7 @@
 //! The state says `paused` before the guest does, and until after it has resumed: whatever cuts the
 //! verb off in between, `resume` sets it right.
 
-use super::{Context, Error};
+use super::{Context, Error, connect};
 use crate::sandbox::BlockingAgent;
 use crate::store::Status;
 use crate::types::ContainerId;
@@ -17,8 +17,9 @@ pub fn pause(context: &Context, id: &ContainerId) -> Result<(), Error> {
     let (dir, mut state) = context.lock(id, "pause", &allowed)?;
     state.container.paused = true;
     dir.save(&state.container)?;
+    let sandbox = dir.sandbox_of(&state.container)?;
     let paused =
-        BlockingAgent::connect(&dir.sandbox()).and_then(|agent| agent.ask(|agent| agent.pause(id)));
+        BlockingAgent::connect(&sandbox).and_then(|agent| agent.ask(|agent| agent.pause(id)));
     // Without an answer they may be suspended: then the state says so, for `resume`.
     if paused.as_ref().is_err_and(|e| !e.is_unknown()) {
         state.container.paused = false;
@@ -33,7 +34,7 @@ pub fn pause(context: &Context, id: &ContainerId) -> Result<(), Error> {
 /// When it isn't paused.
 pub fn resume(context: &Context, id: &ContainerId) -> Result<(), Error> {
     let (dir, mut state) = context.lock(id, "resume", &[Status::Paused])?;
-    BlockingAgent::connect(&dir.sandbox())?.ask(|agent| agent.resume(id))?;
+    connect(&dir, &state)?.ask(|agent| agent.resume(id))?;
     state.container.paused = false;
     Ok(dir.save(&state.container)?)
 }

@@ -1,9 +1,9 @@
 //! Letting a created container's process go.
 
-use super::delete::kill_vm;
+use super::delete::kill_container;
 use super::hooks::{HookContext, Hooks, Stage};
 use super::state::for_hook;
-use super::{Context, Error};
+use super::{Context, Error, connect};
 use crate::chain::chain;
 use crate::sandbox::BlockingAgent;
 use crate::store::{ContainerDir, Phase, State, Status};
@@ -25,7 +25,7 @@ pub struct Started {
 /// When it is in another state; otherwise as [`start_created`].
 pub fn start(context: &Context, id: &ContainerId) -> Result<Started, Error> {
     let (dir, mut state) = context.lock(id, "start", &[Status::Created])?;
-    let agent = BlockingAgent::connect(&dir.sandbox())?;
+    let agent = connect(&dir, &state)?;
     start_created(&dir, &mut state, &agent)?;
     Ok(Started { dir, state, agent })
 }
@@ -51,7 +51,7 @@ pub fn start_created(
     }
     started.map_err(Error::ContainerProcess)?;
     run_poststart_hooks(dir, state).inspect_err(|_| {
-        if let Err(e) = kill_vm(&state.sandbox) {
+        if let Err(e) = kill_container(state) {
             log::warn!("{}", chain(&e));
         }
     })

@@ -31,21 +31,22 @@ pub fn update(context: &Context, id: &ContainerId, changes: Value) -> Result<(),
     let staged = dir.stage_config(&update.config)?;
     // None of the host's limits is below what the guest's allow (see `cgroup`), so between the two no
     // container has less than one of them.
-    let on_host = match &sandbox.cgroup {
+    let own = state.own_sandbox();
+    let on_host = match own.and_then(|sandbox| sandbox.cgroup.as_ref()) {
         Some(cgroup) => Some(cgroup.limit(&limits)?),
         None => {
             cgroup::without(&update.host)?;
             None
         }
     };
-    let pinned = match (update.cpus, sandbox.vmm, &sandbox.cgroup) {
+    let pinned = match (update.cpus, own.and_then(|own| own.vmm), &sandbox.cgroup) {
         (Some(cpus), Some(vmm), None) => {
             let pinned = cpus.pin_process(vmm.pid);
             Some(pinned.map_err(|source| SpecError::Cpus { source })?)
         }
         _ => None,
     };
-    let in_guest = BlockingAgent::connect(&dir.sandbox())
+    let in_guest = BlockingAgent::connect(&dir.sandbox_of(&state.container)?)
         .and_then(|agent| agent.ask(|agent| agent.update(id, update.guest)));
     if let Err(e) = in_guest {
         if let Some(applied) = on_host {

@@ -1,21 +1,21 @@
 //! Launching a sandbox, as `create` sees it: start the VMM process, wait for the agent, let go.
 
 use std::fs::File;
-use std::io::{self, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use hull_vmm::jail::{tree, userns};
-use rustix::fs::MemfdFlags;
+use hull_vmm::jail::userns;
 use rustix::pipe::PipeFlags;
 
 use super::config::Ends;
 use super::lifeline::{self, Report};
 use super::process::NO_PROGRAM;
+use super::search::{self, Purpose};
 use super::{
-    BlockingAgent, SandboxError, Streams, VmConfig, VmmConfig, VmmProcess, namespaces, search,
+    BlockingAgent, ChildProcess, SandboxError, Streams, VmConfig, VmmConfig, handover, namespaces,
+    shares,
 };
 use crate::host::{NextLabel, wait_readable};
 use crate::spec::UserNamespace;
@@ -44,7 +44,7 @@ pub struct Launch<'a> {
 /// A launched sandbox. Dropped before [`Sandbox::commit`], it takes the VM with it.
 #[derive(Debug)]
 pub struct Sandbox {
-    child: VmmProcess,
+    child: ChildProcess,
     in_user_namespace: bool,
     lifeline: UnixStream,
     ready: OwnedFd,
@@ -69,7 +69,7 @@ impl Launch<'_> {
             ..
         } = self;
         let config = VmmConfig { vm, ends };
-        let written = write_config(&config.numbers())
+        let written = handover::write(&config.numbers())
             .map_err(SandboxError::host("write the VMM process's configuration"))?;
         let mut inherited: Vec<_> = config.descriptors().into_iter().map(AsFd::as_fd).collect();
         inherited.push(written.as_fd());
@@ -80,9 +80,10 @@ impl Launch<'_> {
         let execute = || {
             let own_cgroup = cgroup.is_some();
             let store = dir.store_key()?;
-            let arguments = search::arguments(store, dir.id(), own_cgroup, written.as_raw_fd())?;
+            let (purpose, id) = (Purpose::Vmm, dir.id());
+            let arguments = search::arguments(purpose, store, id, own_cgroup, written.as_raw_fd())?;
             let cgroup = cgroup.as_ref().map(AsFd::as_fd);
-            VmmProcess::spawn(&arguments, &inherited, cgroup, own)
+            ChildProcess::spawn(&arguments, &inherited, cgroup, own)
         };
         Ok(Sandbox {
             child: execute().map_err(SandboxError::host(
@@ -221,9 +222,7 @@ impl Sandbox {
             .child
             .open()
             .map_err(SandboxError::host("open the VMM process"))?;
-        let root = format!("{id}/rootfs");
-        tree::make_read_only(process.as_fd(), Path::new(&root), self.in_user_namespace)
-            .map_err(SandboxError::ReadOnlyRoot)
+        shares::seal_root(process.as_fd(), id, self.in_user_namespace)
     }
 
     /// Lets the VM live on when this process ends.
@@ -235,7 +234,7 @@ impl Sandbox {
     }
 
     /// The process to wait for.
-    pub fn into_process(self) -> VmmProcess {
+    pub fn into_process(self) -> ChildProcess {
         self.child
     }
 
@@ -271,16 +270,6 @@ fn read_greeting(ready: &OwnedFd, deadline: Instant) -> io::Result<Greeting> {
         }
     }
     Ok(Greeting::Whole(greeting))
-}
-
-fn write_config(config: &VmmConfig<RawFd>) -> io::Result<File> {
-    let mut file = File::from(rustix::fs::memfd_create(
-        "hull-config",
-        MemfdFlags::CLOEXEC,
-    )?);
-    file.write_all(&serde_json::to_vec(config)?)?;
-    file.rewind()?;
-    Ok(file)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! The connection between `create` and the VMM process it has launched.
+//! The connection between `create` and the VMM process it has launched, or the stand-in it has started.
 //!
-//! The VMM says one line of JSON: that it is up, or why it isn't. `create` says one byte once the
+//! The process says one line of JSON: that it is up, or why it isn't. `create` says one byte once the
 //! container is created and its state on disk. Until that byte, the end of the connection means that
 //! `create` was killed, and the VMM goes too: so there is no moment at which a SIGKILL leaves a VM that
 //! no state names. A VMM whose cgroup is made around it (by systemd) waits for another byte before it does
@@ -9,16 +9,17 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{HostStream, Offer};
 
-/// What the VMM process says, once.
+/// What the process says, once.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Report {
-    /// The guest is booting.
-    Up(Streams),
+pub enum Report<T> {
+    /// It has set itself up: of a VMM, the guest is booting.
+    Up(T),
     /// It can't, and why; the process is about to end.
     Failed(String),
 }
@@ -58,21 +59,21 @@ pub fn wait_to_begin(mut lifeline: &UnixStream) -> io::Result<()> {
     lifeline.read_exact(&mut byte)
 }
 
-/// Sends the VMM's report.
+/// Sends the process's report.
 ///
 /// # Errors
 /// When `create` is gone.
-pub fn send(mut lifeline: &UnixStream, report: &Report) -> io::Result<()> {
+pub fn send<T: Serialize>(mut lifeline: &UnixStream, report: &Report<T>) -> io::Result<()> {
     let mut line = serde_json::to_vec(report)?;
     line.push(b'\n');
     lifeline.write_all(&line)
 }
 
-/// Waits for the VMM's report; `None` if the process ended without one.
+/// Waits for the process's report; `None` if the process ended without one.
 ///
 /// # Errors
 /// When the connection breaks, or its read timeout is over.
-pub fn receive(lifeline: &UnixStream) -> io::Result<Option<Report>> {
+pub fn receive<T: DeserializeOwned>(lifeline: &UnixStream) -> io::Result<Option<Report<T>>> {
     let mut line = String::new();
     if BufReader::new(lifeline.take(LIMIT)).read_line(&mut line)? == 0 {
         return Ok(None);
@@ -120,6 +121,6 @@ mod tests {
     fn a_vmm_that_dies_silently_is_told_from_one_that_reports() {
         let (create, vmm) = UnixStream::pair().expect("pair");
         drop(vmm);
-        assert!(matches!(receive(&create), Ok(None)));
+        assert!(matches!(receive::<Streams>(&create), Ok(None)));
     }
 }

@@ -1,12 +1,15 @@
 //! One sandbox: a microVM, the process that runs it, and the agent inside it.
 //!
 //! `create` launches the VM process ([`Launch`]), which is [`run_vmm`] here; every command that wants something of
-//! a container talks to the [`Agent`] over the VMM's control socket. What of it is on disk is `store`'s.
+//! a container talks to the [`Agent`] over the VMM's control socket. A further container gets its shares from outside
+//! ([`add_shares`]), and a [`StandIn`] on the host. What of it all is on disk is `store`'s.
 
 mod agent;
 mod assets;
 mod clock;
 mod config;
+mod forward;
+mod handover;
 mod launch;
 mod lifeline;
 mod messages;
@@ -14,8 +17,10 @@ mod namespaces;
 mod notices;
 mod process;
 mod search;
+mod shares;
 mod signals;
 mod socket;
+mod stand_in;
 mod stdio;
 mod supervisor;
 mod terminal;
@@ -26,10 +31,13 @@ pub use agent::{
 };
 pub use assets::BootFiles;
 pub use config::{VmConfig, VmmConfig, VmmDisk};
+pub use forward::forward_signals;
 pub use launch::{Launch, Sandbox};
 pub use lifeline::Streams;
-pub use process::VmmProcess;
-pub use search::{RunningVmm, running as running_vmms};
+pub use process::ChildProcess;
+pub use search::{RunningProcess, running as running_processes};
+pub use shares::{add_shares, make_root_read_only, remove_shares};
+pub use stand_in::{StandIn, StandInFor, run as run_stand_in};
 pub use stdio::{AttachedStdio, HostStream, Offer, Stdio};
 pub use terminal::{HostTerminal, Sizes, TerminalStreams};
 pub use vmm::run as run_vmm;
@@ -89,6 +97,12 @@ pub enum SandboxError {
         /// What the guest's console said last.
         tail: Vec<String>,
     },
+    /// The shares of a further container, or what it has left of them.
+    #[error(transparent)]
+    Shares(hull_vmm::jail::tree::Error),
+    /// The process that is to stand for a further container.
+    #[error("the container's stand-in on the host: {0}")]
+    StandIn(String),
     /// The host can't make the container's root read-only.
     #[error("config.json: root.readonly")]
     ReadOnlyRoot(#[source] hull_vmm::jail::tree::Error),

@@ -12,6 +12,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
@@ -78,6 +79,26 @@ pub fn complete<Fd>(network: &Network<Fd>, in_user_namespace: bool) -> Result<()
         Network::New => bring_loopback_up().map_err(Error::Loopback),
         Network::Creators | Network::Named(_) => Ok(()),
     }
+}
+
+/// The kinds that a container's stand-in is born in.
+pub fn of_stand_in_at_birth() -> u64 {
+    let mounts_too =
+        UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWNS | UnshareFlags::NEWPID;
+    mounts_too.bits().into()
+}
+
+/// Makes what a stand-in wasn't born with: it shares the network namespace of its sandbox's VM process, and what is
+/// mounted in its mount namespace isn't seen on the host.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn complete_stand_in(network: &OwnedFd) -> Result<(), Error> {
+    join(network)?;
+    // SAFETY: there is no other thread, and nothing here depends on what is in this namespace.
+    unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.map_err(|e| Error::Make(e.into()))?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change(c"/", private).map_err(|e| Error::Make(e.into()))
 }
 
 fn bring_loopback_up() -> io::Result<()> {

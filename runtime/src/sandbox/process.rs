@@ -1,4 +1,5 @@
-//! The VMM process, as who started it sees it.
+//! A process that executes hull's own program for a container, as who started it sees it: a VM process, or a
+//! stand-in.
 //!
 //! std's `Command` can't start a process in a cgroup: it could only be moved there, for which the kernel
 //! waits until all CPUs have taken notice, some milliseconds.
@@ -21,13 +22,13 @@ const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// A child of this process.
 #[derive(Debug)]
-pub struct VmmProcess {
+pub struct ChildProcess {
     pid: Pid,
     /// Once it has been waited for.
     status: Option<ExitStatus>,
 }
 
-impl VmmProcess {
+impl ChildProcess {
     /// Executes this program once more, with an empty environment and these arguments (the first is its
     /// name), in the cgroup whose directory is given, or in this process's, and in new namespaces of these
     /// kinds (CLONE_NEW*). It inherits these descriptors, under their numbers: they are closed on exec in this
@@ -160,7 +161,7 @@ mod tests {
     fn a_process_is_started_killed_and_waited_for() {
         // The test's own binary, which has no such test.
         let arguments = [c"hull".to_owned(), c"none".to_owned()];
-        let mut ended = VmmProcess::spawn(&arguments, &[], None, 0).expect("spawn");
+        let mut ended = ChildProcess::spawn(&arguments, &[], None, 0).expect("spawn");
         assert!(ended.wait().expect("wait").success());
         assert_eq!(
             ended.try_wait().expect("wait"),

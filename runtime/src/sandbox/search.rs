@@ -1,4 +1,4 @@
-//! The arguments of VMM processes, and finding such a process by them where no readable state names it.
+//! The arguments of VMM processes and stand-ins, and finding such a process by them where no readable state names it.
 //!
 //! A file in the container's folder could be damaged or gone with the state; what a process was executed with
 //! can't, and costs the start nothing. An id is unique below one `--root` only, so the arguments also name that
@@ -14,14 +14,33 @@ use crate::host::ProcessId;
 use crate::store::StoreKey;
 use crate::types::ContainerId;
 
-const VERB: &str = "vmm";
 const ID: &str = "--id=";
 const STORE: &str = "--store=";
 const OWN_CGROUP: &str = "--own-cgroup";
 
-/// A VMM process that runs.
+/// What a process is executed for: hull's hidden verbs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It runs a VM.
+    Vmm,
+    /// It stands for a container in another's sandbox.
+    StandIn,
+}
+
+impl Purpose {
+    const ALL: [Self; 2] = [Self::Vmm, Self::StandIn];
+
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Vmm => "vmm",
+            Self::StandIn => "stand-in",
+        }
+    }
+}
+
+/// A container's process that runs.
 #[derive(Debug)]
-pub struct RunningVmm {
+pub struct RunningProcess {
     /// The container's id.
     pub id: ContainerId,
     /// The process.
@@ -30,17 +49,18 @@ pub struct RunningVmm {
     pub own_cgroup: bool,
 }
 
-/// What the VMM process of a container is executed with. Its id may begin with a dash.
+/// What the process of a container is executed with. Its id may begin with a dash.
 ///
 /// # Errors
 /// When one has a zero byte in it, which none has.
 pub fn arguments(
+    purpose: Purpose,
     store: StoreKey,
     id: &ContainerId,
     own_cgroup: bool,
     config: RawFd,
 ) -> io::Result<Vec<CString>> {
-    let mut words = vec!["hull".to_owned(), VERB.to_owned()];
+    let mut words = vec!["hull".to_owned(), purpose.verb().to_owned()];
     words.push(format!("{ID}{id}"));
     words.push(format!("{STORE}{store}"));
     words.extend(own_cgroup.then(|| OWN_CGROUP.to_owned()));
@@ -49,12 +69,12 @@ pub fn arguments(
     Ok(words.collect::<Result<_, _>>()?)
 }
 
-/// The VMM processes of a store's containers that run, whatever is left of the containers' folders. For an
+/// The processes of a store's containers that run, whatever is left of the containers' folders. For an
 /// ordinary user, this user's.
 ///
 /// # Errors
 /// When /proc can't be read.
-pub fn running(store: StoreKey) -> io::Result<Vec<RunningVmm>> {
+pub fn running(store: StoreKey) -> io::Result<Vec<RunningProcess>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
@@ -65,7 +85,7 @@ pub fn running(store: StoreKey) -> io::Result<Vec<RunningVmm>> {
     Ok(found)
 }
 
-fn look_at(pid: i32, store: StoreKey) -> Option<RunningVmm> {
+fn look_at(pid: i32, store: StoreKey) -> Option<RunningProcess> {
     let user = rustix::process::geteuid();
     let owner = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
     if !user.is_root() && owner != user.as_raw() {
@@ -74,18 +94,19 @@ fn look_at(pid: i32, store: StoreKey) -> Option<RunningVmm> {
     // First: whose arguments are read later than that is this process, or is never signalled.
     let process = ProcessId::of(pid).ok()?;
     let (id, own_cgroup) = parse(&fs::read(format!("/proc/{pid}/cmdline")).ok()?, store)?;
-    Some(RunningVmm {
+    Some(RunningProcess {
         id,
         process,
         own_cgroup,
     })
 }
 
-/// Whose process it is that was executed with these arguments, if it is one of the store's VMMs.
+/// Whose process it is that was executed with these arguments, if it is one of the store's containers'.
 fn parse(arguments: &[u8], store: StoreKey) -> Option<(ContainerId, bool)> {
     let words = std::str::from_utf8(arguments).ok()?;
     let mut words = words.split_terminator('\0').skip(1);
-    if words.next() != Some(VERB) {
+    let verb = words.next()?;
+    if !Purpose::ALL.iter().any(|purpose| purpose.verb() == verb) {
         return None;
     }
     let words: Vec<&str> = words.collect();
@@ -114,7 +135,12 @@ mod tests {
         let (ours, others) = (store("ours"), store("others"));
         for (id, own_cgroup) in [("web", true), ("-a", false)] {
             let id: ContainerId = id.parse().expect("id");
-            let words = arguments(ours, &id, own_cgroup, 7).expect("arguments");
+            let purpose = if own_cgroup {
+                Purpose::Vmm
+            } else {
+                Purpose::StandIn
+            };
+            let words = arguments(purpose, ours, &id, own_cgroup, 7).expect("arguments");
             let words: Vec<u8> = words
                 .iter()
                 .flat_map(|word| word.as_bytes_with_nul())
@@ -133,7 +159,8 @@ mod tests {
         let root = tempfile::tempdir().expect("a folder");
         let key = Store::open(root.path()).and_then(|store| store.key());
         let key = key.expect("a store");
-        let words = arguments(key, &"web".parse().expect("id"), true, 7).expect("arguments");
+        let words =
+            arguments(Purpose::Vmm, key, &"web".parse().expect("id"), true, 7).expect("arguments");
         // A shell that reads a script called "vmm", and passes over the other words.
         fs::write(root.path().join("vmm"), "read line").expect("a script");
         let words = words.iter().map(|word| word.to_string_lossy().into_owned());

@@ -127,10 +127,21 @@ impl AttachedStdio {
     ///
     /// There is no time limit: the reader of the output is the user's, and may take its time. The VMM's
     /// death ends the wait.
-    pub fn wait_flushed(mut self) {
-        let _ = self.vmm.get_ref().set_read_timeout(None);
-        let _ = answer(&mut self.vmm); // or its end
+    pub fn wait_flushed(self) {
+        wait_flushed(self.into_connection());
     }
+
+    /// The connection that they are held by, for another process to hold, and to [`wait_flushed`] on. The VMM says
+    /// nothing more on it before they have come to their end.
+    pub fn into_connection(self) -> UnixStream {
+        self.vmm.into_inner()
+    }
+}
+
+/// Waits as [`AttachedStdio::wait_flushed`] does.
+pub fn wait_flushed(connection: UnixStream) {
+    let _ = connection.set_read_timeout(None);
+    let _ = answer(&mut BufReader::new(connection)); // or its end
 }
 
 /// Waits for a line of the VMM's, and cuts it off where it has no end.

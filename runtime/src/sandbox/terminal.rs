@@ -79,6 +79,16 @@ impl Sizes {
         Ok((own, TerminalStreams { text, sizes }))
     }
 
+    /// In another process, from what [`Sizes::into_parts`] has given there.
+    pub fn from_parts([terminal, guest]: [OwnedFd; 2]) -> Self {
+        Self { terminal, guest }
+    }
+
+    /// What another process follows them with.
+    pub fn into_parts(self) -> [OwnedFd; 2] {
+        [self.terminal, self.guest]
+    }
+
     /// Makes the terminal the controlling one of this process, which leads a session: by that it learns
     /// of each change.
     ///

@@ -2,11 +2,10 @@
 //!
 //! This is the part of `hull` that lives beside hostile code. It parses nothing of the guest's itself
 //! but eight bytes of greeting, which it passes on unread, and one byte of exit status.
-#![allow(unsafe_code)] // taking over inherited file descriptors
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -29,8 +28,8 @@ use super::notices::Notices;
 use super::signals::{self, Signals};
 use super::supervisor::{End, Supervisor, Watched};
 use super::{
-    HostStream, HostTerminal, Offer, Sizes, Streams, VmConfig, VmmConfig, VmmDisk, namespaces,
-    stdio,
+    HostStream, HostTerminal, Offer, Sizes, Streams, VmConfig, VmmConfig, VmmDisk, handover,
+    namespaces, stdio,
 };
 use crate::chain::chain;
 use crate::spec::Network;
@@ -101,7 +100,7 @@ pub fn run(config_fd: RawFd) -> ExitCode {
     match assemble(config, &report_to).and_then(|vm| vm.report_and_run(&report_to)) {
         Ok(end) => end,
         Err(e) => {
-            let _ = lifeline::send(&report_to, &Report::Failed(chain(&e)));
+            let _ = lifeline::send(&report_to, &Report::<Streams>::Failed(chain(&e)));
             ExitCode::FAILURE
         }
     }
@@ -109,27 +108,10 @@ pub fn run(config_fd: RawFd) -> ExitCode {
 
 /// What `create` has left to this process, taken over once.
 fn read_config(config_fd: RawFd) -> Result<VmmConfig, VmmError> {
-    let mut text = Vec::new();
-    take(config_fd)
-        .and_then(|fd| File::from(fd).read_to_end(&mut text))
-        .map_err(VmmError::Config)?;
-    let config: VmmConfig<RawFd> =
-        serde_json::from_slice(&text).map_err(|e| VmmError::Config(e.into()))?;
-    config.with(|fd| take(*fd)).map_err(VmmError::Config)
-}
-
-/// Takes over an inherited descriptor.
-fn take(fd: RawFd) -> io::Result<OwnedFd> {
-    if fd <= 2 {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a descriptor of create's",
-        ));
-    }
-    // SAFETY: `create` has made this descriptor for this process alone, and each number is taken once.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
-    Ok(fd)
+    let config: VmmConfig<RawFd> = handover::read(config_fd).map_err(VmmError::Config)?;
+    config
+        .with(|fd| handover::take(*fd))
+        .map_err(VmmError::Config)
 }
 
 /// A machine that waits to be let go, and what its end depends on.

@@ -49,7 +49,7 @@ pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
 pub use seccomp::FilterCache;
 pub use split::{GuestSpec, Plan, plan};
-pub use update::{read_changes, update};
+pub use update::{fits, read_changes, update};
 pub use user_namespace::UserNamespace;
 pub use validate::validate_process;
 

@@ -87,7 +87,7 @@ pub fn update(
         .as_ref()
         .and_then(|linux| linux.resources().clone());
     let resources = resources.unwrap_or_default();
-    fits(sizing.covers(&resources, Host::read(), config), sizing)?;
+    fits(sizing, &resources, config)?;
 
     let cpus = changes.pointer("/cpu/cpus").and_then(Value::as_str);
     let failed = |source| SpecError::Type {
@@ -166,8 +166,12 @@ fn touched(
     Value::Object(kept)
 }
 
-fn fits(covers: Result<(), TooSmall>, sizing: Sizing) -> Result<(), SpecError> {
-    let (field, why) = match covers {
+/// Whether a VM of this size can give what these limits allow.
+///
+/// # Errors
+/// Names the limit that is above it.
+pub fn fits(sizing: Sizing, resources: &LinuxResources, config: &Config) -> Result<(), SpecError> {
+    let (field, why) = match sizing.covers(resources, Host::read(), config) {
         Ok(()) => return Ok(()),
         Err(TooSmall::Memory) => (
             "linux.resources.memory.limit",

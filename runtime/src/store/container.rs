@@ -11,8 +11,8 @@ use rustix::io::Errno;
 
 use super::folder::{self, Folder, files};
 use super::lock::{self, FORCE_TIMEOUT, LOCK_TIMEOUT};
-use super::record::ContainerRecord;
-use super::{SandboxDir, State, StoreError};
+use super::record::{ContainerRecord, Joined};
+use super::{SandboxDir, SandboxRecord, State, StoreError};
 use crate::chain::chain;
 use crate::host::Staged;
 use crate::types::{ContainerId, RESERVED};
@@ -38,9 +38,25 @@ impl ContainerDir {
         &self.folder.id
     }
 
-    /// The files of the sandbox that the container is in.
-    pub fn sandbox(&self) -> SandboxDir {
+    /// The files of the sandbox that begins with this container.
+    pub fn own_sandbox(&self) -> SandboxDir {
         SandboxDir::new(Arc::clone(&self.folder))
+    }
+
+    /// The files of the sandbox that the container is in.
+    ///
+    /// # Errors
+    /// When it is another container's, which is gone.
+    pub fn sandbox_of(&self, record: &ContainerRecord) -> Result<SandboxDir, StoreError> {
+        match &record.joined {
+            None => Ok(self.own_sandbox()),
+            Some(joined) => self.sandbox_joined(joined),
+        }
+    }
+
+    fn sandbox_joined(&self, joined: &Joined) -> Result<SandboxDir, StoreError> {
+        let folder = self.folder.beside(&joined.sandbox)?;
+        Ok(SandboxDir::new(Arc::new(folder)))
     }
 
     /// Takes the lock of a folder that nobody else knows yet.
@@ -112,7 +128,15 @@ impl ContainerDir {
         let container = self
             .folder
             .read_record(files::CONTAINER, |r: &ContainerRecord| &r.id)?;
-        let sandbox = self.sandbox().load()?;
+        let sandbox = match &container.joined {
+            None => self.own_sandbox().load()?,
+            // Whatever has become of that one, this one can be told of and deleted.
+            Some(joined) => (self.sandbox_joined(joined))
+                .and_then(|sandbox| sandbox.load())
+                .ok()
+                .filter(|sandbox| sandbox.vmm == Some(joined.vmm))
+                .unwrap_or_else(|| SandboxRecord::gone(joined.sandbox.clone(), joined.vmm)),
+        };
         Ok(State { container, sandbox })
     }
 

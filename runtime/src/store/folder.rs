@@ -72,6 +72,19 @@ impl Folder {
         })
     }
 
+    /// The folder of another container of the same store.
+    ///
+    /// # Errors
+    /// When there is no such container.
+    pub(super) fn beside(&self, id: &ContainerId) -> Result<Self, StoreError> {
+        let path = self.path.with_file_name(id.as_str());
+        match Self::open(&self.root, path.parent().unwrap_or(&path), id, id.as_str()) {
+            Ok(folder) => Ok(folder),
+            Err(Errno::NOENT) => Err(StoreError::Missing(id.clone())),
+            Err(e) => Err(failed("open", &path, e)),
+        }
+    }
+
     /// Whether this is still the folder of that name.
     pub(super) fn is_there(&self) -> bool {
         let named = rustix::fs::statat(&self.root, self.id.as_str(), AtFlags::SYMLINK_NOFOLLOW);

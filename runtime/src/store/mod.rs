@@ -12,7 +12,7 @@ mod sandbox;
 mod store;
 
 pub use container::ContainerDir;
-pub use record::{ContainerRecord, Phase, State, Status};
+pub use record::{ContainerRecord, Joined, Phase, State, Status};
 pub use sandbox::{SandboxDir, SandboxRecord};
 pub use store::{Store, StoreKey};
 

@@ -7,12 +7,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::SandboxRecord;
-#[cfg(test)]
 use crate::host::ProcessId;
 use crate::types::ContainerId;
 
 /// What the last command has brought a container to. `stopped` is not among them: that is read off the
-/// VM process.
+/// container's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
@@ -76,6 +75,20 @@ pub struct ContainerRecord {
     pub owner: String,
     /// config.json's annotations.
     pub annotations: HashMap<String, String>,
+    /// The sandbox that it has joined; without it, it is the first container of one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Joined>,
+}
+
+/// A container's place in the sandbox of another one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Joined {
+    /// The sandbox's id, which is its first container's.
+    pub sandbox: ContainerId,
+    /// The sandbox's VM process: another sandbox of that id is another one.
+    pub vmm: ProcessId,
+    /// The process that stands for this container on the host; none until it has been started.
+    pub stand_in: Option<ProcessId>,
 }
 
 /// A container and the sandbox that it is in, as the last commands have left them.
@@ -83,15 +96,31 @@ pub struct ContainerRecord {
 pub struct State {
     /// The container.
     pub container: ContainerRecord,
-    /// Its sandbox.
+    /// Its sandbox. If that is gone, what is known of it: its VM process, which is dead.
     pub sandbox: SandboxRecord,
 }
 
 impl State {
-    /// What the container's state is now. It has ended when its VM process knows its exit status, though
+    /// The process of the host that ends as the container does: the VM process for a sandbox's first one, a stand-in
+    /// for one that has joined.
+    pub fn process(&self) -> Option<ProcessId> {
+        match &self.container.joined {
+            None => self.sandbox.vmm,
+            Some(joined) => joined.stand_in,
+        }
+    }
+
+    /// The sandbox, if it begins and ends with this container.
+    pub fn own_sandbox(&self) -> Option<&SandboxRecord> {
+        self.container.joined.is_none().then_some(&self.sandbox)
+    }
+
+    /// What the container's state is now. It has ended when its process knows its exit status, though
     /// that process still has output to write, or is gone.
     pub fn status(&self) -> Status {
-        let runs = self.sandbox.vmm.is_some_and(|vmm| vmm.runs_container());
+        let runs = self
+            .process()
+            .is_some_and(|process| process.runs_container());
         match (self.container.phase, runs) {
             (Phase::Creating, true) => Status::Creating,
             (Phase::Created | Phase::Running, true) if self.container.paused => Status::Paused,
@@ -101,10 +130,10 @@ impl State {
         }
     }
 
-    /// The pid for the user: the VM process's, or 0 once the container has stopped, as in runc.
+    /// The pid for the user: its process's, or 0 once the container has stopped, as in runc.
     pub fn pid(&self) -> i32 {
-        match self.sandbox.vmm {
-            Some(vmm) if vmm.runs_container() => vmm.pid,
+        match self.process() {
+            Some(process) if process.runs_container() => process.pid,
             _ => 0,
         }
     }
@@ -131,6 +160,7 @@ impl State {
                 created: String::new(),
                 owner: String::new(),
                 annotations: HashMap::new(),
+                joined: None,
             },
         }
     }
@@ -149,6 +179,30 @@ mod tests {
         for phase in [Phase::Creating, Phase::Created, Phase::Running] {
             let state = State::in_tests("c", phase, Some(dead));
             assert_eq!((state.status(), state.pid()), (Status::Stopped, 0));
+        }
+    }
+
+    #[test]
+    fn one_that_has_joined_lives_as_long_as_its_stand_in() {
+        let me = ProcessId::of(std::process::id().cast_signed()).expect("own stat");
+        let dead = ProcessId {
+            start_time: u64::MAX,
+            ..me
+        };
+        let mut state = State::in_tests("c", Phase::Running, Some(me));
+        let joined = |stand_in| Joined {
+            sandbox: "pod".parse().expect("id"),
+            vmm: me,
+            stand_in,
+        };
+        for (stand_in, status) in [
+            (None, Status::Stopped),
+            (Some(dead), Status::Stopped),
+            (Some(me), Status::Running),
+        ] {
+            state.container.joined = Some(joined(stand_in));
+            assert_eq!(state.status(), status);
+            assert!(state.own_sandbox().is_none());
         }
     }
 

@@ -30,16 +30,36 @@ pub struct SandboxRecord {
     pub cgroup: Option<HostCgroup>,
 }
 
+impl SandboxRecord {
+    /// What is known of a sandbox whose folder is gone, or another's by now.
+    pub(super) fn gone(id: ContainerId, vmm: ProcessId) -> Self {
+        Self {
+            id,
+            sizing: Sizing::SMALLEST,
+            vmm: Some(vmm),
+            cgroup: None,
+        }
+    }
+}
+
 /// What can still be read of a record that isn't whole, or that another version of hull has written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Remains {
     /// The sandbox's id. All else is another sandbox's if this is another id.
     id: Option<ContainerId>,
-    /// The process that runs the VM.
+    /// The process that runs the VM, or that stands for a container in another's.
     pub vmm: Option<ProcessId>,
     /// The VM's cgroup.
     pub cgroup: Option<HostCgroup>,
+    /// Of a container in another's sandbox.
+    joined: Option<RemainsOfJoined>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RemainsOfJoined {
+    stand_in: Option<ProcessId>,
 }
 
 /// A sandbox's files, in the folder of its first container.
@@ -87,10 +107,12 @@ impl SandboxDir {
             }
         };
         let (own, older) = (remains(files::SANDBOX), remains(files::CONTAINER));
+        let stand_in = older.joined.and_then(|joined| joined.stand_in);
         Remains {
             id: own.id,
-            vmm: own.vmm.or(older.vmm),
+            vmm: own.vmm.or(older.vmm).or(stand_in),
             cgroup: own.cgroup.or(older.cgroup),
+            joined: None,
         }
     }
 

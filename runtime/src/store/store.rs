@@ -86,7 +86,7 @@ impl Store {
         })
     }
 
-    /// Makes the folder of a new container in a sandbox of its own, locked, with their first records in it.
+    /// Makes the folder of a new container, locked, with its first record in it, and its sandbox's if that is its own.
     ///
     /// # Errors
     /// When the id is taken, or the disk is full.
@@ -110,7 +110,9 @@ impl Store {
             .map_err(|e| failed("open", &self.path.join(hidden), e))?;
         let mut dir = ContainerDir::new(folder);
         dir.lock_new()?;
-        dir.sandbox().save(&state.sandbox)?;
+        if let Some(sandbox) = state.own_sandbox() {
+            dir.own_sandbox().save(sandbox)?;
+        }
         dir.save(&state.container)?;
         dir.appear(hidden)?;
         Ok(dir)
@@ -373,11 +375,11 @@ mod tests {
     fn the_console_log_is_shown_from_its_end() {
         let (_root, store) = store();
         let dir = store.create(&state("a")).expect("create");
-        dir.sandbox()
+        dir.own_sandbox()
             .create_console_log()
             .expect("log")
             .write_all(b"one\n\ntwo\nthree\n")
             .expect("write");
-        assert_eq!(dir.sandbox().console_tail(2), ["two", "three"]);
+        assert_eq!(dir.own_sandbox().console_tail(2), ["two", "three"]);
     }
 }

@@ -13,9 +13,8 @@ pub struct Sizing {
     pub memory_mib: u32,
 }
 
-#[cfg(test)]
 impl Sizing {
-    /// The size in tests that are not about it.
+    /// No VM is smaller.
     pub const SMALLEST: Self = Self {
         vcpus: NonZeroU8::MIN,
         memory_mib: 128,

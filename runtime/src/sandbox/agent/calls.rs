@@ -3,16 +3,16 @@
 use std::path::Path;
 
 use hull_protocol::agent::{
-    self as messages, ContainerStatsRequest, CreateContainerRequest, ExecProcessRequest,
-    ListProcessesRequest, PauseContainerRequest, ResumeContainerRequest, SignalProcessRequest,
-    StartContainerRequest, Stdio, UpdateContainerRequest, WaitOomRequest, WaitProcessRequest,
-    WaitReadyRequest,
+    self as messages, ContainerStatsRequest, CreateContainerRequest, DeleteContainerRequest,
+    ExecProcessRequest, ListProcessesRequest, PauseContainerRequest, ResumeContainerRequest,
+    SignalProcessRequest, StartContainerRequest, Stdio, UpdateContainerRequest, WaitOomRequest,
+    WaitProcessRequest, WaitReadyRequest,
 };
 use hull_protocol::answers;
 use ttrpc::context::Context;
 
 use super::super::socket::{CALL_TIMEOUT, CREATE_TIMEOUT};
-use super::super::{HostStream, Offer, Streams};
+use super::super::{HostStream, Offer};
 use super::stats::{HIGHEST_PID, MOST_PROCESSES};
 use super::{Agent, AgentError, ProcessInfo, Stats, classify};
 use crate::spec::GuestSpec;
@@ -20,7 +20,7 @@ use crate::types::ContainerId;
 
 impl Agent {
     /// Makes the container; its process waits to be started. `bundle` is what its hooks are told; with
-    /// `notify` it has a socket to say when it is ready.
+    /// `notify` it has a socket to say when it is ready. Where `exit_status` is awaited, the sandbox ends with it.
     ///
     /// # Errors
     /// When the agent refuses, with its reason.
@@ -29,7 +29,8 @@ impl Agent {
         id: &ContainerId,
         spec: GuestSpec,
         bundle: &Path,
-        streams: Streams,
+        stdio: Offer,
+        exit_status: Option<HostStream>,
         notify: bool,
     ) -> Result<(), AgentError> {
         let request = CreateContainerRequest {
@@ -39,8 +40,8 @@ impl Agent {
             block_devices: spec.block_devices,
             seccomp: spec.seccomp.into(),
             bundle: bundle.to_string_lossy().into_owned(),
-            stdio: Some(stdio_message(streams.stdio)).into(),
-            exit_status: Some(stream_message(streams.exit_status)).into(),
+            stdio: Some(stdio_message(stdio)).into(),
+            exit_status: exit_status.map(stream_message).into(),
             notify,
             ..Default::default()
         };
@@ -122,6 +123,25 @@ impl Agent {
             "deliver a signal",
             CALL_TIMEOUT,
             |context, client| async move { client.signal_process(context, &request).await },
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Removes what there is of a container in the guest; one that runs is killed.
+    ///
+    /// # Errors
+    /// When there is none, or something of it can't be removed.
+    pub async fn delete(&self, id: &ContainerId) -> Result<(), AgentError> {
+        let request = DeleteContainerRequest {
+            container_id: id.to_string(),
+            force: true,
+            ..Default::default()
+        };
+        self.call(
+            "delete the container",
+            CALL_TIMEOUT,
+            |context, client| async move { client.delete_container(context, &request).await },
         )
         .await
         .map(drop)

@@ -141,7 +141,14 @@ impl BlockingAgent {
     /// # Errors
     /// When the VMM or the agent don't answer.
     pub fn connect(dir: &SandboxDir) -> Result<Self, AgentError> {
-        let stream = dial(&dir.socket_path(), CALL_TIMEOUT)?;
+        Self::over(open_connection(dir)?)
+    }
+
+    /// Speaks on a connection to the agent that somebody has opened.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn over(stream: UnixStream) -> Result<Self, AgentError> {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()
@@ -157,6 +164,14 @@ impl BlockingAgent {
     pub fn ask<'a, F: Future>(&'a self, request: impl FnOnce(&'a Agent) -> F) -> F::Output {
         self.runtime.block_on(request(&self.agent))
     }
+}
+
+/// Opens a connection to the agent of the sandbox whose files these are.
+///
+/// # Errors
+/// When the VMM or the agent don't answer.
+pub fn open_connection(dir: &SandboxDir) -> Result<UnixStream, AgentError> {
+    dial(&dir.socket_path(), CALL_TIMEOUT)
 }
 
 /// Waits for the answer to a call, but no longer than that.

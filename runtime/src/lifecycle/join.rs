@@ -1,0 +1,251 @@
+//! A further container in a sandbox that runs: its shares are added to the VM's from outside, and a stand-in on the
+//! host ends as it does.
+//!
+//! What belongs to the whole VM is as the first container has it: one that asks for something else is refused.
+
+use std::os::fd::AsFd;
+
+use oci_spec::runtime::{LinuxResources, Spec};
+use rustix::fs::{fstat, stat};
+
+use super::create::{Create, Created, Terminal, commit, first_record, is_root, run_create_hooks};
+use super::delete::{leave, undo};
+use super::hooks::Hooks;
+use super::{Context, Error, allow, console_socket};
+use crate::cgroup;
+use crate::chain::chain;
+use crate::host::ProcessId;
+use crate::sandbox::{
+    AttachedStdio, BlockingAgent, Offer, SandboxError, Sizes, StandIn, StandInFor, Stdio,
+    add_shares, make_root_read_only,
+};
+use crate::spec::{self, FilterCache, GuestSpec, Network, Plan};
+use crate::store::{ContainerDir, Joined, Phase, SandboxDir, State, Status};
+use crate::types::ContainerId;
+
+/// The sandbox that a container is to join.
+struct Target {
+    files: SandboxDir,
+    /// Its first container, with its record.
+    first: State,
+    /// That one's config.json.
+    config: Spec,
+    vmm: ProcessId,
+}
+
+/// What there is on the host before the container itself.
+struct OnHost {
+    stand_in: StandIn,
+    guest_spec: GuestSpec,
+    stdio: Offer,
+}
+
+/// Creates a container in the sandbox of another one.
+///
+/// # Errors
+/// Every failure undoes what was made.
+pub fn join(
+    context: &Context,
+    mut request: Create<'_>,
+    sandbox: &ContainerId,
+) -> Result<Created, Error> {
+    let target = find(context, sandbox)?;
+    let plan = plan(context, &request, &target)?;
+    let joined = Joined {
+        sandbox: sandbox.clone(),
+        vmm: target.vmm,
+        stand_in: None,
+    };
+    let container = first_record(&request, Some(joined));
+    let sandbox = target.first.sandbox.clone();
+    let mut state = State { container, sandbox };
+    let dir = context.store()?.create(&state)?;
+    let on_host = match prepare_host(context, &dir, &mut request, plan, &target) {
+        Ok(on_host) => on_host,
+        Err(e) => {
+            if let Err(e) = leave(&dir, &state) {
+                log::warn!("{}", chain(&e));
+            }
+            dir.discard();
+            return Err(e);
+        }
+    };
+    let OnHost {
+        stand_in,
+        guest_spec,
+        stdio,
+    } = on_host;
+    match bring_up(&stand_in, &dir, &mut state, &request, guest_spec, stdio) {
+        Ok(agent) => Ok(Created {
+            dir,
+            state,
+            agent,
+            process: stand_in.into_process(),
+        }),
+        Err(e) => {
+            stand_in.abort();
+            undo(dir, &state);
+            Err(e)
+        }
+    }
+}
+
+/// The sandbox whose first container has this id.
+fn find(context: &Context, id: &ContainerId) -> Result<Target, Error> {
+    let dir = context.find(id)?;
+    let first = dir.load()?;
+    if let Some(joined) = &first.container.joined {
+        return Err(Error::NotASandbox {
+            id: id.clone(),
+            sandbox: joined.sandbox.clone(),
+        });
+    }
+    let verb = "add a container to the sandbox of";
+    allow(verb, &first, &Status::WITH_PROCESSES)?;
+    let vmm = first.sandbox.vmm.ok_or_else(|| Error::WrongState {
+        verb,
+        id: id.clone(),
+        status: Status::Stopped,
+    })?;
+    Ok(Target {
+        files: dir.own_sandbox(),
+        config: dir.load_config()?,
+        first,
+        vmm,
+    })
+}
+
+/// Looks at all that may be refused.
+fn plan(context: &Context, request: &Create<'_>, target: &Target) -> Result<Plan, Error> {
+    if !is_root() {
+        return Err(Error::JoinNeedsRoot);
+    }
+    let Create { id, bundle, .. } = request;
+    let config = context.settings.for_container(&bundle.annotations())?;
+    let filters = FilterCache::below(&context.root);
+    let plan = spec::plan(bundle, id.as_str(), &config, &filters, true)?;
+    spec::fits(target.first.sandbox.sizing, &plan.resources, &config)?;
+    for (field, is_of_the_vm) in [
+        ("linux.cgroupsPath", has_cgroup(bundle.spec())),
+        ("linux.resources.cpu.cpus", has_cpus(&plan.resources)),
+        ("linux.memoryPolicy", plan.memory_policy.is_some()),
+        (
+            "linux.namespaces",
+            !is_network_of(&plan.network, target.vmm),
+        ),
+        (
+            "process.selinuxLabel",
+            label_of(bundle.spec()) != label_of(&target.config) && plan.selinux_label.is_some(),
+        ),
+        ("linux.devices", !plan.disks.is_empty()),
+    ] {
+        if is_of_the_vm {
+            return Err(Error::OfTheSandbox {
+                field,
+                sandbox: target.first.sandbox.id.clone(),
+            });
+        }
+    }
+    if let Some(field) = cgroup::needs_host(&plan.resources) {
+        return Err(Error::OfTheSandbox {
+            field,
+            sandbox: target.first.sandbox.id.clone(),
+        });
+    }
+    Ok(plan)
+}
+
+fn has_cgroup(spec: &Spec) -> bool {
+    let path = (spec.linux().as_ref()).and_then(|linux| linux.cgroups_path().as_ref());
+    path.is_some_and(|path| !path.as_os_str().is_empty())
+}
+
+fn has_cpus(resources: &LinuxResources) -> bool {
+    let cpus = resources.cpu().as_ref().and_then(|cpu| cpu.cpus().as_ref());
+    cpus.is_some_and(|cpus| !cpus.is_empty())
+}
+
+fn label_of(spec: &Spec) -> Option<&String> {
+    (spec.process().as_ref()).and_then(|process| process.selinux_label().as_ref())
+}
+
+/// Whether it is the network namespace that the sandbox has on the host, or none that anybody has named.
+fn is_network_of(network: &Network, vmm: ProcessId) -> bool {
+    let Network::Named(named) = network else {
+        return true;
+    };
+    let own = stat(format!("/proc/{}/ns/net", vmm.pid));
+    matches!((fstat(named), own), (Ok(named), Ok(own)) if (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino))
+}
+
+/// Adds the shares, hands the streams over, and starts the stand-in.
+fn prepare_host(
+    context: &Context,
+    dir: &ContainerDir,
+    request: &mut Create<'_>,
+    plan: Plan,
+    target: &Target,
+) -> Result<OnHost, Error> {
+    dir.save_config(request.bundle.spec())?;
+    add_shares(target.vmm, dir.id(), plan.shares)?;
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let (stdio, sizes) = match std::mem::take(&mut request.terminal) {
+        Terminal::None => (
+            Stdio::Streams([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]),
+            None,
+        ),
+        Terminal::Relayed(streams) => (Stdio::Terminal(streams), None),
+        Terminal::Engine(socket) => {
+            let followed = Sizes::with_text(console_socket::send_terminal(socket)?);
+            let failed = SandboxError::host("follow the terminal's size");
+            let (sizes, streams) = followed.map_err(failed)?;
+            (Stdio::Terminal(streams), Some(sizes))
+        }
+    };
+    let streams = AttachedStdio::attach(&target.files, stdio)?;
+    let stdio = streams.offer();
+    let stand_in = StandIn::spawn(StandInFor {
+        container: dir.id(),
+        store: context.store()?.key()?,
+        sandbox: &target.files,
+        vmm: target.vmm,
+        streams,
+        sizes,
+    })?;
+    Ok(OnHost {
+        stand_in,
+        guest_spec: plan.guest_spec,
+        stdio,
+    })
+}
+
+/// From a stand-in to a container whose state says `created`, which lives on without this process.
+fn bring_up(
+    stand_in: &StandIn,
+    dir: &ContainerDir,
+    state: &mut State,
+    request: &Create<'_>,
+    guest_spec: GuestSpec,
+    stdio: Offer,
+) -> Result<BlockingAgent, Error> {
+    if let Some(joined) = &mut state.container.joined {
+        joined.stand_in = ProcessId::of(stand_in.pid()).ok();
+    }
+    dir.save(&state.container)?;
+    run_create_hooks(&Hooks::of(request.bundle.spec()), state)?;
+    let agent = super::connect(dir, state)?;
+    let bundle = request.bundle.path();
+    agent
+        .ask(|agent| agent.create(dir.id(), guest_spec, bundle, stdio, None, request.notify))
+        .map_err(Error::ContainerProcess)?;
+    if request.bundle.read_only_root()
+        && let Some(vmm) = state.sandbox.vmm
+    {
+        make_root_read_only(vmm, dir.id())?;
+    }
+    stand_in.begin()?;
+    state.container.phase = Phase::Created;
+    dir.save(&state.container)?;
+    commit(request, stand_in.pid(), || stand_in.commit())?;
+    Ok(agent)
+}

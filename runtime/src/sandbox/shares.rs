@@ -1,0 +1,68 @@
+//! The shares of a sandbox that runs, changed from outside: the VM process itself may mount nothing.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use hull_vmm::jail::tree::{self, Share};
+
+use super::SandboxError;
+use crate::host::ProcessId;
+use crate::types::ContainerId;
+
+/// Adds the shares of a further container, whose id is the folder that they lie in.
+///
+/// # Errors
+/// Names the share. Some of them may be there then, for [`remove_shares`].
+pub fn add_shares(
+    vmm: ProcessId,
+    id: &ContainerId,
+    shares: Vec<Share>,
+) -> Result<(), SandboxError> {
+    let process = open(vmm)?;
+    tree::join(process.as_fd(), id.as_str(), shares).map_err(SandboxError::Shares)
+}
+
+/// Removes all shares of a further container; that there are none is no error, nor that the sandbox is gone.
+///
+/// # Errors
+/// When the system refuses.
+pub fn remove_shares(vmm: ProcessId, id: &ContainerId) -> Result<(), SandboxError> {
+    let Some(process) = vmm.open() else {
+        return Ok(());
+    };
+    match tree::leave(process.as_fd(), id.as_str()) {
+        // With the process its mounts have gone.
+        Err(_) if !vmm.is_alive() => Ok(()),
+        left => left.map_err(SandboxError::Shares),
+    }
+}
+
+/// Has the host refuse every change to a further container's root from now on, as the guest's kernel does.
+///
+/// # Errors
+/// When the VMM process is gone.
+pub fn make_root_read_only(vmm: ProcessId, id: &ContainerId) -> Result<(), SandboxError> {
+    seal_root(open(vmm)?.as_fd(), id, false)
+}
+
+/// Does so for any container, by its VM process, which may be in a user namespace of its own.
+///
+/// Not before the container is made: mount points may have to be made in its root.
+///
+/// # Errors
+/// When the VMM process is gone.
+pub(super) fn seal_root(
+    vmm: BorrowedFd<'_>,
+    id: &ContainerId,
+    in_user_namespace: bool,
+) -> Result<(), SandboxError> {
+    let root = format!("{id}/rootfs");
+    tree::make_read_only(vmm, Path::new(&root), in_user_namespace)
+        .map_err(SandboxError::ReadOnlyRoot)
+}
+
+fn open(vmm: ProcessId) -> Result<OwnedFd, SandboxError> {
+    let gone = || std::io::Error::from_raw_os_error(libc::ESRCH);
+    vmm.open()
+        .ok_or_else(|| SandboxError::host("open the sandbox's VMM process")(gone()))
+}

@@ -1,0 +1,364 @@
+//! The process of the host that stands for a container in another's sandbox: its pid is what engines watch and
+//! signal, it ends when the container's process does, and as that did.
+//!
+//! `create` starts it with what it needs: a connection to the agent, on which it waits for the container's process,
+//! and one to the VMM, on which it learns that all output is written. If it is killed, the agent kills the process.
+//! It opens nothing itself, and is in no namespace of the host that an engine could change by its pid.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use hull_vmm::jail;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+
+use super::agent::open_connection;
+use super::lifeline::{self, COMMIT, Report};
+use super::search::{self, Purpose};
+use super::socket::CALL_TIMEOUT;
+use super::{
+    Agent, AgentError, AttachedStdio, BlockingAgent, ChildProcess, SandboxError, Sizes,
+    forward_signals, handover, namespaces, stdio,
+};
+use crate::chain::chain;
+use crate::host::{ENDED, ProcessId};
+use crate::store::{SandboxDir, StoreKey};
+use crate::types::ContainerId;
+
+/// What a shell shows of a process that SIGKILL has ended.
+const KILLED: u8 = 128 + 9;
+
+/// What it exits with where nobody knows how the container's process has ended.
+const UNKNOWN: u8 = 255;
+
+/// What it is told; its descriptors are numbers where it is told them.
+#[derive(Debug, Serialize, Deserialize)]
+struct Config<Fd> {
+    container: ContainerId,
+    /// The connection to `create`; see `lifeline`.
+    lifeline: Fd,
+    /// A connection to the agent.
+    agent: Fd,
+    /// The connection that the container's standard streams are held by.
+    streams: Fd,
+    /// The network namespace of the VM process.
+    network: Fd,
+    /// For its standard streams.
+    null: Fd,
+    /// An engine's terminal, and where its sizes go.
+    sizes: Option<[Fd; 2]>,
+}
+
+impl<Fd> Config<Fd> {
+    /// The same, with each descriptor in another form.
+    fn with<To, E>(self, mut change: impl FnMut(Fd) -> Result<To, E>) -> Result<Config<To>, E> {
+        let sizes = match self.sizes {
+            Some([terminal, guest]) => Some([change(terminal)?, change(guest)?]),
+            None => None,
+        };
+        Ok(Config {
+            container: self.container,
+            lifeline: change(self.lifeline)?,
+            agent: change(self.agent)?,
+            streams: change(self.streams)?,
+            network: change(self.network)?,
+            null: change(self.null)?,
+            sizes,
+        })
+    }
+}
+
+/// What a stand-in is started for.
+#[derive(Debug)]
+pub struct StandInFor<'a> {
+    /// The container.
+    pub container: &'a ContainerId,
+    /// The store that it is in.
+    pub store: StoreKey,
+    /// Its sandbox.
+    pub sandbox: &'a SandboxDir,
+    /// The sandbox's VM process.
+    pub vmm: ProcessId,
+    /// The container's standard streams.
+    pub streams: AttachedStdio,
+    /// The sizes of an engine's terminal.
+    pub sizes: Option<Sizes>,
+}
+
+/// A stand-in that was started. Dropped before [`StandIn::commit`], it ends, and the container's process with it.
+#[derive(Debug)]
+pub struct StandIn {
+    child: ChildProcess,
+    lifeline: UnixStream,
+}
+
+impl StandIn {
+    /// Starts one, and waits until it has set itself up.
+    ///
+    /// # Errors
+    /// When it can't be started, or says why it can't go on.
+    pub fn spawn(made_for: StandInFor<'_>) -> Result<Self, SandboxError> {
+        let StandInFor {
+            container,
+            store,
+            sandbox,
+            vmm,
+            streams,
+            sizes,
+        } = made_for;
+        let (lifeline, theirs) =
+            UnixStream::pair().map_err(SandboxError::host("make a socket pair"))?;
+        let network =
+            network_of(vmm).map_err(SandboxError::host("open the sandbox's network namespace"))?;
+        let null = openat(
+            CWD,
+            c"/dev/null",
+            OFlags::RDWR | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        let config = Config {
+            container: container.clone(),
+            lifeline: OwnedFd::from(theirs),
+            agent: open_connection(sandbox)?.into(),
+            streams: streams.into_connection().into(),
+            network,
+            null: null.map_err(|e| SandboxError::host("open /dev/null")(e.into()))?,
+            sizes: sizes.map(Sizes::into_parts),
+        };
+        let child = start(store, config);
+        let child = child.map_err(SandboxError::host("start the container's stand-in"))?;
+        let stand_in = Self { child, lifeline };
+        stand_in.wait_up()?;
+        Ok(stand_in)
+    }
+
+    fn wait_up(&self) -> Result<(), SandboxError> {
+        let limited = self.lifeline.set_read_timeout(Some(CALL_TIMEOUT));
+        limited.map_err(SandboxError::host("set a time limit"))?;
+        let said = match lifeline::receive::<()>(&self.lifeline) {
+            Ok(Some(Report::Up(()))) => return Ok(()),
+            Ok(Some(Report::Failed(why))) => why,
+            Ok(None) => "it ended before it was set up".to_owned(),
+            Err(e) => chain(&e),
+        };
+        Err(SandboxError::StandIn(said))
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> i32 {
+        self.child.id()
+    }
+
+    /// Has it wait for the container's process, which is there.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn begin(&self) -> Result<(), SandboxError> {
+        lifeline::begin(&self.lifeline).map_err(SandboxError::host("let the stand-in begin"))
+    }
+
+    /// Lets it live on when this process ends.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn commit(&self) -> Result<(), SandboxError> {
+        lifeline::commit(&self.lifeline).map_err(SandboxError::host("let go of the stand-in"))
+    }
+
+    /// The process to wait for.
+    pub fn into_process(self) -> ChildProcess {
+        self.child
+    }
+
+    /// Ends and reaps it.
+    pub fn abort(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The network namespace that a process is in, which still is that process.
+fn network_of(process: ProcessId) -> io::Result<OwnedFd> {
+    let path = format!("/proc/{}/ns/net", process.pid);
+    let network = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    match process.is_alive() {
+        true => Ok(network),
+        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
+}
+
+fn start(store: StoreKey, config: Config<OwnedFd>) -> io::Result<ChildProcess> {
+    let mut inherited = Vec::new();
+    let numbers = config.with(|fd| {
+        inherited.push(fd);
+        Ok::<_, io::Error>(inherited.last().map_or(-1, AsRawFd::as_raw_fd))
+    })?;
+    let written = handover::write(&numbers)?;
+    let arguments: Vec<CString> = search::arguments(
+        Purpose::StandIn,
+        store,
+        &numbers.container,
+        false,
+        written.as_raw_fd(),
+    )?;
+    let mut inherited: Vec<_> = inherited.iter().map(AsFd::as_fd).collect();
+    inherited.push(written.as_fd());
+    ChildProcess::spawn(
+        &arguments,
+        &inherited,
+        None,
+        namespaces::of_stand_in_at_birth(),
+    )
+}
+
+/// Why a stand-in can't stand for its container.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("give up the standard streams")]
+    Streams(#[source] io::Error),
+    #[error(transparent)]
+    Namespaces(#[from] namespaces::Error),
+    #[error(transparent)]
+    Jail(#[from] jail::Error),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("handle signals")]
+    Signals(#[source] io::Error),
+}
+
+/// What a stand-in keeps.
+struct Held {
+    container: ContainerId,
+    agent: OwnedFd,
+    streams: OwnedFd,
+    sizes: Option<[OwnedFd; 2]>,
+}
+
+/// Runs a stand-in, which is told in the memory file `config_fd` what for.
+pub fn run(config_fd: RawFd) -> ExitCode {
+    let config: io::Result<Config<RawFd>> = handover::read(config_fd);
+    let Ok(config) = config.and_then(|config| config.with(handover::take)) else {
+        return ExitCode::FAILURE;
+    };
+    let Config {
+        container,
+        lifeline,
+        agent,
+        streams,
+        network,
+        null,
+        sizes,
+    } = config;
+    let lifeline = UnixStream::from(lifeline);
+    let held = Held {
+        container,
+        agent,
+        streams,
+        sizes,
+    };
+    let report = match settle(network, null).and_then(|()| held.keep_alone(&lifeline)) {
+        Ok(()) => Report::Up(()),
+        Err(e) => Report::Failed(chain(&e)),
+    };
+    let is_up = matches!(report, Report::Up(()));
+    // From here on nobody hears why.
+    if lifeline::send(&lifeline, &report).is_err()
+        || !is_up
+        || lifeline::wait_to_begin(&lifeline).is_err()
+    {
+        return ExitCode::FAILURE;
+    }
+    held.stand(lifeline).unwrap_or(ExitCode::from(UNKNOWN))
+}
+
+/// Makes this process one of its own.
+fn settle(network: OwnedFd, null: OwnedFd) -> Result<(), Error> {
+    namespaces::complete_stand_in(&network)?;
+    let _ = rustix::process::setsid();
+    rustix::stdio::dup2_stdin(&null)
+        .and_then(|()| rustix::stdio::dup2_stdout(&null))
+        .and_then(|()| rustix::stdio::dup2_stderr(&null))
+        .map_err(|e| Error::Streams(e.into()))
+}
+
+impl Held {
+    /// Closes what it has been left by accident: a pipe of the container's, say, which others wait to see closed.
+    fn keep_alone(&self, lifeline: &UnixStream) -> Result<(), Error> {
+        let mut keep = vec![lifeline.as_fd(), self.agent.as_fd(), self.streams.as_fd()];
+        keep.extend(self.sizes.iter().flatten().map(AsFd::as_fd));
+        Ok(jail::close_other_fds(&keep)?)
+    }
+
+    /// Waits for the container's end, and ends as it did.
+    fn stand(self, lifeline: UnixStream) -> Result<ExitCode, Error> {
+        let sizes = self.sizes.map(Sizes::from_parts);
+        if let Some(sizes) = &sizes {
+            // A terminal whose size is not followed is better than none.
+            let _ = sizes.take_control();
+        }
+        let id = self.container;
+        let agent = BlockingAgent::over(self.agent.into())?;
+        let status = agent.ask(|agent| {
+            let until = async {
+                tokio::select! {
+                    status = ended(agent, &id) => Ok(Some(status)),
+                    () = abandoned(lifeline) => Ok(None),
+                }
+            };
+            forward_signals(agent, &id, "", sizes.as_ref(), until)
+        });
+        let Some(status) = status.map_err(Error::Signals)? else {
+            return Ok(ExitCode::from(UNKNOWN));
+        };
+        let _ = rustix::thread::set_name(ENDED);
+        stdio::wait_flushed(self.streams.into());
+        Ok(ExitCode::from(status))
+    }
+}
+
+/// Waits for the end of the container's process.
+async fn ended(agent: &Agent, id: &ContainerId) -> u8 {
+    match agent.wait(id, "", true).await {
+        Ok(status) => status,
+        // The sandbox has ended, and everything in it was killed.
+        Err(AgentError::Lost(_)) => KILLED,
+        Err(_) => UNKNOWN,
+    }
+}
+
+/// Waits for the death of `create` before the container was created; for ever, if it was.
+async fn abandoned(lifeline: UnixStream) {
+    let said = async {
+        lifeline.set_nonblocking(true)?;
+        let mut lifeline = tokio::net::UnixStream::from_std(lifeline)?;
+        let mut byte = [0];
+        lifeline.read_exact(&mut byte).await?;
+        Ok::<_, io::Error>(byte[0])
+    };
+    if said.await.is_ok_and(|byte| byte == COMMIT) {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn it_outlives_create_only_once_the_container_is_created() {
+        let (create, stand_in) = UnixStream::pair().expect("a pair");
+        drop(create);
+        abandoned(stand_in).await;
+
+        let (create, stand_in) = UnixStream::pair().expect("a pair");
+        lifeline::commit(&create).expect("said");
+        drop(create);
+        let waited = tokio::time::timeout(Duration::from_millis(20), abandoned(stand_in));
+        waited.await.expect_err("it goes on");
+    }
+}

@@ -1,0 +1,286 @@
+//! Further containers in a sandbox: each lives and ends by itself, in the VM of the first.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use hull_tests::process::{limit, wait_for_death};
+use hull_tests::random::{Random, seed};
+use hull_tests::terminal::ConsoleSocket;
+use hull_tests::{Bundle, Container, Running, only_hull};
+use libc::{SIGKILL, SIGTERM};
+use serde_json::json;
+
+use crate::lifecycle::{signal_pid, waiting};
+
+/// What no two guests have in common.
+const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
+
+/// The first container of a sandbox, which runs.
+fn first() -> (Container, Running) {
+    let container = Container::new(waiting());
+    let running = container.run_until_ready();
+    (container, running)
+}
+
+/// A container to be created in its sandbox; on the host it has no cgroup of its own.
+fn beside(first: &Container, bundle: Bundle) -> Container {
+    Container::in_sandbox_of(first, bundle.unset("/linux", "cgroupsPath"))
+}
+
+/// The first container is as it was.
+#[track_caller]
+fn goes_on(first: &Container) {
+    assert_eq!(first.state().status, "running");
+    assert_eq!(first.exec_shell("echo here").ok().out(), "here");
+}
+
+#[test]
+fn two_containers_live_in_one_vm_and_know_nothing_of_each_other() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let bundle = waiting().set("/hostname", json!("second"));
+    fs::write(bundle.rootfs().join("mine"), "second's").unwrap();
+    let mut second = beside(&first, bundle);
+
+    second.create();
+    assert_eq!(second.state().status, "created");
+    let _ = second.start().ok();
+    assert_eq!(second.stdout.as_mut().unwrap().line("stdout"), "ready");
+
+    let (one, two) = (first.state(), second.state());
+    assert_eq!(
+        (one.status.as_str(), two.status.as_str()),
+        ("running", "running")
+    );
+    assert_ne!(one.pid, two.pid);
+    let guest = |container: &Container| container.exec_shell(BOOT_ID).ok().out();
+    assert_eq!(guest(&first), guest(&second));
+    assert_eq!(
+        second.exec_shell("hostname; cat /mine").ok().out(),
+        "second\nsecond's"
+    );
+    let _ = first.exec_shell("test ! -e /mine").ok();
+    let seen = second.exec_shell("ls -d /proc/[0-9]* | wc -l").ok().out();
+    assert!(seen.trim().parse::<u32>().unwrap() < 6, "{seen}");
+    let ps = second.call(&["ps", &second.id]).ok().out();
+    assert_eq!(ps.lines().count(), 2, "{ps}");
+
+    let _ = second.kill("KILL").ok();
+    assert!(wait_for_death(two.pid, limit()));
+    assert_eq!(second.state().status, "stopped");
+    let _ = second.delete().ok();
+    goes_on(&first);
+}
+
+#[test]
+fn it_is_run_again_and_again_with_its_output_and_exit_code() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    for code in [0, 7] {
+        let script = format!("yes | head -c 300000; echo err >&2; read line; exit {code}");
+        let second = beside(&first, Bundle::new().shell(&script));
+        for _ in 0..2 {
+            let done = second.run().exits(code);
+            assert_eq!((done.out().len(), &*done.err()), (299_999, "err"));
+        }
+    }
+    let missing = beside(&first, Bundle::new().args(&["/no/such"]));
+    let _ = missing.run().exits(1).fails_saying("/no/such");
+    goes_on(&first);
+}
+
+#[test]
+fn it_has_its_volumes_and_a_root_that_the_host_keeps_read_only() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let bundle = Bundle::new().set("/root/readonly", json!(true));
+    let volume = bundle.folder("volume");
+    fs::write(volume.join("in"), "text\n").unwrap();
+    let script =
+        "cat /volume/in; echo out >/volume/out; echo x 2>&1 >/new; echo x 2>&1 >/fixed/new; true";
+    let bundle = bundle
+        .bind(&volume, "/volume", &["rw"])
+        .bind(&volume, "/fixed", &["ro"])
+        .shell(script);
+    let second = beside(&first, bundle);
+
+    let done = second.run().ok();
+
+    assert!(done.out().starts_with("text\n"), "{}", done.out());
+    assert_eq!(
+        done.out().matches("Read-only file system").count()
+            + done.err().matches("Read-only file system").count(),
+        2,
+        "{done:?}"
+    );
+    assert_eq!(fs::read_to_string(volume.join("out")).unwrap(), "out\n");
+    assert!(!second.bundle.rootfs().join("new").exists());
+    goes_on(&first);
+}
+
+#[test]
+fn signals_to_its_pid_are_its_own() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let script = "trap 'echo term; exit 9' TERM; echo ready; while :; do sleep 1; done";
+    let second = beside(&first, Bundle::new().shell(script));
+    let mut running = second.run_until_ready();
+
+    signal_pid(&second, SIGTERM);
+
+    assert_eq!(running.line(), "term");
+    let _ = running.finish().exits(9);
+    goes_on(&first);
+}
+
+#[test]
+fn it_dies_with_the_process_that_stands_for_it() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let bundle = Bundle::new();
+    let volume = bundle.folder("volume");
+    let script = "echo ready; while :; do echo x >>/volume/ticks; sleep 0.1; done";
+    let bundle = bundle.bind(&volume, "/volume", &["rw"]).shell(script);
+    let mut second = beside(&first, bundle);
+    second.create();
+    let _ = second.start().ok();
+    assert_eq!(second.stdout.as_mut().unwrap().line("stdout"), "ready");
+
+    let pid = second.state().pid;
+    signal_pid(&second, SIGKILL);
+    assert!(wait_for_death(pid, limit()));
+
+    let ticks = || fs::read(volume.join("ticks")).map_or(0, |ticks| ticks.len());
+    let end = Instant::now() + limit();
+    while {
+        let before = ticks();
+        std::thread::sleep(Duration::from_secs(1));
+        before != ticks()
+    } {
+        assert!(Instant::now() < end, "the container's process goes on");
+    }
+    assert_eq!(second.state().status, "stopped");
+    let _ = second.delete().ok();
+    goes_on(&first);
+}
+
+#[test]
+fn it_ends_with_the_sandbox() {
+    only_hull!("runc has no VM to share");
+    let mut first = Container::new(waiting());
+    first.create();
+    let _ = first.start().ok();
+    let second = beside(&first, waiting());
+    let running = second.run_until_ready();
+    let mut third = beside(&first, waiting());
+    third.create();
+
+    let _ = first.kill("KILL").ok();
+
+    let _ = running.finish().exits(137);
+    assert_eq!(third.state().status, "stopped");
+    let _ = first.delete().ok();
+    assert_eq!(third.state().status, "stopped");
+    let late = beside(&first, waiting());
+    let _ = late.run().exits(1).fails_saying("does not exist");
+    let _ = third.delete().ok();
+}
+
+#[test]
+fn pause_and_limits_are_its_own() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let second = beside(&first, waiting());
+    let _running = second.run_until_ready();
+
+    let _ = second.call(&["pause", &second.id]).ok();
+    assert_eq!(second.state().status, "paused");
+    goes_on(&first);
+    let _ = second.call(&["resume", &second.id]).ok();
+    let _ = second.update(&["--pids-limit", "7"]).ok();
+    let pids = |container: &Container| {
+        let stats = container.call(&["events", "--stats", &container.id]).ok();
+        let stats: serde_json::Value = serde_json::from_slice(&stats.stdout).unwrap();
+        stats["data"]["pids"]["limit"].clone()
+    };
+    assert_eq!(pids(&second), json!(7));
+    assert_ne!(pids(&first), json!(7));
+    let _ = second
+        .update(&["--memory", "100g"])
+        .exits(1)
+        .fails_saying("more than the VM has");
+}
+
+#[test]
+fn what_is_the_whole_vms_is_refused() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let refused = |bundle: Bundle, said: &str| {
+        let second = beside(&first, bundle);
+        let _ = second.run().exits(1).fails_saying(said);
+    };
+    let with = |field: &str, value| waiting().set(field, value);
+    let with_cgroup = Container::in_sandbox_of(&first, waiting());
+    let _ = with_cgroup.run().exits(1).fails_saying("linux.cgroupsPath");
+    refused(
+        with("/linux/resources/cpu", json!({"cpus": "0"})),
+        "linux.resources.cpu.cpus",
+    );
+    refused(
+        with("/linux/resources/memory", json!({"limit": 1_u64 << 40})),
+        "linux.resources.memory.limit",
+    );
+    let network = json!([{"type": "network", "path": "/proc/1/ns/net"}]);
+    refused(with("/linux/namespaces", network), "linux.namespaces");
+
+    let second = beside(&first, waiting());
+    let _running = second.run_until_ready();
+    let third = beside(&second, waiting());
+    let _ = third
+        .run()
+        .exits(1)
+        .fails_saying(&format!("in the sandbox of {}", first.id));
+    goes_on(&first);
+}
+
+#[test]
+fn its_terminal_is_an_engines() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let bundle = Bundle::new()
+        .shell("stty size; read line; stty size; exit 4")
+        .set("/process/terminal", json!(true))
+        .set("/process/consoleSize", json!({"height": 33, "width": 44}));
+    let second = beside(&first, bundle);
+    let socket = ConsoleSocket::listen(&second.bundle.beside("console"));
+    let mut create = second.create_command();
+    let _ = Running::spawn(create.args(["--console-socket", &socket.path()]))
+        .finish()
+        .ok();
+    let mut terminal = socket.receive();
+    let pid = second.state().pid;
+    let _ = second.start().ok();
+    terminal.shows("33 44");
+    terminal.resize(11, 22);
+    terminal.types("\n");
+    terminal.shows("11 22");
+    assert!(wait_for_death(pid, limit()));
+    let _ = second.delete().ok();
+}
+
+#[test]
+fn a_create_that_is_killed_leaves_what_delete_removes() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let second = beside(&first, waiting());
+    let mut random = Random::new(seed());
+    for _ in 0..12 {
+        let mut create = Running::spawn(&mut second.create_command());
+        std::thread::sleep(random.moment(Duration::from_millis(400)));
+        create.kill();
+        let _ = second.delete_force().ok();
+        assert_eq!(second.leaks(), Vec::<String>::new());
+    }
+    let _ = beside(&first, Bundle::new()).run().ok();
+    goes_on(&first);
+}
