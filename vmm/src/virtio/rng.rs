@@ -139,8 +139,11 @@ impl VirtioDevice for Rng {
         Ok(DeviceState::Rng)
     }
 
-    fn restore(&mut self, _: DeviceState) -> Result<(), RestoreError> {
-        Ok(())
+    fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Rng => Ok(()),
+            _ => Err(RestoreError::Differs { what: "type" }),
+        }
     }
 }
 
@@ -324,6 +327,13 @@ mod tests {
         assert_eq!([bench.written(0, 0), bench.written(0, 1)], [64, 32]);
         assert_eq!(bench.request(0, &[(0x6000, 16, WRITE)]), 16);
         assert_ne!(bench.get(0x6000, 16), [0; 16]);
+    }
+
+    #[test]
+    fn another_devices_state_is_refused() {
+        let mut rng = Rng::new().expect("a device");
+        let refused = rng.restore(DeviceState::Fs);
+        assert!(matches!(refused, Err(RestoreError::Differs { .. })));
     }
 
     #[test]

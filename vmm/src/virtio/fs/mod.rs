@@ -202,8 +202,11 @@ impl VirtioDevice for Fs {
         }
     }
 
-    fn restore(&mut self, _: DeviceState) -> Result<(), RestoreError> {
-        Ok(())
+    fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Fs => Ok(()),
+            _ => Err(RestoreError::Differs { what: "type" }),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Error, Fs};
 use crate::jail::test_child::{self, End};
 use crate::virtio::testing::Bench;
-use crate::virtio::{SaveError, VirtioDevice};
+use crate::virtio::{DeviceState, RestoreError, SaveError, VirtioDevice};
 use driver::{Guest, MEMORY, REPLY, REQUEST, REQUESTS, c_string, options, unconfined, word};
 
 const ROOT: u64 = 1;
@@ -475,6 +475,15 @@ fn a_ring_out_of_order_waits_for_a_reset() {
     // The new driver's FUSE session is a new one: nothing of the old one is left in it.
     assert_eq!(guest.request(OPEN, node, &[0; 8]), Err(libc::EBADF));
     guest.stop();
+}
+
+#[test]
+fn another_devices_state_is_refused() {
+    let tree = tree();
+    let mut device = Fs::new(options(tree.path())).expect("a device");
+    let refused = device.restore(DeviceState::Rng);
+    assert!(matches!(refused, Err(RestoreError::Differs { .. })));
+    assert!(device.restore(DeviceState::Fs).is_ok());
 }
 
 /// In a child: opening the tree changes the umask of the thread and all that share it.
