@@ -98,6 +98,24 @@ impl Console {
         }
     }
 
+    /// What there is of a line that has not ended: less than [`LINE`] bytes.
+    pub(crate) fn unfinished(&self) -> Vec<u8> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.line.clone()
+    }
+
+    /// Goes on in the middle of a line that [`Self::unfinished`] has returned, in place of an own one. Does
+    /// nothing and returns `false` if no console's line is like it.
+    pub(crate) fn resume(&self, line: &[u8]) -> bool {
+        let possible = line.len() < LINE && line.iter().all(is_plain);
+        if possible {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.line.clear();
+            state.line.extend_from_slice(line);
+        }
+        possible
+    }
+
     /// Writes out a line that has not ended. For when the guest is gone.
     pub(crate) fn flush(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -115,6 +133,11 @@ impl AsRawFd for Console {
     }
 }
 
+/// Whether a byte is in the log as it is.
+fn is_plain(byte: &u8) -> bool {
+    matches!(byte, b'\t' | b' '..=b'~')
+}
+
 impl State {
     fn sink(&self) -> MutexGuard<'_, Sink> {
         self.sink.lock().unwrap_or_else(PoisonError::into_inner)
@@ -124,7 +147,7 @@ impl State {
         match byte {
             b'\n' => return self.end_line(),
             b'\r' => return,
-            b'\t' | b' '..=b'~' => self.line.push(byte),
+            byte if is_plain(&byte) => self.line.push(byte),
             _ => {
                 const HEX: &[u8; 16] = b"0123456789abcdef";
                 let digit = |nibble: u8| HEX[usize::from(nibble & 0xf)];
@@ -331,6 +354,34 @@ mod tests {
             let text = log.text();
             prop_assert!(text.bytes().all(|b| matches!(b, b'\n' | b'\t' | b' '..=b'~')));
             prop_assert!(text.len() <= 1000 + FULL.len() + DROPPED.len());
+        }
+
+        #[test]
+        fn an_unfinished_line_goes_on_at_another_console(
+            begun in proptest::collection::vec(any::<u8>(), 0..700),
+            rest in proptest::collection::vec(any::<u8>(), 0..700),
+        ) {
+            let (log, other, whole) = (Captured::new(), Captured::new(), Captured::new());
+            let (console, resumed) = (log.console(), other.console());
+            console.write(&begun);
+            prop_assert!(resumed.resume(&console.unfinished()));
+            prop_assert_eq!(resumed.unfinished(), console.unfinished());
+            resumed.write(&rest);
+            resumed.write(b"\n");
+            whole.console().write(&[&begun[..], &rest, b"\n"].concat());
+            prop_assert_eq!(log.text() + &other.text(), whole.text());
+        }
+
+        #[test]
+        fn no_line_that_is_resumed_breaks_the_log(
+            line in proptest::collection::vec(prop_oneof![b' '..=b'~', any::<u8>()], 0..700)
+        ) {
+            let log = Captured::new();
+            let console = log.console();
+            let taken = console.resume(&line);
+            prop_assert_eq!(taken, line.len() < LINE && line.iter().all(is_plain));
+            console.write(b"\n");
+            prop_assert_eq!(log.text().len(), if taken { line.len() + 1 } else { 1 });
         }
     }
 }

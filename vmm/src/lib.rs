@@ -18,6 +18,7 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 mod rate_limit;
+pub mod state;
 pub mod stop;
 pub mod vcpu;
 pub mod virtio;

@@ -15,9 +15,9 @@ pub(crate) use aarch64::*;
 pub(crate) use x86_64::*;
 
 #[cfg(target_arch = "aarch64")]
-pub use aarch64::probe;
+pub use aarch64::{Platform, PlatformState, probe};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::probe;
+pub use x86_64::{Platform, PlatformState, probe};
 
 #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
 compile_error!("hull runs on x86_64 only, for now");
@@ -54,6 +54,25 @@ pub enum BootError {
     /// There is no boot data for this processor.
     #[error(transparent)]
     NotSupported(#[from] NotSupported),
+}
+
+/// Why a platform can't have a saved state. It is not to be used then.
+#[derive(Debug, thiserror::Error)]
+pub enum PlatformStateError {
+    /// The state was taken of a machine with more devices, or fewer.
+    #[error("the saved interrupt controller has {saved} pins, and this machine's {own}")]
+    Pins {
+        /// Pins of the saved one.
+        saved: usize,
+        /// Pins of this machine's.
+        own: usize,
+    },
+    /// No guest brings an interrupt controller into this state.
+    #[error("the saved interrupt controller is in a state that no guest brings it into")]
+    IoApic,
+    /// No guest leaves such a line at its console.
+    #[error("the saved line of the console is none that a guest can have begun")]
+    ConsoleLine,
 }
 
 /// Where a guest finds a virtio-mmio device: the first register, and the interrupt line.

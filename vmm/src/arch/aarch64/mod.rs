@@ -15,7 +15,7 @@ use vm_memory::GuestMemoryMmap;
 
 pub(crate) use calls::{VCPU_IOCTLS, calls_of};
 pub(crate) use kernel::KernelImage;
-pub(crate) use platform::Platform;
+pub use platform::{Platform, PlatformState};
 pub(crate) use vcpu::{VcpuSetup, instruction_address};
 
 use super::{BootData, BootError, NotSupported, Probe, ProbeError};

@@ -8,7 +8,11 @@
 //!
 //! All devices are edge-triggered: the trigger mode is kept for the guest to read, and not followed.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::arch::PlatformStateError;
 
 /// The registers of the page: which register the window shows,
 const SELECT: u64 = 0x00;
@@ -23,6 +27,9 @@ const VERSION: u8 = 0x01;
 const ARBITRATION: u8 = 0x02;
 /// and from here on the redirection table, two registers a pin.
 const TABLE: u8 = 0x10;
+
+/// The bits of the id that can be written.
+const ID_BITS: u32 = 0x0f00_0000;
 
 /// The version of the 82093AA, which has no EOI register.
 const VERSION_NUMBER: u32 = 0x11;
@@ -59,7 +66,7 @@ pub(crate) trait Lines: Send + Sync {
 /// The chip.
 pub(super) struct IoApic {
     lines: Box<dyn Lines>,
-    state: Mutex<State>,
+    state: Mutex<IoApicState>,
 }
 
 impl std::fmt::Debug for IoApic {
@@ -70,8 +77,9 @@ impl std::fmt::Debug for IoApic {
     }
 }
 
-#[derive(Debug)]
-struct State {
+/// What the guest has written: all that there is of the chip.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct IoApicState {
     selected: u8,
     id: u32,
     entries: Vec<u64>,
@@ -80,7 +88,7 @@ struct State {
 impl IoApic {
     /// A chip after reset, with this many pins, 1 to 120, all masked.
     pub(super) fn new(pins: usize, lines: Box<dyn Lines>) -> Self {
-        let state = State {
+        let state = IoApicState {
             selected: 0,
             id: 0,
             entries: vec![MASKED; pins.clamp(1, 120)],
@@ -91,9 +99,38 @@ impl IoApic {
         }
     }
 
+    /// What the guest has written.
+    pub(super) fn save(&self) -> IoApicState {
+        self.lock().clone()
+    }
+
+    /// Takes over what [`Self::save`] has returned for a chip with as many pins, and routes them. The
+    /// devices' interrupts are repeated, as those that came before the routes are lost.
+    pub(super) fn restore(&self, saved: &IoApicState) -> Result<(), PlatformStateError> {
+        let mut state = self.lock();
+        let (saved_pins, own) = (saved.entries.len(), state.entries.len());
+        if saved_pins != own {
+            let saved = saved_pins;
+            return Err(PlatformStateError::Pins { saved, own });
+        }
+        if !saved.is_reachable() {
+            return Err(PlatformStateError::IoApic);
+        }
+        *state = saved.clone();
+        let routes = state.routes();
+        self.lines.route(&routes);
+        let routed = (0..).zip(&routes).filter(|(_, route)| route.is_some());
+        routed.for_each(|(pin, _)| self.lines.repeat(pin));
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, IoApicState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Serves a read of 4 bytes at an offset of the chip's page.
     pub(super) fn read(&self, offset: u64) -> u32 {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.lock();
         match offset {
             SELECT => state.selected.into(),
             WINDOW => state.read(),
@@ -103,7 +140,7 @@ impl IoApic {
 
     /// Serves a write of 4 bytes at an offset of the chip's page.
     pub(super) fn write(&self, offset: u64, value: u32) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         match offset {
             SELECT => state.selected = value as u8,
             WINDOW => {
@@ -127,7 +164,7 @@ struct Change {
     unmasked: bool,
 }
 
-impl State {
+impl IoApicState {
     /// The pin that the window shows, and whether it is the upper half of its entry.
     fn selected_pin(&self) -> Option<(usize, bool)> {
         let register = self.selected.checked_sub(TABLE)?;
@@ -148,7 +185,7 @@ impl State {
 
     fn write(&mut self, value: u32) -> Option<Change> {
         if self.selected == ID {
-            self.id = value & 0x0f00_0000;
+            self.id = value & ID_BITS;
         }
         let (pin, upper) = self.selected_pin()?;
         let old = self.entries[pin];
@@ -163,6 +200,12 @@ impl State {
             pin,
             unmasked: msi(old).is_none(),
         })
+    }
+
+    /// Whether a guest's writes can lead here. The register that it has selected can be any.
+    fn is_reachable(&self) -> bool {
+        let written = |entry: &u64| entry & (READ_ONLY | RESERVED) == 0;
+        self.id & !ID_BITS == 0 && self.entries.iter().all(written)
     }
 
     fn routes(&self) -> Vec<Option<Msi>> {
@@ -217,6 +260,11 @@ mod tests {
         (IoApic::new(pins, Box::new(record.clone())), record)
     }
 
+    fn json(state: &IoApicState) -> IoApicState {
+        let text = serde_json::to_string(state).expect("JSON");
+        serde_json::from_str(&text).expect("a state")
+    }
+
     fn write(chip: &IoApic, register: u8, value: u32) {
         chip.write(SELECT, register.into());
         chip.write(WINDOW, value);
@@ -267,7 +315,92 @@ mod tests {
         assert_eq!(read(&chip, ID), 0x0f00_0000);
     }
 
+    #[test]
+    fn a_restored_chip_routes_at_once_and_repeats_what_may_have_been_lost() {
+        let (saved, _) = chip(3);
+        write(&saved, TABLE + 2, 0x31);
+        let (restored, record) = chip(3);
+        restored.restore(&json(&saved.save())).expect("the same");
+        let msi = Msi {
+            address: 0xfee0_0000,
+            data: 0x31,
+        };
+        assert_eq!(record.routes(), [[None, Some(msi), None]]);
+        assert_eq!(record.0.lock().expect("no panic").1, [1]);
+        assert_eq!(read(&restored, TABLE + 2), 0x31);
+    }
+
+    #[test]
+    fn states_of_other_chips_and_those_that_there_are_not_are_refused() {
+        let (chip, record) = chip(2);
+        let before = chip.save();
+        let restore = |change: &dyn Fn(&mut IoApicState)| {
+            let mut state = before.clone();
+            change(&mut state);
+            chip.restore(&state)
+        };
+        let pins = restore(&|state| state.entries.push(MASKED));
+        assert!(matches!(
+            pins,
+            Err(PlatformStateError::Pins { saved: 3, own: 2 })
+        ));
+        let none = restore(&|state| state.entries.clear());
+        assert!(matches!(none, Err(PlatformStateError::Pins { .. })));
+        let impossible: [&dyn Fn(&mut IoApicState); 3] = [
+            &|state| state.id = 1,
+            &|state| state.entries[1] |= 1 << 14,
+            &|state| state.entries[0] |= 1 << 17,
+        ];
+        for change in impossible {
+            assert!(matches!(restore(change), Err(PlatformStateError::IoApic)));
+        }
+        assert_eq!(chip.save(), before, "nothing has happened to it");
+        assert!(record.routes().is_empty());
+    }
+
     proptest! {
+        #[test]
+        fn any_state_is_put_back_as_it_was_taken(
+            writes in proptest::collection::vec((0u8..0x18, any::<u32>()), 0..100)
+        ) {
+            let (saved, record) = chip(3);
+            for (register, value) in writes {
+                write(&saved, register, value);
+            }
+            let state = json(&saved.save());
+            let (restored, again) = chip(3);
+            restored.restore(&state).expect("the same");
+            prop_assert_eq!(restored.save(), state);
+            let routes = record.routes().pop().unwrap_or_else(|| vec![None; 3]);
+            prop_assert_eq!(again.routes(), [routes]);
+        }
+
+        #[test]
+        fn any_value_is_refused_or_a_chip(
+            selected: u8,
+            id in prop_oneof![Just(0u32), any::<u32>()],
+            entries in proptest::collection::vec(
+                prop_oneof![Just(MASKED), 0u64..0x800, any::<u64>()],
+                0..5,
+            ),
+        ) {
+            let (chip, record) = chip(3);
+            let before = chip.save();
+            let state = json(&IoApicState { selected, id, entries });
+            match chip.restore(&state) {
+                Ok(()) => prop_assert_eq!(chip.save(), state),
+                Err(_) => prop_assert_eq!(chip.save(), before),
+            }
+            chip.read(WINDOW);
+            chip.write(WINDOW, 0x31);
+            for register in 0..=u8::MAX {
+                read(&chip, register);
+            }
+            for routes in record.routes() {
+                prop_assert_eq!(routes.len(), 3);
+            }
+        }
+
         #[test]
         fn no_sequence_of_writes_breaks_it(
             writes in proptest::collection::vec((0u64..0x20, any::<u32>()), 0..200)

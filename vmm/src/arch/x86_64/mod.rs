@@ -20,7 +20,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 pub(crate) use boot::write as write_boot_data;
 pub(crate) use calls::{VCPU_IOCTLS, calls_of};
 pub(crate) use kernel::KernelImage;
-pub(crate) use platform::Platform;
+pub use platform::{Platform, PlatformState};
 pub use probe::probe;
 
 use crate::vm::{VmError, failed};

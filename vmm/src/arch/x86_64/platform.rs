@@ -4,11 +4,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuExit;
+use serde::{Deserialize, Serialize};
 
 use super::interrupts::DeviceLines;
-use super::ioapic::IoApic;
+use super::ioapic::{IoApic, IoApicState};
 use super::layout;
-use super::ports::Ports;
+use super::ports::{Ports, PortsState};
+use crate::arch::PlatformStateError;
 use crate::bus::{Bus, SLOT_SIZE};
 use crate::console::Console;
 use crate::vcpu::StopReason;
@@ -16,9 +18,16 @@ use crate::vm::{Vm, VmError};
 
 /// All of it, shared by the vCPUs.
 #[derive(Debug)]
-pub(crate) struct Platform {
+pub struct Platform {
     ports: Ports,
     ioapic: IoApic,
+}
+
+/// What the guest has made of the platform, as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlatformState {
+    ports: PortsState,
+    ioapic: IoApicState,
 }
 
 impl Platform {
@@ -29,6 +38,24 @@ impl Platform {
             ports: Ports::new(console),
             ioapic: IoApic::new(pins, Box::new(DeviceLines { vm, bus })),
         })
+    }
+
+    /// Takes its state. No vCPU may run meanwhile.
+    pub fn save(&self) -> PlatformState {
+        PlatformState {
+            ports: self.ports.save(),
+            ioapic: self.ioapic.save(),
+        }
+    }
+
+    /// Puts back what [`Self::save`] has returned for a machine with as many devices. It interrupts the
+    /// guest for devices that it may not have heard of, so the vCPUs' states are to be back by then.
+    ///
+    /// # Errors
+    /// The state is of another machine, or none that there can be. The machine is not to be used then.
+    pub fn restore(&self, state: &PlatformState) -> Result<(), PlatformStateError> {
+        self.ports.restore(&state.ports)?;
+        self.ioapic.restore(&state.ioapic)
     }
 
     /// Serves an exit that only this processor has.

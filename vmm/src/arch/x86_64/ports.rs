@@ -5,6 +5,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
+
+use crate::arch::PlatformStateError;
 use crate::console::Console;
 use crate::vcpu::StopReason;
 
@@ -29,12 +32,39 @@ pub(crate) struct Ports {
     divisor_latch: AtomicBool,
 }
 
+/// What the guest has done to the ports. How much more the console may write isn't of it: that is between
+/// the host and its log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PortsState {
+    divisor_latch: bool,
+    /// What the guest has written of a line that it hasn't ended.
+    line: Vec<u8>,
+}
+
 impl Ports {
     pub(crate) fn new(console: Arc<Console>) -> Self {
         Self {
             console,
             divisor_latch: AtomicBool::new(false),
         }
+    }
+
+    /// What the guest has done to them.
+    pub(super) fn save(&self) -> PortsState {
+        PortsState {
+            divisor_latch: self.divisor_latch.load(Ordering::Relaxed),
+            line: self.console.unfinished(),
+        }
+    }
+
+    /// Takes over what [`Self::save`] has returned.
+    pub(super) fn restore(&self, state: &PortsState) -> Result<(), PlatformStateError> {
+        if !self.console.resume(&state.line) {
+            return Err(PlatformStateError::ConsoleLine);
+        }
+        self.divisor_latch
+            .store(state.divisor_latch, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Serves a read of a port, or of as many as a repeated instruction made at once.
@@ -79,6 +109,44 @@ mod tests {
         assert!(ports.write(SERIAL_DATA, b"b\n").is_continue());
         assert!(ports.write(0x80, b"x").is_continue());
         assert_eq!(captured.text(), "ab\n");
+    }
+
+    fn json(state: &PortsState) -> PortsState {
+        let text = serde_json::to_string(state).expect("JSON");
+        serde_json::from_str(&text).expect("a state")
+    }
+
+    #[test]
+    fn saved_ports_go_on_in_the_middle_of_a_line() {
+        let (first, second) = (Captured::new(), Captured::new());
+        let ports = |log: &Captured| Ports::new(Arc::new(log.console()));
+        let (saved, restored) = (ports(&first), ports(&second));
+        assert!(saved.write(SERIAL_DATA, b"one\ntw").is_continue());
+        assert!(saved.write(SERIAL_LINE_CONTROL, &[0x83]).is_continue());
+        let state = json(&saved.save());
+        restored.restore(&state).expect("the same");
+        assert_eq!(restored.save(), state);
+
+        assert!(restored.write(SERIAL_DATA, &[1]).is_continue()); // the divisor
+        assert!(restored.write(SERIAL_LINE_CONTROL, &[3]).is_continue());
+        assert!(restored.write(SERIAL_DATA, b"o\n").is_continue());
+        assert_eq!([first.text(), second.text()], ["one\n", "two\n"]);
+    }
+
+    #[test]
+    fn a_line_that_no_guest_writes_is_refused() {
+        let log = Captured::new();
+        let ports = Ports::new(Arc::new(log.console()));
+        for line in [b"\x1b[2J".to_vec(), b"\n".to_vec(), vec![b'x'; 512]] {
+            let divisor_latch = true;
+            let refused = ports.restore(&PortsState {
+                divisor_latch,
+                line,
+            });
+            assert!(matches!(refused, Err(PlatformStateError::ConsoleLine)));
+        }
+        assert!(ports.write(SERIAL_DATA, b"ok\n").is_continue());
+        assert_eq!(log.text(), "ok\n");
     }
 
     #[test]
