@@ -15,9 +15,9 @@ pub(crate) use aarch64::*;
 pub(crate) use x86_64::*;
 
 #[cfg(target_arch = "aarch64")]
-pub use aarch64::{Platform, PlatformState, probe};
+pub use aarch64::{ClockState, Platform, PlatformState, VcpuSaver, VcpuState, probe};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{Platform, PlatformState, probe};
+pub use x86_64::{ClockState, Platform, PlatformState, VcpuSaver, VcpuState, probe};
 
 #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
 compile_error!("hull runs on x86_64 only, for now");
@@ -73,6 +73,53 @@ pub enum PlatformStateError {
     /// No guest leaves such a line at its console.
     #[error("the saved line of the console is none that a guest can have begun")]
     ConsoleLine,
+}
+
+/// Why a vCPU's state can't be taken, or put back.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuStateError {
+    /// A call of KVM failed.
+    #[error("KVM: {call}")]
+    Kvm {
+        /// The call, as linux/kvm.h names it.
+        call: &'static str,
+        /// What the system said.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The saved vCPU's processor has more extended registers than this host's, or fewer.
+    #[error("the saved vCPU has {saved} words of extended registers, and this host's have {own}")]
+    ExtendedRegisters {
+        /// Words of the saved one's.
+        saved: usize,
+        /// Words of this host's.
+        own: usize,
+    },
+    /// KVM takes no list as long as one of the state.
+    #[error("the saved vCPU has more {what} than KVM takes")]
+    TooLong {
+        /// What it is a list of.
+        what: &'static str,
+    },
+    /// KVM has no such register, or not with this value.
+    #[error("this host's KVM refuses {value:#x} in the model-specific register {index:#x}")]
+    Register {
+        /// The register's number.
+        index: u32,
+        /// Its value.
+        value: u64,
+    },
+    /// The host can't make its TSC as fast as the saved one's.
+    #[error("the saved vCPU's TSC has {saved} kHz, this host's {own}, and it can't be scaled")]
+    TscRate {
+        /// The rate of the saved one, in kHz.
+        saved: u32,
+        /// The rate of this host's, in kHz.
+        own: u32,
+    },
+    /// It isn't done on this processor.
+    #[error(transparent)]
+    NotSupported(#[from] NotSupported),
 }
 
 /// Where a guest finds a virtio-mmio device: the first register, and the interrupt line.

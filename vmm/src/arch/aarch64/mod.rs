@@ -9,6 +9,7 @@ mod kernel;
 pub(crate) mod layout;
 mod platform;
 mod vcpu;
+mod vcpu_state;
 
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryMmap;
@@ -17,6 +18,7 @@ pub(crate) use calls::{VCPU_IOCTLS, calls_of};
 pub(crate) use kernel::KernelImage;
 pub use platform::{Platform, PlatformState};
 pub(crate) use vcpu::{VcpuSetup, instruction_address};
+pub use vcpu_state::{ClockState, VcpuSaver, VcpuState};
 
 use super::{BootData, BootError, NotSupported, Probe, ProbeError};
 use crate::vm::VmError;

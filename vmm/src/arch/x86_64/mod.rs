@@ -13,6 +13,8 @@ mod platform;
 mod ports;
 mod probe;
 mod regs;
+mod vcpu_state;
+mod xsave;
 
 use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, Msrs, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -22,6 +24,7 @@ pub(crate) use calls::{VCPU_IOCTLS, calls_of};
 pub(crate) use kernel::KernelImage;
 pub use platform::{Platform, PlatformState};
 pub use probe::probe;
+pub use vcpu_state::{ClockState, VcpuSaver, VcpuState};
 
 use crate::vm::{VmError, failed};
 
