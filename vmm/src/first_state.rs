@@ -1,8 +1,9 @@
 //! What a machine starts from: a kernel that is booted.
 //!
 //! [`FirstState`] is all that will tell such a machine from one that goes on from a snapshot: what lies in
-//! its memory, what its vCPUs start with, and what happens once all devices are attached. A snapshot is to
-//! make it an enum of the two, with the same functions, and nothing else of a machine.
+//! its memory, what its vCPUs start with, and what happens once all devices are attached and the platform is
+//! there. A snapshot is to make it an enum of the two, with the same functions, which put back what
+//! [`state`](crate::state) has, in its order; and nothing else of a machine.
 
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{GuestAddress, GuestMemoryMmap};

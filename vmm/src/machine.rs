@@ -181,9 +181,12 @@ impl Machine {
         console: Console,
         confine: impl Fn(&[RawFd]) -> io::Result<OwnTable> + Send + Sync + 'static,
     ) -> Result<HeldMachine, MachineError> {
-        let vcpus = self.vcpus.len() as u8;
+        let (count, devices) = (self.vcpus.len() as u8, self.devices());
+        let (console, bus) = (Arc::new(console), Arc::new(self.bus));
+        let platform = Platform::new(Arc::clone(&console), Arc::clone(&self.vm), Arc::clone(&bus))?;
+        let platform = Arc::new(platform);
         self.first_state
-            .complete(self.memory(), vcpus, &self.devices())?;
+            .complete(self.vm.memory(), count, &devices)?;
         install_kick_handler().map_err(no_resource("a signal handler"))?;
 
         let stopped = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
@@ -191,9 +194,16 @@ impl Machine {
         let shared = Arc::new(Shared {
             reason: OnceLock::new(),
             stopped,
-            console: Arc::new(console),
+            console,
             vm: self.vm,
         });
+        let vcpu = |fd| Vcpu {
+            fd,
+            platform: Arc::clone(&platform),
+            bus: Arc::clone(&bus),
+            stop: self.stop.clone(),
+        };
+        let vcpus = self.vcpus.into_iter().map(vcpu).collect();
         let (alive, ended) = mpsc::channel();
         let mut running = RunningMachine {
             shared,
@@ -201,7 +211,7 @@ impl Machine {
             ended,
         };
         // On an error, dropping `running` ends the threads that there are.
-        let gates = running.spawn(self.vcpus, self.bus, self.stop, Arc::new(confine), alive)?;
+        let gates = running.spawn(vcpus, &bus, Arc::new(confine), alive)?;
         Ok(HeldMachine { running, gates })
     }
 }
@@ -330,28 +340,17 @@ impl RunningMachine {
 
     fn spawn(
         &mut self,
-        vcpus: Vec<VcpuFd>,
-        bus: Bus,
-        stop: StopFlag,
+        vcpus: Vec<Vcpu>,
+        bus: &Bus,
         confine: Arc<Confine>,
         alive: Sender<()>,
     ) -> Result<Vec<Sender<()>>, MachineError> {
-        let common = self.shared.descriptors(&bus);
-        let bus = Arc::new(bus);
-        let (console, vm) = (&self.shared.console, &self.shared.vm);
-        let platform = Platform::new(Arc::clone(console), Arc::clone(vm), Arc::clone(&bus))?;
-        let platform = Arc::new(platform);
+        let common = self.shared.descriptors(bus);
         let (report, reports) = mpsc::channel();
         let mut gates = Vec::with_capacity(vcpus.len());
-        for (number, fd) in vcpus.into_iter().enumerate() {
+        for (number, vcpu) in vcpus.into_iter().enumerate() {
             let mut descriptors = common.clone();
-            descriptors.push(fd.as_raw_fd());
-            let vcpu = Vcpu {
-                fd,
-                platform: Arc::clone(&platform),
-                bus: Arc::clone(&bus),
-                stop: stop.clone(),
-            };
+            descriptors.push(vcpu.fd.as_raw_fd());
             let (gate, opened) = mpsc::channel::<()>();
             gates.push(gate);
             let shared = Arc::clone(&self.shared);
