@@ -3,11 +3,12 @@
 //! That file is open for the vCPUs' threads and the main thread alone. So each thread writes to its standard
 //! error, a pipe that the main thread empties. Nobody waits for that: what doesn't fit into the pipe is lost,
 //! as is what is beyond the log's bounds. A guest can cause warnings, and so can whoever has taken a thread
-//! over: the log holds them as it holds the guest's lines. What a panic says isn't heard: the process has ended
-//! by then.
+//! over: the log holds them as it holds the guest's lines. What a panic says comes in another way
+//! ([`LastWords`]).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use hull_vmm::Console;
@@ -16,6 +17,8 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::pipe::{PipeFlags, pipe_with};
 use vmm_sys_util::epoll::EventSet;
 
+use super::panics::LastWords;
+
 /// Bytes taken in one turn of the loop; each message is shorter.
 const MOST_BYTES: usize = 4096;
 
@@ -23,16 +26,20 @@ const MOST_BYTES: usize = 4096;
 pub struct Messages {
     pipe: OwnedFd,
     console: Console,
+    /// From [`Self::hear`] on.
+    last_words: Option<Arc<LastWords>>,
 }
 
 impl Messages {
-    /// Makes this process's standard error and log heard.
+    /// Makes this process's standard error, log and panics heard. `log` is the file that `console` writes to.
+    /// The calling thread is the one that passes on.
     ///
     /// # Errors
     /// When there are too many open files.
-    pub fn hear(console: &Console) -> io::Result<Self> {
-        let (messages, end) = Self::new(console)?;
+    pub fn hear(console: &Console, log: OwnedFd) -> io::Result<Self> {
+        let (mut messages, end) = Self::new(console)?;
         rustix::stdio::dup2_stderr(&end)?;
+        messages.last_words = Some(LastWords::hear(log));
         if log::set_logger(&StandardError).is_ok() {
             log::set_max_level(LevelFilter::Warn);
         }
@@ -42,22 +49,31 @@ impl Messages {
     /// With the end of the pipe to write to.
     fn new(console: &Console) -> io::Result<(Self, OwnedFd)> {
         let (pipe, end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let console = console.beside();
-        Ok((Self { pipe, console }, end))
+        let messages = Self {
+            pipe,
+            console: console.beside(),
+            last_words: None,
+        };
+        Ok((messages, end))
     }
 
-    /// Passes on some of what has been said.
+    /// Passes on some of what has been said. After a panic of another thread it doesn't return.
     pub fn pass_on(&self) {
         let mut bytes = [0; MOST_BYTES];
         if let Ok(count) = rustix::io::read(&self.pipe, &mut bytes) {
             self.console.write(bytes.get(..count).unwrap_or_default());
+        }
+        if let Some(last_words) = &self.last_words {
+            last_words.heed();
         }
     }
 }
 
 impl Subscriber for Messages {
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.pipe.as_raw_fd(), self.console.as_raw_fd()]
+        let mut descriptors = vec![self.pipe.as_raw_fd(), self.console.as_raw_fd()];
+        descriptors.extend(self.last_words.iter().map(|words| words.as_raw_fd()));
+        descriptors
     }
 }
 

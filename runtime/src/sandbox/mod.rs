@@ -15,6 +15,7 @@ mod lifeline;
 mod messages;
 mod namespaces;
 mod notices;
+mod panics;
 mod process;
 mod search;
 mod shares;

@@ -133,10 +133,9 @@ fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
     let stdio = ContainerStdio::take(&mut vm)?;
     let is_terminal = stdio.is_terminal;
 
+    let (console, messages) =
+        hear(&vm, ends.console).map_err(io_error("replace standard error"))?;
     let mut machine = load_machine(&vm)?;
-    let console = console(&vm, ends.console);
-    let messages = Messages::hear(&console).map_err(io_error("replace standard error"))?;
-    let messages = Arc::new(Mutex::new(messages));
     let identity = match ends.user_namespace {
         Some(_) => Identity::Kept,
         None => Identity::nobody()?,
@@ -314,13 +313,15 @@ fn start_disks(disks: Vec<(EventLoop, String)>, identity: Identity) -> Result<()
     Ok(())
 }
 
-/// The log of what the guest writes to its serial port, and of what this process has to say.
-fn console(vm: &VmConfig, log: OwnedFd) -> Console {
+/// Makes the log of what the guest writes to its serial port, and of what this process has to say.
+fn hear(vm: &VmConfig, log: OwnedFd) -> io::Result<(Console, Arc<Mutex<Messages>>)> {
     let limits = ConsoleLimits {
         total: vm.console_log_size,
         ..ConsoleLimits::default()
     };
-    Console::new(log, limits)
+    let console = Console::new(log.try_clone()?, limits);
+    let messages = Messages::hear(&console, log)?;
+    Ok((console, Arc::new(Mutex::new(messages))))
 }
 
 /// Takes the places on the host that config.json names: namespaces, and what the host's memory is to be for it.
