@@ -9,6 +9,7 @@
 mod arch;
 mod bus;
 pub mod console;
+pub mod deadlines;
 pub mod event_loop;
 mod first_state;
 mod image;

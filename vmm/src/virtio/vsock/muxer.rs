@@ -12,10 +12,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::claims::{Claim, Claims, Shown, TOKEN_LENGTH, Token};
 use super::connection::{BUFFER_SIZE, Connection};
-use super::deadlines::{Deadline, Deadlines, Timeouts};
+use super::deadlines::{Deadline, Timeouts};
 use super::endpoint::Endpoint;
 use super::packet::{Header, TYPE_STREAM, op};
 use super::{Direction, HOST_CID, Offered, VsockError};
+use crate::deadlines::Deadlines;
 use crate::rate_limit::RateLimit;
 use crate::virtio::life::FIRST_EVENT;
 
@@ -90,7 +91,7 @@ pub(super) struct Muxer {
     senders: VecDeque<u32>,
     /// Control clients whose groups have ended.
     pub done_clients: Vec<u32>,
-    pub deadlines: Deadlines,
+    pub deadlines: Deadlines<Deadline>,
     pub timeouts: Timeouts,
     warnings: RateLimit,
 }
