@@ -1,57 +1,26 @@
-//! The control socket's server side: who may be a client for how long, and what the request lines say.
-//! The protocol is described in the module above.
+//! The control socket's server side: who may be a client for how long, and what becomes of the requests.
+//! What they say is [`request`](super::request)'s; the protocol is described in the module above.
 
 use std::collections::HashMap;
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use event_manager::{EventOps, EventSet, Events};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketFlags,
-    accept_with, recv, recvmsg, send,
-};
+use rustix::net::{SocketFlags, accept_with};
 
 use super::deadlines::Deadline;
 use super::muxer::{Muxer, Waiter};
-use super::{Direction, Offered};
-
-/// The longest request line in bytes, with its newline.
-const MAX_LINE: usize = 64;
+use super::request::{Modes, Request, RequestError, read_request, send_line};
+use super::{ControlClient, Offered, OtherRequest};
 
 /// Clients at a time; more are turned away.
 const MAX_CLIENTS: usize = 256;
 
 /// Clients accepted in one turn of the loop.
 const ACCEPT_BUDGET: usize = 16;
-
-/// Descriptors in one request.
-const MAX_FDS: usize = 3;
-
-/// What a client's line asks for.
-#[derive(Debug)]
-enum Request {
-    Connect(u32),
-    /// What to do with each descriptor, and the descriptors there are.
-    Attach([Option<Direction>; MAX_FDS], Vec<OwnedFd>),
-}
-
-/// Why a client is sent away.
-#[derive(Debug, thiserror::Error)]
-enum RequestError {
-    #[error("it left before its request was complete")]
-    Left,
-    #[error("a line of more than {MAX_LINE} bytes")]
-    TooLong,
-    #[error("a line that is neither CONNECT nor ATTACH")]
-    Unknown,
-    #[error("{found} descriptors came for {expected} streams")]
-    Descriptors { expected: usize, found: usize },
-    #[error("its socket failed")]
-    Socket(#[from] Errno),
-}
 
 /// A client whose socket isn't a stream.
 #[derive(Debug)]
@@ -61,11 +30,22 @@ struct Client {
     group: Option<u32>,
 }
 
+/// Who takes the requests that aren't about streams; nobody at first.
+#[derive(Default)]
+struct Others(Option<Box<dyn FnMut(OtherRequest) + Send>>);
+
+impl fmt::Debug for Others {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Others").finish_non_exhaustive()
+    }
+}
+
 /// The control socket and its clients.
 #[derive(Debug)]
 pub(super) struct Control {
     listener: UnixListener,
     clients: HashMap<u32, Client>,
+    others: Others,
 }
 
 impl Control {
@@ -74,7 +54,13 @@ impl Control {
         Ok(Self {
             listener,
             clients: HashMap::new(),
+            others: Others::default(),
         })
+    }
+
+    /// Has somebody take the requests that aren't about streams.
+    pub fn on_others(&mut self, taker: Box<dyn FnMut(OtherRequest) + Send>) {
+        self.others = Others(Some(taker));
     }
 
     /// The sockets of clients, and the one that they come to.
@@ -168,17 +154,52 @@ impl Control {
                     self.dismiss(number, muxer, ops);
                 }
             }
-            Err(error) => {
-                log::debug!("vsock: a control client is sent away: {error}");
-                self.dismiss(number, muxer, ops);
+            Ok(Some(Request::Other(line, descriptors))) => {
+                self.pass_on(number, line, descriptors, muxer, ops);
             }
+            Err(error) => self.send_away(number, &error, muxer, ops),
         }
+    }
+
+    /// Gives a client away with its request, to who takes such requests.
+    fn pass_on(
+        &mut self,
+        number: u32,
+        line: String,
+        descriptors: Vec<OwnedFd>,
+        muxer: &mut Muxer,
+        ops: &mut EventOps,
+    ) {
+        let Some(taker) = &mut self.others.0 else {
+            return self.send_away(number, &RequestError::Unknown, muxer, ops);
+        };
+        let Some(client) = self.clients.remove(&number) else {
+            return;
+        };
+        let _ = ops.remove(Events::empty(&client.socket));
+        muxer.deadlines.cancel(Deadline::Line(number));
+        taker(OtherRequest {
+            line,
+            descriptors,
+            client: ControlClient(client.socket),
+        });
+    }
+
+    fn send_away(
+        &mut self,
+        number: u32,
+        error: &RequestError,
+        muxer: &mut Muxer,
+        ops: &mut EventOps,
+    ) {
+        log::debug!("vsock: a control client is sent away: {error}");
+        self.dismiss(number, muxer, ops);
     }
 
     fn attach(
         &mut self,
         number: u32,
-        modes: [Option<Direction>; MAX_FDS],
+        modes: Modes,
         fds: Vec<OwnedFd>,
         muxer: &mut Muxer,
         ops: &mut EventOps,
@@ -231,106 +252,4 @@ impl Control {
             }
         }
     }
-}
-
-/// Sends a short line, whole, without waiting: it fits in any socket's buffer unless something is
-/// wrong.
-pub(super) fn send_line(socket: BorrowedFd<'_>, line: &[u8]) -> io::Result<()> {
-    match send(socket, line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)? {
-        count if count == line.len() => Ok(()),
-        _ => Err(io::ErrorKind::WriteZero.into()),
-    }
-}
-
-/// Reads a request if it is there, and nothing behind it: that may be the stream's already.
-fn read_request(socket: BorrowedFd<'_>) -> Result<Option<Request>, RequestError> {
-    let mut line = [0; MAX_LINE];
-    let seen = match recv(socket, &mut line, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Ok((seen, _)) => seen,
-        Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
-    };
-    if seen == 0 {
-        return Err(RequestError::Left);
-    }
-    let Some(newline) = line[..seen].iter().position(|byte| *byte == b'\n') else {
-        return if seen == MAX_LINE {
-            Err(RequestError::TooLong)
-        } else {
-            Ok(None)
-        };
-    };
-    let fds = receive_line(socket, newline + 1)?;
-    parse_request(&line[..newline], fds).map(Some)
-}
-
-/// Takes a line of `len` bytes, which is known to be there, from the socket, with the descriptors that
-/// came along.
-fn receive_line(socket: BorrowedFd<'_>, len: usize) -> Result<Vec<OwnedFd>, RequestError> {
-    let mut fds = Vec::new();
-    let mut received = 0;
-    while received < len {
-        let mut rest = [0; MAX_LINE];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let message = recvmsg(
-            socket,
-            &mut [IoSliceMut::new(&mut rest[..len - received])],
-            &mut control,
-            RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
-        )?;
-        for part in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = part {
-                fds.extend(rights);
-            }
-        }
-        if message.bytes == 0 {
-            return Err(RequestError::Left);
-        }
-        if message.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_FDS {
-            return Err(RequestError::Descriptors {
-                expected: MAX_FDS,
-                found: fds.len(),
-            });
-        }
-        received += message.bytes;
-    }
-    Ok(fds)
-}
-
-fn parse_request(line: &[u8], fds: Vec<OwnedFd>) -> Result<Request, RequestError> {
-    let line = std::str::from_utf8(line).map_err(|_| RequestError::Unknown)?;
-    let words: Vec<_> = line.split(' ').collect();
-    let (modes, expected) = match words[..] {
-        ["CONNECT", port] if port.bytes().all(|byte| byte.is_ascii_digit()) => {
-            let port = port.parse().map_err(|_| RequestError::Unknown)?;
-            return match fds.len() {
-                0 => Ok(Request::Connect(port)),
-                found => Err(RequestError::Descriptors { expected: 0, found }),
-            };
-        }
-        ["ATTACH", modes] => {
-            let modes = parse_modes(modes)?;
-            (modes, modes.iter().flatten().count())
-        }
-        _ => return Err(RequestError::Unknown),
-    };
-    match fds.len() {
-        found if found == expected && found > 0 => Ok(Request::Attach(modes, fds)),
-        found => Err(RequestError::Descriptors { expected, found }),
-    }
-}
-
-fn parse_modes(word: &str) -> Result<[Option<Direction>; MAX_FDS], RequestError> {
-    let modes: Vec<_> = word
-        .bytes()
-        .map(|letter| match letter {
-            b'r' => Ok(Some(Direction::ToGuest)),
-            b'w' => Ok(Some(Direction::FromGuest)),
-            b'd' => Ok(Some(Direction::Duplex)),
-            b'-' => Ok(None),
-            _ => Err(RequestError::Unknown),
-        })
-        .collect::<Result<_, _>>()?;
-    modes.try_into().map_err(|_| RequestError::Unknown)
 }

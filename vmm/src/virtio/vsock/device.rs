@@ -20,7 +20,7 @@ use super::deadlines::Deadline;
 use super::endpoint::Moved;
 use super::muxer::{Muxer, Waiter};
 use super::packet::{HEADER_SIZE, PacketError, RxBuffer, TxPacket, truncate};
-use super::{Direction, Offered, Token, VsockError};
+use super::{Direction, Offered, OtherRequest, Token, VsockError};
 use crate::event_loop::Subscriber;
 use crate::virtio::life::{Active, Life, Told};
 use crate::virtio::queue::{DeviceQueue, Turn};
@@ -151,6 +151,12 @@ impl Vsock {
         fd: OwnedFd,
     ) -> Result<(), VsockError> {
         self.muxer.attach_open(port, direction, fd)
+    }
+
+    /// Has `taker` get the requests of the control socket's clients that aren't about streams. It is called by
+    /// the loop that serves the device, and must not wait.
+    pub fn on_other_requests(&mut self, taker: impl FnMut(OtherRequest) + Send + 'static) {
+        self.control.on_others(Box::new(taker));
     }
 
     /// To be called once the machine has been told to stop: what the guest has sent is still written to its

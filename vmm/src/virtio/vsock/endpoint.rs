@@ -153,7 +153,7 @@ impl Endpoint {
 
     /// Sends a short message that must go out whole, now.
     pub fn send(&self, message: &[u8]) -> io::Result<()> {
-        super::control::send_line(self.fd.as_fd(), message)
+        super::request::send_line(self.fd.as_fd(), message)
     }
 
     /// Tells the other side of a socket that no more bytes will come from here.

@@ -24,6 +24,9 @@
 //! written it sends `DONE` and closes the socket. Streams outlive a client that leaves early, but a
 //! port that the guest hasn't dialled 30 seconds after that is withdrawn.
 //!
+//! A line that begins with another word, with at most three descriptors, goes with its client to who takes
+//! such requests ([`Vsock::on_other_requests`]); where nobody does, the socket is closed.
+//!
 //! # Saving it
 //! Connections can't be saved: their other ends are descriptors of this process. A device that takes over
 //! a saved state has none, and tells the guest's driver that all of its connections are gone (virtio 1.3,
@@ -51,10 +54,12 @@ mod device;
 mod endpoint;
 mod muxer;
 mod packet;
+mod request;
 #[cfg(test)]
 mod tests;
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
 pub use claims::{TOKEN_LENGTH, Token};
 pub use device::{Attached, Vsock, VsockState};
@@ -69,6 +74,31 @@ pub struct Offered {
     pub port: u32,
     /// What is to be sent there first. The stream's own bytes follow.
     pub token: Token,
+}
+
+/// What a client of the control socket asks for that isn't about streams.
+#[derive(Debug)]
+pub struct OtherRequest {
+    /// Its line, without the newline.
+    pub line: String,
+    /// What came with it: at most three.
+    pub descriptors: Vec<OwnedFd>,
+    /// Who asks.
+    pub client: ControlClient,
+}
+
+/// A client of the control socket that waits for an answer; dropping it closes its socket.
+#[derive(Debug)]
+pub struct ControlClient(OwnedFd);
+
+impl ControlClient {
+    /// Answers with a line, to which the newline is added, and closes the socket. A client that has left, or
+    /// has no room for a short line, is not told.
+    pub fn answer(self, line: &str) {
+        if let Err(error) = request::send_line(self.0.as_fd(), format!("{line}\n").as_bytes()) {
+            log::debug!("vsock: a control client gets no answer: {error}");
+        }
+    }
 }
 
 /// Which way a stream's bytes go.

@@ -4,6 +4,7 @@ use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
@@ -221,4 +222,36 @@ fn a_client_that_says_nothing_is_sent_away() {
     let mut client = guest.client();
     client.write_all(b"CONN").expect("write");
     assert_eq!(line(&mut guest, &mut client), "");
+}
+
+#[test]
+fn other_requests_go_to_who_takes_them() {
+    let mut guest = Guest::new();
+    let mut unheard = guest.client();
+    unheard.write_all(b"DISK a ro\n").expect("write");
+    assert_eq!(line(&mut guest, &mut unheard), "", "nobody takes it");
+
+    let (taker, taken) = mpsc::channel();
+    let take = move |request| taker.send(request).expect("the test waits");
+    guest.device().on_other_requests(take);
+    let (reader, writer) = pipe();
+    let mut client = guest.client();
+    send_fds(&client, b"DISK a ro\n", &[writer.as_fd()]);
+    drop(writer);
+    guest.turn();
+    let request = taken.try_recv().expect("taken");
+    assert_eq!(request.line, "DISK a ro");
+    assert_eq!(request.descriptors.len(), 1);
+    drop(request.descriptors);
+    assert_eq!(read_to_end(reader), b"", "none was kept");
+    client.write_all(b"whatever\n").expect("write");
+    guest.turn();
+    request.client.answer("OK 3");
+    assert_eq!(line(&mut guest, &mut client), "OK 3\n");
+    assert_eq!(line(&mut guest, &mut client), "", "it is closed");
+
+    let mut client = guest.client();
+    client.write_all(b"CONNECT\n").expect("write");
+    assert_eq!(line(&mut guest, &mut client), "", "that is about streams");
+    taken.try_recv().expect_err("nothing else");
 }
