@@ -148,15 +148,40 @@ impl Machine {
         &mut self,
         device: Arc<Mutex<D>>,
     ) -> Result<Vec<RawFd>, MachineError> {
+        let transport = MmioTransport::new(Arc::clone(self.memory()), device, self.stop.clone());
+        let transport = transport.map_err(no_resource("a device's eventfds"))?;
+        let (_, registers) = self.connect(transport)?;
+        Ok(registers.descriptors())
+    }
+
+    /// Gives the machine a slot for a device that comes while the guest runs, with so many queues and this
+    /// doorbell, if it does. Returns the slot's number, which is its place in the order in which the guest
+    /// finds devices, and its registers, to be [filled](MmioTransport::fill).
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_empty(
+        &mut self,
+        queues: usize,
+        doorbell: RawFd,
+    ) -> Result<(u8, Arc<MmioTransport>), MachineError> {
+        let memory = Arc::clone(self.memory());
+        let transport = MmioTransport::empty(memory, queues, Some(doorbell), self.stop.clone());
+        self.connect(transport.map_err(no_resource("a slot's eventfds"))?)
+    }
+
+    /// Puts registers into the next slot, whose number is returned.
+    fn connect(
+        &mut self,
+        transport: MmioTransport,
+    ) -> Result<(u8, Arc<MmioTransport>), MachineError> {
         let slot = self.bus.devices().len();
         let gsi = gsi(slot).ok_or(MachineError::TooManyDevices)?;
-        let address = bus::slot_address(slot);
-        let transport = MmioTransport::new(Arc::clone(self.memory()), device, self.stop.clone())
-            .map_err(no_resource("a device's eventfds"))?;
-        self.vm.connect(&transport, address, gsi.into())?;
-        let descriptors = transport.descriptors();
-        self.bus.add(Arc::new(transport));
-        Ok(descriptors)
+        self.vm
+            .connect(&transport, bus::slot_address(slot), gsi.into())?;
+        let transport = Arc::new(transport);
+        self.bus.add(Arc::clone(&transport));
+        Ok((slot as u8, transport)) // fewer than there are interrupt lines
     }
 
     /// Where the guest is to find its devices.

@@ -37,6 +37,9 @@ pub enum ActivateError {
         /// Queues the driver set up.
         found: usize,
     },
+    /// There is no device, in a slot that is empty.
+    #[error("there is no device")]
+    Absent,
     /// The machine has been stopped; a vCPU was just on its way here.
     #[error("the machine has been stopped")]
     Stopped,
@@ -48,6 +51,8 @@ pub enum ActivateError {
 /// What a device has to be put back beside its registers, its queues and guest memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceState {
+    /// No device, in a slot that is empty.
+    Absent,
     /// virtio-rng: nothing.
     Rng,
     /// virtio-fs: nothing, for it is only saved before the guest mounts the share.

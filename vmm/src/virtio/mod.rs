@@ -11,6 +11,8 @@ mod queue;
 mod registers;
 pub mod rng;
 #[cfg(test)]
+mod slot_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 pub mod transport;
 pub mod vsock;

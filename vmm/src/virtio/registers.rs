@@ -38,6 +38,8 @@ mod stage {
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 /// The version of the register layout: 2 is all since virtio 1.0.
 const LAYOUT_VERSION: u32 = 2;
+/// The number of no device: a driver quietly leaves such registers alone (4.2.2.2, 4.2.3.1.1).
+const NO_DEVICE: u32 = 0;
 /// Ours: nobody looks at it.
 const VENDOR: u32 = u32::from_le_bytes(*b"hull");
 /// Length and address of a shared memory region that does not exist are all ones (4.2.2).
@@ -146,6 +148,11 @@ impl Registers {
         }
     }
 
+    /// The registers of a slot without a device. What is written to them has no effect.
+    pub(super) fn empty() -> Self {
+        Self::new(NO_DEVICE, 0, &[])
+    }
+
     /// The feature bits that both sides agreed on. None before the driver has said so.
     pub(super) fn features(&self) -> u64 {
         if self.status & FEATURES_OK != 0 {
@@ -241,6 +248,7 @@ impl Registers {
     /// Writes the register at `offset`, where and when that is allowed.
     pub(super) fn write(&mut self, offset: u32, value: u32) -> Effect {
         match offset {
+            _ if self.device_type == NO_DEVICE => {}
             VIRTIO_MMIO_STATUS => return self.write_status(value),
             VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.offered_half = value,
             VIRTIO_MMIO_QUEUE_SEL => self.selected = value,

@@ -1,5 +1,8 @@
 //! The virtio-mmio transport: registers that a driver reads and writes, joined to a device.
 //!
+//! Registers may also be those of a slot that is empty, which a device is put into later, once and for
+//! good: until then they are a placeholder (virtio 1.3, 4.2.2), which drivers leave alone.
+//!
 //! It is called by vCPU threads. Kicks don't come here: KVM turns a write to `QueueNotify` into an
 //! eventfd by itself; nor do the interrupt registers take a lock that a device's thread may hold.
 
@@ -7,7 +10,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_mmio::{
@@ -29,12 +32,11 @@ pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
 
-/// A device's registers.
+/// A device's registers, or those of a slot for one.
 pub struct MmioTransport {
     memory: Arc<GuestMemoryMmap>,
-    device: Arc<Mutex<dyn VirtioDevice>>,
-    /// A copy: it does not change, and reading it must not wait for the device.
-    config: Vec<u8>,
+    /// Set while the registers are locked, and read by who has found a device in them.
+    present: OnceLock<Present>,
     interrupt_status: Arc<AtomicU32>,
     irqfd: Arc<EventFd>,
     kicks: Vec<Arc<EventFd>>,
@@ -42,6 +44,24 @@ pub struct MmioTransport {
     doorbell: Option<RawFd>,
     stop: StopFlag,
     registers: Mutex<Registers>,
+}
+
+/// What is behind the registers.
+struct Present {
+    device: Arc<Mutex<dyn VirtioDevice>>,
+    /// A copy: it does not change, and reading it must not wait for the device.
+    config: Vec<u8>,
+}
+
+/// Why a device can't be put into a slot. Nothing has changed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FillError {
+    /// There is one in it.
+    #[error("there is a device in the slot already")]
+    Filled,
+    /// The slot has the eventfds of another kind of device.
+    #[error("the slot was made for a device of another kind")]
+    OtherKind,
 }
 
 /// A device and its registers as a value, in the form that a snapshot of the machine keeps.
@@ -71,18 +91,30 @@ impl MmioTransport {
         device: Arc<Mutex<dyn VirtioDevice>>,
         stop: StopFlag,
     ) -> io::Result<Self> {
-        let new_eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
-        let (registers, config, queues, doorbell) = {
+        let (queues, doorbell) = {
             let device = lock(&device);
-            let sizes = device.queue_sizes();
-            let registers = Registers::new(device.device_type(), device.features(), sizes);
-            let config = device.config().to_vec();
-            (registers, config, sizes.len(), device.doorbell())
+            (device.queue_sizes().len(), device.doorbell())
         };
+        let transport = Self::empty(memory, queues, doorbell, stop)?;
+        transport.fill(device).map_err(io::Error::other)?;
+        Ok(transport)
+    }
+
+    /// The registers of an empty slot, for a device with so many queues and this doorbell: all that the
+    /// threads have open for it they have from the start.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn empty(
+        memory: Arc<GuestMemoryMmap>,
+        queues: usize,
+        doorbell: Option<RawFd>,
+        stop: StopFlag,
+    ) -> io::Result<Self> {
+        let new_eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
         Ok(Self {
             memory,
-            device,
-            config,
+            present: OnceLock::new(),
             interrupt_status: Arc::new(AtomicU32::new(0)),
             irqfd: new_eventfd()?,
             kicks: (0..queues)
@@ -90,8 +122,36 @@ impl MmioTransport {
                 .collect::<Result<_, _>>()?,
             doorbell,
             stop,
-            registers: Mutex::new(registers),
+            registers: Mutex::new(Registers::empty()),
         })
+    }
+
+    /// Puts a device into an empty slot, where a driver finds it as after a reset, whatever has been
+    /// written to the registers before. Its configuration is whole as soon as its number can be read.
+    ///
+    /// # Errors
+    /// See [`FillError`].
+    pub fn fill(&self, device: Arc<Mutex<dyn VirtioDevice>>) -> Result<(), FillError> {
+        let mut registers = lock(&self.registers);
+        let (fresh, config) = {
+            let device = lock(&device);
+            let sizes = device.queue_sizes();
+            if sizes.len() != self.kicks.len() || device.doorbell() != self.doorbell {
+                return Err(FillError::OtherKind);
+            }
+            let fresh = Registers::new(device.device_type(), device.features(), sizes);
+            (fresh, device.config().to_vec())
+        };
+        let present = Present { device, config };
+        self.present.set(present).map_err(|_| FillError::Filled)?;
+        *registers = fresh;
+        self.interrupt_status.store(0, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// The device's configuration; nothing where there is no device.
+    fn config(&self) -> &[u8] {
+        (self.present.get()).map_or(&[], |present| &present.config)
     }
 
     /// The eventfd that interrupts the guest, to be registered with KVM as an irqfd.
@@ -130,7 +190,7 @@ impl MmioTransport {
         if let Some(offset) = offset.checked_sub(CONFIG) {
             let rest = usize::try_from(offset)
                 .ok()
-                .and_then(|at| self.config.get(at..));
+                .and_then(|at| self.config().get(at..));
             for (byte, value) in data.iter_mut().zip(rest.unwrap_or_default()) {
                 *byte = *value;
             }
@@ -159,20 +219,26 @@ impl MmioTransport {
     }
 
     /// Stops the device and takes its state, which is put back by [`Self::restore`], here or where the same
-    /// bytes are in guest memory. No vCPU may run from before this on.
+    /// bytes are in guest memory. No vCPU may run from before this on. A slot that is empty is saved as such.
     ///
     /// # Errors
     /// The device can't be saved as it is. Nothing has happened to it then.
     pub fn save(&self) -> Result<TransportState, SaveError> {
         let mut registers = lock(&self.registers);
-        let mut device = lock(&self.device);
-        let state = device.save()?;
-        registers.note_progress(&device.stop());
+        let device = match self.present.get() {
+            None => DeviceState::Absent,
+            Some(present) => {
+                let mut device = lock(&present.device);
+                let state = device.save()?;
+                registers.note_progress(&device.stop());
+                state
+            }
+        };
         Ok(TransportState {
             registers: registers.clone(),
             interrupt_status: self.interrupt_status.load(Ordering::SeqCst),
-            config: self.config.clone(),
-            device: state,
+            config: self.config().to_vec(),
+            device,
         })
     }
 
@@ -180,16 +246,23 @@ impl MmioTransport {
     /// one was. An activation that fails, as of a device with a queue out of order, is what it is for any
     /// driver: the device needs a reset.
     ///
+    /// The state of a slot that had been filled is put back into one that has been filled alike, and that of an
+    /// empty slot into an empty one.
+    ///
     /// # Errors
     /// The state is of a device with other properties, or none that registers can have.
     pub fn restore(&self, state: TransportState) -> Result<(), RestoreError> {
-        if state.config != self.config {
+        if state.config != self.config() {
             let what = "configuration";
             return Err(RestoreError::Differs { what });
         }
         let mut registers = lock(&self.registers);
         registers.restore(state.registers)?;
-        lock(&self.device).restore(state.device)?;
+        match (self.present.get(), state.device) {
+            (Some(present), device) => lock(&present.device).restore(device)?,
+            (None, DeviceState::Absent) => {}
+            (None, _) => return Err(RestoreError::Differs { what: "type" }),
+        }
         let interrupt_status = state.interrupt_status;
         self.interrupt_status
             .store(interrupt_status, Ordering::SeqCst);
@@ -252,7 +325,8 @@ impl MmioTransport {
                 queue,
                 kick: Arc::clone(kick),
             });
-        let mut device = lock(&self.device);
+        let present = self.present.get().ok_or(ActivateError::Absent)?;
+        let mut device = lock(&present.device);
         // Under the lock: who resets the device after the stop finds it as it is from then on.
         if self.stop.is_set() {
             return Err(ActivateError::Stopped);
@@ -267,7 +341,9 @@ impl MmioTransport {
     }
 
     fn reset(&self) {
-        lock(&self.device).reset();
+        if let Some(present) = self.present.get() {
+            lock(&present.device).reset();
+        }
         // After the device has let go: it can't interrupt any more.
         self.interrupt_status.store(0, Ordering::SeqCst);
     }
