@@ -42,7 +42,7 @@ const FILESYSTEM: &[(Capability, &str)] = &[
 /// What `role` keeps.
 pub(super) fn of(role: Role) -> &'static [(Capability, &'static str)] {
     match role {
-        Role::Main | Role::Vcpu | Role::Block => &[],
+        Role::Main | Role::Vcpu | Role::Block | Role::DiskSlot => &[],
         Role::Filesystem => FILESYSTEM,
     }
 }

@@ -48,6 +48,8 @@ pub enum Role {
     Filesystem,
     /// A virtio-blk device, whose disk is open already.
     Block,
+    /// A slot for a disk, which is handed over while the guest runs, and then a virtio-blk device.
+    DiskSlot,
 }
 
 /// Why a thread or the process could not be confined.
@@ -111,7 +113,7 @@ pub fn confine(role: Role, identity: Identity, descriptors: &[RawFd]) -> Result<
     }
     // Takes CAP_SETPCAP, so before the next step.
     capabilities::keep_as_any_user()?;
-    if let (Role::Main | Role::Vcpu | Role::Block, Identity::Nobody(id)) = (role, identity) {
+    if let (true, Identity::Nobody(id)) = (role != Role::Filesystem, identity) {
         identity::become_user(id)?;
         // With the user the kernel has set it anew.
         limits::forbid_dumps()?;

@@ -20,7 +20,13 @@ use super::{Identity, Role, close_other_fds, confine, limits};
 /// Whoever; nobody has files.
 const NOBODY: Identity = Identity::Nobody(0xf000_0001);
 
-const ROLES: [Role; 4] = [Role::Main, Role::Vcpu, Role::Filesystem, Role::Block];
+const ROLES: [Role; 5] = [
+    Role::Main,
+    Role::Vcpu,
+    Role::Filesystem,
+    Role::Block,
+    Role::DiskSlot,
+];
 
 pub(super) fn o_path(path: &Path) -> OwnedFd {
     open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("the source")

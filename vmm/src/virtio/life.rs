@@ -81,6 +81,11 @@ impl<const QUEUES: usize> Life<QUEUES> {
         })
     }
 
+    /// The same with another name for messages.
+    pub(super) fn named(self, device: String) -> Self {
+        Self { device, ..self }
+    }
+
     /// See [`VirtioDevice::doorbell`](super::VirtioDevice::doorbell).
     pub(super) fn doorbell(&self) -> RawFd {
         self.changed.as_raw_fd()

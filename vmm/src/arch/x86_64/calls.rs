@@ -17,7 +17,7 @@ pub(crate) const VCPU_IOCTLS: &[u32] = &[
 pub(crate) fn calls_of(role: Role) -> &'static [libc::c_long] {
     match role {
         Role::Main => &[libc::SYS_epoll_wait, libc::SYS_poll],
-        Role::Filesystem | Role::Block => &[libc::SYS_epoll_wait],
+        Role::Filesystem | Role::Block | Role::DiskSlot => &[libc::SYS_epoll_wait],
         Role::Vcpu => &[],
     }
 }

@@ -105,12 +105,14 @@ pub(super) fn install(role: Role) -> Result<(), Error> {
 
 /// What `role` may call.
 fn table(role: Role) -> impl Iterator<Item = Allowed> {
-    let own = match role {
-        Role::Main => tables::MAIN,
-        Role::Vcpu => tables::VCPU,
-        Role::Filesystem => tables::FILESYSTEM,
-        Role::Block => tables::BLOCK,
+    let own: [&[Allowed]; 2] = match role {
+        Role::Main => [tables::MAIN, &[]],
+        Role::Vcpu => [tables::VCPU, &[]],
+        Role::Filesystem => [tables::FILESYSTEM, &[]],
+        Role::Block => [tables::BLOCK, &[]],
+        Role::DiskSlot => [tables::BLOCK, tables::HANDED_OVER],
     };
+    let own = own.into_iter().flatten();
     let processors = calls_of(role).iter().map(|call| any(*call));
     tables::COMMON.iter().chain(own).copied().chain(processors)
 }
@@ -132,7 +134,13 @@ fn compile(role: Role) -> Result<BpfProgram, BackendError> {
 mod tests {
     use super::*;
 
-    const ROLES: [Role; 4] = [Role::Main, Role::Vcpu, Role::Filesystem, Role::Block];
+    const ROLES: [Role; 5] = [
+        Role::Main,
+        Role::Vcpu,
+        Role::Filesystem,
+        Role::Block,
+        Role::DiskSlot,
+    ];
 
     #[test]
     fn every_table_compiles() {
@@ -176,7 +184,7 @@ mod tests {
             libc::SYS_fsetxattr,
             libc::SYS_fremovexattr,
         ];
-        for role in [Role::Main, Role::Vcpu, Role::Block] {
+        for role in ROLES.into_iter().filter(|role| *role != Role::Filesystem) {
             for allowed in table(role) {
                 assert!(
                     !changes.contains(&allowed.call),

@@ -171,3 +171,16 @@ pub(super) const BLOCK: &[Allowed] = &[
     any(SYS_fdatasync),
     any(SYS_fallocate),
 ];
+
+/// What a slot's thread may call beside virtio-blk's, to get its disk.
+pub(super) const HANDED_OVER: &[Allowed] = &[
+    // The disk comes over a pair of sockets, and is answered there.
+    any(SYS_recvmsg),
+    any(SYS_sendto),
+    // What it is: its kind, how it is open (and once more before it is closed, in debug builds), its size and
+    // its blocks'.
+    any(SYS_fstat),
+    one_of(SYS_fcntl, 1, &[F_GETFL as u32, F_GETFD as u32]),
+    any(SYS_lseek),
+    one_of(SYS_ioctl, 1, &[BLKSSZGET as u32]),
+];

@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use rustix::fs::{FallocateFlags, fallocate, ioctl_blksszget};
+use rustix::fs::{
+    FallocateFlags, FileType, OFlags, fallocate, fcntl_getfl, fstat, ioctl_blksszget,
+};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 use virtiofsd::descriptor_utils::{Reader, Writer};
 
@@ -26,6 +28,15 @@ pub enum DiskError {
     /// The size can't be learnt.
     #[error("cannot learn a disk's size")]
     Size(#[source] io::Error),
+    /// What was handed over can't be looked at.
+    #[error("cannot look at what was handed over")]
+    Unknown(#[source] io::Error),
+    /// It is no disk.
+    #[error("what was handed over is neither a block device nor a regular file")]
+    Kind,
+    /// It isn't open in the way that it is to be used.
+    #[error("what was handed over must be open for {0} and without O_APPEND")]
+    Access(&'static str),
 }
 
 /// Why a request was not carried out.
@@ -75,6 +86,30 @@ impl Disk {
             read_only,
             serial: serial.to_owned(),
         })
+    }
+
+    /// The same of a descriptor that somebody has handed over, which may be of anything: it must be a block
+    /// device's or a regular file's, and open for reading, and for writing just if the disk is to be written.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    pub fn handed_over(device: OwnedFd, serial: &str, read_only: bool) -> Result<Self, DiskError> {
+        let unknown = |errno: rustix::io::Errno| DiskError::Unknown(errno.into());
+        let kind = FileType::from_raw_mode(fstat(&device).map_err(unknown)?.st_mode);
+        if !matches!(kind, FileType::BlockDevice | FileType::RegularFile) {
+            return Err(DiskError::Kind);
+        }
+        let (access, wanted) = match read_only {
+            true => (OFlags::RDONLY, "reading alone"),
+            false => (OFlags::RDWR, "reading and writing"),
+        };
+        let flags = fcntl_getfl(&device).map_err(unknown)?;
+        // Linux appends what is written to a place of such a file (pwrite(2), "Bugs").
+        let unfit = OFlags::PATH | OFlags::APPEND;
+        if flags & OFlags::RWMODE != access || flags.intersects(unfit) {
+            return Err(DiskError::Access(wanted));
+        }
+        Self::new(device.into(), serial, read_only)
     }
 
     pub(super) fn sectors(&self) -> u64 {

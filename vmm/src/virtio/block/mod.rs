@@ -5,14 +5,19 @@
 //! request is answered, and on the disk when the guest has flushed; that is also what the guest
 //! is told.
 //!
-//! [`Disk`] is the host's side, `request` the guest's.
+//! [`Disk`] is the host's side, `request` the guest's. A disk that comes while the guest runs is put into
+//! a [`DiskSlot`].
 
 mod disk;
 mod request;
+mod slot;
+#[cfg(test)]
+mod slot_tests;
 #[cfg(test)]
 mod tests;
 
 pub use disk::{Disk, DiskError, SECTOR, SERIAL_SIZE};
+pub use slot::{Answer, DiskSlot, SlotError, SlotHandle};
 
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, RawFd};
@@ -52,6 +57,12 @@ pub struct Block {
     life: Life<1>,
 }
 
+/// A device that has no disk yet: all of it that is there before the threads are confined.
+#[derive(Debug)]
+pub struct Vacancy {
+    life: Life<1>,
+}
+
 /// What is to be the same of the device that a saved one becomes, beside its configuration. What the disk
 /// holds is the caller's to keep.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,11 +76,7 @@ impl Block {
     /// # Errors
     /// No eventfd is to be had: the process has too many files open.
     pub fn new(disk: Disk) -> std::io::Result<Self> {
-        Ok(Self {
-            config: config(&disk),
-            life: Life::new(format!("virtio-blk: {}", disk.serial()))?,
-            disk,
-        })
+        Ok(Vacancy::new()?.fill(disk))
     }
 
     /// Serves what the driver has asked for, as after a kick.
@@ -101,6 +108,36 @@ impl Block {
             Some(written as u32) // at most 4 MiB, so it fits
         });
         self.life.end_turn();
+    }
+}
+
+impl Vacancy {
+    /// One that any disk can be put into.
+    ///
+    /// # Errors
+    /// As [`Block::new`].
+    pub fn new() -> std::io::Result<Self> {
+        let life = Life::new("virtio-blk: a slot".to_owned())?;
+        Ok(Self { life })
+    }
+
+    /// How many queues the device has.
+    pub fn queues(&self) -> usize {
+        QUEUE_SIZES.len()
+    }
+
+    /// The doorbell of the device ([`VirtioDevice::doorbell`]).
+    pub fn doorbell(&self) -> RawFd {
+        self.life.doorbell()
+    }
+
+    /// The device, with its disk, which no driver has found yet.
+    pub fn fill(self, disk: Disk) -> Block {
+        Block {
+            config: config(&disk),
+            life: self.life.named(format!("virtio-blk: {}", disk.serial())),
+            disk,
+        }
     }
 }
 
