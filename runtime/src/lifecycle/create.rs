@@ -196,6 +196,7 @@ fn launch(
         core_scheduling: limits.config.core_scheduling,
         shares: plan.shares,
         disks: plan.disks.into_iter().map(VmmDisk::from).collect(),
+        disk_slots: 0,
         network: plan.network,
         memory_policy: plan.memory_policy,
         oom_score_adj: plan.oom_score_adj,

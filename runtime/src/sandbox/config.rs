@@ -42,6 +42,8 @@ pub struct VmConfig<Fd = OwnedFd> {
     pub shares: Vec<Share<Fd>>,
     /// The host's block devices that the guest has.
     pub disks: Vec<VmmDisk<Fd>>,
+    /// How many slots there are for disks that are handed over while it runs; each costs a thread.
+    pub disk_slots: u8,
     /// The network namespace that the process is in.
     pub network: Network<Fd>,
     /// The policy by which the host allocates the VM's memory.
@@ -132,6 +134,7 @@ impl<Fd> VmConfig<Fd> {
             core_scheduling,
             shares,
             disks,
+            disk_slots,
             network,
             memory_policy,
             oom_score_adj,
@@ -152,6 +155,7 @@ impl<Fd> VmConfig<Fd> {
             disks: (disks.iter())
                 .map(|disk| disk.with(&mut *change))
                 .collect::<Result<_, E>>()?,
+            disk_slots: *disk_slots,
             network: network.with(&mut *change)?,
             memory_policy: memory_policy.clone(),
             oom_score_adj: *oom_score_adj,
@@ -247,6 +251,7 @@ mod tests {
                     serial: "disk".to_owned(),
                     read_only: true,
                 }],
+                disk_slots: 0,
                 network: Network::Named(number()),
                 memory_policy: None,
                 oom_score_adj: None,

@@ -8,11 +8,11 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hull_protocol::ports;
 use hull_vmm::jail::{self, Identity, Role, tree, userns};
-use hull_vmm::virtio::block::{Block, Disk, DiskError};
+use hull_vmm::virtio::block::{Block, Disk, DiskError, DiskSlot, SlotHandle, Vacancy};
 use hull_vmm::virtio::fs::{self, Fs};
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
@@ -26,6 +26,7 @@ use super::lifeline::{self, Report};
 use super::messages::Messages;
 use super::notices::Notices;
 use super::signals::{self, Signals};
+use super::slots::DiskSlots;
 use super::supervisor::{End, Supervisor, Watched};
 use super::{
     HostStream, HostTerminal, Offer, Sizes, Streams, VmConfig, VmmConfig, VmmDisk, handover,
@@ -157,14 +158,20 @@ fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
     let fs_eventfds = machine.attach(Arc::clone(&fs))?;
     events.keep(machine.attach(Arc::clone(&vsock))?);
     events.keep(machine.attach(Arc::clone(&rng))?);
+    let serials = vm.disks.iter().map(|disk| disk.serial.clone()).collect();
     let disks = attach_disks(vm.disks, &mut machine)?;
+    let (slots, handles) = attach_slots(vm.disk_slots, &mut machine)?;
+    if !handles.is_empty() {
+        events.add(hear_of_disks(handles, serials, &vsock)?);
+    }
     events.add(Arc::clone(&vsock) as _);
     events.add(rng);
     events.add(Arc::new(Mutex::new(clock)));
     events.add(Arc::clone(&messages) as _);
     fs::spawn(fs, fs_eventfds, |needed| confine_files(threads, needed))
         .map_err(io_error("start the virtio-fs thread"))?;
-    start_disks(disks, identity)?;
+    start_disks(disks, Role::Block, identity)?;
+    start_disks(slots, Role::DiskSlot, identity)?;
     let machine = machine.start(console, move |needed| {
         jail::confine(Role::Vcpu, identity, needed).map_err(io::Error::other)
     })?;
@@ -300,11 +307,15 @@ impl Connections {
     }
 }
 
-/// Starts a confined thread for each disk.
-fn start_disks(disks: Vec<(EventLoop, String)>, identity: Identity) -> Result<(), VmmError> {
+/// Starts a confined thread for each disk, or slot for one.
+fn start_disks(
+    disks: Vec<(EventLoop, String)>,
+    role: Role,
+    identity: Identity,
+) -> Result<(), VmmError> {
     for (disk, name) in disks {
         let confine = move |needed: Vec<_>| {
-            let own = jail::confine(Role::Block, identity, &needed);
+            let own = jail::confine(role, identity, &needed);
             own.map(drop).map_err(io::Error::other)
         };
         disk.spawn(&name, confine)
@@ -396,6 +407,42 @@ fn attach_disks(
         Ok((events, name))
     };
     disks.into_iter().map(attach).collect()
+}
+
+/// The loops that serve the slots for disks, each with a name; by number, how each is filled.
+type Slots = (Vec<(EventLoop, String)>, Vec<(u8, SlotHandle)>);
+
+/// Gives the machine slots for disks that are handed over while it runs.
+fn attach_slots(count: u8, machine: &mut Machine) -> Result<Slots, VmmError> {
+    let attach = |_| {
+        let vacancy = Vacancy::new().map_err(io_error("make a slot for a disk"))?;
+        let (number, registers) = machine.attach_empty(vacancy.queues(), vacancy.doorbell())?;
+        let mut events = EventLoop::new().map_err(io_error("make a slot's event loop"))?;
+        events.keep(registers.descriptors());
+        let slot = DiskSlot::new(vacancy, registers);
+        let (slot, handle) = slot.map_err(io_error("make a slot's sockets"))?;
+        events.add(Arc::new(Mutex::new(slot)));
+        Ok(((events, format!("slot-{number}")), (number, handle)))
+    };
+    let slots = (0..count).map(attach).collect::<Result<Vec<_>, VmmError>>();
+    Ok(slots?.into_iter().unzip())
+}
+
+/// Has disks that come over the control socket put into these slots. `serials` are those of the VM's disks.
+fn hear_of_disks(
+    handles: Vec<(u8, SlotHandle)>,
+    serials: Vec<String>,
+    vsock: &Mutex<Vsock>,
+) -> Result<Arc<Mutex<DiskSlots>>, VmmError> {
+    let slots = DiskSlots::new(handles, serials).map_err(io_error("make a timer"))?;
+    let slots = Arc::new(Mutex::new(slots));
+    let taker = Arc::clone(&slots);
+    let mut vsock = vsock.lock().unwrap_or_else(PoisonError::into_inner);
+    vsock.on_other_requests(move |request| {
+        let mut slots = taker.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.take(request);
+    });
+    Ok(slots)
 }
 
 /// Creates the VM, with kernel and initramfs in its memory.

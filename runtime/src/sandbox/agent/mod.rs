@@ -25,7 +25,7 @@ use ttrpc::context::{self, Context};
 use super::socket::{self, CALL_TIMEOUT};
 use crate::store::SandboxDir;
 use answers::BoundedAnswers;
-use stats::printable;
+pub(super) use stats::printable;
 
 /// How much longer ttrpc may wait than this side does. For the end of its own waiting it has no error
 /// but a text.
@@ -66,6 +66,9 @@ pub enum AgentError {
     /// The guest turns a connection to the agent's port down.
     #[error("the guest's agent does not answer")]
     NotServing,
+    /// The VMM takes no disk, and says why.
+    #[error("the sandbox's VMM takes no disk: {0}")]
+    NoDisk(String),
     /// No answer in time.
     #[error("waited {seconds} s for the guest's agent to {what}, in vain")]
     Timeout {
