@@ -141,7 +141,7 @@ impl Sandbox {
         let id = &request.container_id;
         let mut prepared = spec::prepare(&request.spec_json, id, &request.bundle)?;
         prepared.launch.seccomp = request.seccomp.as_ref().map(seccomp::Program::from);
-        let disks = Disks::find(&request.block_devices)?;
+        let disks = Disks::find(&request.block_devices).await?;
         if let Some(linux) = prepared.spec.linux_mut() {
             devices::prepare(linux, &disks)?;
             if let Some(resources) = linux.resources() {

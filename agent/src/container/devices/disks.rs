@@ -1,8 +1,8 @@
 //! The host's block devices, which are disks of the guest.
 //!
-//! [`Disks`] knows which is which, and puts the guest's numbers where config.json has the host's. Every
-//! disk was there when the kernel booted, and its driver is built in, so nothing is waited for. Loop
-//! devices are the guest's own.
+//! [`Disks`] knows which is which, and puts the guest's numbers where config.json has the host's. A disk
+//! was there when the kernel booted, and its driver is built in, so nothing is waited for; or it was put into
+//! a slot since, at which the kernel has to look again. Loop devices are the guest's own.
 
 use std::fs;
 use std::io;
@@ -13,12 +13,17 @@ use hull_protocol::paths::DISKS;
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, chmod, chownat, makedev, mknodat};
 use rustix::io::Errno;
+use tokio::task::spawn_blocking;
 
 use super::{LOOP, Number};
 use crate::error::{Error, Failure};
 
 /// Where the kernel lists the guest's block devices.
 const SYSFS: &str = "/sys/block";
+
+/// Where the driver of the guest's virtio devices is told of one that it is to look at. At boot it has let
+/// empty slots be (virtio 1.3, 4.2.3.1.1).
+const BIND: &str = "/sys/bus/platform/drivers/virtio-mmio/bind";
 
 /// The disks of a container.
 #[derive(Debug, Default)]
@@ -35,9 +40,17 @@ impl Disks {
     /// Finds the guest's disks of these devices, and makes a node in [`DISKS`] for each: that is what
     /// config.json's bind mounts of them have as their source.
     ///
+    /// A disk in a slot is made known to the kernel before, which reads from it: in a thread of its own, as
+    /// the host's device may let others' requests wait.
+    ///
     /// # Errors
     /// When there is no such disk.
-    pub fn find(devices: &[BlockDevice]) -> Result<Self, Error> {
+    pub async fn find(devices: &[BlockDevice]) -> Result<Self, Error> {
+        if devices.iter().any(|device| device.slot != 0) {
+            let devices = devices.to_vec();
+            let bound = spawn_blocking(move || bind_all(Path::new(BIND), &devices)).await;
+            bound.map_err(|e| Error::io("bind the slots of disks")(e.into()))??;
+        }
         Self::find_in(Path::new(SYSFS), Path::new(DISKS), devices)
     }
 
@@ -133,6 +146,27 @@ impl Disks {
             rules.push(loops);
         }
         rules
+    }
+}
+
+/// Has the kernel look at the slots that these disks were put into.
+fn bind_all(driver: &Path, devices: &[BlockDevice]) -> Result<(), Error> {
+    for device in devices {
+        if let Some(slot) = device.slot.checked_sub(1) {
+            let what = format!("bind slot {slot}, of disk {}", device.serial);
+            bind(driver, slot).map_err(Error::io(what))?;
+        }
+    }
+    Ok(())
+}
+
+/// Has the kernel look at a slot. Once it has found a disk there, that is as it is to be.
+fn bind(driver: &Path, slot: u32) -> io::Result<()> {
+    // By this name the kernel knows the device that its command line names as that one, counted from 0
+    // (vm_cmdline_set in drivers/virtio/virtio_mmio.c): a slot's number.
+    match fs::write(driver, format!("virtio-mmio.{slot}")) {
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+        written => written,
     }
 }
 
@@ -294,6 +328,31 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "disk hull-9 (the host's 8:0) does not exist"
+        );
+    }
+
+    #[test]
+    fn the_driver_is_told_of_slots_that_were_filled_and_of_no_others() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let driver = folder.path().join("bind");
+        let device = |slot| BlockDevice {
+            serial: "hull-0".to_owned(),
+            slot,
+            ..BlockDevice::default()
+        };
+        bind_all(&driver, &[device(0)]).expect("nothing to do");
+        assert!(!driver.exists());
+        bind_all(&driver, &[device(0), device(4)]).expect("bound");
+        let told = fs::read_to_string(&driver).expect("what was written");
+        assert_eq!(told, "virtio-mmio.3");
+
+        let nowhere = folder.path().join("none/bind");
+        let error = bind_all(&nowhere, &[device(4)]).expect_err("no driver");
+        assert!(
+            error
+                .to_string()
+                .starts_with("bind slot 3, of disk hull-0: "),
+            "{error}"
         );
     }
 }
