@@ -3,10 +3,11 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use hull_tests::disk::HostDisk;
 use hull_tests::process::{limit, wait_for_death};
 use hull_tests::random::{Random, seed};
 use hull_tests::terminal::ConsoleSocket;
-use hull_tests::{Bundle, Container, Running, only_hull};
+use hull_tests::{Bundle, Container, Running, only_hull, skip};
 use libc::{SIGKILL, SIGTERM};
 use serde_json::json;
 
@@ -282,5 +283,55 @@ fn a_create_that_is_killed_leaves_what_delete_removes() {
         assert_eq!(second.leaks(), Vec::<String>::new());
     }
     let _ = beside(&first, Bundle::new()).run().ok();
+    goes_on(&first);
+}
+
+/// A bundle to attach disks to.
+fn without_devices(script: &str) -> Bundle {
+    Bundle::new()
+        .shell(script)
+        .set("/linux/devices", json!([]))
+        .set("/linux/resources/devices", json!([]))
+}
+
+#[test]
+fn disks_are_handed_to_it_while_there_are_slots() {
+    only_hull!("runc has no VM to hand disks to");
+    // Dropped after the VM, which has them open to its end.
+    let mut disks = Vec::new();
+    let bundle = waiting();
+    let config = bundle.file("hull.toml", "disk_slots = 2\n");
+    let config = config.display().to_string();
+    let first = Container::new(bundle).with_further_global(&["--config", &config]);
+    let _running = first.run_until_ready();
+    let script = "dd if=/dev/disk bs=1 count=1 2>/dev/null; echo; echo x >/dev/disk; echo $?";
+    for letter in ["a", "b"] {
+        let bundle = without_devices(script);
+        let Some(disk) = HostDisk::new(&bundle, "image", 1 << 20) else {
+            skip!("no loop devices on this machine");
+        };
+        disk.write(0, letter);
+        let second = beside(&first, disk.attach(bundle, "/dev/disk", "r"));
+        let done = second.run().ok();
+        assert_eq!(done.out(), format!("{letter}\n1"), "{}", done.err());
+        disks.push(disk);
+    }
+    let bundle = without_devices(script);
+    let disk = HostDisk::new(&bundle, "image", 1 << 20).expect("a loop device");
+    let third = beside(&first, disk.attach(bundle, "/dev/disk", "r"));
+    let _ = third.run().exits(1).fails_saying("no slot is empty");
+    goes_on(&first);
+}
+
+#[test]
+fn a_vm_without_slots_takes_no_further_disk() {
+    only_hull!("runc has no VM to hand disks to");
+    let (first, _running) = first();
+    let bundle = without_devices("true");
+    let Some(disk) = HostDisk::new(&bundle, "image", 1 << 20) else {
+        skip!("no loop devices on this machine");
+    };
+    let second = beside(&first, disk.attach(bundle, "/dev/disk", "r"));
+    let _ = second.run().exits(1).fails_saying("disk_slots");
     goes_on(&first);
 }

@@ -82,6 +82,11 @@ pub const KEYS: &[Key] = &[
          true or false. It shuts side channels between siblings, and costs processor time.",
     ),
     key(
+        "disk_slots",
+        "How many block devices of the host a VM can be given while it runs, for further containers in it\n\
+         (create --sandbox): 0 to 16. Each stays in its slot until the VM ends.",
+    ),
+    key(
         ANNOTATIONS,
         "Keys of this file that a container's annotations may set, for that container: with\n\
          [\"default_memory\"], the annotation io.hull.default_memory does. Others are refused.",
@@ -134,6 +139,12 @@ fn within<'de, D: Deserializer<'de>>(from: D, least: u32, most: u32) -> Result<u
 /// A time limit: a second at least, a day at most.
 pub fn seconds<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
     within(from, 1, 86_400)
+}
+
+/// A number of slots for disks.
+pub fn disk_slots<'de, D: Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
+    let number = within(from, 0, 16)?;
+    Ok(u8::try_from(number).unwrap_or(u8::MAX))
 }
 
 /// A number of vCPUs.

@@ -19,7 +19,7 @@ pub use file::ConfigError;
 
 use crate::types::Boot;
 pub use keys::MIN_MEMORY;
-use keys::{log_size, memory, seconds, settable, vcpus};
+use keys::{disk_slots, log_size, memory, seconds, settable, vcpus};
 
 /// What is configured; each field is a key of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +55,9 @@ pub struct Config {
     pub console_log_size: u32,
     /// Whether a VM shares a processor's core with no other process.
     pub core_scheduling: bool,
+    /// How many disks a VM can be given for further containers in it.
+    #[serde(deserialize_with = "disk_slots")]
+    pub disk_slots: u8,
     /// The keys that a container's annotations may set.
     #[serde(deserialize_with = "settable")]
     pub annotations: Vec<String>,
@@ -76,6 +79,7 @@ impl Default for Config {
             vm_memory_allowance: 64,
             console_log_size: 256,
             core_scheduling: false, // it leaves half of a core empty wherever a VM has one runnable thread
+            disk_slots: 0,          // each is a thread of the VM process, and is probed at boot
             annotations: Vec::new(),
         }
     }

@@ -154,7 +154,7 @@ impl Planned {
         let config = context.settings.for_container(&bundle.annotations())?;
         let boot = config.boot().open()?;
         let filters = FilterCache::below(&context.root);
-        let plan = spec::plan(bundle, id.as_str(), &config, &filters, is_root())?;
+        let plan = spec::plan(bundle, id.as_str(), "hull", &config, &filters, is_root())?;
         let cgroup = HostCgroup::of(bundle.spec(), id, context.systemd_cgroup, is_root())?;
         Ok(Self {
             config,
@@ -196,7 +196,7 @@ fn launch(
         core_scheduling: limits.config.core_scheduling,
         shares: plan.shares,
         disks: plan.disks.into_iter().map(VmmDisk::from).collect(),
-        disk_slots: 0,
+        disk_slots: limits.config.disk_slots,
         network: plan.network,
         memory_policy: plan.memory_policy,
         oom_score_adj: plan.oom_score_adj,

@@ -4,6 +4,7 @@
 //! What belongs to the whole VM is as the first container has it: one that asks for something else is refused.
 
 use std::os::fd::AsFd;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use oci_spec::runtime::{LinuxResources, Spec};
 use rustix::fs::{fstat, stat};
@@ -17,7 +18,7 @@ use crate::chain::chain;
 use crate::host::ProcessId;
 use crate::sandbox::{
     AttachedStdio, BlockingAgent, Offer, SandboxError, Sizes, StandIn, StandInFor, Stdio,
-    add_shares, make_root_read_only,
+    add_shares, hand_disk, make_root_read_only,
 };
 use crate::spec::{self, FilterCache, GuestSpec, Network, Plan};
 use crate::store::{ContainerDir, Joined, Phase, SandboxDir, State, Status};
@@ -123,7 +124,9 @@ fn plan(context: &Context, request: &Create<'_>, target: &Target) -> Result<Plan
     let Create { id, bundle, .. } = request;
     let config = context.settings.for_container(&bundle.annotations())?;
     let filters = FilterCache::below(&context.root);
-    let plan = spec::plan(bundle, id.as_str(), &config, &filters, true)?;
+    // A disk stays in its VM when its container goes, and keeps its serial number: nobody has had this one.
+    let serials = format!("{:012x}", unique() & 0xffff_ffff_ffff);
+    let plan = spec::plan(bundle, id.as_str(), &serials, &config, &filters, true)?;
     spec::fits(target.first.sandbox.sizing, &plan.resources, &config)?;
     for (field, is_of_the_vm) in [
         ("linux.cgroupsPath", has_cgroup(bundle.spec())),
@@ -137,7 +140,6 @@ fn plan(context: &Context, request: &Create<'_>, target: &Target) -> Result<Plan
             "process.selinuxLabel",
             label_of(bundle.spec()) != label_of(&target.config) && plan.selinux_label.is_some(),
         ),
-        ("linux.devices", !plan.disks.is_empty()),
     ] {
         if is_of_the_vm {
             return Err(Error::OfTheSandbox {
@@ -169,6 +171,12 @@ fn label_of(spec: &Spec) -> Option<&String> {
     (spec.process().as_ref()).and_then(|process| process.selinux_label().as_ref())
 }
 
+/// A number that no other call has had, nor will have.
+fn unique() -> u128 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_nanos()
+}
+
 /// Whether it is the network namespace that the sandbox has on the host, or none that anybody has named.
 fn is_network_of(network: &Network, vmm: ProcessId) -> bool {
     let Network::Named(named) = network else {
@@ -178,7 +186,7 @@ fn is_network_of(network: &Network, vmm: ProcessId) -> bool {
     matches!((fstat(named), own), (Ok(named), Ok(own)) if (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino))
 }
 
-/// Adds the shares, hands the streams over, and starts the stand-in.
+/// Adds the shares, hands the disks and the streams over, and starts the stand-in.
 fn prepare_host(
     context: &Context,
     dir: &ContainerDir,
@@ -188,6 +196,12 @@ fn prepare_host(
 ) -> Result<OnHost, Error> {
     dir.save_config(request.bundle.spec())?;
     add_shares(target.vmm, dir.id(), plan.shares)?;
+    let mut guest_spec = plan.guest_spec;
+    for (disk, about) in plan.disks.iter().zip(&mut guest_spec.block_devices) {
+        let device = disk.device.as_fd();
+        let slot = hand_disk(&target.files, device, &disk.about.serial, disk.read_only)?;
+        about.slot = u32::from(slot) + 1;
+    }
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let (stdio, sizes) = match std::mem::take(&mut request.terminal) {
         Terminal::None => (
@@ -214,7 +228,7 @@ fn prepare_host(
     })?;
     Ok(OnHost {
         stand_in,
-        guest_spec: plan.guest_spec,
+        guest_spec,
         stdio,
     })
 }

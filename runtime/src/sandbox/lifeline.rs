@@ -105,7 +105,7 @@ mod tests {
             exit_status: stream(4),
         };
         send(&vmm, &Report::Up(streams)).expect("send");
-        assert!(matches!(receive(&create), Ok(Some(Report::Up(s))) if s == streams));
+        assert!(matches!(receive::<Streams>(&create), Ok(Some(Report::Up(s))) if s == streams));
     }
 
     #[test]

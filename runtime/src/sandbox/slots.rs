@@ -37,8 +37,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest line that a VMM answers with, in bytes.
 const LONGEST_ANSWER: u64 = 300;
 
-/// What is said of a VMM that closes the socket.
-const NO_ANSWER: &str = "it ends the connection, as one whose VM has no slots for disks";
+/// What is said of a VMM that closes the socket: it has no such verb.
+const NO_ANSWER: &str =
+    "its VM has no slots for disks (disk_slots of hull.toml, before it is created)";
 
 /// The data of the timer's event; a slot's is its index.
 const TIMER: u32 = u32::MAX;

@@ -81,16 +81,20 @@ impl Place<'_> {
 #[derive(Debug)]
 pub(super) struct Disks<'a> {
     rules: &'a [LinuxDeviceCgroup],
+    /// What their serial numbers begin with.
+    serials: &'a str,
     disks: Vec<Disk>,
 }
 
 impl<'a> Disks<'a> {
-    /// None yet; which of them may be written is up to the config.json's rules.
-    pub(super) fn of(spec: &'a Spec) -> Self {
+    /// None yet; which of them may be written is up to the config.json's rules. Their serial numbers are `serials` and
+    /// a number: no more than 16 characters of it, for a serial number has 20.
+    pub(super) fn of(spec: &'a Spec, serials: &'a str) -> Self {
         let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
         let rules = resources.and_then(|resources| resources.devices().as_deref());
         Self {
             rules: rules.unwrap_or_default(),
+            serials,
             disks: Vec::new(),
         }
     }
@@ -195,7 +199,7 @@ impl<'a> Disks<'a> {
             let node = node.display();
             return Err(place.refuse(format_args!("{node} is not block device {major}:{minor}")));
         }
-        let serial = format!("hull-{}", self.disks.len());
+        let serial = format!("{}-{}", self.serials, self.disks.len());
         let about = BlockDevice {
             serial: serial.clone(),
             major: number.0,

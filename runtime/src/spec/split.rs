@@ -91,7 +91,8 @@ pub struct GuestSpec {
 }
 
 /// Splits a bundle for a container with this id, which must be one path component. `is_root` says whether
-/// hull's user is root, of the host or of a user namespace; `filters` may have its seccomp profile compiled.
+/// hull's user is root, of the host or of a user namespace; `filters` may have its seccomp profile compiled. The serial
+/// numbers of its disks begin with `serials`, up to 16 characters: no two disks of a VM may have the same.
 ///
 /// # Errors
 /// When the source of a bind mount or a block device can't be opened, or is of a kind that can't be
@@ -99,6 +100,7 @@ pub struct GuestSpec {
 pub fn plan(
     bundle: &Bundle,
     id: &str,
+    serials: &str,
     config: &Config,
     filters: &FilterCache,
     is_root: bool,
@@ -114,7 +116,7 @@ pub fn plan(
     let locked = !is_root || has_user_namespace(&bundle.spec);
     let (root, root_options) = share_root(bundle, id, locked)?;
     guest.set_root(Some(guest_root(&bundle.spec, id)));
-    let mut disks = Disks::of(&bundle.spec);
+    let mut disks = Disks::of(&bundle.spec, serials);
     disks.add_devices(&bundle.spec)?;
     let mut shares = vec![root];
     let mut mounts = guest.mounts().clone().unwrap_or_default();

@@ -20,7 +20,7 @@ use crate::config::Config;
 
 fn plan(bundle: &Bundle, id: &str) -> Result<Plan, SpecError> {
     let filters = FilterCache::below(&bundle.path().join("hull"));
-    super::plan(bundle, id, &Config::default(), &filters, true)
+    super::plan(bundle, id, "hull", &Config::default(), &filters, true)
 }
 
 /// The least that is a config.json.
