@@ -98,15 +98,15 @@ impl Console {
         }
     }
 
-    /// What there is of a line that has not ended: less than [`LINE`] bytes.
-    pub(crate) fn unfinished(&self) -> Vec<u8> {
+    /// What there is of a line that has not ended: less than 512 bytes.
+    pub fn unfinished(&self) -> Vec<u8> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.line.clone()
     }
 
     /// Goes on in the middle of a line that [`Self::unfinished`] has returned, in place of an own one. Does
     /// nothing and returns `false` if no console's line is like it.
-    pub(crate) fn resume(&self, line: &[u8]) -> bool {
+    pub fn resume(&self, line: &[u8]) -> bool {
         let possible = line.len() < LINE && line.iter().all(is_plain);
         if possible {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

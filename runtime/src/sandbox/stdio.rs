@@ -131,7 +131,7 @@ impl AttachedStdio {
         wait_flushed(self.into_connection());
     }
 
-    /// The connection that they are held by, for another process to hold, and to [`wait_flushed`] on. The VMM says
+    /// The connection that they are held by, for another process to hold, and to wait on as this does. The VMM says
     /// nothing more on it before they have come to their end.
     pub fn into_connection(self) -> UnixStream {
         self.vmm.into_inner()
