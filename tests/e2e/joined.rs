@@ -270,6 +270,26 @@ fn its_terminal_is_an_engines() {
 }
 
 #[test]
+fn one_whose_state_is_damaged_is_deleted_and_can_be_created_again() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let mut second = beside(&first, waiting());
+    second.create();
+    let _ = second.start().ok();
+    let pid = second.state().pid;
+    fs::write(second.root().join(&second.id).join("state.json"), "{").unwrap();
+
+    let _ = second.delete_force().ok();
+
+    assert!(wait_for_death(pid, limit()));
+    second.create();
+    let _ = second.start().ok();
+    assert_eq!(second.stdout.as_mut().unwrap().line("stdout"), "ready");
+    let _ = second.delete_force().ok();
+    goes_on(&first);
+}
+
+#[test]
 fn a_create_that_is_killed_leaves_what_delete_removes() {
     only_hull!("runc has no VM to share");
     let (first, _running) = first();

@@ -17,8 +17,8 @@ use crate::cgroup;
 use crate::chain::chain;
 use crate::host::ProcessId;
 use crate::sandbox::{
-    AttachedStdio, BlockingAgent, Offer, SandboxError, Sizes, StandIn, StandInFor, Stdio,
-    add_shares, hand_disk, make_root_read_only,
+    AgentError, AttachedStdio, BlockingAgent, Offer, SandboxError, Sizes, StandIn, StandInFor,
+    Stdio, add_shares, hand_disk, make_root_read_only,
 };
 use crate::spec::{self, FilterCache, GuestSpec, Network, Plan};
 use crate::store::{ContainerDir, Joined, Phase, SandboxDir, State, Status};
@@ -248,6 +248,11 @@ fn bring_up(
     dir.save(&state.container)?;
     run_create_hooks(&Hooks::of(request.bundle.spec()), state)?;
     let agent = super::connect(dir, state)?;
+    // One of this id whose folder was damaged may have been deleted without the agent being asked.
+    match agent.ask(|agent| agent.delete(dir.id())) {
+        Ok(()) | Err(AgentError::NotFound(_)) => {}
+        Err(e) => return Err(e.into()),
+    }
     let bundle = request.bundle.path();
     agent
         .ask(|agent| agent.create(dir.id(), guest_spec, bundle, stdio, None, request.notify))
