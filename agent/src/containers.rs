@@ -16,8 +16,8 @@ enum Slot {
     /// It is being created, until the other end is dropped.
     Creating(watch::Receiver<()>),
     Created(Arc<Container>),
-    /// It is being deleted, and can't be used any more.
-    Deleting,
+    /// It is being deleted, until the other end is dropped, and can't be used any more.
+    Deleting(watch::Receiver<()>),
 }
 
 /// An id that is free again unless it is filled.
@@ -79,7 +79,7 @@ impl Containers {
                 state: "being created",
                 wanted: "created",
             }),
-            Some(Slot::Deleting) | None => Err(Error::Missing(format!("container {id}"))),
+            Some(Slot::Deleting(_)) | None => Err(Error::Missing(format!("container {id}"))),
         }
     }
 
@@ -88,28 +88,31 @@ impl Containers {
     pub fn all(&self) -> Vec<Arc<Container>> {
         let created = |slot: &Slot| match slot {
             Slot::Created(container) => Some(Arc::clone(container)),
-            Slot::Creating(_) | Slot::Deleting => None,
+            Slot::Creating(_) | Slot::Deleting(_) => None,
         };
         self.lock().values().filter_map(created).collect()
     }
 
-    /// Waits until nobody creates a container of this id.
-    pub async fn created_or_not(&self, id: &str) {
-        while let Some(mut creation) = self.creation(id) {
-            let _ = creation.changed().await; // it only ends
+    /// Waits until nobody creates or deletes a container of this id.
+    pub async fn settled(&self, id: &str) {
+        while let Some(mut change) = self.change(id) {
+            let _ = change.changed().await; // it only ends
         }
     }
 
-    fn creation(&self, id: &str) -> Option<watch::Receiver<()>> {
+    fn change(&self, id: &str) -> Option<watch::Receiver<()>> {
         match self.lock().get(id) {
-            Some(Slot::Creating(creation)) => Some(creation.clone()),
+            Some(Slot::Creating(change) | Slot::Deleting(change)) => Some(change.clone()),
             _ => None,
         }
     }
 
-    /// Keeps everybody from a container that is being deleted.
-    pub fn hide(&self, id: &str) {
-        self.lock().insert(id.to_owned(), Slot::Deleting);
+    /// Keeps everybody from a container that is being deleted. What is returned is to be dropped once that is over.
+    #[must_use]
+    pub fn hide(&self, id: &str) -> watch::Sender<()> {
+        let (is_over, deletion) = watch::channel(());
+        self.lock().insert(id.to_owned(), Slot::Deleting(deletion));
+        is_over
     }
 
     /// Shows one again that could not be deleted.
@@ -136,12 +139,12 @@ mod tests {
     #[tokio::test]
     async fn a_creation_that_fails_is_waited_for_and_frees_its_id() {
         let containers = Containers::default();
-        containers.created_or_not("c").await;
+        containers.settled("c").await;
         let reservation = containers.reserve("c").expect("free");
         assert!(matches!(containers.reserve("c"), Err(Error::Exists(_))));
         assert!(matches!(containers.find("c"), Err(Error::State { .. })));
         let waiting = containers.clone();
-        let waiting = tokio::spawn(async move { waiting.created_or_not("c").await });
+        let waiting = tokio::spawn(async move { waiting.settled("c").await });
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert!(!waiting.is_finished());
         drop(reservation);

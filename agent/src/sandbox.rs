@@ -141,7 +141,11 @@ impl Sandbox {
         let id = &request.container_id;
         let mut prepared = spec::prepare(&request.spec_json, id, &request.bundle)?;
         prepared.launch.seccomp = request.seccomp.as_ref().map(seccomp::Program::from);
-        let disks = Disks::find(&request.block_devices).await?;
+        let disks = timeout(MAKE_TIMEOUT, Disks::find(&request.block_devices)).await;
+        let disks = disks.map_err(|_| Error::Timeout {
+            what: "finding the disks".to_owned(),
+            seconds: MAKE_TIMEOUT.as_secs(),
+        })??;
         if let Some(linux) = prepared.spec.linux_mut() {
             devices::prepare(linux, &disks)?;
             if let Some(resources) = linux.resources() {
@@ -317,12 +321,13 @@ impl Sandbox {
         Ok(status)
     }
 
-    /// Removes what is left of a container. One that is being created is waited for.
+    /// Removes what is left of a container. One that is being created is waited for. If whoever asks goes away
+    /// meanwhile, it is removed all the same.
     ///
     /// # Errors
     /// When it is running and `force` isn't given. It stays then, as it was.
     pub async fn delete(&self, id: &str, force: bool) -> Result<(), Error> {
-        self.containers.created_or_not(id).await;
+        self.containers.settled(id).await;
         let container = self.containers.find(id)?;
         if !force && container.state() == "running" {
             return Err(Error::State {
@@ -331,13 +336,18 @@ impl Sandbox {
                 wanted: "stopped",
             });
         }
-        self.containers.hide(id);
-        let removed = remove(&container).await;
-        match &removed {
-            Ok(()) => self.containers.forget(id),
-            Err(_) => self.containers.show(container),
-        };
-        removed
+        let containers = self.containers.clone();
+        let is_over = containers.hide(id);
+        let removed = tokio::spawn(async move {
+            let removed = remove(&container).await;
+            match &removed {
+                Ok(()) => containers.forget(&container.id),
+                Err(_) => containers.show(container),
+            }
+            drop(is_over);
+            removed
+        });
+        removed.await.map_err(|e| Failure::other(e.to_string()))?
     }
 
     /// Stops or resumes all processes of a container.

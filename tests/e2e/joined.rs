@@ -8,7 +8,7 @@ use hull_tests::process::{limit, wait_for_death};
 use hull_tests::random::{Random, seed};
 use hull_tests::terminal::ConsoleSocket;
 use hull_tests::{Bundle, Container, Running, only_hull, skip};
-use libc::{SIGKILL, SIGTERM};
+use libc::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
 use serde_json::json;
 
 use crate::lifecycle::{signal_pid, waiting};
@@ -206,6 +206,8 @@ fn pause_and_limits_are_its_own() {
     };
     assert_eq!(pids(&second), json!(7));
     assert_ne!(pids(&first), json!(7));
+    let cpus = second.update(&["--cpuset-cpus", "0"]);
+    let _ = cpus.exits(1).fails_saying("linux.resources.cpu.cpus");
     let _ = second
         .update(&["--memory", "100g"])
         .exits(1)
@@ -241,6 +243,44 @@ fn what_is_the_whole_vms_is_refused() {
         .run()
         .exits(1)
         .fails_saying(&format!("in the sandbox of {}", first.id));
+    goes_on(&first);
+}
+
+#[test]
+fn an_id_that_is_used_again_at_once_has_its_own_files() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let bundle = |text: &str| {
+        let bundle = Bundle::new().shell("cat /mine");
+        fs::write(bundle.rootfs().join("mine"), text).unwrap();
+        bundle
+    };
+    let one = beside(&first, bundle("one"));
+    let mut two = beside(&first, bundle("two"));
+    two.id = one.id.clone();
+    for _ in 0..3 {
+        assert_eq!(one.run().ok().out(), "one");
+        assert_eq!(two.run().ok().out(), "two");
+    }
+}
+
+#[test]
+fn it_is_deleted_by_force_while_the_vm_stands_still() {
+    only_hull!("runc has no VM to share");
+    let mut first = Container::new(waiting());
+    first.create();
+    let _ = first.start().ok();
+    let mut second = beside(&first, waiting());
+    second.create();
+    let _ = second.start().ok();
+    let begun = Instant::now();
+
+    signal_pid(&first, SIGSTOP);
+    let _ = second.delete_force().ok();
+
+    assert!(begun.elapsed() < limit() / 4, "{:?}", begun.elapsed());
+    assert_eq!(second.leaks(), Vec::<String>::new());
+    signal_pid(&first, SIGCONT);
     goes_on(&first);
 }
 

@@ -11,12 +11,20 @@ use hull_runtime::sandbox;
 pub struct StandIn {
     /// Of the container, so that `ps` on the host shows it, and `delete` finds it without a state
     #[arg(long)]
-    #[allow(dead_code)] // read by people and by `sandbox::search`, as is the next
+    #[allow(dead_code)] // read by people and by `sandbox::search`, as are the next three
     id: String,
     /// The folder of the container's folder
     #[arg(long)]
     #[allow(dead_code)]
     store: String,
+    /// The container whose sandbox it is
+    #[arg(long)]
+    #[allow(dead_code)]
+    sandbox: String,
+    /// The folder of its shares in the VM's tree
+    #[arg(long)]
+    #[allow(dead_code)]
+    folder: String,
     /// The memory file with the configuration
     #[arg(long)]
     config_fd: RawFd,

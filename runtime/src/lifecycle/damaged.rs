@@ -8,7 +8,7 @@ use super::Error;
 use super::delete::kill_process;
 use crate::cgroup::HostCgroup;
 use crate::chain::chain;
-use crate::sandbox::{RunningProcess, SandboxError, running_processes};
+use crate::sandbox::{Purpose, RunningProcess, SandboxError, remove_shares, running_processes};
 use crate::store::{ContainerDir, Store, StoreError};
 use crate::types::ContainerId;
 
@@ -38,14 +38,15 @@ pub fn delete(store: &Store, id: &ContainerId) -> Result<(), Error> {
     remove(dir)
 }
 
-/// Ends the processes of a container that run, and removes their cgroups. Returns whether there were any.
+/// Ends the processes of a container that run, and removes their cgroups, or what a stand-in's container has in the VM of
+/// another: the shares; its process goes with the stand-in. Returns whether there were any.
 fn end_processes(store: &Store, id: &ContainerId) -> Result<bool, Error> {
-    let mut found = of_store(store)?;
-    found.retain(|running| running.id == *id);
+    let all = of_store(store)?;
+    let (found, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| one.id == *id);
     for running in &found {
-        let cgroup = match running.own_cgroup {
-            true => HostCgroup::around(running.process.pid).ok(),
-            false => None,
+        let cgroup = match running.purpose {
+            Purpose::Vmm { own_cgroup: true } => HostCgroup::around(running.process.pid).ok(),
+            _ => None,
         };
         kill_process(running.process, cgroup.as_ref())?;
         log::warn!(
@@ -54,6 +55,14 @@ fn end_processes(store: &Store, id: &ContainerId) -> Result<bool, Error> {
         );
         if let Some(cgroup) = cgroup {
             cgroup.remove(true)?;
+        }
+        if let Purpose::StandIn { sandbox, folder } = &running.purpose {
+            let is_vm = |one: &&RunningProcess| {
+                one.id == *sandbox && matches!(one.purpose, Purpose::Vmm { .. })
+            };
+            if let Some(vm) = others.iter().find(is_vm) {
+                remove_shares(vm.process, folder)?;
+            }
         }
     }
     Ok(!found.is_empty())

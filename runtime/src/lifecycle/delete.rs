@@ -1,5 +1,7 @@
 //! Removing what a container has left on the host.
 
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use super::hooks::Hooks;
@@ -17,6 +19,9 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the process of a container that has ended may take to write the container's output out.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the guest may take to forget a container that is deleted by force.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the news that a container has ended may be on its way from the guest, on a busy host.
 const NEWS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -65,7 +70,7 @@ fn delete_known(store: &Store, id: &ContainerId, force: bool) -> Result<(), Erro
             return Err(Error::WrongState { verb, id, status });
         }
     }
-    destroy(dir, &state)
+    destroy(dir, &state, force)
 }
 
 /// Removes what is left of a container that has stopped and is locked: its cgroup, or its part of another's sandbox,
@@ -73,8 +78,8 @@ fn delete_known(store: &Store, id: &ContainerId, force: bool) -> Result<(), Erro
 ///
 /// # Errors
 /// When that can't be removed: its folder stays then, so that it isn't forgotten. Or when the folder can't be.
-fn destroy(dir: ContainerDir, state: &State) -> Result<(), Error> {
-    leave(&dir, state)?;
+fn destroy(dir: ContainerDir, state: &State, force: bool) -> Result<(), Error> {
+    leave(&dir, state, force)?;
     if let Some(SandboxRecord {
         cgroup: Some(cgroup),
         vmm,
@@ -103,28 +108,44 @@ fn destroy(dir: ContainerDir, state: &State) -> Result<(), Error> {
 
 /// Removes what is left of a container that has stopped and is locked, where another error is what the user is to learn.
 pub fn undo(dir: ContainerDir, state: &State) {
-    if let Err(e) = destroy(dir, state) {
+    if let Err(e) = destroy(dir, state, true) {
         log::warn!("{}", chain(&e));
     }
 }
 
-/// Takes a container whose process has ended out of the sandbox of another one: from its agent, and from its shares. A
-/// sandbox that has ended, or begins with this container, has nothing of it to take out.
+/// Takes a container whose process has ended out of the sandbox of another one: from its agent, and from the shares,
+/// whatever the agent says. A sandbox that has ended, or begins with this container, has nothing of it to take out.
 ///
 /// # Errors
-/// When the agent doesn't answer, though its VM runs; or the shares can't be removed.
-pub(super) fn leave(dir: &ContainerDir, state: &State) -> Result<(), Error> {
+/// When the shares can't be removed. Without `force`, when the agent doesn't do it, though its VM runs.
+pub(super) fn leave(dir: &ContainerDir, state: &State, force: bool) -> Result<(), Error> {
     let joined = state.container.joined.as_ref();
     let Some(joined) = joined.filter(|joined| joined.vmm.runs_container()) else {
         return Ok(());
     };
-    let agent = BlockingAgent::connect(&dir.sandbox_of(&state.container)?);
-    match agent.and_then(|agent| agent.ask(|agent| agent.delete(dir.id()))) {
-        Ok(()) | Err(AgentError::NotFound(_)) => {}
-        Err(_) if !joined.vmm.runs_container() => return Ok(()),
-        Err(e) => return Err(e.into()),
-    }
-    Ok(remove_shares(joined.vmm, dir.id())?)
+    let sandbox = dir.sandbox_of(&state.container)?;
+    // On a thread of its own: it may take its time to answer, or never.
+    let (report, answer) = mpsc::channel();
+    let id = dir.id().clone();
+    thread::spawn(move || {
+        let agent = BlockingAgent::connect(&sandbox);
+        report.send(agent.and_then(|agent| agent.ask(|agent| agent.delete(&id))))
+    });
+    let limit = if force { AGENT_TIMEOUT } else { Duration::MAX };
+    let deleted = answer.recv_timeout(limit);
+    remove_shares(joined.vmm, &joined.folder)?;
+    let why = match deleted {
+        Ok(Ok(()) | Err(AgentError::NotFound(_))) => return Ok(()),
+        _ if !joined.vmm.runs_container() => return Ok(()),
+        Ok(Err(e)) if !force => return Err(e.into()),
+        Ok(Err(e)) => chain(&e),
+        Err(_) => format!("no answer within {} s", AGENT_TIMEOUT.as_secs()),
+    };
+    log::warn!(
+        "the guest may still run container {}, without its shares: {why}",
+        dir.id()
+    );
+    Ok(())
 }
 
 /// Waits for the end of the process of a container that has ended, so that no output of it is lost;

@@ -58,7 +58,7 @@ pub fn own_process(dir: &ContainerDir) -> Result<Process, Error> {
 ///
 /// # Errors
 /// When it is another one.
-fn without_label(mut process: Process, dir: &ContainerDir) -> Result<Process, Error> {
+pub fn without_label(mut process: Process, dir: &ContainerDir) -> Result<Process, Error> {
     let asked_for = process.selinux_label().clone().unwrap_or_default();
     if !asked_for.is_empty() {
         let own = own_process(dir)?.selinux_label().clone();
@@ -79,21 +79,20 @@ pub struct Execution {
     stdio: AttachedStdio,
 }
 
-/// Starts a process in the container, in this cgroup below the container's.
+/// Starts a process of [`without_label`] in the container, in this cgroup below the container's.
 ///
 /// # Errors
-/// When its SELinux label is another one than the container's, or the VM process or the agent refuses.
+/// When the VM process or the agent refuses.
 pub fn exec(
     Target { dir, sandbox }: &Target,
     process: &Process,
     cgroup: &str,
     stdio: Stdio<'_>,
 ) -> Result<Execution, Error> {
-    let process = without_label(process.clone(), dir)?;
     let stdio = AttachedStdio::attach(sandbox, stdio)?;
     let agent = BlockingAgent::connect(sandbox)?;
     let id = unique_id();
-    let json = serde_json::to_vec(&process).map_err(Error::Describe)?;
+    let json = serde_json::to_vec(process).map_err(Error::Describe)?;
     agent
         .ask(|agent| agent.exec(dir.id(), &id, json, cgroup, stdio.offer()))
         .map_err(Error::ExecProcess)?;

@@ -3,11 +3,12 @@
 //!
 //! What belongs to the whole VM is as the first container has it: one that asks for something else is refused.
 
+use std::io;
 use std::os::fd::AsFd;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use oci_spec::runtime::{LinuxResources, Spec};
 use rustix::fs::{fstat, stat};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::create::{Create, Created, Terminal, commit, first_record, is_root, run_create_hooks};
 use super::delete::{leave, undo};
@@ -20,7 +21,7 @@ use crate::sandbox::{
     AgentError, AttachedStdio, BlockingAgent, Offer, SandboxError, Sizes, StandIn, StandInFor,
     Stdio, add_shares, hand_disk, make_root_read_only,
 };
-use crate::spec::{self, FilterCache, GuestSpec, Network, Plan};
+use crate::spec::{self, Disk, FilterCache, GuestSpec, Network, Plan};
 use crate::store::{ContainerDir, Joined, Phase, SandboxDir, State, Status};
 use crate::types::ContainerId;
 
@@ -34,10 +35,10 @@ struct Target {
     vmm: ProcessId,
 }
 
-/// What there is on the host before the container itself.
-struct OnHost {
-    stand_in: StandIn,
-    guest_spec: GuestSpec,
+/// What the guest gets of the container.
+struct ForGuest {
+    spec: GuestSpec,
+    disks: Vec<Disk>,
     stdio: Offer,
 }
 
@@ -51,32 +52,31 @@ pub fn join(
     sandbox: &ContainerId,
 ) -> Result<Created, Error> {
     let target = find(context, sandbox)?;
-    let plan = plan(context, &request, &target)?;
+    let folder = unique().map_err(SandboxError::host("name the container's shares"))?;
+    let plan = plan(context, &request, &target, &folder)?;
     let joined = Joined {
         sandbox: sandbox.clone(),
         vmm: target.vmm,
+        folder: folder.clone(),
         stand_in: None,
     };
     let container = first_record(&request, Some(joined));
     let sandbox = target.first.sandbox.clone();
     let mut state = State { container, sandbox };
     let dir = context.store()?.create(&state)?;
-    let on_host = match prepare_host(context, &dir, &mut request, plan, &target) {
-        Ok(on_host) => on_host,
-        Err(e) => {
-            if let Err(e) = leave(&dir, &state) {
-                log::warn!("{}", chain(&e));
+    let (stand_in, for_guest) =
+        match prepare_host(context, &dir, &folder, &mut request, plan, &target) {
+            Ok(prepared) => prepared,
+            Err(e) => {
+                // With what can't be removed the folder stays, for `delete`.
+                match leave(&dir, &state, true) {
+                    Ok(()) => dir.discard(),
+                    Err(e) => log::warn!("{}", chain(&e)),
+                }
+                return Err(e);
             }
-            dir.discard();
-            return Err(e);
-        }
-    };
-    let OnHost {
-        stand_in,
-        guest_spec,
-        stdio,
-    } = on_host;
-    match bring_up(&stand_in, &dir, &mut state, &request, guest_spec, stdio) {
+        };
+    match bring_up(&stand_in, for_guest, &dir, &mut state, &request) {
         Ok(agent) => Ok(Created {
             dir,
             state,
@@ -117,16 +117,20 @@ fn find(context: &Context, id: &ContainerId) -> Result<Target, Error> {
 }
 
 /// Looks at all that may be refused.
-fn plan(context: &Context, request: &Create<'_>, target: &Target) -> Result<Plan, Error> {
+fn plan(
+    context: &Context,
+    request: &Create<'_>,
+    target: &Target,
+    folder: &str,
+) -> Result<Plan, Error> {
     if !is_root() {
         return Err(Error::JoinNeedsRoot);
     }
-    let Create { id, bundle, .. } = request;
+    let bundle = &request.bundle;
     let config = context.settings.for_container(&bundle.annotations())?;
     let filters = FilterCache::below(&context.root);
-    // A disk stays in its VM when its container goes, and keeps its serial number: nobody has had this one.
-    let serials = format!("{:012x}", unique() & 0xffff_ffff_ffff);
-    let plan = spec::plan(bundle, id.as_str(), &serials, &config, &filters, true)?;
+    // A disk stays in its VM when its container goes, and keeps its serial number: it is one that nobody has had.
+    let plan = spec::plan(bundle, folder, folder, &config, &filters, true)?;
     spec::fits(target.first.sandbox.sizing, &plan.resources, &config)?;
     for (field, is_of_the_vm) in [
         ("linux.cgroupsPath", has_cgroup(bundle.spec())),
@@ -171,10 +175,11 @@ fn label_of(spec: &Spec) -> Option<&String> {
     (spec.process().as_ref()).and_then(|process| process.selinux_label().as_ref())
 }
 
-/// A number that no other call has had, nor will have.
-fn unique() -> u128 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.unwrap_or_default().as_nanos()
+/// A name that nobody has had, 12 characters long.
+fn unique() -> io::Result<String> {
+    let mut bytes = [0; 8];
+    getrandom(&mut bytes[..6], GetRandomFlags::empty())?;
+    Ok(format!("{:012x}", u64::from_le_bytes(bytes)))
 }
 
 /// Whether it is the network namespace that the sandbox has on the host, or none that anybody has named.
@@ -186,23 +191,18 @@ fn is_network_of(network: &Network, vmm: ProcessId) -> bool {
     matches!((fstat(named), own), (Ok(named), Ok(own)) if (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino))
 }
 
-/// Adds the shares, hands the disks and the streams over, and starts the stand-in.
+/// Adds the shares, hands the streams over, and starts the stand-in.
 fn prepare_host(
     context: &Context,
     dir: &ContainerDir,
+    folder: &str,
     request: &mut Create<'_>,
     plan: Plan,
     target: &Target,
-) -> Result<OnHost, Error> {
+) -> Result<(StandIn, ForGuest), Error> {
     dir.save_config(request.bundle.spec())?;
-    add_shares(target.vmm, dir.id(), plan.shares)?;
-    let mut guest_spec = plan.guest_spec;
-    for (disk, about) in plan.disks.iter().zip(&mut guest_spec.block_devices) {
-        let device = disk.device.as_fd();
-        let slot = hand_disk(&target.files, device, &disk.about.serial, disk.read_only)?;
-        about.slot = u32::from(slot) + 1;
-    }
-    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    add_shares(target.vmm, folder, plan.shares)?;
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let (stdio, sizes) = match std::mem::take(&mut request.terminal) {
         Terminal::None => (
             Stdio::Streams([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]),
@@ -223,25 +223,31 @@ fn prepare_host(
         store: context.store()?.key()?,
         sandbox: &target.files,
         vmm: target.vmm,
+        folder,
         streams,
         sizes,
     })?;
-    Ok(OnHost {
-        stand_in,
-        guest_spec,
+    let for_guest = ForGuest {
+        spec: plan.guest_spec,
+        disks: plan.disks,
         stdio,
-    })
+    };
+    Ok((stand_in, for_guest))
 }
 
 /// From a stand-in to a container whose state says `created`, which lives on without this process.
 fn bring_up(
     stand_in: &StandIn,
+    for_guest: ForGuest,
     dir: &ContainerDir,
     state: &mut State,
     request: &Create<'_>,
-    guest_spec: GuestSpec,
-    stdio: Offer,
 ) -> Result<BlockingAgent, Error> {
+    let ForGuest {
+        mut spec,
+        disks,
+        stdio,
+    } = for_guest;
     if let Some(joined) = &mut state.container.joined {
         joined.stand_in = ProcessId::of(stand_in.pid()).ok();
     }
@@ -253,18 +259,29 @@ fn bring_up(
         Ok(()) | Err(AgentError::NotFound(_)) => {}
         Err(e) => return Err(e.into()),
     }
+    // Last of what may fail here: a disk stays in its slot until the VM ends.
+    hand_disks(&dir.sandbox_of(&state.container)?, &disks, &mut spec)?;
     let bundle = request.bundle.path();
     agent
-        .ask(|agent| agent.create(dir.id(), guest_spec, bundle, stdio, None, request.notify))
+        .ask(|agent| agent.create(dir.id(), spec, bundle, stdio, None, request.notify))
         .map_err(Error::ContainerProcess)?;
     if request.bundle.read_only_root()
-        && let Some(vmm) = state.sandbox.vmm
+        && let Some(joined) = &state.container.joined
     {
-        make_root_read_only(vmm, dir.id())?;
+        make_root_read_only(joined.vmm, &joined.folder)?;
     }
     stand_in.begin()?;
     state.container.phase = Phase::Created;
     dir.save(&state.container)?;
     commit(request, stand_in.pid(), || stand_in.commit())?;
     Ok(agent)
+}
+
+/// Hands the container's disks to the VM, and tells the agent of the slots that they are in.
+fn hand_disks(vm: &SandboxDir, disks: &[Disk], spec: &mut GuestSpec) -> Result<(), Error> {
+    for (disk, about) in disks.iter().zip(&mut spec.block_devices) {
+        let slot = hand_disk(vm, disk.device.as_fd(), &disk.about.serial, disk.read_only)?;
+        about.slot = u32::from(slot) + 1;
+    }
+    Ok(())
 }

@@ -26,7 +26,7 @@ pub use console_socket::{ConsoleSocketError, send_terminal};
 pub use create::{Create, Created, Terminal, create};
 pub use delete::{delete, undo};
 pub use error::Error;
-pub use exec::{Execution, Target, exec, find_for_exec, own_process};
+pub use exec::{Execution, Target, exec, find_for_exec, own_process, without_label};
 pub use hooks::HookError;
 pub use kill::kill;
 pub use list::list;

@@ -27,6 +27,12 @@ pub fn update(context: &Context, id: &ContainerId, changes: Value) -> Result<(),
         sizing: sandbox.sizing,
         config: &config,
     };
+    if update.cpus.is_some() && state.own_sandbox().is_none() {
+        return Err(Error::OfTheSandbox {
+            field: "linux.resources.cpu.cpus",
+            sandbox: state.sandbox.id.clone(),
+        });
+    }
     // The guest comes last of all that may fail: the rest can be taken back without asking anybody.
     let staged = dir.stage_config(&update.config)?;
     // None of the host's limits is below what the guest's allow (see `cgroup`), so between the two no

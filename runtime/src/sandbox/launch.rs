@@ -80,8 +80,8 @@ impl Launch<'_> {
         let execute = || {
             let own_cgroup = cgroup.is_some();
             let store = dir.store_key()?;
-            let (purpose, id) = (Purpose::Vmm, dir.id());
-            let arguments = search::arguments(purpose, store, id, own_cgroup, written.as_raw_fd())?;
+            let purpose = Purpose::Vmm { own_cgroup };
+            let arguments = search::arguments(&purpose, store, dir.id(), written.as_raw_fd())?;
             let cgroup = cgroup.as_ref().map(AsFd::as_fd);
             ChildProcess::spawn(&arguments, &inherited, cgroup, own)
         };
@@ -222,7 +222,7 @@ impl Sandbox {
             .child
             .open()
             .map_err(SandboxError::host("open the VMM process"))?;
-        shares::seal_root(process.as_fd(), id, self.in_user_namespace)
+        shares::seal_root(process.as_fd(), id.as_str(), self.in_user_namespace)
     }
 
     /// Lets the VM live on when this process ends.

@@ -37,7 +37,7 @@ pub use forward::forward_signals;
 pub use launch::{Launch, Sandbox};
 pub use lifeline::Streams;
 pub use process::ChildProcess;
-pub use search::{RunningProcess, running as running_processes};
+pub use search::{Purpose, RunningProcess, running as running_processes};
 pub use shares::{add_shares, make_root_read_only, remove_shares};
 pub use slots::hand_disk;
 pub use stand_in::{StandIn, StandInFor, run as run_stand_in};

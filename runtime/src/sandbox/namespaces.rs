@@ -97,8 +97,9 @@ pub fn complete_stand_in(network: &OwnedFd) -> Result<(), Error> {
     join(network)?;
     // SAFETY: there is no other thread, and nothing here depends on what is in this namespace.
     unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.map_err(|e| Error::Make(e.into()))?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change(c"/", private).map_err(|e| Error::Make(e.into()))
+    // What the host unmounts goes here too: it must not be held for as long as this process lives.
+    let follows = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change(c"/", follows).map_err(|e| Error::Make(e.into()))
 }
 
 fn bring_loopback_up() -> io::Result<()> {

@@ -14,28 +14,30 @@ use crate::host::ProcessId;
 use crate::store::StoreKey;
 use crate::types::ContainerId;
 
+/// hull's hidden verbs.
+const VMM: &str = "vmm";
+const STAND_IN: &str = "stand-in";
 const ID: &str = "--id=";
 const STORE: &str = "--store=";
 const OWN_CGROUP: &str = "--own-cgroup";
+const SANDBOX: &str = "--sandbox=";
+const FOLDER: &str = "--folder=";
 
-/// What a process is executed for: hull's hidden verbs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a process is executed for.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// It runs a VM.
-    Vmm,
+    Vmm {
+        /// Whether the cgroup that it is in was made for it, and has to be removed by hand.
+        own_cgroup: bool,
+    },
     /// It stands for a container in another's sandbox.
-    StandIn,
-}
-
-impl Purpose {
-    const ALL: [Self; 2] = [Self::Vmm, Self::StandIn];
-
-    fn verb(self) -> &'static str {
-        match self {
-            Self::Vmm => "vmm",
-            Self::StandIn => "stand-in",
-        }
-    }
+    StandIn {
+        /// That sandbox.
+        sandbox: ContainerId,
+        /// The folder of the container's shares in the VM's tree.
+        folder: String,
+    },
 }
 
 /// A container's process that runs.
@@ -45,8 +47,8 @@ pub struct RunningProcess {
     pub id: ContainerId,
     /// The process.
     pub process: ProcessId,
-    /// Whether the cgroup that it is in was made for it, and has to be removed by hand.
-    pub own_cgroup: bool,
+    /// What it is executed for.
+    pub purpose: Purpose,
 }
 
 /// What the process of a container is executed with. Its id may begin with a dash.
@@ -54,16 +56,25 @@ pub struct RunningProcess {
 /// # Errors
 /// When one has a zero byte in it, which none has.
 pub fn arguments(
-    purpose: Purpose,
+    purpose: &Purpose,
     store: StoreKey,
     id: &ContainerId,
-    own_cgroup: bool,
     config: RawFd,
 ) -> io::Result<Vec<CString>> {
-    let mut words = vec!["hull".to_owned(), purpose.verb().to_owned()];
+    let (verb, own) = match purpose {
+        Purpose::Vmm { own_cgroup } => {
+            let own_cgroup = own_cgroup.then(|| OWN_CGROUP.to_owned());
+            (VMM, own_cgroup.into_iter().collect::<Vec<_>>())
+        }
+        Purpose::StandIn { sandbox, folder } => {
+            let own = vec![format!("{SANDBOX}{sandbox}"), format!("{FOLDER}{folder}")];
+            (STAND_IN, own)
+        }
+    };
+    let mut words = vec!["hull".to_owned(), verb.to_owned()];
     words.push(format!("{ID}{id}"));
     words.push(format!("{STORE}{store}"));
-    words.extend(own_cgroup.then(|| OWN_CGROUP.to_owned()));
+    words.extend(own);
     words.push(format!("--config-fd={config}"));
     let words = words.into_iter().map(CString::new);
     Ok(words.collect::<Result<_, _>>()?)
@@ -93,27 +104,33 @@ fn look_at(pid: i32, store: StoreKey) -> Option<RunningProcess> {
     }
     // First: whose arguments are read later than that is this process, or is never signalled.
     let process = ProcessId::of(pid).ok()?;
-    let (id, own_cgroup) = parse(&fs::read(format!("/proc/{pid}/cmdline")).ok()?, store)?;
+    let (id, purpose) = parse(&fs::read(format!("/proc/{pid}/cmdline")).ok()?, store)?;
     Some(RunningProcess {
         id,
         process,
-        own_cgroup,
+        purpose,
     })
 }
 
 /// Whose process it is that was executed with these arguments, if it is one of the store's containers'.
-fn parse(arguments: &[u8], store: StoreKey) -> Option<(ContainerId, bool)> {
+fn parse(arguments: &[u8], store: StoreKey) -> Option<(ContainerId, Purpose)> {
     let words = std::str::from_utf8(arguments).ok()?;
     let mut words = words.split_terminator('\0').skip(1);
     let verb = words.next()?;
-    if !Purpose::ALL.iter().any(|purpose| purpose.verb() == verb) {
-        return None;
-    }
     let words: Vec<&str> = words.collect();
     let value = |name: &str| words.iter().find_map(|word| word.strip_prefix(name));
+    let purpose = match verb {
+        VMM => Purpose::Vmm {
+            own_cgroup: words.contains(&OWN_CGROUP),
+        },
+        STAND_IN => Purpose::StandIn {
+            sandbox: value(SANDBOX)?.parse().ok()?,
+            folder: value(FOLDER)?.to_owned(),
+        },
+        _ => return None,
+    };
     let is_ours = value(STORE) == Some(&*store.to_string());
-    let id = value(ID).filter(|_| is_ours)?.parse().ok()?;
-    Some((id, words.contains(&OWN_CGROUP)))
+    Some((value(ID).filter(|_| is_ours)?.parse().ok()?, purpose))
 }
 
 #[cfg(test)]
@@ -133,21 +150,21 @@ mod tests {
                 .expect("a store")
         };
         let (ours, others) = (store("ours"), store("others"));
-        for (id, own_cgroup) in [("web", true), ("-a", false)] {
+        let stand_in = Purpose::StandIn {
+            sandbox: "pod".parse().expect("id"),
+            folder: "f".to_owned(),
+        };
+        let own_cgroup = true;
+        for (id, purpose) in [("web", Purpose::Vmm { own_cgroup }), ("-a", stand_in)] {
             let id: ContainerId = id.parse().expect("id");
-            let purpose = if own_cgroup {
-                Purpose::Vmm
-            } else {
-                Purpose::StandIn
-            };
-            let words = arguments(purpose, ours, &id, own_cgroup, 7).expect("arguments");
+            let words = arguments(&purpose, ours, &id, 7).expect("arguments");
             let words: Vec<u8> = words
                 .iter()
                 .flat_map(|word| word.as_bytes_with_nul())
                 .copied()
                 .collect();
-            assert_eq!(parse(&words, ours), Some((id, own_cgroup)));
             assert_eq!(parse(&words, others), None);
+            assert_eq!(parse(&words, ours), Some((id, purpose)));
         }
         for other in ["", "hull\0", "hull\0run\0--id=web\0"] {
             assert_eq!(parse(other.as_bytes(), ours), None);
@@ -159,8 +176,9 @@ mod tests {
         let root = tempfile::tempdir().expect("a folder");
         let key = Store::open(root.path()).and_then(|store| store.key());
         let key = key.expect("a store");
-        let words =
-            arguments(Purpose::Vmm, key, &"web".parse().expect("id"), true, 7).expect("arguments");
+        let own = Purpose::Vmm { own_cgroup: true };
+        let id = "web".parse().expect("id");
+        let words = arguments(&own, key, &id, 7).expect("arguments");
         // A shell that reads a script called "vmm", and passes over the other words.
         fs::write(root.path().join("vmm"), "read line").expect("a script");
         let words = words.iter().map(|word| word.to_string_lossy().into_owned());
@@ -176,7 +194,7 @@ mod tests {
         let [vmm] = &found[..] else {
             panic!("{found:?}");
         };
-        assert_eq!((vmm.id.as_str(), vmm.own_cgroup), ("web", true));
+        assert_eq!((vmm.id.as_str(), &vmm.purpose), ("web", &own));
         assert_eq!(vmm.process.pid, child.id().cast_signed());
 
         vmm.process.kill(Duration::from_secs(5)).expect("killed");

@@ -7,30 +7,25 @@ use hull_vmm::jail::tree::{self, Share};
 
 use super::SandboxError;
 use crate::host::ProcessId;
-use crate::types::ContainerId;
 
-/// Adds the shares of a further container, whose id is the folder that they lie in.
+/// Adds the shares of a further container, which lie in this folder of the tree.
 ///
 /// # Errors
 /// Names the share. Some of them may be there then, for [`remove_shares`].
-pub fn add_shares(
-    vmm: ProcessId,
-    id: &ContainerId,
-    shares: Vec<Share>,
-) -> Result<(), SandboxError> {
+pub fn add_shares(vmm: ProcessId, folder: &str, shares: Vec<Share>) -> Result<(), SandboxError> {
     let process = open(vmm)?;
-    tree::join(process.as_fd(), id.as_str(), shares).map_err(SandboxError::Shares)
+    tree::join(process.as_fd(), folder, shares).map_err(SandboxError::Shares)
 }
 
-/// Removes all shares of a further container; that there are none is no error, nor that the sandbox is gone.
+/// Removes a folder of the tree with all shares in it; that there is none is no error, nor that the sandbox is gone.
 ///
 /// # Errors
 /// When the system refuses.
-pub fn remove_shares(vmm: ProcessId, id: &ContainerId) -> Result<(), SandboxError> {
+pub fn remove_shares(vmm: ProcessId, folder: &str) -> Result<(), SandboxError> {
     let Some(process) = vmm.open() else {
         return Ok(());
     };
-    match tree::leave(process.as_fd(), id.as_str()) {
+    match tree::leave(process.as_fd(), folder) {
         // With the process its mounts have gone.
         Err(_) if !vmm.is_alive() => Ok(()),
         left => left.map_err(SandboxError::Shares),
@@ -41,8 +36,8 @@ pub fn remove_shares(vmm: ProcessId, id: &ContainerId) -> Result<(), SandboxErro
 ///
 /// # Errors
 /// When the VMM process is gone.
-pub fn make_root_read_only(vmm: ProcessId, id: &ContainerId) -> Result<(), SandboxError> {
-    seal_root(open(vmm)?.as_fd(), id, false)
+pub fn make_root_read_only(vmm: ProcessId, folder: &str) -> Result<(), SandboxError> {
+    seal_root(open(vmm)?.as_fd(), folder, false)
 }
 
 /// Does so for any container, by its VM process, which may be in a user namespace of its own.
@@ -53,10 +48,10 @@ pub fn make_root_read_only(vmm: ProcessId, id: &ContainerId) -> Result<(), Sandb
 /// When the VMM process is gone.
 pub(super) fn seal_root(
     vmm: BorrowedFd<'_>,
-    id: &ContainerId,
+    folder: &str,
     in_user_namespace: bool,
 ) -> Result<(), SandboxError> {
-    let root = format!("{id}/rootfs");
+    let root = format!("{folder}/rootfs");
     tree::make_read_only(vmm, Path::new(&root), in_user_namespace)
         .map_err(SandboxError::ReadOnlyRoot)
 }

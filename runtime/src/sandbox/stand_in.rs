@@ -83,6 +83,8 @@ pub struct StandInFor<'a> {
     pub sandbox: &'a SandboxDir,
     /// The sandbox's VM process.
     pub vmm: ProcessId,
+    /// The folder of the container's shares in its tree.
+    pub folder: &'a str,
     /// The container's standard streams.
     pub streams: AttachedStdio,
     /// The sizes of an engine's terminal.
@@ -107,9 +109,14 @@ impl StandIn {
             store,
             sandbox,
             vmm,
+            folder,
             streams,
             sizes,
         } = made_for;
+        let purpose = Purpose::StandIn {
+            sandbox: sandbox.id().clone(),
+            folder: folder.to_owned(),
+        };
         let (lifeline, theirs) =
             UnixStream::pair().map_err(SandboxError::host("make a socket pair"))?;
         let network =
@@ -129,7 +136,7 @@ impl StandIn {
             null: null.map_err(|e| SandboxError::host("open /dev/null")(e.into()))?,
             sizes: sizes.map(Sizes::into_parts),
         };
-        let child = start(store, config);
+        let child = start(&purpose, store, config);
         let child = child.map_err(SandboxError::host("start the container's stand-in"))?;
         let stand_in = Self { child, lifeline };
         stand_in.wait_up()?;
@@ -191,20 +198,15 @@ fn network_of(process: ProcessId) -> io::Result<OwnedFd> {
     }
 }
 
-fn start(store: StoreKey, config: Config<OwnedFd>) -> io::Result<ChildProcess> {
+fn start(purpose: &Purpose, store: StoreKey, config: Config<OwnedFd>) -> io::Result<ChildProcess> {
     let mut inherited = Vec::new();
     let numbers = config.with(|fd| {
         inherited.push(fd);
         Ok::<_, io::Error>(inherited.last().map_or(-1, AsRawFd::as_raw_fd))
     })?;
     let written = handover::write(&numbers)?;
-    let arguments: Vec<CString> = search::arguments(
-        Purpose::StandIn,
-        store,
-        &numbers.container,
-        false,
-        written.as_raw_fd(),
-    )?;
+    let arguments: Vec<CString> =
+        search::arguments(purpose, store, &numbers.container, written.as_raw_fd())?;
     let mut inherited: Vec<_> = inherited.iter().map(AsFd::as_fd).collect();
     inherited.push(written.as_fd());
     ChildProcess::spawn(

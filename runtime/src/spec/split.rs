@@ -78,7 +78,7 @@ impl Plan {
 }
 
 /// What the agent makes a container of.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct GuestSpec {
     /// The config.json as the guest is to see it.
     pub json: Vec<u8>,
@@ -90,7 +90,7 @@ pub struct GuestSpec {
     pub seccomp: Option<SeccompFilter>,
 }
 
-/// Splits a bundle for a container with this id, which must be one path component. `is_root` says whether
+/// Splits a bundle for a container whose shares are to be in this folder of the VM's tree, one path component. `is_root` says whether
 /// hull's user is root, of the host or of a user namespace; `filters` may have its seccomp profile compiled. The serial
 /// numbers of its disks begin with `serials`, up to 16 characters: no two disks of a VM may have the same.
 ///
@@ -99,7 +99,7 @@ pub struct GuestSpec {
 /// shared; and when a network namespace can't be joined.
 pub fn plan(
     bundle: &Bundle,
-    id: &str,
+    folder: &str,
     serials: &str,
     config: &Config,
     filters: &FilterCache,
@@ -114,13 +114,13 @@ pub fn plan(
     let sizing = Sizing::of(resources, Host::read(), config);
 
     let locked = !is_root || has_user_namespace(&bundle.spec);
-    let (root, root_options) = share_root(bundle, id, locked)?;
-    guest.set_root(Some(guest_root(&bundle.spec, id)));
+    let (root, root_options) = share_root(bundle, folder, locked)?;
+    guest.set_root(Some(guest_root(&bundle.spec, folder)));
     let mut disks = Disks::of(&bundle.spec, serials);
     disks.add_devices(&bundle.spec)?;
     let mut shares = vec![root];
     let mut mounts = guest.mounts().clone().unwrap_or_default();
-    split_mounts(bundle, id, locked, &mut mounts, &mut disks, &mut shares)?;
+    split_mounts(bundle, folder, locked, &mut mounts, &mut disks, &mut shares)?;
     guest.set_mounts(Some(mounts));
     guest.set_hooks(guest_hooks(&bundle.spec));
     guest.set_linux(Some(guest_linux(guest.linux().clone())));

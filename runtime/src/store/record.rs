@@ -87,6 +87,9 @@ pub struct Joined {
     pub sandbox: ContainerId,
     /// The sandbox's VM process: another sandbox of that id is another one.
     pub vmm: ProcessId,
+    /// The folder of the VM's shared tree that this container's shares are in. No other container has had it: the guest
+    /// may remember for a while what it has found there.
+    pub folder: String,
     /// The process that stands for this container on the host; none until it has been started.
     pub stand_in: Option<ProcessId>,
 }
@@ -193,6 +196,7 @@ mod tests {
         let joined = |stand_in| Joined {
             sandbox: "pod".parse().expect("id"),
             vmm: me,
+            folder: "f".to_owned(),
             stand_in,
         };
         for (stand_in, status) in [

@@ -141,6 +141,12 @@ fn empty(directory: OwnedFd, path: &Path) -> Result<(), Error> {
             continue;
         }
         let below = path.join(name.to_string_lossy().as_ref());
+        // The guest may still have files of it, and is to change them no more.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if let Ok(mount) = openat(CWD, &below, flags, Mode::empty()) {
+            // Fails where a file is open for writing, or nothing is mounted.
+            let _ = change(mount.as_fd(), Depth::All, read_only(true));
+        }
         // Nothing is mounted at a place of which an earlier call was cut off.
         while unmount(&below, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok() {}
         let flags = match entry.file_type() {
