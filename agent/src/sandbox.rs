@@ -141,11 +141,8 @@ impl Sandbox {
         let id = &request.container_id;
         let mut prepared = spec::prepare(&request.spec_json, id, &request.bundle)?;
         prepared.launch.seccomp = request.seccomp.as_ref().map(seccomp::Program::from);
-        let disks = timeout(MAKE_TIMEOUT, Disks::find(&request.block_devices)).await;
-        let disks = disks.map_err(|_| Error::Timeout {
-            what: "finding the disks".to_owned(),
-            seconds: MAKE_TIMEOUT.as_secs(),
-        })??;
+        let disks = Disks::find(&request.block_devices);
+        let disks = within(MAKE_TIMEOUT, "finding the disks", disks).await??;
         if let Some(linux) = prepared.spec.linux_mut() {
             devices::prepare(linux, &disks)?;
             if let Some(resources) = linux.resources() {
@@ -472,11 +469,8 @@ impl Sandbox {
         &self,
         streams: &hull_protocol::agent::Stdio,
     ) -> Result<(ProcessEnds, AgentEnds), Error> {
-        let opened = timeout(DIAL_TIMEOUT, stdio::open(&*self.host, streams)).await;
-        opened.map_err(|_| Error::Timeout {
-            what: "dialling the host's ports for stdio".to_owned(),
-            seconds: DIAL_TIMEOUT.as_secs(),
-        })?
+        let what = "dialling the host's ports for stdio";
+        within(DIAL_TIMEOUT, what, stdio::open(&*self.host, streams)).await?
     }
 
     fn prepare(&self) -> Result<(), Error> {
@@ -492,14 +486,23 @@ impl Sandbox {
 /// Ends a container and removes its cgroup; its files go with it.
 async fn remove(container: &Container) -> Result<(), Error> {
     container.cgroup.remove().await?;
-    let ended = timeout(KILL_TIMEOUT, container.init.finished.exit.ended()).await;
-    ended.map_err(|_| Error::Timeout {
-        what: format!("the end of container {}", container.id),
-        seconds: KILL_TIMEOUT.as_secs(),
-    })?;
+    let what = format!("the end of container {}", container.id);
+    within(KILL_TIMEOUT, what, container.init.finished.exit.ended()).await?;
     // Not left to its drop: somebody may hold the container for longer than its name is taken.
     container.bundle.remove();
     Ok(())
+}
+
+/// Waits for something, no longer than that.
+async fn within<T>(
+    limit: Duration,
+    what: impl Into<String>,
+    awaited: impl Future<Output = T>,
+) -> Result<T, Error> {
+    timeout(limit, awaited).await.map_err(|_| Error::Timeout {
+        what: what.into(),
+        seconds: limit.as_secs(),
+    })
 }
 
 /// The `process` object of a further process. Of what it doesn't name, the container's own process's are

@@ -6,7 +6,6 @@
 //!
 //! | layer | what it is |
 //! | --- | --- |
-//! | [`chain`] | how an error is told |
 //! | [`types`] | plain types that every layer speaks of |
 //! | [`host`] | the host's kernel, as far as hull itself is concerned |
 //! | [`config`] | what an operator can change |
@@ -16,9 +15,11 @@
 //! | [`sandbox`] | a microVM: the process that runs it, and the agent in it |
 //! | [`lifecycle`] | create, start, exec, kill, delete and the rest |
 //!
-//! `.ci/layers` fails where one uses a layer below it.
+//! `.ci/layers` fails where one uses a layer below it. How an error is told, with its causes, is the monitor's
+//! ([`chain`]).
 
-pub mod chain;
+pub use hull_vmm::chain;
+
 pub mod types;
 
 pub mod host;

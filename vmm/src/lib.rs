@@ -8,6 +8,7 @@
 
 mod arch;
 mod bus;
+pub mod chain;
 pub mod console;
 pub mod deadlines;
 pub mod event_loop;

@@ -55,8 +55,7 @@ impl HostCgroup {
         is_root: bool,
     ) -> Result<Option<Self>, CgroupError> {
         let linux = spec.linux().as_ref();
-        let asked = linux.and_then(|linux| linux.cgroups_path().as_deref());
-        let asked = asked.filter(|path| !path.as_os_str().is_empty());
+        let asked = Self::asked_for(spec);
         if !is_cgroup2() && asked.is_some() {
             let field = "linux.cgroupsPath";
             return Err(CgroupError::NoCgroup2 { field });
@@ -89,6 +88,12 @@ impl HostCgroup {
                 Ok(None)
             }
         }
+    }
+
+    /// The path that config.json asks for, if any.
+    pub fn asked_for(spec: &Spec) -> Option<&Path> {
+        let asked = spec.linux().as_ref()?.cgroups_path().as_deref();
+        asked.filter(|path| !path.as_os_str().is_empty())
     }
 
     /// The one that a process is in, where it is known to have been made for it, without systemd.

@@ -137,9 +137,7 @@ fn start(
             (execution, Screen::Relay(relay.start()?))
         }
         Console::Engine(socket) => {
-            let followed = Sizes::with_text(lifecycle::send_terminal(socket)?);
-            let failed = SandboxError::host("follow the terminal's size");
-            let (sizes, streams) = followed.map_err(failed)?;
+            let (sizes, streams) = lifecycle::send_followed_terminal(socket)?;
             (exec(Stdio::Terminal(streams))?, Screen::Engine(sizes))
         }
     };

@@ -16,6 +16,7 @@ mod events;
 mod exec;
 mod features;
 mod foreground;
+mod hidden;
 mod kill;
 mod list;
 mod logging;
@@ -27,13 +28,11 @@ mod ps;
 mod run;
 mod signal;
 mod spec;
-mod stand_in;
 mod start;
 mod state;
 mod table;
 mod terminal;
 mod update;
-mod vmm;
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -175,10 +174,10 @@ enum Command {
     Update(update::Update),
     /// The process that stands for a container in another's sandbox; `create` starts it
     #[command(hide = true)]
-    StandIn(stand_in::StandIn),
+    StandIn(hidden::StandIn),
     /// The process that runs a VM; `create` starts it
     #[command(hide = true)]
-    Vmm(vmm::Vmm),
+    Vmm(hidden::Vmm),
 }
 
 impl Global {
@@ -210,8 +209,8 @@ pub fn run() -> ExitCode {
         Err(e) => return refused(&e),
     };
     match command {
-        Command::Vmm(args) => return vmm::run(&args),
-        Command::StandIn(args) => return stand_in::run(&args),
+        Command::Vmm(args) => return hidden::vmm(&args),
+        Command::StandIn(args) => return hidden::stand_in(&args),
         _ => {}
     }
     if let Err(e) = logging::init(&global) {
@@ -271,8 +270,8 @@ fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Error> {
         Command::Start(args) => start::run(context, &args),
         Command::State(args) => state::run(context, &args),
         Command::Update(args) => update::run(context, &args),
-        Command::StandIn(args) => Ok(stand_in::run(&args)),
-        Command::Vmm(args) => Ok(vmm::run(&args)),
+        Command::StandIn(args) => Ok(hidden::stand_in(&args)),
+        Command::Vmm(args) => Ok(hidden::vmm(&args)),
     }
 }
 

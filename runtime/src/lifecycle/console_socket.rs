@@ -10,7 +10,9 @@ use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
+use super::Error;
 use crate::host::send_with_fds;
+use crate::sandbox::{SandboxError, Sizes, TerminalStreams};
 
 /// Why an engine gets no terminal.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,16 @@ pub fn send_terminal(path: &Path) -> Result<OwnedFd, ConsoleSocketError> {
     send_with_fds(&mut socket, name.as_bytes(), &[master.as_fd()])
         .map_err(failed("send it the terminal"))?;
     Ok(slave)
+}
+
+/// Does so for a process of this one's, which follows the terminal's size: returns the sizes, and what the process's
+/// stdio is to be joined to.
+///
+/// # Errors
+/// When the socket doesn't take it, or there are too many open files.
+pub fn send_followed_terminal(path: &Path) -> Result<(Sizes, TerminalStreams), Error> {
+    let followed = Sizes::with_text(send_terminal(path)?);
+    Ok(followed.map_err(SandboxError::host("follow the terminal's size"))?)
 }
 
 fn make_raw(terminal: BorrowedFd<'_>) -> rustix::io::Result<()> {

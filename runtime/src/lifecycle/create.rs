@@ -18,7 +18,7 @@ use crate::chain::chain;
 use crate::config::Config;
 use crate::host::{ProcessId, inherited};
 use crate::sandbox::{
-    BlockingAgent, BootFiles, ChildProcess, HostTerminal, Launch, Sandbox, SandboxError, Streams,
+    BlockingAgent, BootFiles, ChildProcess, HostTerminal, Launch, Lifeline, Sandbox, Streams,
     TerminalStreams, VmConfig, VmmDisk,
 };
 use crate::spec::{self, Bundle, FilterCache, GuestSpec, Plan};
@@ -129,10 +129,10 @@ fn with_sandbox(context: &Context, mut request: Create<'_>) -> Result<Created, E
             dir,
             state,
             agent,
-            process: sandbox.into_process(),
+            process: sandbox.lifeline.into_process(),
         }),
         Err(e) => {
-            sandbox.abort();
+            sandbox.lifeline.abort();
             undo(dir, &state);
             Err(e)
         }
@@ -236,13 +236,13 @@ fn bring_up(
 ) -> Result<BlockingAgent, Error> {
     let files = dir.own_sandbox();
     // From here on `delete --force` finds the process, whatever becomes of this one.
-    state.sandbox.vmm = ProcessId::of(sandbox.pid()).ok();
+    state.sandbox.vmm = ProcessId::of(sandbox.lifeline.pid()).ok();
     files.save(&state.sandbox)?;
     let cgroup = state.sandbox.cgroup.as_mut();
     if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.is_scope()) {
-        cgroup.adopt(sandbox.pid(), limits)?;
+        cgroup.adopt(sandbox.lifeline.pid(), limits)?;
         files.save(&state.sandbox)?;
-        sandbox.begin()?;
+        sandbox.lifeline.begin()?;
     }
     let boot_timeout = Duration::from_secs(limits.config.boot_timeout.into());
     let Streams { stdio, exit_status } = sandbox.wait_up(&files, boot_timeout)?;
@@ -263,21 +263,17 @@ fn bring_up(
     }
     state.container.phase = Phase::Created;
     dir.save(&state.container)?;
-    commit(request, sandbox.pid(), || sandbox.commit())?;
+    commit(request, &sandbox.lifeline)?;
     Ok(agent)
 }
 
 /// Writes the pid file, and lets the container's process live on. Last of all, so that what fails leaves no pid file,
 /// and somebody's of that name is left alone.
-pub(super) fn commit(
-    request: &Create<'_>,
-    pid: i32,
-    let_go: impl FnOnce() -> Result<(), SandboxError>,
-) -> Result<(), Error> {
+pub(super) fn commit(request: &Create<'_>, lifeline: &Lifeline) -> Result<(), Error> {
     if let Some(path) = request.pid_file {
-        pid_file::write(path, pid)?;
+        pid_file::write(path, lifeline.pid())?;
     }
-    let_go().inspect_err(|_| {
+    lifeline.commit().inspect_err(|_| {
         if let Some(path) = request.pid_file {
             let _ = fs::remove_file(path);
         }

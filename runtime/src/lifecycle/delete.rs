@@ -1,17 +1,15 @@
 //! Removing what a container has left on the host.
 
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use super::hooks::Hooks;
 use super::state::for_hook;
-use super::{Context, Error, damaged};
+use super::{Context, Error, ask_aside, damaged};
 use crate::cgroup::HostCgroup;
 use crate::chain::chain;
 use crate::host::ProcessId;
-use crate::sandbox::{AgentError, BlockingAgent, SandboxError, remove_shares};
-use crate::store::{ContainerDir, SandboxRecord, State, Status, Store, StoreError};
+use crate::sandbox::{SandboxError, remove_shares};
+use crate::store::{ContainerDir, State, Status, Store, StoreError};
 use crate::types::ContainerId;
 
 /// How long a killed process may take to go: its memory has to be given back.
@@ -80,14 +78,9 @@ fn delete_known(store: &Store, id: &ContainerId, force: bool) -> Result<(), Erro
 /// When that can't be removed: its folder stays then, so that it isn't forgotten. Or when the folder can't be.
 fn destroy(dir: ContainerDir, state: &State, force: bool) -> Result<(), Error> {
     leave(&dir, state, force)?;
-    if let Some(SandboxRecord {
-        cgroup: Some(cgroup),
-        vmm,
-        ..
-    }) = state.own_sandbox()
-    {
+    if let Some(cgroup) = state.own_cgroup() {
         // A process that the state doesn't name yet ends by itself, soon.
-        cgroup.remove(vmm.is_some())?;
+        cgroup.remove(state.sandbox.vmm.is_some())?;
     }
     let hooks = match dir.load_config() {
         Ok(config) => Hooks::of(&config),
@@ -123,21 +116,15 @@ pub(super) fn leave(dir: &ContainerDir, state: &State, force: bool) -> Result<()
     let Some(joined) = joined.filter(|joined| joined.vmm.runs_container()) else {
         return Ok(());
     };
-    let sandbox = dir.sandbox_of(&state.container)?;
-    // On a thread of its own: it may take its time to answer, or never.
-    let (report, answer) = mpsc::channel();
-    let id = dir.id().clone();
-    thread::spawn(move || {
-        let agent = BlockingAgent::connect(&sandbox);
-        report.send(agent.and_then(|agent| agent.ask(|agent| agent.delete(&id))))
-    });
+    let answer = ask_aside(dir, state, |agent, id| agent.ask(|agent| agent.delete(id)));
     let limit = if force { AGENT_TIMEOUT } else { Duration::MAX };
     let deleted = answer.recv_timeout(limit);
     remove_shares(joined.vmm, &joined.folder)?;
     let why = match deleted {
-        Ok(Ok(()) | Err(AgentError::NotFound(_))) => return Ok(()),
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(e)) if e.is_not_found() => return Ok(()),
         _ if !joined.vmm.runs_container() => return Ok(()),
-        Ok(Err(e)) if !force => return Err(e.into()),
+        Ok(Err(e)) if !force => return Err(e),
         Ok(Err(e)) => chain(&e),
         Err(_) => format!("no answer within {} s", AGENT_TIMEOUT.as_secs()),
     };
@@ -166,11 +153,8 @@ fn end(state: &State) -> Result<(), Error> {
 /// # Errors
 /// When it doesn't die.
 pub(super) fn kill_container(state: &State) -> Result<(), Error> {
-    let cgroup = state
-        .own_sandbox()
-        .and_then(|sandbox| sandbox.cgroup.as_ref());
     match state.process() {
-        Some(process) => kill_process(process, cgroup),
+        Some(process) => kill_process(process, state.own_cgroup()),
         None => Ok(()),
     }
 }

@@ -103,6 +103,16 @@ pub enum Error {
     ExecProcess(#[source] AgentError),
 }
 
+impl Error {
+    /// Whether the agent says that there is no such process or container.
+    pub fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            Self::Sandbox(SandboxError::Agent(AgentError::NotFound(_)))
+        )
+    }
+}
+
 impl From<AgentError> for Error {
     fn from(error: AgentError) -> Self {
         Self::Sandbox(error.into())

@@ -6,13 +6,10 @@ use oci_spec::runtime::Process;
 
 use super::{Context, Error, allow};
 use crate::chain::chain;
-use crate::sandbox::{Agent, AgentError, AttachedStdio, BlockingAgent, Stdio};
+use crate::sandbox::{Agent, AttachedStdio, BlockingAgent, Stdio};
 use crate::spec::SpecError;
 use crate::store::{ContainerDir, SandboxDir, Status};
 use crate::types::ContainerId;
-
-/// What a shell shows of a process that SIGKILL has ended.
-const KILLED: u8 = 128 + 9;
 
 /// A container that a further process is for.
 #[derive(Debug)]
@@ -136,12 +133,7 @@ impl Execution {
     /// # Errors
     /// When the agent doesn't tell.
     pub async fn wait(&self, agent: &Agent, stands_for_it: bool) -> Result<u8, Error> {
-        let ended = agent.wait(&self.container, &self.id, stands_for_it);
-        match ended.await {
-            // The container has ended, and everything in it was killed.
-            Err(AgentError::Lost(_)) => Ok(KILLED),
-            ended => Ok(ended?),
-        }
+        Ok(agent.wait(&self.container, &self.id, stands_for_it).await?)
     }
 
     /// Waits until all that it has written has reached its reader, who may take as long as it likes.

@@ -6,20 +6,21 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::Spec;
 use rustix::fs::{fstat, stat};
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::console_socket::send_followed_terminal;
 use super::create::{Create, Created, Terminal, commit, first_record, is_root, run_create_hooks};
 use super::delete::{leave, undo};
 use super::hooks::Hooks;
-use super::{Context, Error, allow, console_socket};
-use crate::cgroup;
+use super::{Context, Error, allow};
+use crate::cgroup::{self, HostCgroup};
 use crate::chain::chain;
 use crate::host::ProcessId;
 use crate::sandbox::{
-    AgentError, AttachedStdio, BlockingAgent, Offer, SandboxError, Sizes, StandIn, StandInFor,
-    Stdio, add_shares, hand_disk, make_root_read_only,
+    AgentError, AttachedStdio, BlockingAgent, Lifeline, Offer, SandboxError, StandIn, Stdio,
+    add_shares, hand_disk, make_root_read_only,
 };
 use crate::spec::{self, Disk, FilterCache, GuestSpec, Network, Plan};
 use crate::store::{ContainerDir, Joined, Phase, SandboxDir, State, Status};
@@ -132,9 +133,12 @@ fn plan(
     // A disk stays in its VM when its container goes, and keeps its serial number: it is one that nobody has had.
     let plan = spec::plan(bundle, folder, folder, &config, &filters, true)?;
     spec::fits(target.first.sandbox.sizing, &plan.resources, &config)?;
-    for (field, is_of_the_vm) in [
-        ("linux.cgroupsPath", has_cgroup(bundle.spec())),
-        ("linux.resources.cpu.cpus", has_cpus(&plan.resources)),
+    let asks = [
+        (
+            "linux.cgroupsPath",
+            HostCgroup::asked_for(bundle.spec()).is_some(),
+        ),
+        ("linux.resources.cpu.cpus", plan.is_bound_to_cpus()),
         ("linux.memoryPolicy", plan.memory_policy.is_some()),
         (
             "linux.namespaces",
@@ -142,33 +146,18 @@ fn plan(
         ),
         (
             "process.selinuxLabel",
-            label_of(bundle.spec()) != label_of(&target.config) && plan.selinux_label.is_some(),
+            plan.selinux_label.is_some() && label_of(bundle.spec()) != label_of(&target.config),
         ),
-    ] {
-        if is_of_the_vm {
-            return Err(Error::OfTheSandbox {
-                field,
-                sandbox: target.first.sandbox.id.clone(),
-            });
-        }
-    }
-    if let Some(field) = cgroup::needs_host(&plan.resources) {
-        return Err(Error::OfTheSandbox {
+    ];
+    let mut asked = asks.into_iter().filter(|(_, is_asked)| *is_asked);
+    let of_the_vm = asked.next().map(|(field, _)| field);
+    match of_the_vm.or_else(|| cgroup::needs_host(&plan.resources)) {
+        Some(field) => Err(Error::OfTheSandbox {
             field,
             sandbox: target.first.sandbox.id.clone(),
-        });
+        }),
+        None => Ok(plan),
     }
-    Ok(plan)
-}
-
-fn has_cgroup(spec: &Spec) -> bool {
-    let path = (spec.linux().as_ref()).and_then(|linux| linux.cgroups_path().as_ref());
-    path.is_some_and(|path| !path.as_os_str().is_empty())
-}
-
-fn has_cpus(resources: &LinuxResources) -> bool {
-    let cpus = resources.cpu().as_ref().and_then(|cpu| cpu.cpus().as_ref());
-    cpus.is_some_and(|cpus| !cpus.is_empty())
 }
 
 fn label_of(spec: &Spec) -> Option<&String> {
@@ -199,7 +188,7 @@ fn prepare_host(
     request: &mut Create<'_>,
     plan: Plan,
     target: &Target,
-) -> Result<(StandIn, ForGuest), Error> {
+) -> Result<(Lifeline, ForGuest), Error> {
     dir.save_config(request.bundle.spec())?;
     add_shares(target.vmm, folder, plan.shares)?;
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
@@ -210,15 +199,13 @@ fn prepare_host(
         ),
         Terminal::Relayed(streams) => (Stdio::Terminal(streams), None),
         Terminal::Engine(socket) => {
-            let followed = Sizes::with_text(console_socket::send_terminal(socket)?);
-            let failed = SandboxError::host("follow the terminal's size");
-            let (sizes, streams) = followed.map_err(failed)?;
+            let (sizes, streams) = send_followed_terminal(socket)?;
             (Stdio::Terminal(streams), Some(sizes))
         }
     };
     let streams = AttachedStdio::attach(&target.files, stdio)?;
     let stdio = streams.offer();
-    let stand_in = StandIn::spawn(StandInFor {
+    let stand_in = StandIn {
         container: dir.id(),
         store: context.store()?.key()?,
         sandbox: &target.files,
@@ -226,7 +213,8 @@ fn prepare_host(
         folder,
         streams,
         sizes,
-    })?;
+    };
+    let stand_in = stand_in.spawn()?;
     let for_guest = ForGuest {
         spec: plan.guest_spec,
         disks: plan.disks,
@@ -237,7 +225,7 @@ fn prepare_host(
 
 /// From a stand-in to a container whose state says `created`, which lives on without this process.
 fn bring_up(
-    stand_in: &StandIn,
+    stand_in: &Lifeline,
     for_guest: ForGuest,
     dir: &ContainerDir,
     state: &mut State,
@@ -253,14 +241,15 @@ fn bring_up(
     }
     dir.save(&state.container)?;
     run_create_hooks(&Hooks::of(request.bundle.spec()), state)?;
-    let agent = super::connect(dir, state)?;
-    // One of this id whose folder was damaged may have been deleted without the agent being asked.
+    let sandbox = dir.sandbox_of(&state.container)?;
+    let agent = BlockingAgent::connect(&sandbox)?;
+    // One of this id may have been deleted by force without the agent's doing.
     match agent.ask(|agent| agent.delete(dir.id())) {
         Ok(()) | Err(AgentError::NotFound(_)) => {}
         Err(e) => return Err(e.into()),
     }
     // Last of what may fail here: a disk stays in its slot until the VM ends.
-    hand_disks(&dir.sandbox_of(&state.container)?, &disks, &mut spec)?;
+    hand_disks(&sandbox, &disks, &mut spec)?;
     let bundle = request.bundle.path();
     agent
         .ask(|agent| agent.create(dir.id(), spec, bundle, stdio, None, request.notify))
@@ -273,7 +262,7 @@ fn bring_up(
     stand_in.begin()?;
     state.container.phase = Phase::Created;
     dir.save(&state.container)?;
-    commit(request, stand_in.pid(), || stand_in.commit())?;
+    commit(request, stand_in)?;
     Ok(agent)
 }
 

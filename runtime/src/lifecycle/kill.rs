@@ -3,16 +3,13 @@
 //! The guest delivers it, but SIGKILL doesn't depend on the guest: where that doesn't end the container,
 //! the VM is ended; of a container in another's sandbox, the process that stands for it.
 
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use super::delete::kill_container;
-use super::{Context, Error};
+use super::{Context, Error, ask_aside, connect};
 use crate::chain::chain;
 use crate::host::ProcessId;
-use crate::sandbox::{AgentError, BlockingAgent};
-use crate::store::{ContainerDir, SandboxDir, State, Status};
+use crate::store::{ContainerDir, State, Status};
 use crate::types::ContainerId;
 
 /// How long the guest may take to end a container that is killed. A kill and the end of a VM that is ended
@@ -33,13 +30,14 @@ pub fn kill(context: &Context, id: &ContainerId, signal: i32, all: bool) -> Resu
         (libc::SIGKILL, Some(process)) => end(&dir, &state, process, all)?,
         (0, _) => {}
         _ if runs => {
-            let sent = ask(&dir.sandbox_of(&state.container)?, id, signal, all);
+            let sent = connect(&dir, &state)
+                .and_then(|agent| Ok(agent.ask(|agent| agent.signal(id, "", signal, all))?));
             // It may have ended while we were asking.
             if sent.is_err() && dir.load()?.status() == Status::Stopped {
                 return not_running(id, all);
             }
             match sent {
-                Err(AgentError::NotFound(_)) => return not_running(id, all),
+                Err(e) if e.is_not_found() => return not_running(id, all),
                 sent => sent?,
             }
         }
@@ -59,24 +57,15 @@ fn not_running(id: &ContainerId, all: bool) -> Result<(), Error> {
     })
 }
 
-/// Has the guest's agent deliver a signal.
-fn ask(sandbox: &SandboxDir, id: &ContainerId, signal: i32, all: bool) -> Result<(), AgentError> {
-    BlockingAgent::connect(sandbox)?.ask(|agent| agent.signal(id, "", signal, all))
-}
-
 /// Kills the container, and sees it end: by its guest if that does it in time. What the agent answers
 /// counts for nothing, and so it is asked on a thread of its own: it may not answer, or lie.
 fn end(dir: &ContainerDir, state: &State, process: ProcessId, all: bool) -> Result<(), Error> {
-    let own = state.own_sandbox();
-    if let Some(cgroup) = own.and_then(|sandbox| sandbox.cgroup.as_ref()) {
+    if let Some(cgroup) = state.own_cgroup() {
         cgroup.lift_cpu_limits();
     }
-    let (report, answer) = mpsc::channel();
-    // One that is gone has taken the container with it.
-    if let Ok(sandbox) = dir.sandbox_of(&state.container) {
-        let id = dir.id().clone();
-        thread::spawn(move || report.send(ask(&sandbox, &id, libc::SIGKILL, all)));
-    }
+    let answer = ask_aside(dir, state, move |agent, id| {
+        agent.ask(|agent| agent.signal(id, "", libc::SIGKILL, all))
+    });
     if process.wait(GUEST_TIMEOUT).is_ok() {
         return Ok(());
     }
@@ -85,7 +74,7 @@ fn end(dir: &ContainerDir, state: &State, process: ProcessId, all: bool) -> Resu
         Ok(Err(e)) => format!(" ({})", chain(&e)),
         _ => String::new(),
     };
-    let what = match own {
+    let what = match state.own_sandbox() {
         Some(_) => "the VM",
         None => "the process that stands for it",
     };

@@ -21,8 +21,10 @@ mod state;
 mod update;
 
 use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
 
-pub use console_socket::{ConsoleSocketError, send_terminal};
+pub use console_socket::{ConsoleSocketError, send_followed_terminal};
 pub use create::{Create, Created, Terminal, create};
 pub use delete::{delete, undo};
 pub use error::Error;
@@ -38,7 +40,7 @@ pub use state::{OciState, state};
 pub use update::update;
 
 use crate::config::Settings;
-use crate::sandbox::BlockingAgent;
+use crate::sandbox::{AgentError, BlockingAgent};
 use crate::store::{ContainerDir, State, Status, Store};
 use crate::types::ContainerId;
 
@@ -92,6 +94,22 @@ impl Context {
 fn connect(dir: &ContainerDir, state: &State) -> Result<BlockingAgent, Error> {
     let sandbox = dir.sandbox_of(&state.container)?;
     Ok(BlockingAgent::connect(&sandbox)?)
+}
+
+/// Asks the agent of a container's sandbox for something on a thread of its own, for who doesn't depend on the answer: it
+/// may take its time to come, or never do.
+fn ask_aside(
+    dir: &ContainerDir,
+    state: &State,
+    request: impl FnOnce(BlockingAgent, &ContainerId) -> Result<(), AgentError> + Send + 'static,
+) -> mpsc::Receiver<Result<(), Error>> {
+    let (report, answer) = mpsc::channel();
+    let (id, sandbox) = (dir.id().clone(), dir.sandbox_of(&state.container));
+    thread::spawn(move || {
+        let ask = || Ok(request(BlockingAgent::connect(&sandbox?)?, &id)?);
+        report.send(ask())
+    });
+    answer
 }
 
 /// Whether `verb` may be done to a container in this state.

@@ -43,9 +43,6 @@ pub fn watch(context: &Context, id: &ContainerId) -> Result<Watched, Error> {
     Ok(Watched {
         id: id.clone(),
         agent: connect(&dir, &state)?,
-        cgroup: (state
-            .own_sandbox()
-            .and_then(|sandbox| sandbox.cgroup.as_ref()))
-        .map(HostCgroup::directory),
+        cgroup: state.own_cgroup().map(HostCgroup::directory),
     })
 }

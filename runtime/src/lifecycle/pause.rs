@@ -15,9 +15,9 @@ use crate::types::ContainerId;
 pub fn pause(context: &Context, id: &ContainerId) -> Result<(), Error> {
     let allowed = [Status::Created, Status::Running];
     let (dir, mut state) = context.lock(id, "pause", &allowed)?;
+    let sandbox = dir.sandbox_of(&state.container)?;
     state.container.paused = true;
     dir.save(&state.container)?;
-    let sandbox = dir.sandbox_of(&state.container)?;
     let paused =
         BlockingAgent::connect(&sandbox).and_then(|agent| agent.ask(|agent| agent.pause(id)));
     // Without an answer they may be suspended: then the state says so, for `resume`.

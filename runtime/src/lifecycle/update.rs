@@ -2,9 +2,8 @@
 
 use serde_json::Value;
 
-use super::{Context, Error, allow};
+use super::{Context, Error, allow, connect};
 use crate::cgroup;
-use crate::sandbox::BlockingAgent;
 use crate::spec::{self, SpecError};
 use crate::store::Status;
 use crate::types::ContainerId;
@@ -37,23 +36,22 @@ pub fn update(context: &Context, id: &ContainerId, changes: Value) -> Result<(),
     let staged = dir.stage_config(&update.config)?;
     // None of the host's limits is below what the guest's allow (see `cgroup`), so between the two no
     // container has less than one of them.
-    let own = state.own_sandbox();
-    let on_host = match own.and_then(|sandbox| sandbox.cgroup.as_ref()) {
+    let on_host = match state.own_cgroup() {
         Some(cgroup) => Some(cgroup.limit(&limits)?),
         None => {
             cgroup::without(&update.host)?;
             None
         }
     };
-    let pinned = match (update.cpus, own.and_then(|own| own.vmm), &sandbox.cgroup) {
+    let pinned = match (update.cpus, sandbox.vmm, &sandbox.cgroup) {
         (Some(cpus), Some(vmm), None) => {
             let pinned = cpus.pin_process(vmm.pid);
             Some(pinned.map_err(|source| SpecError::Cpus { source })?)
         }
         _ => None,
     };
-    let in_guest = BlockingAgent::connect(&dir.sandbox_of(&state.container)?)
-        .and_then(|agent| agent.ask(|agent| agent.update(id, update.guest)));
+    let in_guest = connect(&dir, &state)
+        .and_then(|agent| Ok(agent.ask(|agent| agent.update(id, update.guest))?));
     if let Err(e) = in_guest {
         if let Some(applied) = on_host {
             applied.undo();
@@ -61,7 +59,7 @@ pub fn update(context: &Context, id: &ContainerId, changes: Value) -> Result<(),
         if let Some(pinned) = pinned {
             pinned.undo();
         }
-        return Err(e.into());
+        return Err(e);
     }
     dir.keep_config(staged)?;
     Ok(())

@@ -10,7 +10,7 @@ use hull_vmm::jail::userns;
 use rustix::pipe::PipeFlags;
 
 use super::config::Ends;
-use super::lifeline::{self, Report};
+use super::lifeline::{Lifeline, Report};
 use super::process::NO_PROGRAM;
 use super::search::{self, Purpose};
 use super::{
@@ -41,12 +41,12 @@ pub struct Launch<'a> {
     pub vm: VmConfig,
 }
 
-/// A launched sandbox. Dropped before [`Sandbox::commit`], it takes the VM with it.
+/// A launched sandbox.
 #[derive(Debug)]
 pub struct Sandbox {
-    child: ChildProcess,
+    /// Its VM process.
+    pub lifeline: Lifeline,
     in_user_namespace: bool,
-    lifeline: UnixStream,
     ready: OwnedFd,
     started: Instant,
 }
@@ -85,12 +85,12 @@ impl Launch<'_> {
             let cgroup = cgroup.as_ref().map(AsFd::as_fd);
             ChildProcess::spawn(&arguments, &inherited, cgroup, own)
         };
+        let process = execute().map_err(SandboxError::host(
+            "start the VMM process in namespaces of its own",
+        ))?;
         Ok(Sandbox {
-            child: execute().map_err(SandboxError::host(
-                "start the VMM process in namespaces of its own",
-            ))?,
+            lifeline: Lifeline::new(process, lifeline),
             in_user_namespace,
-            lifeline,
             ready,
             started,
         })
@@ -125,8 +125,8 @@ impl Launch<'_> {
 
 impl Sandbox {
     /// Whether the process ends in time: a guest can end its greeting by itself.
-    fn has_ended_by(&self, deadline: Instant) -> bool {
-        let process = self.child.open();
+    fn has_ended_by(&mut self, deadline: Instant) -> bool {
+        let process = self.lifeline.process().open();
         // One that can't be opened is gone.
         process.map_or(true, |process| {
             wait_readable(&process, deadline).unwrap_or(false)
@@ -135,7 +135,7 @@ impl Sandbox {
 
     /// The process has ended, or has closed its connections as it is about to.
     fn died(&mut self, dir: &SandboxDir) -> SandboxError {
-        let status = self.child.wait();
+        let status = self.lifeline.process().wait();
         if matches!(&status, Ok(status) if status.code() == Some(NO_PROGRAM)) {
             return SandboxError::NotExecuted;
         }
@@ -143,19 +143,6 @@ impl Sandbox {
             status: status.map_or_else(|e| e.to_string(), |status| status.to_string()),
             tail: dir.console_tail(TAIL),
         }
-    }
-
-    /// The VMM process's pid.
-    pub fn pid(&self) -> i32 {
-        self.child.id()
-    }
-
-    /// Lets a VMM process begin that is held back.
-    ///
-    /// # Errors
-    /// When it is gone.
-    pub fn begin(&self) -> Result<(), SandboxError> {
-        lifeline::begin(&self.lifeline).map_err(SandboxError::host("let the VMM process begin"))
     }
 
     /// Waits until the VMM process has set up the machine and runs it. Returns what it has on offer for
@@ -168,10 +155,7 @@ impl Sandbox {
         dir: &SandboxDir,
         timeout: Duration,
     ) -> Result<Streams, SandboxError> {
-        self.lifeline
-            .set_read_timeout(Some(timeout))
-            .map_err(SandboxError::host("set a time limit"))?;
-        match lifeline::receive(&self.lifeline) {
+        match self.lifeline.report(timeout) {
             Ok(Some(Report::Up(streams))) => Ok(streams),
             Ok(Some(Report::Failed(why))) => Err(SandboxError::Vmm(why)),
             Ok(None) => Err(self.died(dir)),
@@ -217,31 +201,10 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the VMM process is gone.
-    pub fn make_root_read_only(&self, id: &ContainerId) -> Result<(), SandboxError> {
-        let process = self
-            .child
-            .open()
-            .map_err(SandboxError::host("open the VMM process"))?;
+    pub fn make_root_read_only(&mut self, id: &ContainerId) -> Result<(), SandboxError> {
+        let process =
+            (self.lifeline.process().open()).map_err(SandboxError::host("open the VMM process"))?;
         shares::seal_root(process.as_fd(), id.as_str(), self.in_user_namespace)
-    }
-
-    /// Lets the VM live on when this process ends.
-    ///
-    /// # Errors
-    /// When the VMM process is gone already.
-    pub fn commit(&self) -> Result<(), SandboxError> {
-        lifeline::commit(&self.lifeline).map_err(SandboxError::host("let go of the VMM process"))
-    }
-
-    /// The process to wait for.
-    pub fn into_process(self) -> ChildProcess {
-        self.child
-    }
-
-    /// Ends the VM and reaps its process.
-    pub fn abort(mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -8,11 +8,12 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{HostStream, Offer};
+use super::{ChildProcess, HostStream, Offer, SandboxError};
 
 /// What the process says, once.
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,24 +37,87 @@ pub struct Streams {
 /// The longest report, in bytes.
 const LIMIT: u64 = 64 << 10;
 
-/// The byte by which `create` lets the VMM live on.
+/// The byte by which `create` lets the process live on.
 pub const COMMIT: u8 = b'C';
 
-/// The byte by which `create` lets a VMM begin that is held back.
+/// The byte by which `create` lets a process begin that is held back.
 const BEGIN: u8 = b'B';
 
-/// Lets a VMM begin that is held back.
-///
-/// # Errors
-/// When it is gone.
-pub fn begin(mut lifeline: &UnixStream) -> io::Result<()> {
+/// What `create` holds of a process that it has started. Dropped before [`Lifeline::commit`], it ends that process.
+#[derive(Debug)]
+pub struct Lifeline {
+    process: ChildProcess,
+    connection: UnixStream,
+}
+
+impl Lifeline {
+    /// To a process that has the other end of the connection.
+    pub(super) fn new(process: ChildProcess, connection: UnixStream) -> Self {
+        Self {
+            process,
+            connection,
+        }
+    }
+
+    /// The process's pid.
+    pub fn pid(&self) -> i32 {
+        self.process.id()
+    }
+
+    /// The process itself.
+    pub(super) fn process(&mut self) -> &mut ChildProcess {
+        &mut self.process
+    }
+
+    /// Waits for what the process reports, no longer than that; `None` if it ended without a word.
+    pub(super) fn report<T: DeserializeOwned>(
+        &self,
+        timeout: Duration,
+    ) -> io::Result<Option<Report<T>>> {
+        self.connection.set_read_timeout(Some(timeout))?;
+        receive(&self.connection)
+    }
+
+    /// Lets a process begin that is held back.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn begin(&self) -> Result<(), SandboxError> {
+        begin(&self.connection).map_err(SandboxError::host(
+            "let the container's process on the host begin",
+        ))
+    }
+
+    /// Lets the process live on when this one ends.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn commit(&self) -> Result<(), SandboxError> {
+        commit(&self.connection).map_err(SandboxError::host(
+            "let go of the container's process on the host",
+        ))
+    }
+
+    /// The process to wait for.
+    pub fn into_process(self) -> ChildProcess {
+        self.process
+    }
+
+    /// Ends and reaps the process.
+    pub fn abort(mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn begin(mut lifeline: &UnixStream) -> io::Result<()> {
     lifeline.write_all(&[BEGIN])
 }
 
-/// In a VMM that is held back: waits until it may begin.
+/// In a process that is held back: waits until it may begin.
 ///
 /// # Errors
-/// When `create` is gone, and so must be the VMM.
+/// When `create` is gone, and so must be the process.
 pub fn wait_to_begin(mut lifeline: &UnixStream) -> io::Result<()> {
     let mut byte = [0];
     lifeline.read_exact(&mut byte)
@@ -70,10 +134,7 @@ pub fn send<T: Serialize>(mut lifeline: &UnixStream, report: &Report<T>) -> io::
 }
 
 /// Waits for the process's report; `None` if the process ended without one.
-///
-/// # Errors
-/// When the connection breaks, or its read timeout is over.
-pub fn receive<T: DeserializeOwned>(lifeline: &UnixStream) -> io::Result<Option<Report<T>>> {
+fn receive<T: DeserializeOwned>(lifeline: &UnixStream) -> io::Result<Option<Report<T>>> {
     let mut line = String::new();
     if BufReader::new(lifeline.take(LIMIT)).read_line(&mut line)? == 0 {
         return Ok(None);
@@ -81,11 +142,7 @@ pub fn receive<T: DeserializeOwned>(lifeline: &UnixStream) -> io::Result<Option<
     Ok(Some(serde_json::from_str(&line)?))
 }
 
-/// Lets the VMM live on after `create`.
-///
-/// # Errors
-/// When the VMM is gone.
-pub fn commit(mut lifeline: &UnixStream) -> io::Result<()> {
+fn commit(mut lifeline: &UnixStream) -> io::Result<()> {
     lifeline.write_all(&[COMMIT])
 }
 

@@ -13,7 +13,7 @@
 //! thread that hasn't answered in [`ANSWER_TIMEOUT`] has its client sent away, and its slot is used no more
 //! unless it refuses the disk after all.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
@@ -70,11 +70,8 @@ fn hand_disk_at(
     let mode = if read_only { "ro" } else { "rw" };
     let request = format!("DISK {serial} {mode}\n");
     send_with_fds(&mut vmm, request.as_bytes(), &[device]).map_err(failed("take a disk"))?;
-    let mut line = String::new();
-    let read = BufReader::new(vmm)
-        .take(LONGEST_ANSWER)
-        .read_line(&mut line);
-    read.map_err(failed("put a disk into a slot"))?;
+    let line = socket::answer(BufReader::new(vmm), LONGEST_ANSWER);
+    let line = line.map_err(failed("put a disk into a slot"))?;
     match parse_answer(&line) {
         Some(Ok(slot)) => Ok(slot),
         Some(Err(why)) => Err(AgentError::NoDisk(why)),
@@ -321,7 +318,7 @@ impl MutEventSubscriber for DiskSlots {
 mod tests {
     use super::*;
     use std::fs::File;
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::sync::{Arc, Mutex};
 

@@ -2,7 +2,7 @@
 //!
 //! What is said on it is the business of [`agent`](super::agent) and [`stdio`](super::stdio).
 
-use std::io;
+use std::io::{self, BufRead};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -34,6 +34,16 @@ pub fn dial(path: &Path, timeout: Duration) -> Result<UnixStream, AgentError> {
         Ok(socket.into())
     };
     open().map_err(failed("take a connection", timeout))
+}
+
+/// Waits for a line of the VMM's, of at most that many bytes: one without an end is cut off.
+///
+/// # Errors
+/// When the connection breaks, or the time limit of [`dial`] is over.
+pub fn answer(vmm: impl BufRead, longest: u64) -> io::Result<String> {
+    let mut line = String::new();
+    vmm.take(longest).read_line(&mut line)?;
+    Ok(line)
 }
 
 /// What has become of a step in which the VMM was to do `what`.

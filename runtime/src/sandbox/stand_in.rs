@@ -17,20 +17,17 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 
 use super::agent::open_connection;
-use super::lifeline::{self, COMMIT, Report};
+use super::lifeline::{self, COMMIT, Lifeline, Report};
 use super::search::{self, Purpose};
 use super::socket::CALL_TIMEOUT;
 use super::{
-    Agent, AgentError, AttachedStdio, BlockingAgent, ChildProcess, SandboxError, Sizes,
-    forward_signals, handover, namespaces, stdio,
+    AgentError, AttachedStdio, BlockingAgent, ChildProcess, SandboxError, Sizes, forward_signals,
+    handover, namespaces, stdio,
 };
 use crate::chain::chain;
 use crate::host::{ENDED, ProcessId};
 use crate::store::{SandboxDir, StoreKey};
 use crate::types::ContainerId;
-
-/// What a shell shows of a process that SIGKILL has ended.
-const KILLED: u8 = 128 + 9;
 
 /// What it exits with where nobody knows how the container's process has ended.
 const UNKNOWN: u8 = 255;
@@ -72,9 +69,9 @@ impl<Fd> Config<Fd> {
     }
 }
 
-/// What a stand-in is started for.
+/// A stand-in to be started.
 #[derive(Debug)]
-pub struct StandInFor<'a> {
+pub struct StandIn<'a> {
     /// The container.
     pub container: &'a ContainerId,
     /// The store that it is in.
@@ -91,100 +88,42 @@ pub struct StandInFor<'a> {
     pub sizes: Option<Sizes>,
 }
 
-/// A stand-in that was started. Dropped before [`StandIn::commit`], it ends, and the container's process with it.
-#[derive(Debug)]
-pub struct StandIn {
-    child: ChildProcess,
-    lifeline: UnixStream,
-}
-
-impl StandIn {
-    /// Starts one, and waits until it has set itself up.
+impl StandIn<'_> {
+    /// Starts it, and waits until it has set itself up. When it ends, the container's process does.
     ///
     /// # Errors
     /// When it can't be started, or says why it can't go on.
-    pub fn spawn(made_for: StandInFor<'_>) -> Result<Self, SandboxError> {
-        let StandInFor {
-            container,
-            store,
-            sandbox,
-            vmm,
-            folder,
-            streams,
-            sizes,
-        } = made_for;
-        let purpose = Purpose::StandIn {
-            sandbox: sandbox.id().clone(),
-            folder: folder.to_owned(),
-        };
-        let (lifeline, theirs) =
+    pub fn spawn(self) -> Result<Lifeline, SandboxError> {
+        let (connection, theirs) =
             UnixStream::pair().map_err(SandboxError::host("make a socket pair"))?;
-        let network =
-            network_of(vmm).map_err(SandboxError::host("open the sandbox's network namespace"))?;
-        let null = openat(
-            CWD,
-            c"/dev/null",
-            OFlags::RDWR | OFlags::CLOEXEC,
-            Mode::empty(),
-        );
+        let network = network_of(self.vmm)
+            .map_err(SandboxError::host("open the sandbox's network namespace"))?;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let null = openat(CWD, c"/dev/null", flags, Mode::empty());
         let config = Config {
-            container: container.clone(),
+            container: self.container.clone(),
             lifeline: OwnedFd::from(theirs),
-            agent: open_connection(sandbox)?.into(),
-            streams: streams.into_connection().into(),
+            agent: open_connection(self.sandbox)?.into(),
+            streams: self.streams.into_connection().into(),
             network,
             null: null.map_err(|e| SandboxError::host("open /dev/null")(e.into()))?,
-            sizes: sizes.map(Sizes::into_parts),
+            sizes: self.sizes.map(Sizes::into_parts),
         };
-        let child = start(&purpose, store, config);
-        let child = child.map_err(SandboxError::host("start the container's stand-in"))?;
-        let stand_in = Self { child, lifeline };
-        stand_in.wait_up()?;
-        Ok(stand_in)
-    }
-
-    fn wait_up(&self) -> Result<(), SandboxError> {
-        let limited = self.lifeline.set_read_timeout(Some(CALL_TIMEOUT));
-        limited.map_err(SandboxError::host("set a time limit"))?;
-        let said = match lifeline::receive::<()>(&self.lifeline) {
-            Ok(Some(Report::Up(()))) => return Ok(()),
+        let purpose = Purpose::StandIn {
+            sandbox: self.sandbox.id().clone(),
+            folder: self.folder.to_owned(),
+        };
+        let process = start(&purpose, self.store, config);
+        let process = process.map_err(SandboxError::host("start the container's stand-in"))?;
+        let lifeline = Lifeline::new(process, connection);
+        let said = match lifeline.report(CALL_TIMEOUT) {
+            Ok(Some(Report::Up(()))) => return Ok(lifeline),
             Ok(Some(Report::Failed(why))) => why,
             Ok(None) => "it ended before it was set up".to_owned(),
             Err(e) => chain(&e),
         };
+        lifeline.abort();
         Err(SandboxError::StandIn(said))
-    }
-
-    /// Its pid.
-    pub fn pid(&self) -> i32 {
-        self.child.id()
-    }
-
-    /// Has it wait for the container's process, which is there.
-    ///
-    /// # Errors
-    /// When it is gone.
-    pub fn begin(&self) -> Result<(), SandboxError> {
-        lifeline::begin(&self.lifeline).map_err(SandboxError::host("let the stand-in begin"))
-    }
-
-    /// Lets it live on when this process ends.
-    ///
-    /// # Errors
-    /// When it is gone already.
-    pub fn commit(&self) -> Result<(), SandboxError> {
-        lifeline::commit(&self.lifeline).map_err(SandboxError::host("let go of the stand-in"))
-    }
-
-    /// The process to wait for.
-    pub fn into_process(self) -> ChildProcess {
-        self.child
-    }
-
-    /// Ends and reaps it.
-    pub fn abort(mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -307,7 +246,7 @@ impl Held {
         let status = agent.ask(|agent| {
             let until = async {
                 tokio::select! {
-                    status = ended(agent, &id) => Ok(Some(status)),
+                    status = agent.wait(&id, "", true) => Ok(Some(status.unwrap_or(UNKNOWN))),
                     () = abandoned(lifeline) => Ok(None),
                 }
             };
@@ -319,16 +258,6 @@ impl Held {
         let _ = rustix::thread::set_name(ENDED);
         stdio::wait_flushed(self.streams.into());
         Ok(ExitCode::from(status))
-    }
-}
-
-/// Waits for the end of the container's process.
-async fn ended(agent: &Agent, id: &ContainerId) -> u8 {
-    match agent.wait(id, "", true).await {
-        Ok(status) => status,
-        // The sandbox has ended, and everything in it was killed.
-        Err(AgentError::Lost(_)) => KILLED,
-        Err(_) => UNKNOWN,
     }
 }
 
@@ -358,7 +287,7 @@ mod tests {
         abandoned(stand_in).await;
 
         let (create, stand_in) = UnixStream::pair().expect("a pair");
-        lifeline::commit(&create).expect("said");
+        std::io::Write::write_all(&mut &create, &[COMMIT]).expect("said");
         drop(create);
         let waited = tokio::time::timeout(Duration::from_millis(20), abandoned(stand_in));
         waited.await.expect_err("it goes on");

@@ -1,7 +1,7 @@
 //! A process's standard streams: handed to the VMM, which joins each to a vsock port.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -112,7 +112,8 @@ impl AttachedStdio {
         let fds: Vec<_> = own.iter().map(AsFd::as_fd).collect();
         send_with_fds(&mut vmm, request, &fds).map_err(failed("take the standard streams"))?;
         let mut vmm = BufReader::new(vmm);
-        let line = answer(&mut vmm).map_err(failed("give the standard streams ports"))?;
+        let line = socket::answer(&mut vmm, LONGEST_ANSWER);
+        let line = line.map_err(failed("give the standard streams ports"))?;
         let streams = parse(&line).ok_or(AgentError::NotServing)?;
         let offer = Offer::of(terminal, streams);
         Ok(Self { vmm, offer })
@@ -141,14 +142,7 @@ impl AttachedStdio {
 /// Waits as [`AttachedStdio::wait_flushed`] does.
 pub fn wait_flushed(connection: UnixStream) {
     let _ = connection.set_read_timeout(None);
-    let _ = answer(&mut BufReader::new(connection)); // or its end
-}
-
-/// Waits for a line of the VMM's, and cuts it off where it has no end.
-fn answer(vmm: &mut impl BufRead) -> io::Result<String> {
-    let mut line = String::new();
-    vmm.take(LONGEST_ANSWER).read_line(&mut line)?;
-    Ok(line)
+    let _ = socket::answer(BufReader::new(connection), LONGEST_ANSWER); // or its end
 }
 
 fn parse(line: &str) -> Option<[Option<HostStream>; 3]> {
@@ -234,7 +228,7 @@ mod tests {
     #[test]
     fn an_endless_answer_is_cut_off() {
         let mut endless = BufReader::new(io::repeat(b'1'));
-        let line = answer(&mut endless).expect("a line");
+        let line = socket::answer(&mut endless, LONGEST_ANSWER).expect("a line");
         assert_eq!(line.len() as u64, LONGEST_ANSWER);
     }
 }

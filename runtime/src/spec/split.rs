@@ -61,6 +61,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether config.json lists CPUs.
+    pub fn is_bound_to_cpus(&self) -> bool {
+        self.cpus.is_some()
+    }
+
     /// Binds this process to the CPUs that config.json lists, and so the VMM process if it is started
     /// while the value that is returned lives.
     ///

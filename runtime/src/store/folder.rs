@@ -72,17 +72,25 @@ impl Folder {
         })
     }
 
+    /// The folder of an existing container in the store whose folder is `root`.
+    ///
+    /// # Errors
+    /// When there is no such container.
+    pub(super) fn find(root: &OwnedFd, path: &Path, id: &ContainerId) -> Result<Self, StoreError> {
+        match Self::open(root, path, id, id.as_str()) {
+            Ok(folder) => Ok(folder),
+            Err(Errno::NOENT) => Err(StoreError::Missing(id.clone())),
+            Err(e) => Err(failed("open", &path.join(id.as_str()), e)),
+        }
+    }
+
     /// The folder of another container of the same store.
     ///
     /// # Errors
     /// When there is no such container.
     pub(super) fn beside(&self, id: &ContainerId) -> Result<Self, StoreError> {
-        let path = self.path.with_file_name(id.as_str());
-        match Self::open(&self.root, path.parent().unwrap_or(&path), id, id.as_str()) {
-            Ok(folder) => Ok(folder),
-            Err(Errno::NOENT) => Err(StoreError::Missing(id.clone())),
-            Err(e) => Err(failed("open", &path, e)),
-        }
+        let store = self.path.parent().unwrap_or(&self.path);
+        Self::find(&self.root, store, id)
     }
 
     /// Whether this is still the folder of that name.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::SandboxRecord;
+use crate::cgroup::HostCgroup;
 use crate::host::ProcessId;
 use crate::types::ContainerId;
 
@@ -116,6 +117,11 @@ impl State {
     /// The sandbox, if it begins and ends with this container.
     pub fn own_sandbox(&self) -> Option<&SandboxRecord> {
         self.container.joined.is_none().then_some(&self.sandbox)
+    }
+
+    /// The cgroup on the host that begins and ends with this container.
+    pub fn own_cgroup(&self) -> Option<&HostCgroup> {
+        self.own_sandbox()?.cgroup.as_ref()
     }
 
     /// What the container's state is now. It has ended when its process knows its exit status, though

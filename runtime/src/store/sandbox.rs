@@ -48,18 +48,10 @@ impl SandboxRecord {
 pub struct Remains {
     /// The sandbox's id. All else is another sandbox's if this is another id.
     id: Option<ContainerId>,
-    /// The process that runs the VM, or that stands for a container in another's.
+    /// The process that runs the VM.
     pub vmm: Option<ProcessId>,
     /// The VM's cgroup.
     pub cgroup: Option<HostCgroup>,
-    /// Of a container in another's sandbox.
-    joined: Option<RemainsOfJoined>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct RemainsOfJoined {
-    stand_in: Option<ProcessId>,
 }
 
 /// A sandbox's files, in the folder of its first container.
@@ -107,12 +99,10 @@ impl SandboxDir {
             }
         };
         let (own, older) = (remains(files::SANDBOX), remains(files::CONTAINER));
-        let stand_in = older.joined.and_then(|joined| joined.stand_in);
         Remains {
             id: own.id,
-            vmm: own.vmm.or(older.vmm).or(stand_in),
+            vmm: own.vmm.or(older.vmm),
             cgroup: own.cgroup.or(older.cgroup),
-            joined: None,
         }
     }
 

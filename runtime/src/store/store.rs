@@ -131,11 +131,7 @@ impl Store {
     /// # Errors
     /// When there is no such container.
     pub fn find(&self, id: &ContainerId) -> Result<ContainerDir, StoreError> {
-        match self.folder(id, id.as_str()) {
-            Ok(folder) => Ok(ContainerDir::new(folder)),
-            Err(Errno::NOENT) => Err(StoreError::Missing(id.clone())),
-            Err(e) => Err(failed("open", &self.path.join(id.as_str()), e)),
-        }
+        Folder::find(&self.dir, &self.path, id).map(ContainerDir::new)
     }
 
     /// The states of all containers. One that vanishes meanwhile is left out; a damaged one does not hide the

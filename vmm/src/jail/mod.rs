@@ -52,6 +52,17 @@ pub enum Role {
     DiskSlot,
 }
 
+#[cfg(test)]
+impl Role {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Main,
+        Self::Vcpu,
+        Self::Filesystem,
+        Self::Block,
+        Self::DiskSlot,
+    ];
+}
+
 /// Why a thread or the process could not be confined.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

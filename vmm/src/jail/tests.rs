@@ -20,14 +20,6 @@ use super::{Identity, Role, close_other_fds, confine, limits};
 /// Whoever; nobody has files.
 const NOBODY: Identity = Identity::Nobody(0xf000_0001);
 
-const ROLES: [Role; 5] = [
-    Role::Main,
-    Role::Vcpu,
-    Role::Filesystem,
-    Role::Block,
-    Role::DiskSlot,
-];
-
 pub(super) fn o_path(path: &Path) -> OwnedFd {
     open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("the source")
 }
@@ -216,7 +208,7 @@ fn no_capability_is_left_but_those_of_the_role() {
     if !is_root() {
         return;
     }
-    for role in ROLES {
+    for role in Role::ALL {
         let count = if role == Role::Filesystem { 8 } else { 0 };
         let end = run(|| {
             super::capabilities::keep_only(super::capabilities::of(role)).expect("capabilities");
@@ -240,7 +232,7 @@ fn nobody_is_root_but_who_touches_files() {
     if !is_root() {
         return;
     }
-    for role in ROLES {
+    for role in Role::ALL {
         let end = run(|| {
             limits::apply().expect("the limits");
             let status = fs::File::open("/proc/self/status").expect("the status");
@@ -284,7 +276,7 @@ fn a_call_that_is_not_the_roles_kills() {
         (libc::SYS_ioctl, [0, libc::TIOCSTI as i32, 0, 0]),
         (libc::SYS_prctl, [libc::PR_GET_DUMPABLE, 0, 0, 0]),
     ];
-    for role in ROLES {
+    for role in Role::ALL {
         for (number, [a, b, c, d]) in forbidden {
             let end = run(|| {
                 confine(role, NOBODY, &test_child::open_fds()).expect("the jail");
@@ -306,7 +298,7 @@ fn what_a_thread_lives_on_is_allowed() {
     if !is_root() {
         return;
     }
-    for role in ROLES {
+    for role in Role::ALL {
         let end = run(|| {
             confine(role, NOBODY, &test_child::open_fds()).expect("the jail");
             let memory = vec![1_u8; 1 << 24];

@@ -18,6 +18,9 @@ use super::{Agent, AgentError, ProcessInfo, Stats, classify};
 use crate::spec::GuestSpec;
 use crate::types::ContainerId;
 
+/// What a shell shows of a process that SIGKILL has ended.
+const KILLED: u8 = 128 + 9;
+
 impl Agent {
     /// Makes the container; its process waits to be started. `bundle` is what its hooks are told; with
     /// `notify` it has a socket to say when it is ready. Where `exit_status` is awaited, the sandbox ends with it.
@@ -151,7 +154,7 @@ impl Agent {
     /// ends before, the other one is killed where `stands_for_it`.
     ///
     /// # Errors
-    /// When the sandbox goes away first.
+    /// When the agent refuses.
     pub async fn wait(
         &self,
         id: &ContainerId,
@@ -165,9 +168,13 @@ impl Agent {
             ..Default::default()
         };
         let answer = self.client.wait_process(Context::default(), &request).await;
-        let answer = answer.map_err(|e| classify(e, "report the process's end", CALL_TIMEOUT))?;
-        // Masked as exit(2) masks it, whatever the guest says.
-        Ok((answer.exit_status & 0xff) as u8)
+        match answer.map_err(|e| classify(e, "report the process's end", CALL_TIMEOUT)) {
+            // Masked as exit(2) masks it, whatever the guest says.
+            Ok(answer) => Ok((answer.exit_status & 0xff) as u8),
+            // The sandbox has ended, and everything in it was killed.
+            Err(AgentError::Lost(_)) => Ok(KILLED),
+            Err(e) => Err(e),
+        }
     }
 
     /// Waits until a container made with `notify` says that it is ready, or has ended, however long that

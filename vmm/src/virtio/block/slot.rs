@@ -5,7 +5,6 @@
 //! pair of sockets that are theirs alone: a packet with a line and a descriptor, answered with a line. Once
 //! there is a disk, the thread closes its end, and the slot is a virtio-blk device like any other, for good.
 
-use std::fmt::Write;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -20,6 +19,7 @@ use rustix::net::{
 };
 
 use super::{Block, Disk, DiskError, SERIAL_SIZE, Vacancy};
+use crate::chain::chain;
 use crate::event_loop::Subscriber;
 use crate::virtio::transport::{FillError, MmioTransport};
 
@@ -245,13 +245,8 @@ fn parse(line: &[u8]) -> Option<(&str, bool)> {
 }
 
 /// An error with its causes, as an answer.
-fn reason(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}"); // into a String
-        cause = error.source();
-    }
+fn reason(error: &SlotError) -> String {
+    let mut text = chain(error);
     text.truncate(text.floor_char_boundary(LONGEST_ANSWER));
     text
 }
