@@ -168,6 +168,10 @@ def report(cases):
     print(f"\n{len(unexplained)} differences that aren't listed:")
     for d in unexplained:
         print(f"  {d.suite}: {d.test}: hull {d.hull}, {' and '.join(d.controls)} passed ({d.log})")
+    skipped = {case: result for case, result in known.items() if case[2] == "hull" and result["result"] == "skipped"}
+    print(f"\n{len(skipped)} cases that skipped themselves with hull:")
+    for (suite, test, _), result in skipped.items():
+        print(f"  skipped {suite}::{test}: {result.get('reason') or 'its suite does not say why'}")
     if errors:
         print(f"\n{len(errors)} errors of the lists:")
         for error in errors:
