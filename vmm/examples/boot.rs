@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use hull_vmm::jail::OwnTable;
+use hull_vmm::jail::PrivateFdTable;
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -68,10 +68,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let thread = events.spawn("devices", |_| Ok(()))?;
 
     let stdout = std::io::stdout().as_fd().try_clone_to_owned()?;
-    let held = machine.start(Console::new(stdout, ConsoleLimits::NONE), |_| {
-        Ok(OwnTable::default())
+    let held = machine.start_vcpu_threads(Console::new(stdout, ConsoleLimits::NONE), |_| {
+        Ok(PrivateFdTable::default())
     })?;
-    let running = held.let_go();
+    let running = held.start_guest();
     poll(
         &mut [PollFd::from_borrowed_fd(running.stopped(), PollFlags::IN)],
         None,

@@ -42,10 +42,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         initramfs: initramfs[..].into(),
         cmdline: CMDLINE,
     })?;
-    let identity = Identity::nobody()?;
+    let identity = Identity::unique_user()?;
     let tree = tree::enter(vec![tree::Share {
         name: "the directory".into(),
-        source: tree::Source::Mounted(tree::Mounted::new(directory)),
+        source: tree::Source::Bind(tree::BindMount::new(directory)),
         target: "c1/rootfs".into(),
     }])?;
 
@@ -61,23 +61,24 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut events = EventLoop::new()?;
     events.add(rng);
-    events.keep(rng_eventfds);
+    events.keep_open(rng_eventfds);
     events.spawn("devices", move |needed| {
         let own = jail::confine(Role::Main, identity, &needed);
         own.map(drop).map_err(io::Error::other)
     })?;
     fs::spawn(device, eventfds, |mut needed| {
-        let own = tree.threads.own_descriptors().map_err(io::Error::other)?;
+        let own = tree.task_dir.open_thread_fds().map_err(io::Error::other)?;
         needed.push(own.as_raw_fd());
-        jail::confine(Role::Filesystem, Identity::Kept, &needed).map_err(io::Error::other)?;
+        jail::confine(Role::Filesystem, Identity::Unchanged, &needed).map_err(io::Error::other)?;
         Ok(own)
     })?;
     let stdout = io::stdout().as_fd().try_clone_to_owned()?;
-    let held = machine.start(Console::new(stdout, ConsoleLimits::NONE), move |needed| {
-        jail::confine(Role::Vcpu, identity, needed).map_err(io::Error::other)
-    })?;
+    let held = machine
+        .start_vcpu_threads(Console::new(stdout, ConsoleLimits::NONE), move |needed| {
+            jail::confine(Role::Vcpu, identity, needed).map_err(io::Error::other)
+        })?;
     jail::confine(Role::Main, identity, &[held.stopped().as_raw_fd()])?;
-    let running = held.let_go();
+    let running = held.start_guest();
     let stopped = running.stopped();
     poll(
         &mut [PollFd::from_borrowed_fd(stopped, PollFlags::IN)],

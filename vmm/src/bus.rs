@@ -1,4 +1,4 @@
-//! The MMIO address space: devices in slots of 4 KiB, one after the other.
+//! The MMIO bus: virtio devices in consecutive slots of 4 KiB.
 
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ pub(crate) fn slot_address(slot: usize) -> u64 {
     layout::DEVICES_START + slot as u64 * SLOT_SIZE
 }
 
-/// Finds the device that an access is for. Filled once, then only read, by all vCPU threads.
+/// Finds the device that an access goes to. It is filled before the guest runs, and only read by
+/// the vCPU threads.
 #[derive(Debug, Default)]
 pub(crate) struct Bus {
     slots: Vec<Arc<MmioTransport>>,
@@ -30,7 +31,7 @@ impl Bus {
         &self.slots
     }
 
-    /// Serves a read; where there is no device, all bits are 1, as on a bus that nobody drives.
+    /// Handles a read; where there is no device, all bits are 1, as on a floating bus.
     pub(crate) fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address) {
             Some((device, offset)) => device.read(offset, data),
@@ -38,7 +39,7 @@ impl Bus {
         }
     }
 
-    /// Serves a write; where there is no device, it is lost.
+    /// Handles a write; where there is no device, it has no effect.
     pub(crate) fn write(&self, address: u64, data: &[u8]) {
         if let Some((device, offset)) = self.find(address) {
             device.write(offset, data);

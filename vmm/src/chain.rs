@@ -1,11 +1,11 @@
-//! How an error is told: in one line, with its causes.
+//! Formats an error in one line, with its causes.
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 
 /// An error and its causes in one line: `what: why: why`.
 ///
-/// A source whose text its wrapper has already repeated is not said twice.
+/// A source whose text the error that wraps it ends with already isn't repeated.
 pub fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,8 +1,8 @@
-//! The guest's console: what its kernel says while no agent can be asked, collected in a log, in which whoever
-//! runs the machine can have its say as well.
+//! The guest's console: a log of what the guest's kernel prints, which is all there is to see while
+//! no agent answers. The VMM's own messages can be written to the same log.
 //!
-//! The guest writes it, so it is bounded in size and rate, and holds nothing but printable lines: a
-//! terminal that shows the log can't be made to do anything.
+//! The guest controls its contents, so the log is bounded in size and rate, and contains nothing
+//! but printable lines: no escape sequence reaches a terminal that shows it.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,19 +10,19 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// How much of the console is kept.
+/// How much may be written to the console's log, and how fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConsoleLimits {
     /// Bytes written to the log in all.
     pub total: u64,
-    /// Bytes that may come at once.
+    /// Bytes that may be written at once.
     pub burst: u32,
-    /// Bytes a second after that.
+    /// Bytes per second after that.
     pub rate: u32,
 }
 
 impl Default for ConsoleLimits {
-    /// A whole boot with every message, and a kernel's last words later.
+    /// Enough for all messages of a boot, and the kernel's panic message later.
     fn default() -> Self {
         Self {
             total: 256 << 10,
@@ -33,7 +33,7 @@ impl Default for ConsoleLimits {
 }
 
 impl ConsoleLimits {
-    /// Everything: for a caller that reads along, and has bounds of its own.
+    /// No limits: for a caller that reads the log as it is written, and has limits of its own.
     pub const NONE: Self = Self {
         total: u64::MAX,
         burst: u32::MAX,
@@ -41,7 +41,7 @@ impl ConsoleLimits {
     };
 }
 
-/// Bytes after which a line is written out unfinished.
+/// A line that reaches this length is written without waiting for its end.
 const LINE: usize = 512;
 
 const DROPPED: &[u8] = b"[hull: the guest writes too fast; some of it is lost]\n";
@@ -72,10 +72,10 @@ impl Console {
             refilled: Instant::now(),
             dropping: false,
         };
-        Self::of(Arc::new(Mutex::new(sink)))
+        Self::with_sink(Arc::new(Mutex::new(sink)))
     }
 
-    fn of(sink: Arc<Mutex<Sink>>) -> Self {
+    fn with_sink(sink: Arc<Mutex<Sink>>) -> Self {
         Self {
             state: Mutex::new(State {
                 sink,
@@ -84,13 +84,14 @@ impl Console {
         }
     }
 
-    /// A further writer to the same log, within the same limits, with lines of its own.
-    pub fn beside(&self) -> Self {
+    /// Another writer to the same log, within the same limits. Lines of different writers don't
+    /// mix.
+    pub fn new_writer(&self) -> Self {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        Self::of(Arc::clone(&state.sink))
+        Self::with_sink(Arc::clone(&state.sink))
     }
 
-    /// Takes bytes, from the guest or another writer; lines are written when they end.
+    /// Takes bytes from the guest or another writer. A line is written to the log when it ends.
     pub fn write(&self, bytes: &[u8]) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         for byte in bytes {
@@ -98,15 +99,15 @@ impl Console {
         }
     }
 
-    /// What there is of a line that has not ended: less than 512 bytes.
-    pub fn unfinished(&self) -> Vec<u8> {
+    /// The current unfinished line: less than 512 bytes.
+    pub fn partial_line(&self) -> Vec<u8> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.line.clone()
     }
 
-    /// Goes on in the middle of a line that [`Self::unfinished`] has returned, in place of an own one. Does
-    /// nothing and returns `false` if no console's line is like it.
-    pub fn resume(&self, line: &[u8]) -> bool {
+    /// Replaces the unfinished line by one that [`Self::partial_line`] has returned. Does nothing
+    /// and returns `false` if a console can't hold such a line.
+    pub fn restore_partial_line(&self, line: &[u8]) -> bool {
         let possible = line.len() < LINE && line.iter().all(is_plain);
         if possible {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -116,7 +117,7 @@ impl Console {
         possible
     }
 
-    /// Writes out a line that has not ended. For when the guest is gone.
+    /// Writes the unfinished line to the log, once the guest has ended.
     pub(crate) fn flush(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if !state.line.is_empty() {
@@ -133,7 +134,7 @@ impl AsRawFd for Console {
     }
 }
 
-/// Whether a byte is in the log as it is.
+/// Whether a byte is written to the log unescaped.
 fn is_plain(byte: &u8) -> bool {
     matches!(byte, b'\t' | b' '..=b'~')
 }
@@ -168,18 +169,19 @@ impl State {
     }
 }
 
-/// The log with its bounds.
+/// The log with its limits.
 #[derive(Debug)]
 struct Sink {
     log: File,
     limits: ConsoleLimits,
     /// Bytes until the log is full.
     left: u64,
-    /// Bytes that may be written now. Below zero after the log has told of a loss: that has to be earned, too,
-    /// or else a guest that alternates between lines and losses writes as fast as it likes.
+    /// Bytes that may be written now. The notice about lost bytes can make it negative: it counts
+    /// against the rate too, or a guest could exceed the rate by causing one notice after the
+    /// other.
     credit: i64,
     refilled: Instant,
-    /// The last write was lost, and the log says so.
+    /// The last write was dropped, and the notice about it has been written.
     dropping: bool,
 }
 
@@ -204,7 +206,8 @@ impl Sink {
         }
     }
 
-    /// A token bucket; the clock is read only when it is empty.
+    /// Takes `size` bytes from the token bucket if there are as many. The clock is read only if
+    /// there aren't.
     fn has_credit(&mut self, size: u64) -> bool {
         let size = i64::try_from(size).unwrap_or(i64::MAX);
         if self.credit < size {
@@ -283,7 +286,7 @@ mod tests {
     fn writers_do_not_mix_their_lines() {
         let log = Captured::new();
         let console = log.console();
-        let other = console.beside();
+        let other = console.new_writer();
         console.write(b"the guest's ");
         other.write(b"another's\n");
         console.write(b"line\n");
@@ -364,8 +367,8 @@ mod tests {
             let (log, other, whole) = (Captured::new(), Captured::new(), Captured::new());
             let (console, resumed) = (log.console(), other.console());
             console.write(&begun);
-            prop_assert!(resumed.resume(&console.unfinished()));
-            prop_assert_eq!(resumed.unfinished(), console.unfinished());
+            prop_assert!(resumed.restore_partial_line(&console.partial_line()));
+            prop_assert_eq!(resumed.partial_line(), console.partial_line());
             resumed.write(&rest);
             resumed.write(b"\n");
             whole.console().write(&[&begun[..], &rest, b"\n"].concat());
@@ -378,7 +381,7 @@ mod tests {
         ) {
             let log = Captured::new();
             let console = log.console();
-            let taken = console.resume(&line);
+            let taken = console.restore_partial_line(&line);
             prop_assert_eq!(taken, line.len() < LINE && line.iter().all(is_plain));
             console.write(b"\n");
             prop_assert_eq!(log.text().len(), if taken { line.len() + 1 } else { 1 });

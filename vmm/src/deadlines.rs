@@ -1,4 +1,4 @@
-//! Deadlines of any kind on one timerfd, which an event loop watches.
+//! Any number of deadlines on a single timerfd, which an event loop watches.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,7 +9,8 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 
-/// A set of deadlines, each of which is met or cancelled. Its size is bounded by what the deadlines are for.
+/// A set of deadlines, identified by values of `D`. Each either expires or is cancelled. The number
+/// of different values that the caller uses bounds its size.
 #[derive(Debug)]
 pub struct Deadlines<D> {
     timer: OwnedFd,
@@ -19,10 +20,10 @@ pub struct Deadlines<D> {
 }
 
 impl<D: Copy + Ord> Deadlines<D> {
-    /// None yet.
+    /// Creates the timer, with no deadline.
     ///
     /// # Errors
-    /// No timer is to be had: the process has too many files open.
+    /// timerfd_create(2) failed: the process has too many files open.
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Self {
@@ -46,11 +47,11 @@ impl<D: Copy + Ord> Deadlines<D> {
         self.due.remove(&deadline);
     }
 
-    /// Acknowledges the timer, and takes the deadlines that have passed. To be called when the timer is
-    /// readable.
+    /// Acknowledges the timer, and removes and returns the deadlines that have passed. To be called
+    /// when the timer is readable.
     pub fn expired(&mut self) -> Vec<D> {
         let mut count = [0; 8];
-        // Nothing to read means that the timer was set anew meanwhile.
+        // If there is nothing to read, the timer was set again meanwhile.
         let _ = rustix::io::read(&self.timer, &mut count);
         self.armed = None;
         let now = Instant::now();

@@ -1,5 +1,5 @@
-//! A thread that serves devices: event-manager's loop, with an end, and an account of the file descriptors
-//! that its thread needs.
+//! The event loop of a thread that serves devices: event-manager's, with a way to stop it, and with
+//! a list of the file descriptors that the thread needs.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -9,20 +9,20 @@ use std::thread::JoinHandle;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// A device, or whatever else reacts to file descriptors.
+/// A device, or anything else that handles events on file descriptors.
 pub trait Subscriber: MutEventSubscriber + Send {
-    /// What it has open for as long as it is served, by the thread that serves it. All else is closed in
-    /// that thread (see [`jail::confine`](crate::jail::confine)).
+    /// The descriptors that it needs in the thread that serves it. All others are closed in that
+    /// thread (see [`jail::confine`](crate::jail::confine)).
     fn descriptors(&self) -> Vec<RawFd>;
 }
 
-type Served = Arc<Mutex<dyn Subscriber>>;
+type SharedSubscriber = Arc<Mutex<dyn Subscriber>>;
 
-/// A loop that does not run yet.
+/// An event loop that doesn't run yet.
 pub struct EventLoop {
-    served: Vec<Served>,
-    /// What is open for its thread besides.
-    kept: Vec<RawFd>,
+    subscribers: Vec<SharedSubscriber>,
+    /// Further descriptors that its thread needs.
+    kept_open: Vec<RawFd>,
     stop: Arc<EventFd>,
     stopped: Arc<Mutex<StopListener>>,
 }
@@ -38,14 +38,14 @@ impl std::fmt::Debug for EventLoop {
 pub struct StopHandle(Arc<EventFd>);
 
 impl StopHandle {
-    /// Lets the loop end after what it is doing now.
+    /// Makes the loop return after the events that it is handling now.
     pub fn stop(&self) {
-        let _ = self.0.write(1); // if full, it was told already
+        let _ = self.0.write(1); // a full eventfd is readable too
     }
 }
 
 impl EventLoop {
-    /// A loop with nobody in it.
+    /// An event loop without subscribers.
     ///
     /// # Errors
     /// The process has too many files open.
@@ -56,8 +56,8 @@ impl EventLoop {
             stopped: false,
         }));
         Ok(Self {
-            served: vec![Arc::clone(&stopped) as _],
-            kept: Vec::new(),
+            subscribers: vec![Arc::clone(&stopped) as _],
+            kept_open: Vec::new(),
             stop,
             stopped,
         })
@@ -65,29 +65,31 @@ impl EventLoop {
 
     /// Adds a device.
     pub fn add(&mut self, subscriber: Arc<Mutex<dyn Subscriber>>) {
-        self.served.push(subscriber);
+        self.subscribers.push(subscriber);
     }
 
-    /// Adds descriptors that its thread needs as well: a device's, by which its queues and interrupts go.
-    pub fn keep(&mut self, descriptors: Vec<RawFd>) {
-        self.kept.extend(descriptors);
+    /// Adds descriptors that its thread needs besides those of its subscribers: a device's eventfds
+    /// for queues and interrupts.
+    pub fn keep_open(&mut self, descriptors: Vec<RawFd>) {
+        self.kept_open.extend(descriptors);
     }
 
-    /// All that must be open in the thread that serves. It opens what it waits by itself.
+    /// All descriptors that must be open in the thread that runs the loop. It creates its epoll
+    /// descriptor itself.
     pub fn descriptors(&self) -> Vec<RawFd> {
-        let served = self.served.iter().flat_map(|served| {
+        let served = self.subscribers.iter().flat_map(|served| {
             let served = served.lock().unwrap_or_else(PoisonError::into_inner);
             served.descriptors()
         });
-        served.chain(self.kept.iter().copied()).collect()
+        served.chain(self.kept_open.iter().copied()).collect()
     }
 
-    /// What ends this loop.
+    /// A handle that stops this loop.
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle(Arc::clone(&self.stop))
     }
 
-    /// Serves, in this thread, until it is stopped.
+    /// Runs the loop in the calling thread until it is stopped.
     ///
     /// # Errors
     /// The process has too many files open, or waiting for events failed, for a reason other than a signal.
@@ -95,23 +97,24 @@ impl EventLoop {
         self.watch()?.serve()
     }
 
-    /// Watches for events, by a descriptor that belongs to this thread alone.
-    fn watch(self) -> io::Result<Watching> {
+    /// Creates the epoll descriptor, which belongs to the calling thread alone, and adds the
+    /// subscribers to it.
+    fn watch(self) -> io::Result<RunningLoop> {
         let mut manager = EventManager::new().map_err(to_io)?;
-        for subscriber in self.served {
+        for subscriber in self.subscribers {
             manager.add_subscriber(subscriber);
         }
-        Ok(Watching {
+        Ok(RunningLoop {
             manager,
             stopped: self.stopped,
         })
     }
 
-    /// Serves in a thread of its own, which first runs `confine` with the [`Self::descriptors`] that it
-    /// needs. Returns once it has.
+    /// Runs the loop in a new thread, which first calls `confine` with the [`Self::descriptors`]
+    /// that it needs. Returns once that is done.
     ///
     /// # Errors
-    /// There can be no more threads, or the thread could not be confined; then it is gone.
+    /// The thread can't be created, or `confine` failed; then the thread has ended.
     pub fn spawn(
         self,
         name: &str,
@@ -143,16 +146,16 @@ impl EventLoop {
     }
 }
 
-/// A loop that runs.
-struct Watching {
-    manager: EventManager<Served>,
+/// An event loop that runs.
+struct RunningLoop {
+    manager: EventManager<SharedSubscriber>,
     stopped: Arc<Mutex<StopListener>>,
 }
 
-impl Watching {
+impl RunningLoop {
     fn serve(mut self) -> io::Result<()> {
         loop {
-            self.manager.run().map_err(to_io)?; // a signal is no error to it
+            self.manager.run().map_err(to_io)?; // it retries after a signal
             let listener = self.stopped.lock();
             if listener.is_ok_and(|listener| listener.stopped) {
                 return Ok(());
@@ -208,7 +211,7 @@ mod tests {
     fn it_says_what_its_thread_needs() {
         let mut events = EventLoop::new().expect("epoll");
         let stop = events.stop.as_raw_fd();
-        events.keep(vec![1000, 1001]);
+        events.keep_open(vec![1000, 1001]);
         assert_eq!(events.descriptors(), [stop, 1000, 1001]);
     }
 

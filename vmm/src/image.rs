@@ -1,8 +1,8 @@
-//! What lies in guest memory before the start, a kernel or an initramfs, and how it comes to lie there.
+//! Loads a kernel or an initramfs into guest memory before the guest starts.
 //!
-//! Bytes that are also part of a file are mapped from it, privately: all guests of a host share the
-//! pages until one of them writes, and a page that no guest touches costs nothing. Other bytes are
-//! copied. Either way nothing that the guest does reaches the file.
+//! An image that is part of a file is mapped from it (MAP_PRIVATE): all guests of a host share the
+//! page cache's pages until one of them writes, and a page that no guest touches costs nothing.
+//! Other images are copied. Either way the guest can't change the file.
 #![allow(unsafe_code)] // mmap over a part of our own mapping
 
 use std::io;
@@ -13,15 +13,15 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestUsize};
 
 use crate::memory::prefer_huge_pages;
 
-/// Bytes for guest memory.
+/// Bytes to be loaded into guest memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Image<'a> {
     bytes: &'a [u8],
-    /// The file that holds the same bytes, and from which offset on.
+    /// The file that contains the same bytes, and the offset of the first.
     file: Option<(BorrowedFd<'a>, u64)>,
 }
 
-/// Why an image is not in guest memory.
+/// Why an image can't be loaded into guest memory.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlaceError {
     #[error("it lies outside of guest memory")]
@@ -37,10 +37,11 @@ impl<'a> From<&'a [u8]> for Image<'a> {
 }
 
 impl<'a> Image<'a> {
-    /// The image `bytes`, which `file` holds from `offset` on and keeps as long as the machine lives.
+    /// An image whose bytes are also in `file`, from `offset` on. The file must not change as long
+    /// as the machine exists.
     ///
-    /// The file must not be cut short meanwhile: the guest's access to a page that isn't there any more
-    /// ends the process with SIGBUS. A program that is being executed cannot be.
+    /// In particular it must not be truncated: if the guest accessed a page beyond its end, SIGBUS
+    /// would kill the process. A program that is being executed can't be truncated.
     pub fn in_file(bytes: &'a [u8], file: BorrowedFd<'a>, offset: u64) -> Self {
         Self {
             bytes,
@@ -53,7 +54,7 @@ impl<'a> Image<'a> {
         self.bytes
     }
 
-    /// A part of the image, if it has that many bytes.
+    /// A part of the image; `None` if the range isn't within it.
     #[cfg_attr(
         target_arch = "aarch64",
         expect(dead_code, reason = "no kernel is loaded yet")
@@ -66,7 +67,7 @@ impl<'a> Image<'a> {
         })
     }
 
-    /// Puts the image at `address` of guest memory.
+    /// Loads the image at `address` of guest memory.
     pub(crate) fn place(
         &self,
         memory: &GuestMemoryMmap,
@@ -77,7 +78,8 @@ impl<'a> Image<'a> {
             prefer_huge_pages(memory, address, self.bytes.len() as GuestUsize);
             return Ok(memory.write_slice(self.bytes, address)?);
         };
-        // What lies before and behind it in its first and last page is not the guest's.
+        // The first and the last partial page are copied: mapping them would show the guest what
+        // else is in the file.
         memory.write_slice(&self.bytes[..pages.start], address)?;
         let rest = GuestAddress(address.0 + pages.end as u64);
         memory.write_slice(&self.bytes[pages.end..], rest)?;
@@ -92,7 +94,8 @@ impl<'a> Image<'a> {
         .map_err(PlaceError::Map)
     }
 
-    /// The part of the image that fills whole pages of guest memory and of the file alike.
+    /// The part of the image that consists of whole pages both of guest memory and of the file;
+    /// empty if the two aren't aligned to each other.
     fn whole_pages(&self, address: GuestAddress) -> Range<usize> {
         let page = rustix::param::page_size() as u64;
         let end = address.0 + self.bytes.len() as u64;
@@ -107,7 +110,8 @@ impl<'a> Image<'a> {
     }
 }
 
-/// Maps `size` bytes of `file` over guest memory. All of it in whole pages.
+/// Maps `size` bytes of `file` over guest memory. Address, size and offset must be multiples of the
+/// page size.
 fn map(
     memory: &GuestMemoryMmap,
     start: GuestAddress,
@@ -144,7 +148,7 @@ mod tests {
 
     const PAGE: u64 = 4096;
 
-    /// A file of three pages and a half, whose bytes tell their page.
+    /// A file of three and a half pages; each byte is the number of its page.
     fn file() -> (File, Vec<u8>) {
         let bytes: Vec<u8> = (0..14336_u32).map(|n| (n / 4096) as u8 + 1).collect();
         let mut file = tempfile::tempfile().expect("a file");
@@ -190,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_out_of_step_with_its_file_is_copied() {
+    fn an_image_not_aligned_with_its_file_is_copied() {
         let memory = crate::memory::allocate(32).expect("32 MiB");
         let (file, bytes) = file();
         let image = Image::in_file(&bytes, file.as_fd(), 0);

@@ -1,5 +1,5 @@
-//! A kernel in guest memory: why it can't be there, and how it gets there together with an initramfs. What
-//! its image is like is the processor's: see `arch`.
+//! Loading a kernel, together with an initramfs, into guest memory. The image's format depends on
+//! the architecture: see `arch`.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemory
 use crate::arch::NotSupported;
 use crate::image::{Image, PlaceError};
 
-/// Why an image can't be loaded.
+/// Why a kernel or an initramfs can't be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// It isn't an uncompressed 64-bit ELF file for this processor.
@@ -23,14 +23,14 @@ pub enum KernelError {
         /// Header or segment.
         what: &'static str,
     },
-    /// A segment has an address that no kernel is linked to.
+    /// A segment's address is outside of the range for kernels.
     #[error("the kernel wants to be loaded to {start:#x}..{end:#x}, which must lie in {:#x}..{:#x}", .allowed.start, .allowed.end)]
     Address {
         /// The segment's first address.
         start: u64,
         /// The end of the segment.
         end: u64,
-        /// Where a kernel may lie.
+        /// Where a kernel may be loaded.
         allowed: Range<u64>,
     },
     /// The entry point lies in no segment.
@@ -44,18 +44,19 @@ pub enum KernelError {
     NoRoom {
         /// Where the kernel and the initramfs end, in bytes.
         end: u64,
-        /// Where memory ends.
+        /// The end of memory before its first gap, in bytes.
         memory: u64,
     },
-    /// A part of its file can't be mapped.
+    /// Its file can't be mapped.
     #[error("cannot map the kernel or the initramfs into guest memory")]
     Map(#[source] std::io::Error),
-    /// This processor's kernels can't be loaded.
+    /// hull can't load kernels of this architecture yet.
     #[error(transparent)]
     NotSupported(#[from] NotSupported),
 }
 
-/// Puts an image into guest memory; `end` is where all that must lie there would end.
+/// Loads an image into guest memory. `end`, for the error, is where the last image of the guest
+/// would end.
 pub(crate) fn place(
     image: &Image<'_>,
     memory: &GuestMemoryMmap,

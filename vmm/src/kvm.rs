@@ -1,15 +1,15 @@
-//! The host's KVM: opened, and checked for what a machine needs.
+//! Opens the host's KVM, and checks that it has what a machine needs.
 
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::arch;
-pub use crate::arch::{Probe, ProbeError, probe};
+pub use crate::arch::{ProbeError, ProbeOutcome, probe};
 
-/// The only version of KVM's API that ever was (`KVM_API_VERSION`).
+/// The only version of KVM's API that there has ever been (`KVM_API_VERSION`).
 const API_VERSION: i32 = 12;
 
-/// What a machine needs of KVM on every processor. All are older than any kernel in use; a
-/// /dev/kvm that lacks one is an imitation.
+/// The KVM capabilities that a machine needs on every architecture. All of them are older than any
+/// kernel still in use: a /dev/kvm that lacks one isn't Linux's own.
 const NEEDED: [(Cap, &str); 5] = [
     (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
@@ -25,10 +25,10 @@ pub enum KvmError {
     #[error(
         "there is no /dev/kvm: {}; in a virtual machine, switch on nested virtualisation; in a container, \
          pass the device in",
-        arch::MISSING_KVM
+        arch::ENABLE_KVM_HINT
     )]
     Missing,
-    /// It may not be opened.
+    /// The caller isn't allowed to open it.
     #[error(
         "no permission to open /dev/kvm: run as root or as a member of the group kvm, and see that \
          the device cgroup allows it"
@@ -37,21 +37,21 @@ pub enum KvmError {
     /// It can't be opened for another reason.
     #[error("cannot open /dev/kvm")]
     Open(#[source] kvm_ioctls::Error),
-    /// It speaks another API.
+    /// It has another API version.
     #[error(
         "/dev/kvm speaks version {found} of its API, not {API_VERSION}: update the host's kernel"
     )]
     ApiVersion {
-        /// The version it speaks.
+        /// Its version.
         found: i32,
     },
-    /// It lacks something.
+    /// It lacks a capability.
     #[error("/dev/kvm lacks {name}: update the host's kernel")]
     Capability {
         /// The capability's name in linux/kvm.h.
         name: &'static str,
     },
-    /// It takes fewer vCPUs.
+    /// More vCPUs were asked for than are possible.
     #[error("{asked} vCPUs are more than the {most} that are possible here")]
     Vcpus {
         /// The number asked for.
@@ -61,14 +61,14 @@ pub enum KvmError {
     },
 }
 
-/// Opens /dev/kvm and checks that it can hold a machine of `vcpus` vCPUs.
+/// Opens /dev/kvm and checks that it supports a machine with `vcpus` vCPUs.
 ///
-/// It is not checked that it can run an unmodified kernel: a paravirtual KVM looks the same, until
-/// [`probe`] is asked or a machine ends with
+/// This doesn't check that it can run an unmodified kernel: a KVM that only emulates looks the
+/// same, until [`probe`] is called or a machine ends with
 /// [`StopReason::Emulation`](crate::vcpu::StopReason::Emulation).
 ///
 /// # Errors
-/// It can't be opened, or isn't enough; each error says what to do.
+/// It can't be opened, or lacks something; each error says what to do.
 pub fn open(vcpus: u8) -> Result<Kvm, KvmError> {
     let kvm = Kvm::new().map_err(|error| match error.errno() {
         libc::ENOENT | libc::ENXIO | libc::ENODEV => KvmError::Missing,

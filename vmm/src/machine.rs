@@ -1,12 +1,14 @@
-//! A whole machine, from its parts: what a caller of this library sees.
+//! A whole machine, put together from its parts: the main interface of this library.
 //!
 //! ```text
-//! Machine::new ──▶ attach a device … ──▶ start ──▶ HeldMachine ──▶ let_go ──▶ RunningMachine ──▶ stop
-//!   opens /dev/kvm, loads the kernel       vCPU threads, confined     the guest runs
+//! Machine ──▶ start_vcpu_threads ──▶ ReadyMachine ──▶ start_guest ──▶ RunningMachine ──▶ stop
+//!   new: opens /dev/kvm, loads the kernel       each vCPU thread is confined     the guest runs
+//!   attach: adds a device                       and waits
 //! ```
 //!
-//! [`Machine::new`] does all that needs the host's files. Once [`Machine::start`] has returned, all that is
-//! unconfined is the caller's own thread, which follows suit before [`HeldMachine::let_go`].
+//! [`Machine::new`] does everything that needs the host's files. Once
+//! [`Machine::start_vcpu_threads`] has returned, the vCPU threads are confined; the caller confines
+//! its own thread before [`ReadyMachine::start_guest`].
 
 use std::io;
 use std::num::NonZeroU8;
@@ -19,12 +21,12 @@ use kvm_ioctls::VcpuFd;
 use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::GuestMemoryMmap;
 
-use crate::arch::{BootError, DeviceAt, Platform, layout};
+use crate::arch::{BootError, DeviceLocation, Platform, layout};
 use crate::bus::{self, Bus};
 use crate::console::Console;
-use crate::first_state::FirstState;
 use crate::image::Image;
-use crate::jail::OwnTable;
+use crate::initial_state::InitialState;
+use crate::jail::PrivateFdTable;
 use crate::kernel::KernelError;
 use crate::kvm::{self, KvmError};
 use crate::memory::MemoryError;
@@ -34,37 +36,37 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::transport::MmioTransport;
 use crate::vm::{Vm, VmError};
 
-/// How long vCPU threads may take to confine themselves, and to end.
+/// How long the vCPU threads may take to confine themselves, and later to end.
 const THREADS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a machine is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct MachineConfig<'a> {
-    /// Processors, 1 to 64.
+    /// The number of vCPUs, 1 to 64.
     pub vcpus: NonZeroU8,
     /// Memory in MiB, [`MIN_MIB`](crate::memory::MIN_MIB) to [`MAX_MIB`](crate::memory::MAX_MIB).
     pub memory_mib: u32,
-    /// An uncompressed ELF image of a kernel. Only read by [`Machine::new`].
+    /// An uncompressed ELF image of a kernel. Used by [`Machine::new`] only.
     pub kernel: Image<'a>,
-    /// Its initial file system; empty for none. Only read by [`Machine::new`].
+    /// Its initramfs; empty for none. Used by [`Machine::new`] only.
     pub initramfs: Image<'a>,
     /// The kernel's command line, to which the machine adds a word for each device.
     pub cmdline: &'a str,
 }
 
-/// Why there is no machine.
+/// Why a machine can't be created or started.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// The host's KVM can't be used.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// The guest can't have its memory.
+    /// Guest memory can't be allocated.
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// The kernel can't be loaded.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// What the kernel is told can't be written.
+    /// The boot data can't be written.
     #[error(transparent)]
     Boot(#[from] BootError),
     /// KVM refused something.
@@ -73,7 +75,7 @@ pub enum MachineError {
     /// There are no interrupt lines left.
     #[error("the machine has {} devices already, and no more interrupt lines", layout::GSI_LAST - layout::GSI_FIRST + 1)]
     TooManyDevices,
-    /// There can be no more files or threads.
+    /// A file descriptor or a thread can't be created.
     #[error("cannot create {what}")]
     Resource {
         /// What was to be created.
@@ -85,7 +87,7 @@ pub enum MachineError {
     /// A vCPU thread could not be confined; no guest code has run.
     #[error("cannot confine a vCPU thread")]
     Confine(#[source] io::Error),
-    /// Threads did not do in time what they must.
+    /// The vCPU threads did not confine themselves, or did not end, in time.
     #[error("waited {} s for the vCPU threads to {awaited}", THREADS_TIMEOUT.as_secs())]
     Timeout {
         /// What was awaited.
@@ -93,7 +95,7 @@ pub enum MachineError {
     },
 }
 
-fn no_resource(what: &'static str) -> impl FnOnce(io::Error) -> MachineError {
+fn cannot_create(what: &'static str) -> impl FnOnce(io::Error) -> MachineError {
     move |source| MachineError::Resource { what, source }
 }
 
@@ -104,7 +106,7 @@ pub struct Machine {
     vm: Arc<Vm>,
     bus: Bus,
     stop: StopFlag,
-    first_state: FirstState,
+    initial_state: InitialState,
 }
 
 impl Machine {
@@ -115,11 +117,11 @@ impl Machine {
     pub fn new(config: &MachineConfig<'_>) -> Result<Self, MachineError> {
         let vcpus = config.vcpus.get();
         let kvm = kvm::open(vcpus)?;
-        let (mut first_state, memory) = FirstState::load(&kvm, config)?;
+        let (mut initial_state, memory) = InitialState::load(&kvm, config)?;
         let vm = Vm::new(&kvm, Arc::new(memory))?;
         let create = |number| {
             let vcpu = vm.create_vcpu(number)?;
-            first_state.apply(&vcpu, number)?;
+            initial_state.apply(&vcpu, number)?;
             Ok(vcpu)
         };
         let vcpus = (0..vcpus).map(create).collect::<Result<_, VmError>>()?;
@@ -128,7 +130,7 @@ impl Machine {
             vm: Arc::new(vm),
             bus: Bus::default(),
             stop: StopFlag::default(),
-            first_state,
+            initial_state,
         })
     }
 
@@ -137,10 +139,11 @@ impl Machine {
         self.vm.memory()
     }
 
-    /// Gives the machine a device; the guest finds devices in the order in which they were attached.
+    /// Adds a device to the machine; the guest finds devices in the order in which they were
+    /// attached.
     ///
-    /// The caller lets an event loop serve it. Returns the descriptors that its thread needs for its queues
-    /// and interrupts.
+    /// The caller must add the device to an event loop. Returns the descriptors for queues and
+    /// interrupts that the loop's thread needs.
     ///
     /// # Errors
     /// All interrupt lines are taken, or the process has too many files open.
@@ -149,28 +152,31 @@ impl Machine {
         device: Arc<Mutex<D>>,
     ) -> Result<Vec<RawFd>, MachineError> {
         let transport = MmioTransport::new(Arc::clone(self.memory()), device, self.stop.clone());
-        let transport = transport.map_err(no_resource("a device's eventfds"))?;
+        let transport = transport.map_err(cannot_create("a device's eventfds"))?;
         let (_, registers) = self.connect(transport)?;
         Ok(registers.descriptors())
     }
 
-    /// Gives the machine a slot for a device that comes while the guest runs, with so many queues and this
-    /// doorbell, if it does. Returns the slot's number, which is its place in the order in which the guest
-    /// finds devices, and its registers, to be [filled](MmioTransport::fill).
+    /// Adds a slot for a device that may be plugged in while the guest runs, and will have `queues`
+    /// queues and this [activation eventfd](VirtioDevice::activation_eventfd). Returns the slot's
+    /// number, which counts attached devices and slots alike from 0, and the slot's registers, into
+    /// which the device is put by [`MmioTransport::fill`].
     ///
     /// # Errors
     /// As [`Self::attach`].
-    pub fn attach_empty(
+    pub fn attach_empty_slot(
         &mut self,
         queues: usize,
-        doorbell: RawFd,
+        activation_eventfd: RawFd,
     ) -> Result<(u8, Arc<MmioTransport>), MachineError> {
         let memory = Arc::clone(self.memory());
-        let transport = MmioTransport::empty(memory, queues, Some(doorbell), self.stop.clone());
-        self.connect(transport.map_err(no_resource("a slot's eventfds"))?)
+        let transport =
+            MmioTransport::empty(memory, queues, Some(activation_eventfd), self.stop.clone());
+        self.connect(transport.map_err(cannot_create("a slot's eventfds"))?)
     }
 
-    /// Puts registers into the next slot, whose number is returned.
+    /// Connects a device's registers to KVM, adds them to the bus, and returns the number of their
+    /// slot.
     fn connect(
         &mut self,
         transport: MmioTransport,
@@ -184,11 +190,11 @@ impl Machine {
         Ok((slot as u8, transport)) // fewer than there are interrupt lines
     }
 
-    /// Where the guest is to find its devices.
-    fn devices(&self) -> Vec<DeviceAt> {
+    /// The locations of all devices, for the boot data.
+    fn devices(&self) -> Vec<DeviceLocation> {
         let slots = 0..self.bus.devices().len();
         let place = |slot| {
-            Some(DeviceAt {
+            Some(DeviceLocation {
                 address: bus::slot_address(slot),
                 gsi: gsi(slot)?,
             })
@@ -196,26 +202,27 @@ impl Machine {
         slots.filter_map(place).collect()
     }
 
-    /// Makes the vCPUs' threads, each of which runs `confine` with the descriptors that it needs, and waits.
-    /// Once all are confined, they can be let go; if one can't be, there is no machine.
+    /// Creates a thread for each vCPU, which calls `confine` with the descriptors that it needs,
+    /// and then waits for [`ReadyMachine::start_guest`]. Returns once all are confined; if one
+    /// can't be, all of them end.
     ///
     /// # Errors
-    /// The command line is not possible, there can be no more threads, or confining one failed.
-    pub fn start(
+    /// The command line is too long or not ASCII, a thread can't be created, or `confine` failed.
+    pub fn start_vcpu_threads(
         self,
         console: Console,
-        confine: impl Fn(&[RawFd]) -> io::Result<OwnTable> + Send + Sync + 'static,
-    ) -> Result<HeldMachine, MachineError> {
+        confine: impl Fn(&[RawFd]) -> io::Result<PrivateFdTable> + Send + Sync + 'static,
+    ) -> Result<ReadyMachine, MachineError> {
         let (count, devices) = (self.vcpus.len() as u8, self.devices());
         let (console, bus) = (Arc::new(console), Arc::new(self.bus));
         let platform = Platform::new(Arc::clone(&console), Arc::clone(&self.vm), Arc::clone(&bus))?;
         let platform = Arc::new(platform);
-        self.first_state
-            .complete(self.vm.memory(), count, &devices)?;
-        install_kick_handler().map_err(no_resource("a signal handler"))?;
+        self.initial_state
+            .write_boot_data(self.vm.memory(), count, &devices)?;
+        install_kick_handler().map_err(cannot_create("a signal handler"))?;
 
         let stopped = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-            .map_err(|errno| no_resource("an eventfd")(errno.into()))?;
+            .map_err(|errno| cannot_create("an eventfd")(errno.into()))?;
         let shared = Arc::new(Shared {
             reason: OnceLock::new(),
             stopped,
@@ -237,7 +244,7 @@ impl Machine {
         };
         // On an error, dropping `running` ends the threads that there are.
         let gates = running.spawn(vcpus, &bus, Arc::new(confine), alive)?;
-        Ok(HeldMachine { running, gates })
+        Ok(ReadyMachine { running, gates })
     }
 }
 
@@ -247,10 +254,10 @@ fn gsi(slot: usize) -> Option<u8> {
     (gsi <= layout::GSI_LAST).then_some(gsi as u8)
 }
 
-/// Confines a thread that needs these descriptors, and returns the table of its own that it has them in.
-type Confine = dyn Fn(&[RawFd]) -> io::Result<OwnTable> + Send + Sync;
+/// Confines a thread that needs these descriptors, and returns its private descriptor table.
+type Confine = dyn Fn(&[RawFd]) -> io::Result<PrivateFdTable> + Send + Sync;
 
-/// What the vCPU threads and the machine's owner share.
+/// What the vCPU threads share with the owner of the machine.
 #[derive(Debug)]
 struct Shared {
     reason: OnceLock<StopReason>,
@@ -260,7 +267,8 @@ struct Shared {
 }
 
 impl Shared {
-    /// A vCPU has ended, and with it the machine: the first one's reason counts.
+    /// Called when a vCPU's run loop ends, which ends the machine. The reason of the first vCPU is
+    /// kept.
     fn vcpu_ended(&self, reason: StopReason) {
         if self.reason.set(reason).is_ok() {
             self.console.flush();
@@ -270,7 +278,7 @@ impl Shared {
 }
 
 impl Shared {
-    /// What each vCPU's thread needs beside the vCPU.
+    /// The descriptors that each vCPU thread needs besides the vCPU's own.
     fn descriptors(&self, bus: &Bus) -> Vec<RawFd> {
         let own = [
             self.stopped.as_raw_fd(),
@@ -283,14 +291,15 @@ impl Shared {
     }
 }
 
-/// A machine whose vCPUs wait to be let go. Dropping it ends their threads.
+/// A machine whose vCPU threads are confined and wait to run the guest. Dropping it ends the
+/// threads.
 #[derive(Debug)]
-pub struct HeldMachine {
+pub struct ReadyMachine {
     running: RunningMachine,
     gates: Vec<Sender<()>>,
 }
 
-impl HeldMachine {
+impl ReadyMachine {
     /// See [`RunningMachine::stopped`].
     pub fn stopped(&self) -> BorrowedFd<'_> {
         self.running.stopped()
@@ -301,10 +310,11 @@ impl HeldMachine {
         self.running.stopper()
     }
 
-    /// Lets the guest run. It may take over this process's threads, so all of them are to be confined.
-    pub fn let_go(self) -> RunningMachine {
+    /// Starts the guest. From here on it may try to take over the process, so all threads must be
+    /// confined before.
+    pub fn start_guest(self) -> RunningMachine {
         for gate in self.gates {
-            let _ = gate.send(()); // a thread that isn't there has reported so
+            let _ = gate.send(()); // fails for a thread that has ended, which has reported why
         }
         self.running
     }
@@ -315,24 +325,24 @@ impl HeldMachine {
 pub struct RunningMachine {
     shared: Arc<Shared>,
     stopper: Stopper,
-    /// Disconnected when the last thread has ended.
+    /// Disconnected when the last vCPU thread has ended.
     ended: Receiver<()>,
 }
 
 impl RunningMachine {
-    /// An eventfd, readable from when the machine does not run any more: one vCPU has ended, and with
-    /// it the machine. It needs no reading.
+    /// An eventfd that becomes readable when the first vCPU has ended, and with it the machine. It
+    /// stays readable; there is no need to read it.
     pub fn stopped(&self) -> BorrowedFd<'_> {
         self.shared.stopped.as_fd()
     }
 
-    /// What stops it without waiting for it. One vCPU's end leaves the others running: whoever sees
-    /// [`Self::stopped`] is to use this.
+    /// A handle that stops the machine without waiting for it. When one vCPU ends, the others keep
+    /// running: whoever watches [`Self::stopped`] must stop them with this.
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
     }
 
-    /// Why the machine does not run any more; `None` while it runs.
+    /// Why the machine has ended; `None` while it runs.
     pub fn stop_reason(&self) -> Option<&StopReason> {
         self.shared.reason.get()
     }
@@ -342,23 +352,23 @@ impl RunningMachine {
         self.shared.vm.memory()
     }
 
-    /// Stops the machine if it runs, waits for its threads, and says why it ended.
+    /// Stops the machine if it still runs, waits for its threads, and returns why it ended.
     ///
     /// # Errors
     /// A thread did not end in time.
     pub fn stop(mut self) -> Result<StopReason, MachineError> {
-        self.end_threads()?;
+        self.join_threads()?;
         let reason = self.shared.reason.get().cloned();
         Ok(reason.unwrap_or(StopReason::Stopped))
     }
 
-    fn end_threads(&mut self) -> Result<(), MachineError> {
+    fn join_threads(&mut self) -> Result<(), MachineError> {
         self.stopper.stop();
         if self.ended.recv_timeout(THREADS_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             return Err(MachineError::Timeout { awaited: "end" });
         }
         for thread in self.stopper.threads().drain(..) {
-            let _ = thread.join(); // a panic has ended the process
+            let _ = thread.join(); // can't fail: a panic ends the process
         }
         Ok(())
     }
@@ -384,17 +394,19 @@ impl RunningMachine {
                 let _alive = alive;
                 let (table, confined) = match confine(&descriptors) {
                     Ok(table) => (table, Ok(())),
-                    Err(error) => (OwnTable::default(), Err(error)),
+                    Err(error) => (PrivateFdTable::default(), Err(error)),
                 };
-                let _ = report.send(confined); // nobody listens any more: nor is the gate opened
+                // Fails if the machine was dropped: then the gate isn't opened either.
+                let _ = report.send(confined);
                 if opened.recv().is_ok() {
                     shared.vcpu_ended(vcpu.run());
-                    // The last of these threads takes the VM down.
+                    // The VM is destroyed when the last of these threads has closed its
+                    // descriptors.
                     table.close();
                 }
             };
             let thread = std::thread::Builder::new().name(format!("vcpu{number}"));
-            let thread = thread.spawn(run).map_err(no_resource("a vCPU thread"))?;
+            let thread = thread.spawn(run).map_err(cannot_create("a vCPU thread"))?;
             self.stopper.threads().push(thread);
         }
         drop((report, alive));
@@ -406,14 +418,14 @@ impl RunningMachine {
 impl Drop for RunningMachine {
     fn drop(&mut self) {
         if !self.stopper.threads().is_empty()
-            && let Err(error) = self.end_threads()
+            && let Err(error) = self.join_threads()
         {
             log::error!("{error}");
         }
     }
 }
 
-/// Waits until `count` threads have said that they are confined.
+/// Waits until `count` threads have reported that they are confined.
 fn await_confined(reports: &Receiver<io::Result<()>>, count: usize) -> Result<(), MachineError> {
     let deadline = Instant::now() + THREADS_TIMEOUT;
     for _ in 0..count {
@@ -433,7 +445,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_run_out_before_the_io_apic_has_none() {
+    fn interrupt_lines_end_with_the_io_apics_last_pin() {
         assert_eq!(gsi(0), Some(1));
         assert_eq!(gsi(31), Some(32));
         assert_eq!(gsi(32), None);

@@ -1,5 +1,5 @@
-//! The guest's memory: private anonymous mappings, so that it can later be cloned copy-on-write, and
-//! lazy, so that a guest costs what it touches.
+//! Guest memory: private anonymous mappings, so that it can later be cloned copy-on-write, and
+//! allocated on first access, so that a guest costs only what it touches.
 #![allow(unsafe_code)] // madvise and prctl on our own mappings
 
 use std::ffi::CStr;
@@ -13,7 +13,7 @@ use vm_memory::{
 use crate::arch;
 use crate::arch::layout::SECTION;
 
-/// The least memory a machine can have, in MiB: a kernel of 16 MiB at 16 MiB, and nothing to run.
+/// The least memory a machine can have, in MiB: a kernel of 16 MiB loaded at 16 MiB just fits.
 pub const MIN_MIB: u32 = 32;
 /// The most, in MiB: 1 TiB, what every processor of today can address.
 pub const MAX_MIB: u32 = 1 << 20;
@@ -21,10 +21,11 @@ pub const MAX_MIB: u32 = 1 << 20;
 /// The size of a huge page.
 pub(crate) const HUGE_PAGE: u64 = 2 << 20;
 
-/// What the mappings are called in /proc/PID/smaps, which tells guest memory and the VMM's own apart.
+/// The name of the mappings in /proc/PID/smaps, by which guest memory can be told from the VMM's
+/// own.
 const NAME: &CStr = c"hull-guest";
 
-/// Why a guest can't have its memory.
+/// Why guest memory can't be allocated.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The size is out of range.
@@ -66,8 +67,8 @@ pub fn allocate(mib: u32) -> Result<GuestMemoryMmap, MemoryError> {
     Ok(GuestMemoryMmap::from_regions(regions).expect("the layout's regions don't overlap"))
 }
 
-/// Maps `size` bytes at a multiple of the huge page size, where that is to be had: only then can both
-/// the host and the guest's second level of paging use huge pages.
+/// Maps `size` bytes, at a multiple of the huge page size if possible: only then can huge pages be
+/// used, both in the host's page tables and in the second-level ones of the guest.
 fn map_aligned(size: usize) -> io::Result<MmapRegion<()>> {
     let map = || {
         MmapRegion::<()>::new(size).map_err(|error| match error {
@@ -81,17 +82,18 @@ fn map_aligned(size: usize) -> io::Result<MmapRegion<()>> {
     if excess == 0 {
         return Ok(first); // what Linux gives since 6.7, if the size is a multiple too
     }
-    // Linux places a mapping at the end of the free space: with the excess taken from there, the next
-    // one fits. If something comes between, the guest is a little slower.
+    // Linux places a mapping at the end of the free address space: with the excess occupied there,
+    // the next mapping is aligned. If another thread maps something in between, it isn't, and the
+    // guest is a little slower.
     drop(first);
-    let _taken = Taken::new(start + size - excess, excess);
+    let _placeholder = Placeholder::new(start + size - excess, excess);
     map()
 }
 
-/// Address space that nothing can be mapped to for a moment.
-struct Taken(*mut libc::c_void, usize);
+/// An inaccessible mapping that occupies address space as long as it exists.
+struct Placeholder(*mut libc::c_void, usize);
 
-impl Taken {
+impl Placeholder {
     fn new(start: usize, size: usize) -> Self {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
         let start = std::ptr::without_provenance_mut(start);
@@ -103,7 +105,7 @@ impl Taken {
     }
 }
 
-impl Drop for Taken {
+impl Drop for Placeholder {
     fn drop(&mut self) {
         if self.0 != libc::MAP_FAILED {
             // SAFETY: it was mapped by `new`, and nobody was given its address.
@@ -112,8 +114,8 @@ impl Drop for Taken {
     }
 }
 
-/// Names the mapping, and asks for small pages: with the host's default ("always" on Debian) every
-/// byte that the guest touches would cost 2 MiB.
+/// Names the mapping, and disables transparent huge pages for it: with the host's default ("always"
+/// on Debian) the first byte that the guest touches in any 2 MiB would cost 2 MiB.
 fn prepare(mapping: &MmapRegion<()>) {
     let (start, size) = (mapping.as_ptr().cast(), mapping.size());
     // Best effort, both: kernels may be built without either.
@@ -130,21 +132,22 @@ fn prepare(mapping: &MmapRegion<()>) {
     }
 }
 
-/// Asks for huge pages where Linux will put its page descriptors (`struct page`), which it writes whole
-/// before anything else: 64 bytes for each page of memory, in blocks of 2 MiB for each 128 MiB begun
-/// (`sparse_init` with `SPARSEMEM_VMEMMAP`, `init_unavailable_range`). In small pages, most of the time that
-/// a large guest takes to start would go into page faults.
+/// Enables huge pages where Linux will allocate its memmap, the array of page descriptors (`struct
+/// page`), which it initialises completely at boot: 64 bytes for each page of memory, in a block of
+/// 2 MiB for each section of 128 MiB (`sparse_init` with `SPARSEMEM_VMEMMAP`,
+/// `init_unavailable_range`). With small pages, a large guest would spend most of its boot time in
+/// page faults.
 ///
-/// The blocks lie side by side, as near to the end of memory as what Linux has put there before leaves them
-/// room. A map of the sections' use lies at the end of the first section, before anything lies next to it. Should
-/// that be elsewhere once, a guest costs a little more memory and time.
-pub(crate) fn expect_page_descriptors(memory: &GuestMemoryMmap) {
+/// The blocks are contiguous, and as close to the end of memory as earlier allocations allow. They
+/// don't cover the end of the first section, where Linux has allocated a usage map before. If Linux
+/// ever places them elsewhere, a guest costs a little more memory and time.
+pub(crate) fn prefer_huge_pages_for_memmap(memory: &GuestMemoryMmap) {
     let total: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
     let size = total.div_ceil(SECTION) * HUGE_PAGE;
-    let room = |region: &&GuestRegionMmap| region.len() > size + EARLIER + HUGE_PAGE;
+    let room = |region: &&GuestRegionMmap| region.len() > size + EARLY_ALLOCATIONS + HUGE_PAGE;
     if let Some(region) = memory.iter().filter(room).last() {
         let end = region.last_addr().raw_value() + 1;
-        let mut end = (end - EARLIER) / HUGE_PAGE * HUGE_PAGE;
+        let mut end = (end - EARLY_ALLOCATIONS) / HUGE_PAGE * HUGE_PAGE;
         if (end - size..end).contains(&(SECTION - 1)) {
             end = SECTION - HUGE_PAGE;
         }
@@ -152,14 +155,14 @@ pub(crate) fn expect_page_descriptors(memory: &GuestMemoryMmap) {
     }
 }
 
-/// What Linux has put at the end of memory before its page descriptors, at most: 0.6 MiB to 1 MiB in guests of
-/// 128 MiB to 2 GiB.
-const EARLIER: u64 = 1 << 20;
+/// The most that Linux allocates at the end of memory before its memmap: 0.6 MiB to 1 MiB in guests
+/// of 128 MiB to 2 GiB.
+const EARLY_ALLOCATIONS: u64 = 1 << 20;
 
-/// Asks for huge pages where the kernel and the initramfs will lie: they are written whole, and the
-/// guest then takes one nested page fault for 2 MiB instead of 512.
+/// Enables huge pages for a range that is going to be written completely, as the kernel's and the
+/// initramfs's are: the guest then takes one nested page fault for 2 MiB instead of 512.
 ///
-/// The range is widened to whole huge pages, as far as memory goes.
+/// The range is extended to whole huge pages, within its region of guest memory.
 pub(crate) fn prefer_huge_pages(memory: &GuestMemoryMmap, start: GuestAddress, size: GuestUsize) {
     let Some(region) = memory.find_region(start) else {
         return;
@@ -244,7 +247,7 @@ mod tests {
     fn page_descriptors_get_huge_pages() {
         let hinted = |mib| {
             let memory = allocate(mib).expect("memory");
-            expect_page_descriptors(&memory);
+            prefer_huge_pages_for_memmap(&memory);
             let region = memory.iter().last().expect("a region");
             let (start, end) = (
                 region.as_ptr() as u64,

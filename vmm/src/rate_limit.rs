@@ -1,56 +1,56 @@
-//! A limit on how often something is logged, for messages that the guest can cause at will.
+//! A rate limit for log messages that the guest can cause at will.
 
 use std::time::{Duration, Instant};
 
-/// Lets a few messages through in each stretch of time, and counts those that it holds back.
+/// Allows a number of messages in each period, and counts those that it suppresses.
 #[derive(Debug)]
 pub struct RateLimit {
     burst: u32,
     period: Duration,
     started: Instant,
     used: u32,
-    held_back: u64,
+    suppressed: u64,
 }
 
 impl RateLimit {
-    /// Lets `burst` messages through in each `period`.
+    /// Allows `burst` messages in each `period`.
     pub fn new(burst: u32, period: Duration) -> Self {
         Self {
             burst,
             period,
             started: Instant::now(),
             used: 0,
-            held_back: 0,
+            suppressed: 0,
         }
     }
 
-    /// Whether a message may be logged now: `Some` with how many were held back since the last one
-    /// that was, or `None` to hold this one back.
-    pub fn pass(&mut self) -> Option<u64> {
-        self.pass_at(Instant::now())
+    /// Whether a message may be logged now: `Some` with the number of messages suppressed since the
+    /// last one that was logged, or `None` if this one is to be suppressed.
+    pub fn allow(&mut self) -> Option<u64> {
+        self.allow_at(Instant::now())
     }
 
-    /// Logs something that the guest can cause, not too often. `device` is whose warning it is.
+    /// Logs a warning within the limit. `device` is the device that it is about.
     pub fn warn(&mut self, device: &str, message: std::fmt::Arguments<'_>) {
-        match self.pass() {
+        match self.allow() {
             Some(0) => log::warn!("{device}: {message}"),
-            Some(held_back) => {
-                log::warn!("{device}: {message} ({held_back} messages held back)");
+            Some(suppressed) => {
+                log::warn!("{device}: {message} ({suppressed} messages suppressed)");
             }
             None => {}
         }
     }
 
-    fn pass_at(&mut self, now: Instant) -> Option<u64> {
+    fn allow_at(&mut self, now: Instant) -> Option<u64> {
         if now.duration_since(self.started) >= self.period {
             self.started = now;
             self.used = 0;
         }
         if self.used < self.burst {
             self.used += 1;
-            return Some(std::mem::take(&mut self.held_back));
+            return Some(std::mem::take(&mut self.suppressed));
         }
-        self.held_back = self.held_back.saturating_add(1);
+        self.suppressed = self.suppressed.saturating_add(1);
         None
     }
 }
@@ -70,10 +70,10 @@ mod tests {
     fn a_flood_is_counted_and_told_of_in_the_next_period() {
         let mut limit = RateLimit::new(2, Duration::from_secs(1));
         let start = limit.started;
-        assert_eq!(limit.pass_at(start), Some(0));
-        assert_eq!(limit.pass_at(start), Some(0));
-        assert_eq!(limit.pass_at(start), None);
-        assert_eq!(limit.pass_at(start), None);
-        assert_eq!(limit.pass_at(start + Duration::from_secs(1)), Some(2));
+        assert_eq!(limit.allow_at(start), Some(0));
+        assert_eq!(limit.allow_at(start), Some(0));
+        assert_eq!(limit.allow_at(start), None);
+        assert_eq!(limit.allow_at(start), None);
+        assert_eq!(limit.allow_at(start + Duration::from_secs(1)), Some(2));
     }
 }

@@ -1,7 +1,7 @@
-//! The end of a machine: the flag that all its parts look at, and the handle that sets it.
+//! Stopping a machine: the flag that all its threads check, and the handle that sets it.
 //!
-//! Nobody is waited for here. A thread of the machine may hang in the host's file systems, and what the
-//! guest can still do must not depend on when it comes back.
+//! Stopping doesn't wait for any thread. One may be blocked in the host's file system, and the
+//! guest must not be able to do anything more until it returns.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,18 +11,18 @@ use vmm_sys_util::signal::Killable;
 
 use crate::vcpu::kick_signal;
 
-/// Whether the machine has been stopped. From then on no vCPU enters the guest, and no device takes a
-/// request of its driver's.
+/// Whether the machine has been stopped. Once it is set, no vCPU enters the guest, and no device
+/// takes a request from its driver.
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// Whether it has been.
+    /// Whether the machine has been stopped.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Says so, for good.
+    /// Sets the flag, which is never cleared.
     pub(crate) fn set(&self) {
         self.0.store(true, Ordering::Release);
     }
@@ -32,12 +32,12 @@ impl StopFlag {
 #[derive(Clone, Debug)]
 pub struct Stopper {
     flag: StopFlag,
-    /// The vCPUs', until they are joined.
+    /// The vCPU threads, until they are joined.
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
 impl Stopper {
-    /// Of a machine that has no threads yet.
+    /// The handle of a machine that has no threads yet.
     pub(crate) fn new(flag: StopFlag) -> Self {
         Self {
             flag,
@@ -45,12 +45,12 @@ impl Stopper {
         }
     }
 
-    /// Takes the guest off its vCPUs, and has the devices serve it no more. What a device has in hand at
-    /// that moment is carried out.
+    /// Makes all vCPUs leave the guest, and the devices stop taking requests. A request that a
+    /// device is already serving is completed.
     pub fn stop(&self) {
         self.flag.set();
         for thread in self.threads().iter() {
-            let _ = thread.kill(kick_signal()); // fails only for one that has ended
+            let _ = thread.kill(kick_signal()); // fails only for a thread that has ended
         }
     }
 

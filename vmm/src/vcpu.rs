@@ -1,5 +1,5 @@
-//! vCPUs: a thread each, which lets the guest run and serves what it asks of ports and devices.
-#![allow(unsafe_code)] // the signal handler's way to a vCPU's shared page
+//! vCPUs: each has a thread, which runs the guest and handles its exits.
+#![allow(unsafe_code)] // the signal handler accesses the vCPU's `kvm_run` page
 
 use std::cell::Cell;
 use std::fmt;
@@ -16,43 +16,44 @@ use crate::arch::{self, Platform};
 use crate::bus::Bus;
 use crate::stop::StopFlag;
 
-/// Why a machine does not run any more.
+/// Why a machine has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StopReason {
     /// The host stopped it ([`RunningMachine::stop`](crate::machine::RunningMachine::stop)).
     Stopped,
-    /// The guest shut down: on x86-64 by the triple fault that is a way to reset, and that a crash which it
-    /// didn't see coming ends in too.
+    /// `KVM_EXIT_SHUTDOWN`: on x86-64 a triple fault, by which a kernel may reset the machine, and
+    /// in which a crash that it can't handle ends too.
     Shutdown,
     /// The guest reset itself: on x86-64 by the keyboard controller.
     Reset,
-    /// The guest asked the hypervisor to end it, with this type (`KVM_SYSTEM_EVENT_…`).
+    /// The guest requested a shutdown or reset from the hypervisor, of this type
+    /// (`KVM_SYSTEM_EVENT_…`).
     SystemEvent(u32),
     /// A vCPU halted and nothing can wake it.
     Halted,
-    /// KVM can't run the guest's code.
+    /// `KVM_EXIT_INTERNAL_ERROR`: KVM can't emulate an instruction of the guest.
     Emulation {
         /// The instruction's address, if known.
         address: Option<u64>,
         /// KVM's reason (`KVM_INTERNAL_ERROR_…` of linux/kvm.h).
         suberror: u32,
     },
-    /// The processor refused the guest's state.
+    /// `KVM_EXIT_FAIL_ENTRY`: the processor refused to enter the guest in its state.
     EntryFailed {
         /// The processor's reason.
         reason: u64,
     },
-    /// KVM handed back something that no guest of ours can cause.
+    /// An exit that hull doesn't expect from any guest.
     UnknownExit(String),
-    /// Running the vCPU failed.
+    /// `KVM_RUN` failed.
     Failed {
-        /// What KVM said.
+        /// Its error.
         errno: i32,
     },
 }
 
 impl StopReason {
-    /// Whether the machine ended as machines end: stopped, shut down, or reset.
+    /// Whether the machine ended regularly: it was stopped, shut down, or reset itself.
     pub fn is_orderly(&self) -> bool {
         matches!(
             self,
@@ -96,12 +97,12 @@ impl fmt::Display for StopReason {
     }
 }
 
-/// The signal that takes a vCPU's thread out of the guest. None of these threads may have it blocked.
+/// The signal that makes a vCPU thread leave the guest. No vCPU thread may block it.
 pub fn kick_signal() -> libc::c_int {
     SIGRTMIN()
 }
 
-/// Installs the handler of [`kick_signal`]. Needed once in a process; again does no harm.
+/// Installs the handler of [`kick_signal`] in this process. Calling it again does no harm.
 pub(crate) fn install_kick_handler() -> io::Result<()> {
     register_signal_handler(kick_signal(), on_kick)
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))
@@ -124,7 +125,7 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
     }
 }
 
-/// Points this thread's signal handler at a vCPU for as long as it lives.
+/// Makes this thread's signal handler set `immediate_exit` of a vCPU, until it is dropped.
 struct KickTarget;
 
 impl KickTarget {
@@ -185,7 +186,8 @@ impl Vcpu {
             Ok(VcpuExit::InternalError) => self.internal_error(),
             Ok(exit) => return self.platform.serve(exit),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
-                // Before `stop` is looked at again: a kick after this has set `stop` before.
+                // Before `stop` is checked again: whoever kicks after this point has set `stop`
+                // already.
                 self.fd.set_kvm_immediate_exit(0);
                 return ControlFlow::Continue(());
             }

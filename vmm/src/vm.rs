@@ -1,5 +1,5 @@
-//! A VM as KVM knows it, tied to the guest memory that it must not outlive.
-#![allow(unsafe_code)] // giving KVM our memory
+//! A KVM VM together with its guest memory, which must stay mapped as long as the VM exists.
+#![allow(unsafe_code)] // KVM_SET_USER_MEMORY_REGION
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use crate::arch::{self, NotSupported};
 use crate::virtio::transport::{MmioTransport, QUEUE_NOTIFY};
 
-/// Why KVM has no such VM.
+/// Why a VM or its vCPUs can't be created or set up.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
     /// An ioctl of KVM failed.
@@ -19,21 +19,21 @@ pub enum VmError {
     Kvm {
         /// What it was for.
         what: &'static str,
-        /// What KVM said.
+        /// Its error.
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// It isn't done on this processor.
+    /// hull doesn't do this on this architecture yet.
     #[error(transparent)]
     NotSupported(#[from] NotSupported),
 }
 
-/// Says what an ioctl was for.
+/// Adds what an ioctl was for to its error.
 pub(crate) fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
     move |source| VmError::Kvm { what, source }
 }
 
-/// The VM. Whoever holds a vCPU of it holds this too, so that its memory stays mapped.
+/// The VM. Whoever holds a vCPU of it must hold this too, so that guest memory stays mapped.
 #[derive(Debug)]
 pub(crate) struct Vm {
     // Closed before the memory is unmapped: fields are dropped in order.
@@ -42,7 +42,7 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// Creates a VM with this memory and interrupt controllers.
+    /// Creates a VM with this memory and with interrupt controllers.
     pub(crate) fn new(kvm: &Kvm, memory: Arc<GuestMemoryMmap>) -> Result<Self, VmError> {
         let fd = kvm.create_vm().map_err(failed("create a VM"))?;
         for (slot, region) in memory.iter().enumerate() {
@@ -72,7 +72,8 @@ impl Vm {
             .map_err(failed("create a vCPU"))
     }
 
-    /// Lets a device interrupt the guest, and the guest kick its queues, without an exit to us.
+    /// Registers a device's irqfd and the ioeventfds of its queues, so that interrupts and kicks
+    /// need no exit to user space.
     pub(crate) fn connect(
         &self,
         device: &MmioTransport,

@@ -6,7 +6,7 @@ use std::num::NonZeroU8;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hull_vmm::jail::OwnTable;
+use hull_vmm::jail::PrivateFdTable;
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::{
     Console, ConsoleLimits, Machine, MachineConfig, MachineError, RunningMachine, StopReason,
@@ -98,9 +98,9 @@ fn await_stop(machine: &RunningMachine) {
 fn run(code: &[u8]) -> Option<(StopReason, String)> {
     let log = Log::new();
     let running = machine(code, 1)?
-        .start(log.console(), |_| Ok(OwnTable::default()))
+        .start_vcpu_threads(log.console(), |_| Ok(PrivateFdTable::default()))
         .expect("started")
-        .let_go();
+        .start_guest();
     await_stop(&running);
     let reason = running.stop().expect("ended");
     Some((reason, log.text()))
@@ -149,9 +149,9 @@ fn the_guest_finds_its_devices() {
     machine.attach(rng).expect("attached");
     let log = Log::new();
     let held = machine
-        .start(log.console(), |_| Ok(OwnTable::default()))
+        .start_vcpu_threads(log.console(), |_| Ok(PrivateFdTable::default()))
         .expect("started");
-    let running = held.let_go();
+    let running = held.start_guest();
     await_stop(&running);
     assert_eq!(running.stop().expect("ended"), StopReason::Reset);
     assert_eq!(log.text(), "virt\n");
@@ -164,9 +164,9 @@ fn a_guest_that_never_ends_is_stopped() {
             return;
         };
         let running = machine
-            .start(Log::new().console(), |_| Ok(OwnTable::default()))
+            .start_vcpu_threads(Log::new().console(), |_| Ok(PrivateFdTable::default()))
             .expect("started")
-            .let_go();
+            .start_guest();
         assert_eq!(running.stop_reason(), None);
         assert_eq!(running.stop().expect("ended"), StopReason::Stopped);
     }
@@ -180,13 +180,13 @@ fn no_guest_code_runs_unconfined() {
     let log = Log::new();
     let calls = Arc::new(Mutex::new(0));
     let counter = Arc::clone(&calls);
-    let result = machine.start(log.console(), move |_| {
+    let result = machine.start_vcpu_threads(log.console(), move |_| {
         let mut calls = counter.lock().expect("no panic");
         *calls += 1;
         if *calls == 2 {
             return Err(io::Error::other("no filter"));
         }
-        Ok(OwnTable::default())
+        Ok(PrivateFdTable::default())
     });
     assert!(matches!(result, Err(MachineError::Confine(_))));
     assert_eq!(
@@ -210,13 +210,13 @@ fn there_are_no_performance_counters_to_read() {
 }
 
 #[test]
-fn no_guest_code_runs_before_it_is_let_go() {
+fn no_guest_code_runs_before_the_guest_is_started() {
     let Some(machine) = machine(&print("I ran\n"), 2) else {
         return;
     };
     let log = Log::new();
     let held = machine
-        .start(log.console(), |_| Ok(OwnTable::default()))
+        .start_vcpu_threads(log.console(), |_| Ok(PrivateFdTable::default()))
         .expect("started");
     drop(held);
     assert_eq!(log.text(), "", "the threads have ended without running it");
@@ -237,8 +237,9 @@ fn bad_configurations_are_refused_by_name() {
     }
     let text = |config: MachineConfig<'_>| {
         let machine = Machine::new(&config);
-        let started = machine
-            .and_then(|machine| machine.start(Log::new().console(), |_| Ok(OwnTable::default())));
+        let started = machine.and_then(|machine| {
+            machine.start_vcpu_threads(Log::new().console(), |_| Ok(PrivateFdTable::default()))
+        });
         started.expect_err("refused").to_string()
     };
     let vcpus = NonZeroU8::new(200).expect("not zero");

@@ -229,14 +229,14 @@ mod tests {
         let mut next = 100..;
         let mut number = || next.next().expect("a number");
         let mounted = json!({
-            "path": number(), "recursive": true, "receives": false, "read_only": "Unchanged",
+            "path": number(), "recursive": true, "receives_propagation": false, "read_only": "Unchanged",
             "times": {"itself": null, "all": null}, "owners": null,
         });
         let terminal = HostTerminal::Relayed(TerminalStreams {
             text: number(),
             sizes: number(),
         });
-        let share = json!({ "name": "root", "target": "/", "source": { "Mounted": mounted } });
+        let share = json!({ "name": "root", "target": "/", "source": { "Bind": mounted } });
         let config = VmmConfig {
             vm: VmConfig {
                 held: false,

@@ -111,7 +111,7 @@ impl Launch<'_> {
         let user_namespace = self
             .user_namespace
             .as_ref()
-            .map(|ids| userns::make(&ids.uids, &ids.gids).map_err(SandboxError::UserNamespace));
+            .map(|ids| userns::create(&ids.uids, &ids.gids).map_err(SandboxError::UserNamespace));
         let ends = Ends {
             listener: listener.into(),
             lifeline: theirs.into(),

@@ -51,7 +51,7 @@ impl Messages {
         let (pipe, end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let messages = Self {
             pipe,
-            console: console.beside(),
+            console: console.new_writer(),
             last_words: None,
         };
         Ok((messages, end))

@@ -14,7 +14,7 @@ use crate::host::ProcessId;
 /// Names the share. Some of them may be there then, for [`remove_shares`].
 pub fn add_shares(vmm: ProcessId, folder: &str, shares: Vec<Share>) -> Result<(), SandboxError> {
     let process = open(vmm)?;
-    tree::join(process.as_fd(), folder, shares).map_err(SandboxError::Shares)
+    tree::add_shares(process.as_fd(), folder, shares).map_err(SandboxError::Shares)
 }
 
 /// Removes a folder of the tree with all shares in it; that there is none is no error, nor that the sandbox is gone.
@@ -25,7 +25,7 @@ pub fn remove_shares(vmm: ProcessId, folder: &str) -> Result<(), SandboxError> {
     let Some(process) = vmm.open() else {
         return Ok(());
     };
-    match tree::leave(process.as_fd(), folder) {
+    match tree::remove_shares(process.as_fd(), folder) {
         // With the process its mounts have gone.
         Err(_) if !vmm.is_alive() => Ok(()),
         left => left.map_err(SandboxError::Shares),

@@ -21,7 +21,7 @@ use std::time::Duration;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use hull_vmm::deadlines::Deadlines;
 use hull_vmm::event_loop::Subscriber;
-use hull_vmm::virtio::block::{Answer, SERIAL_SIZE, SlotHandle};
+use hull_vmm::virtio::block::{SERIAL_SIZE, SlotAnswer, SlotHandle};
 use hull_vmm::virtio::vsock::{ControlClient, OtherRequest};
 use vmm_sys_util::epoll::EventSet;
 
@@ -160,14 +160,14 @@ impl Slot {
     }
 
     /// Follows what the thread has said. Returns the client, with the slot's number or a refusal for it.
-    fn on_answer(&mut self, answer: Answer) -> Option<(ControlClient, Result<u8, Refusal>)> {
+    fn on_answer(&mut self, answer: SlotAnswer) -> Option<(ControlClient, Result<u8, Refusal>)> {
         let (state, outcome) = match answer {
-            Answer::Filled => (
+            SlotAnswer::Filled => (
                 State::Filled(self.serial().unwrap_or_default().to_owned()),
                 Ok(self.number),
             ),
-            Answer::Refused(why) => (State::Empty, Err(Refusal::Thread(why))),
-            Answer::Gone => (State::Lost, Err(Refusal::Gone)),
+            SlotAnswer::Refused(why) => (State::Empty, Err(Refusal::Thread(why))),
+            SlotAnswer::Closed => (State::Lost, Err(Refusal::Gone)),
         };
         match std::mem::replace(&mut self.state, state) {
             State::Asked { client, .. } => Some((client?, outcome)),
@@ -232,7 +232,7 @@ impl DiskSlots {
         let is_empty = |(_, slot): &(usize, &Slot)| matches!(slot.state, State::Empty);
         let (index, slot) = slots.find(is_empty).ok_or(Refusal::Full)?;
         (slot.handle)
-            .hand(device.as_fd(), serial, read_only)
+            .send_disk(device.as_fd(), serial, read_only)
             .map_err(Refusal::Send)?;
         Ok((index, serial.to_owned()))
     }
@@ -242,11 +242,11 @@ impl DiskSlots {
         let Some(slot) = self.slots.get_mut(index) else {
             return;
         };
-        let Some(answer) = slot.handle.answer() else {
+        let Some(answer) = slot.handle.receive_answer() else {
             return;
         };
         self.deadlines.cancel(index);
-        if matches!(answer, Answer::Filled | Answer::Gone) {
+        if matches!(answer, SlotAnswer::Filled | SlotAnswer::Closed) {
             // It has no more to say.
             let _ = ops.remove(Events::empty(&slot.handle));
         }
@@ -324,7 +324,7 @@ mod tests {
 
     use hull_vmm::EventLoop;
     use hull_vmm::event_loop::StopHandle;
-    use hull_vmm::virtio::block::{DiskSlot, Vacancy};
+    use hull_vmm::virtio::block::{DiskSlot, DisklessBlock};
     use hull_vmm::virtio::transport::MmioTransport;
     use hull_vmm::virtio::vsock::Vsock;
 
@@ -390,11 +390,11 @@ mod tests {
     }
 
     fn slot() -> (DiskSlot, SlotHandle) {
-        let vacancy = Vacancy::new().expect("an eventfd");
-        let (queues, doorbell) = (vacancy.queues(), Some(vacancy.doorbell()));
+        let diskless = DisklessBlock::new().expect("an eventfd");
+        let (queues, activation_eventfd) = (diskless.queues(), Some(diskless.activation_eventfd()));
         let stop = Default::default();
-        let registers = MmioTransport::empty(Arc::default(), queues, doorbell, stop);
-        DiskSlot::new(vacancy, Arc::new(registers.expect("eventfds"))).expect("sockets")
+        let registers = MmioTransport::empty(Arc::default(), queues, activation_eventfd, stop);
+        DiskSlot::new(diskless, Arc::new(registers.expect("eventfds"))).expect("sockets")
     }
 
     /// Serves a slot in a thread of its own, which ends with the test's process.

@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hull_protocol::ports;
 use hull_vmm::jail::{self, Identity, Role, tree, userns};
-use hull_vmm::virtio::block::{Block, Disk, DiskError, DiskSlot, SlotHandle, Vacancy};
+use hull_vmm::virtio::block::{Block, Disk, DiskError, DiskSlot, DisklessBlock, SlotHandle};
 use hull_vmm::virtio::fs::{self, Fs};
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
-use hull_vmm::{Console, ConsoleLimits, EventLoop, HeldMachine, Machine, MachineConfig};
+use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig, ReadyMachine};
 use rustix::pipe::PipeFlags;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -118,7 +118,7 @@ fn read_config(config_fd: RawFd) -> Result<VmmConfig, VmmError> {
 /// A machine that waits to be let go, and what its end depends on.
 struct Vm {
     events: EventLoop,
-    machine: HeldMachine,
+    machine: ReadyMachine,
     identity: Identity,
     supervisor: Arc<Mutex<Supervisor>>,
     messages: Arc<Mutex<Messages>>,
@@ -138,10 +138,10 @@ fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
         hear(&vm, ends.console).map_err(io_error("replace standard error"))?;
     let mut machine = load_machine(&vm)?;
     let identity = match ends.user_namespace {
-        Some(_) => Identity::Kept,
-        None => Identity::nobody()?,
+        Some(_) => Identity::Unchanged,
+        None => Identity::unique_user()?,
     };
-    let (fs, threads) = share(&mut vm, ends.user_namespace, open_files)?;
+    let (fs, task_dir) = share(&mut vm, ends.user_namespace, open_files)?;
     let fs = Arc::new(Mutex::new(fs));
     let rng = Arc::new(Mutex::new(Rng::new().map_err(io_error("make virtio-rng"))?));
     let Connections {
@@ -156,8 +156,8 @@ fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
 
     let mut events = EventLoop::new().map_err(io_error("make the event loop"))?;
     let fs_eventfds = machine.attach(Arc::clone(&fs))?;
-    events.keep(machine.attach(Arc::clone(&vsock))?);
-    events.keep(machine.attach(Arc::clone(&rng))?);
+    events.keep_open(machine.attach(Arc::clone(&vsock))?);
+    events.keep_open(machine.attach(Arc::clone(&rng))?);
     let serials = vm.disks.iter().map(|disk| disk.serial.clone()).collect();
     let disks = attach_disks(vm.disks, &mut machine)?;
     let (slots, handles) = attach_slots(vm.disk_slots, &mut machine)?;
@@ -168,11 +168,11 @@ fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
     events.add(rng);
     events.add(Arc::new(Mutex::new(clock)));
     events.add(Arc::clone(&messages) as _);
-    fs::spawn(fs, fs_eventfds, |needed| confine_files(threads, needed))
+    fs::spawn(fs, fs_eventfds, |needed| confine_files(task_dir, needed))
         .map_err(io_error("start the virtio-fs thread"))?;
     start_disks(disks, Role::Block, identity)?;
     start_disks(slots, Role::DiskSlot, identity)?;
-    let machine = machine.start(console, move |needed| {
+    let machine = machine.start_vcpu_threads(console, move |needed| {
         jail::confine(Role::Vcpu, identity, needed).map_err(io::Error::other)
     })?;
 
@@ -217,7 +217,7 @@ fn settle(config: &VmmConfig, report_to: &UnixStream) -> Result<u64, VmmError> {
     jail::close_other_fds(&keep)?;
     let limits = jail::limits::apply()?;
     if config.vm.core_scheduling {
-        jail::core_scheduling::begin()?;
+        jail::core_scheduling::enable()?;
     }
     // The container's terminal and its signals are not this process's.
     let _ = rustix::process::setsid();
@@ -357,20 +357,20 @@ fn join(VmmConfig { vm, ends }: &VmmConfig) -> Result<(), VmmError> {
 }
 
 /// Confines the virtio-fs thread. Returns the directory through which it opens inodes.
-fn confine_files(threads: tree::Threads, mut needed: Vec<RawFd>) -> io::Result<File> {
-    let own = threads.own_descriptors().map_err(io::Error::other)?;
+fn confine_files(task_dir: tree::TaskDir, mut needed: Vec<RawFd>) -> io::Result<File> {
+    let own = task_dir.open_thread_fds().map_err(io::Error::other)?;
     needed.push(own.as_raw_fd());
-    jail::confine(Role::Filesystem, Identity::Kept, &needed).map_err(io::Error::other)?;
+    jail::confine(Role::Filesystem, Identity::Unchanged, &needed).map_err(io::Error::other)?;
     Ok(own)
 }
 
 /// Enters the tree of the shares, for an ordinary user in a user namespace, and makes the device that
-/// serves it. Returns with it where its thread finds itself.
+/// serves it. Returns with it the directory in which its thread finds its own descriptors.
 fn share(
     vm: &mut VmConfig,
     user_namespace: Option<OwnedFd>,
     nofile: u64,
-) -> Result<(Fs, tree::Threads), VmmError> {
+) -> Result<(Fs, tree::TaskDir), VmmError> {
     let mut shares = std::mem::take(&mut vm.shares);
     if let Some(namespace) = user_namespace {
         userns::enter(namespace.as_fd())?;
@@ -380,14 +380,14 @@ fn share(
     let tree = tree::enter(shares)?;
     let memory_bytes = u64::from(vm.memory_mib) << 20;
     let fd_limit = fs::fd_limit(memory_bytes, nofile);
-    jail::limits::bound_files(nofile.min(fd_limit + fs::RESERVED_FDS))?;
+    jail::limits::lower_nofile(nofile.min(fd_limit + fs::RESERVED_FDS))?;
     let fs = Fs::new(fs::Options {
         tag: ports::SHARE_TAG.to_owned(),
         root: "/".into(),
         fd_limit,
         cache_timeout: fs::CACHE_TIMEOUT,
     })?;
-    Ok((fs, tree.threads))
+    Ok((fs, tree.task_dir))
 }
 
 /// Gives the machine its disks. Returns the loops that are to serve them, each with a name: a disk that
@@ -402,7 +402,7 @@ fn attach_disks(
         let block = Block::new(disk).map_err(io_error("make virtio-blk"))?;
         let block = Arc::new(Mutex::new(block));
         let mut events = EventLoop::new().map_err(io_error("make a disk's event loop"))?;
-        events.keep(machine.attach(Arc::clone(&block))?);
+        events.keep_open(machine.attach(Arc::clone(&block))?);
         events.add(block);
         Ok((events, name))
     };
@@ -415,11 +415,12 @@ type Slots = (Vec<(EventLoop, String)>, Vec<(u8, SlotHandle)>);
 /// Gives the machine slots for disks that are handed over while it runs.
 fn attach_slots(count: u8, machine: &mut Machine) -> Result<Slots, VmmError> {
     let attach = |_| {
-        let vacancy = Vacancy::new().map_err(io_error("make a slot for a disk"))?;
-        let (number, registers) = machine.attach_empty(vacancy.queues(), vacancy.doorbell())?;
+        let diskless = DisklessBlock::new().map_err(io_error("make a slot for a disk"))?;
+        let (number, registers) =
+            machine.attach_empty_slot(diskless.queues(), diskless.activation_eventfd())?;
         let mut events = EventLoop::new().map_err(io_error("make a slot's event loop"))?;
-        events.keep(registers.descriptors());
-        let slot = DiskSlot::new(vacancy, registers);
+        events.keep_open(registers.descriptors());
+        let slot = DiskSlot::new(diskless, registers);
         let (slot, handle) = slot.map_err(io_error("make a slot's sockets"))?;
         events.add(Arc::new(Mutex::new(slot)));
         Ok(((events, format!("slot-{number}")), (number, handle)))
@@ -480,8 +481,8 @@ fn offer_fixed_ports(
 ) -> Result<(OwnedFd, HostStream), VmmError> {
     let (exit_status, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
         .map_err(|e| io_error("make a pipe")(e.into()))?;
-    vsock.attach_open(ports::NOTICES, Direction::Duplex, notices)?;
-    vsock.attach_open(ports::READY, Direction::FromGuest, ready)?;
+    vsock.attach_without_token(ports::NOTICES, Direction::Duplex, notices)?;
+    vsock.attach_without_token(ports::READY, Direction::FromGuest, ready)?;
     let port = ports::EXIT_STATUS;
     let token = vsock.attach_at(port, Direction::FromGuest, writer)?;
     Ok((exit_status, HostStream { port, token }))
@@ -497,7 +498,7 @@ fn take_stdio() -> io::Result<Vec<(Direction, OwnedFd)>> {
     {
         streams.push((direction, stdio::private_description(fd)?));
     }
-    jail::descriptors::abandon_standard_streams()?;
+    jail::descriptors::replace_standard_streams()?;
     Ok(streams)
 }
 
@@ -515,7 +516,7 @@ impl Vm {
         let mut needed = events.descriptors();
         needed.push(lifeline.as_raw_fd());
         jail::confine(Role::Main, identity, &needed)?;
-        let machine = machine.let_go();
+        let machine = machine.start_guest();
         lifeline::send(lifeline, &Report::Up(streams)).map_err(io_error("report to create"))?;
         events.run().map_err(io_error("wait for events"))?;
         let end = supervisor

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::{BlockDevice, SeccompFilter};
 use hull_protocol::paths::SHARE;
-use hull_vmm::jail::tree::{AccessTimes, Mounted, ReadOnly, Share, Source};
+use hull_vmm::jail::tree::{AccessTimes, BindMount, ReadOnly, Share, Source};
 use oci_spec::runtime::{
     Hooks, Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec,
 };
@@ -174,10 +174,10 @@ fn share_root(bundle: &Bundle, id: &str, locked: bool) -> Result<(Share, Vec<Str
     let share = Share {
         name: "config.json: root.path".to_owned(),
         target: format!("{id}/rootfs").into(),
-        source: Source::Mounted(Mounted {
+        source: Source::Bind(BindMount {
             path: rootfs,
             recursive: true,
-            receives: false,
+            receives_propagation: false,
             read_only: ReadOnly::Unchanged,
             times: AccessTimes::default(),
             owners: None,
@@ -301,7 +301,7 @@ fn remount(mount: &Mount, placed: &[(PathBuf, usize)], shares: &mut [Share], loc
     let mut placed = placed.iter().rev();
     let at = placed.find(|(destination, _)| destination == mount.destination());
     let share = at.and_then(|(_, index)| shares.get_mut(*index));
-    let Some(Source::Mounted(mounted)) = share.map(|share| &mut share.source) else {
+    let Some(Source::Bind(mounted)) = share.map(|share| &mut share.source) else {
         return;
     };
     if let Some(read_only) = bind::remounted(options).filter(|_| !locked) {
@@ -454,10 +454,10 @@ fn split_bind(
             Ok(Some(Share {
                 name: format!("config.json: mounts[{index}]"),
                 target: target.into(),
-                source: Source::Mounted(Mounted {
+                source: Source::Bind(BindMount {
                     path: fd,
                     recursive,
-                    receives,
+                    receives_propagation: receives,
                     read_only,
                     times,
                     owners,

@@ -86,7 +86,7 @@ fn split(dir: &TempDir) -> (Value, Vec<(PathBuf, ReadOnly)>) {
         plan.shares
             .into_iter()
             .map(|share| match share.source {
-                Source::Mounted(mounted) => (share.target, mounted.read_only),
+                Source::Bind(mounted) => (share.target, mounted.read_only),
                 Source::FileSystem(_) => (share.target, ReadOnly::Unchanged),
             })
             .collect(),
@@ -445,10 +445,10 @@ fn the_host_mounts_what_needs_its_paths_and_the_guest_binds_that() {
     assert_eq!(guest["mounts"], expected);
 
     let plan = plan(&load(dir.path()).expect("taken"), "c1").expect("split");
-    let Source::Mounted(mounted) = &plan.shares[2].source else {
+    let Source::Bind(mounted) = &plan.shares[2].source else {
         panic!("{:?}", plan.shares);
     };
-    assert!(mounted.receives && !mounted.recursive);
+    assert!(mounted.receives_propagation && !mounted.recursive);
     assert_eq!(mounted.read_only, ReadOnly::Itself(false));
     let owners = mounted.owners.as_ref().expect("owners");
     assert_eq!(owners.name, "config.json: mounts[1].uidMappings");
@@ -475,7 +475,7 @@ fn a_share_is_the_file_that_was_opened_whatever_becomes_of_its_name() {
     fs::create_dir(dir.path().join("rootfs")).expect("another folder");
     let shares = plan(&loaded, "c1").expect("split").shares;
     let inode = |share: &Share| match &share.source {
-        Source::Mounted(mounted) => rustix::fs::fstat(&mounted.path).expect("stat").st_ino,
+        Source::Bind(mounted) => rustix::fs::fstat(&mounted.path).expect("stat").st_ino,
         Source::FileSystem(_) => panic!("{share:?} is a folder of the host"),
     };
     assert_ne!(inode(&shares[0]), inode(&shares[1]));

@@ -1,7 +1,7 @@
 //! A hostile guest against virtio-blk: any requests, chains, ring indices and bytes in its memory.
 //!
 //! It must not panic, wait, change the size of the disk's file or write a read-only one, and the event
-//! loop must come to rest after each step.
+//! loop must become idle after each step.
 
 #![no_main]
 
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use event_manager::{EventManager, SubscriberOps};
 use hull_vmm::virtio::VirtioDevice;
 use hull_vmm::virtio::block::{Block, Disk};
-use hull_vmm_fuzz::{Descriptor, Driver, Input, activation, come_to_rest, memory, put};
+use hull_vmm_fuzz::{Descriptor, Driver, Input, activation, memory, put, run_until_idle};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::GuestMemoryMmap;
 
@@ -22,9 +22,9 @@ const MEMORY: usize = 1 << 20;
 const HEADER: u64 = 0x1_0000;
 const DATA: u64 = 0x2_0000;
 const STATUS: u64 = 0x1_8000;
-/// The disk's size, in bytes: some sectors and a rest.
+/// The size of the disk's file, in bytes: some sectors and a part of one.
 const SIZE: u64 = 16 * 512 + 7;
-/// Turns of the loop within which it must come to rest after one step.
+/// Turns of the loop within which it must become idle after one step.
 const TURNS: usize = 100;
 
 /// A small number mostly, any rarely.
@@ -35,8 +35,8 @@ fn number(input: &mut Input) -> u64 {
     }
 }
 
-/// A guest with a device.
-struct World {
+/// A guest's driver, the device with its disk, and the event loop that serves it.
+struct Harness {
     memory: Arc<GuestMemoryMmap>,
     file: File,
     device: Arc<Mutex<Block>>,
@@ -44,7 +44,7 @@ struct World {
     driver: Driver,
 }
 
-impl World {
+impl Harness {
     fn new(read_only: bool) -> Self {
         // SAFETY: the name is a string with its NUL, and the descriptor is nobody else's.
         let file = unsafe { File::from_raw_fd(libc::memfd_create(c"disk".as_ptr(), 0)) };
@@ -54,18 +54,18 @@ impl World {
         let device = Arc::new(Mutex::new(Block::new(disk).expect("a device")));
         let mut events = EventManager::new().expect("epoll");
         events.add_subscriber(Arc::clone(&device));
-        let mut world = Self {
+        let mut harness = Self {
             memory: memory(MEMORY),
             file,
             device,
             events,
             driver: Driver::new(0),
         };
-        world.start(u64::MAX);
-        world
+        harness.start(u64::MAX);
+        harness
     }
 
-    /// Activates the device, with those of its features.
+    /// Activates the device with those of `features` that it offers.
     fn start(&mut self, features: u64) {
         self.put(0, &[0; 0x1_0000]);
         let mut device = self.device.lock().expect("the device");
@@ -142,20 +142,23 @@ impl World {
     }
 
     fn rest(&mut self) {
-        come_to_rest(&mut self.events, TURNS);
+        run_until_idle(&mut self.events, TURNS);
     }
 }
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
     let read_only = input.byte() % 4 == 0;
-    let mut world = World::new(read_only);
+    let mut harness = Harness::new(read_only);
     while !input.is_empty() {
-        world.step(&mut input);
+        harness.step(&mut input);
     }
-    assert_eq!(world.file.metadata().expect("its size").len(), SIZE);
+    assert_eq!(harness.file.metadata().expect("its size").len(), SIZE);
     let mut content = vec![0; SIZE as usize];
-    world.file.read_exact_at(&mut content, 0).expect("readable");
+    harness
+        .file
+        .read_exact_at(&mut content, 0)
+        .expect("readable");
     assert!(!read_only || content.iter().all(|byte| *byte == 0));
     assert_eq!(content[16 * 512..], [0; 7], "beyond the last whole sector");
 });

@@ -1,9 +1,9 @@
 //! A hostile guest against virtio-fs: any FUSE requests, chains, ring indices and bytes in its memory,
 //! on a small tree of files.
 //!
-//! It must not panic, wait, or reach a file outside of the tree, and the event loop must come to rest
-//! after each step. The device's thread has the tree as its root (which takes root) and a limit on the
-//! size of files, so that a fault found here does no harm.
+//! It must not panic, wait, or reach a file outside of the tree, and the event loop must become
+//! idle after each step. The device's thread has the tree as its root (which takes root) and a
+//! limit on the size of files, so that a fault found here does no harm.
 
 #![no_main]
 
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use event_manager::{EventManager, SubscriberOps};
 use hull_vmm::virtio::VirtioDevice;
 use hull_vmm::virtio::fs::{CACHE_TIMEOUT, Fs, Options};
-use hull_vmm_fuzz::{Descriptor, Driver, Input, activation, come_to_rest, memory, put};
+use hull_vmm_fuzz::{Descriptor, Driver, Input, activation, memory, put, run_until_idle};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::GuestMemoryMmap;
 
@@ -26,7 +26,7 @@ const QUEUES: [u64; 2] = [0, 0x1_0000];
 const REQUEST: u64 = 0x2_0000;
 const REPLY: u64 = 0x4_0000;
 const REPLY_ROOM: u32 = 0x4000;
-/// Turns of the loop within which it must come to rest after one step.
+/// Turns of the loop within which it must become idle after one step.
 const TURNS: usize = 100;
 /// The largest file that there may be, in bytes.
 const FILE_SIZE: u64 = 1 << 20;
@@ -42,15 +42,15 @@ fn number(input: &mut Input) -> u64 {
     }
 }
 
-/// A guest with a device.
-struct World {
+/// A guest's driver, the device, and the event loop that serves it.
+struct Harness {
     memory: Arc<GuestMemoryMmap>,
     device: Arc<Mutex<Fs>>,
     events: EventManager<Arc<Mutex<Fs>>>,
     drivers: [Driver; 2],
 }
 
-impl World {
+impl Harness {
     fn new(proc_self_fd: &File) -> Self {
         let options = Options {
             tag: "fuzz".into(),
@@ -64,14 +64,14 @@ impl World {
         let device = Arc::new(Mutex::new(device));
         let mut events = EventManager::new().expect("epoll");
         events.add_subscriber(Arc::clone(&device));
-        let mut world = Self {
+        let mut harness = Self {
             memory: memory(MEMORY),
             device,
             events,
             drivers: QUEUES.map(Driver::new),
         };
-        world.start();
-        world
+        harness.start();
+        harness
     }
 
     /// Activates the device and initialises FUSE.
@@ -154,12 +154,12 @@ impl World {
     }
 
     fn rest(&mut self) {
-        come_to_rest(&mut self.events, TURNS);
+        run_until_idle(&mut self.events, TURNS);
     }
 }
 
 /// Puts the tree into the state that every input starts from.
-fn plant(root: &Path) {
+fn reset_tree(root: &Path) {
     for entry in fs::read_dir(root).expect("the tree") {
         let path = entry.expect("an entry").path();
         let is_directory = path.symlink_metadata().is_ok_and(|m| m.is_dir());
@@ -183,11 +183,11 @@ fn serve(tree: PathBuf, inputs: Receiver<Vec<u8>>, done: SyncSender<()>) {
     std::os::unix::fs::chroot(&tree).expect("chroot takes root");
     std::env::set_current_dir("/").expect("chdir");
     for input in inputs {
-        plant(Path::new("/"));
-        let mut world = World::new(&proc_self_fd);
+        reset_tree(Path::new("/"));
+        let mut harness = Harness::new(&proc_self_fd);
         let mut input = Input(&input);
         while !input.is_empty() {
-            world.step(&mut input);
+            harness.step(&mut input);
         }
         if done.send(()).is_err() {
             return;
@@ -195,7 +195,8 @@ fn serve(tree: PathBuf, inputs: Receiver<Vec<u8>>, done: SyncSender<()>) {
     }
 }
 
-/// The thread that serves: inputs go in, and what comes out tells that one is done.
+/// The channels to the thread that serves: one sends it inputs, the other reports each one
+/// finished.
 fn server() -> &'static Mutex<(SyncSender<Vec<u8>>, Receiver<()>)> {
     static SERVER: OnceLock<Mutex<(SyncSender<Vec<u8>>, Receiver<()>)>> = OnceLock::new();
     SERVER.get_or_init(|| {

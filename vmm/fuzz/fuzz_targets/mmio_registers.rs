@@ -1,6 +1,6 @@
 //! A hostile guest against the virtio-mmio registers: any accesses, in any order, of any size, to the
 //! entropy device and to one that checks what it is given, with any bytes in guest memory, while the devices
-//! are saved and put back.
+//! are saved and restored.
 //!
 //! Nothing must panic; no device may be activated twice, with features that it did not offer, or with
 //! queues outside guest memory.
@@ -68,7 +68,7 @@ impl VirtioDevice for Checker {
         OFFERED
     }
 
-    fn doorbell(&self) -> Option<std::os::fd::RawFd> {
+    fn activation_eventfd(&self) -> Option<std::os::fd::RawFd> {
         None
     }
 
@@ -157,8 +157,10 @@ fuzz_target!(|data: &[u8]| {
     let rng = Arc::new(Mutex::new(Rng::new().expect("a device")));
     let checker = Arc::new(Mutex::new(Checker::default()));
     let transports = [
-        MmioTransport::new(Arc::clone(&memory), rng.clone(), StopFlag::default()).expect("eventfds"),
-        MmioTransport::new(Arc::clone(&memory), checker.clone(), StopFlag::default()).expect("eventfds"),
+        MmioTransport::new(Arc::clone(&memory), rng.clone(), StopFlag::default())
+            .expect("eventfds"),
+        MmioTransport::new(Arc::clone(&memory), checker.clone(), StopFlag::default())
+            .expect("eventfds"),
     ];
     let mut events = EventManager::<Arc<Mutex<Rng>>>::new().expect("epoll");
     events.add_subscriber(rng);
@@ -192,7 +194,7 @@ fuzz_target!(|data: &[u8]| {
                 let mut data = [0; 4];
                 transport.read(register, &mut data);
             }
-            // Saved, and put back as it was.
+            // Saved and restored.
             6 => {
                 let state = transport.save().expect("both can be saved");
                 transport.restore(state).expect("the same device");

@@ -1,7 +1,7 @@
 //! A hostile guest against virtio-vsock: any packets, chains, ring indices and bytes in its memory,
 //! between clients of the control socket and descriptors that come and go.
 //!
-//! It must not panic, and the event loop must come to rest after each step.
+//! It must not panic, and the event loop must become idle after each step.
 
 #![no_main]
 
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use event_manager::{EventManager, SubscriberOps};
 use hull_vmm::virtio::vsock::{Direction, Offered, Vsock};
 use hull_vmm::virtio::{ActiveQueue, VirtioDevice};
-use hull_vmm_fuzz::{Input, activation, come_to_rest, eventfd, memory, put};
+use hull_vmm_fuzz::{Input, activation, eventfd, memory, put, run_until_idle};
 use libfuzzer_sys::fuzz_target;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
@@ -27,7 +27,7 @@ const FIRST_PORT: u32 = 0x1_0000;
 /// Operations of packets.
 const REQUEST: u8 = 1;
 const RW: u8 = 5;
-/// Turns of the loop within which it must come to rest after one step.
+/// Turns of the loop within which it must become idle after one step.
 const TURNS: usize = 2000;
 
 /// A small number mostly, any number sometimes.
@@ -88,7 +88,7 @@ impl DriverQueue {
 }
 
 /// The guest, and the host around it.
-struct World {
+struct Harness {
     memory: Arc<GuestMemoryMmap>,
     device: Arc<Mutex<Vsock>>,
     events: EventManager<Arc<Mutex<Vsock>>>,
@@ -97,11 +97,11 @@ struct World {
     tx: DriverQueue,
     clients: Vec<UnixStream>,
     sockets: Vec<UnixStream>,
-    /// What the guest knows of the ports on offer.
+    /// The offered ports with their tokens.
     offered: Vec<Offered>,
 }
 
-impl World {
+impl Harness {
     fn new() -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -112,7 +112,7 @@ impl World {
         let device = Arc::new(Mutex::new(device));
         let mut events = EventManager::new().expect("epoll");
         events.add_subscriber(Arc::clone(&device));
-        let mut world = Self {
+        let mut harness = Self {
             memory: memory(MEMORY),
             device,
             events,
@@ -123,8 +123,8 @@ impl World {
             sockets: Vec::new(),
             offered: Vec::new(),
         };
-        world.attach();
-        world
+        harness.attach();
+        harness
     }
 
     /// One stream of each direction, on ports 0x10001 to 0x10003 the first time.
@@ -142,7 +142,8 @@ impl World {
             .extend(attached.into_iter().flat_map(|a| a.streams));
     }
 
-    /// The packet with the token that follows a `REQUEST`, but for a guest who guesses.
+    /// Sends the token that belongs to the port of a `REQUEST`, except where the input plays a
+    /// guest that doesn't know it.
     fn token(&mut self, request: &[u8; 44]) {
         let honest = request[30] == REQUEST && request[32] != 3;
         let port = u32::from_le_bytes([request[20], request[21], request[22], request[23]]);
@@ -275,14 +276,14 @@ impl World {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let mut world = World::new();
-    world.activate(1 << 32);
+    let mut harness = Harness::new();
+    harness.activate(1 << 32);
     let mut input = Input(data);
     for _ in 0..64 {
         if input.is_empty() {
             break;
         }
-        world.step(&mut input);
-        come_to_rest(&mut world.events, TURNS);
+        harness.step(&mut input);
+        run_until_idle(&mut harness.events, TURNS);
     }
 });

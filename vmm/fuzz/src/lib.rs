@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 const AVAIL: u64 = 0x4000;
 const USED: u64 = 0x8000;
 
-/// The input, taken piece by piece; zeroes when it is used up.
+/// The fuzzer's input, consumed piece by piece. Once it is used up, all values are zero.
 pub struct Input<'a>(pub &'a [u8]);
 
 impl Input<'_> {
@@ -23,7 +23,7 @@ impl Input<'_> {
         self.0.is_empty()
     }
 
-    /// So many bytes, or as many as there are.
+    /// The next `count` bytes, or as many as are left.
     pub fn bytes(&mut self, count: usize) -> &[u8] {
         let (bytes, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
@@ -65,7 +65,7 @@ pub fn memory(size: usize) -> Arc<GuestMemoryMmap> {
     Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory"))
 }
 
-/// Writes to memory, around its end.
+/// Writes to guest memory; an address beyond its end wraps around.
 pub fn put(memory: &GuestMemoryMmap, address: u64, bytes: &[u8]) {
     let size = memory.last_addr().raw_value() + 1;
     let _ = memory.write(bytes, GuestAddress(address % size));
@@ -86,14 +86,15 @@ pub fn activation(
     }
 }
 
-/// Turns the loop until nothing is left to do, which must be within so many turns.
-pub fn come_to_rest<T: MutEventSubscriber>(events: &mut EventManager<T>, turns: usize) {
+/// Runs the event loop until no event is pending; panics if that takes more than `turns`
+/// iterations.
+pub fn run_until_idle<T: MutEventSubscriber>(events: &mut EventManager<T>, turns: usize) {
     for _ in 0..turns {
         if events.run_with_timeout(0).expect("epoll") == 0 {
             return;
         }
     }
-    panic!("the event loop does not come to rest");
+    panic!("the event loop does not become idle");
 }
 
 /// A descriptor: address, length, flags, next.
@@ -115,7 +116,8 @@ impl Driver {
         }
     }
 
-    /// The device's side of it, of rings that begin anew: they must be all zeroes.
+    /// The device's side of the queue, which starts over: the rings in guest memory must be all
+    /// zeroes.
     pub fn start(&mut self, size: u16) -> ActiveQueue {
         self.available = 0;
         let base = self.base as u32;
@@ -135,7 +137,7 @@ impl Driver {
         self.offer_at(memory, self.base, chain);
     }
 
-    /// The same, with this chain in another table.
+    /// As [`Self::offer`], with the descriptors written to the table at `table`.
     pub fn offer_at(&mut self, memory: &GuestMemoryMmap, table: u64, chain: &[Descriptor]) {
         for (index, (address, length, flags, next)) in (0..).zip(chain) {
             let at = table + 16 * index;
@@ -149,7 +151,7 @@ impl Driver {
         self.kick(memory, self.available);
     }
 
-    /// Claims that so many chains have been made available, and kicks.
+    /// Sets the index of the available ring to `available`, whatever is in the ring, and kicks.
     pub fn kick(&self, memory: &GuestMemoryMmap, available: u16) {
         put(memory, self.base + AVAIL + 2, &available.to_le_bytes());
         let _ = self.kick.write(1);

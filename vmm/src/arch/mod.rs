@@ -1,8 +1,9 @@
-//! What depends on the processor: what is asked of its KVM, the layout of guest memory, what a kernel's image is
-//! like and how it is entered, the state a vCPU starts in, and what a machine has besides virtio devices.
+//! The architecture-dependent parts: the KVM capabilities needed, the layout of guest memory, the
+//! format and the boot protocol of the kernel, the initial state of the vCPUs, and the devices that
+//! aren't virtio.
 //!
-//! There is a folder for each processor, with the same names in it; what they share in form is here. Nothing
-//! outside this module knows which architecture it is.
+//! There is a folder for each architecture, and all of them export the same names; the types that
+//! they have in common are here. No code outside of this module depends on the architecture.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
@@ -26,7 +27,7 @@ compile_error!("hull runs on x86_64 only, for now");
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("hull cannot {what} on {} yet", std::env::consts::ARCH)]
 pub struct NotSupported {
-    /// What it can't do.
+    /// What hull can't do, as a verb phrase.
     pub what: &'static str,
 }
 
@@ -51,15 +52,15 @@ pub enum BootError {
     /// Guest memory can't be written.
     #[error("cannot write the boot data into guest memory")]
     Memory(#[from] vm_memory::GuestMemoryError),
-    /// There is no boot data for this processor.
+    /// hull can't write boot data for this architecture yet.
     #[error(transparent)]
     NotSupported(#[from] NotSupported),
 }
 
-/// Why a platform can't have a saved state. It is not to be used then.
+/// Why a saved state can't be restored into a platform, which must not be used afterwards.
 #[derive(Debug, thiserror::Error)]
 pub enum PlatformStateError {
-    /// The state was taken of a machine with more devices, or fewer.
+    /// The state was saved from a machine with another number of devices.
     #[error("the saved interrupt controller has {saved} pins, and this machine's {own}")]
     Pins {
         /// Pins of the saved one.
@@ -67,23 +68,23 @@ pub enum PlatformStateError {
         /// Pins of this machine's.
         own: usize,
     },
-    /// No guest brings an interrupt controller into this state.
+    /// No sequence of guest accesses leads to this state.
     #[error("the saved interrupt controller is in a state that no guest brings it into")]
     IoApic,
-    /// No guest leaves such a line at its console.
+    /// The console would never hold such an unfinished line.
     #[error("the saved line of the console is none that a guest can have begun")]
     ConsoleLine,
 }
 
-/// Why a vCPU's state can't be taken, or put back.
+/// Why a vCPU's state can't be saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuStateError {
-    /// A call of KVM failed.
+    /// A KVM ioctl failed.
     #[error("KVM: {call}")]
     Kvm {
-        /// The call, as linux/kvm.h names it.
+        /// The ioctl, as linux/kvm.h names it.
         call: &'static str,
-        /// What the system said.
+        /// The error that it returned.
         #[source]
         source: kvm_ioctls::Error,
     },
@@ -95,13 +96,13 @@ pub enum VcpuStateError {
         /// Words of this host's.
         own: usize,
     },
-    /// KVM takes no list as long as one of the state.
+    /// A list in the state is longer than KVM accepts.
     #[error("the saved vCPU has more {what} than KVM takes")]
     TooLong {
         /// What it is a list of.
         what: &'static str,
     },
-    /// KVM has no such register, or not with this value.
+    /// This host's KVM doesn't know the register, or refuses the value.
     #[error("this host's KVM refuses {value:#x} in the model-specific register {index:#x}")]
     Register {
         /// The register's number.
@@ -109,7 +110,7 @@ pub enum VcpuStateError {
         /// Its value.
         value: u64,
     },
-    /// The host can't make its TSC as fast as the saved one's.
+    /// The host can't run the guest's TSC at the saved rate.
     #[error("the saved vCPU's TSC has {saved} kHz, this host's {own}, and it can't be scaled")]
     TscRate {
         /// The rate of the saved one, in kHz.
@@ -117,23 +118,23 @@ pub enum VcpuStateError {
         /// The rate of this host's, in kHz.
         own: u32,
     },
-    /// It isn't done on this processor.
+    /// hull doesn't do this on this architecture yet.
     #[error(transparent)]
     NotSupported(#[from] NotSupported),
 }
 
-/// Where a guest finds a virtio-mmio device: the first register, and the interrupt line.
+/// Where a guest finds a virtio-mmio device: the address of its registers, and its interrupt line.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(
     target_arch = "aarch64",
     expect(dead_code, reason = "nothing is written yet")
 )]
-pub(crate) struct DeviceAt {
+pub(crate) struct DeviceLocation {
     pub address: u64,
     pub gsi: u8,
 }
 
-/// What the guest is told of its machine.
+/// What the boot data tells the guest's kernel about its machine.
 #[derive(Debug)]
 #[cfg_attr(
     target_arch = "aarch64",
@@ -144,40 +145,41 @@ pub(crate) struct BootData<'a> {
     pub cmdline: &'a str,
     /// Guest physical address and size of the initramfs; size 0 for none.
     pub initramfs: (u64, u64),
-    /// Processors.
+    /// The number of vCPUs.
     pub vcpus: u8,
     /// The devices, in the order in which the guest is to find them.
-    pub devices: &'a [DeviceAt],
+    pub devices: &'a [DeviceLocation],
 }
 
-/// What became of the guest that [`probe`] tries.
+/// What running the test guest of [`probe`] has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Probe {
-    /// The processor ran it: this KVM runs unmodified kernels.
-    Runs,
-    /// KVM could not interpret it: this KVM does not run unmodified kernels.
-    Interprets,
+pub enum ProbeOutcome {
+    /// The processor ran the guest: this KVM runs unmodified kernels.
+    RunsGuests,
+    /// KVM tried to emulate the guest's instructions and failed: this KVM can't run unmodified
+    /// kernels.
+    OnlyEmulates,
 }
 
-/// Why the guest could not be tried.
+/// Why the test guest could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// A call of KVM failed.
+    /// A KVM ioctl failed.
     #[error("KVM: {call}")]
     Kvm {
-        /// The call, as linux/kvm.h names it.
+        /// The ioctl, as linux/kvm.h names it.
         call: &'static str,
-        /// What the system said.
+        /// The error that it returned.
         #[source]
         source: kvm_ioctls::Error,
     },
     /// The guest's page could not be allocated.
     #[error("a page of memory for the guest: {0}")]
     Memory(String),
-    /// The guest ended in a way that nothing explains.
+    /// The test guest ended with an exit that is neither success nor an emulation failure.
     #[error("the test guest ended unexpectedly: {0}")]
     Exit(String),
-    /// There is no such guest for this processor.
+    /// There is no test guest for this architecture yet.
     #[error(transparent)]
     NotSupported(#[from] NotSupported),
 }

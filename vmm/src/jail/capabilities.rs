@@ -1,4 +1,4 @@
-//! The capabilities of each role, with the reason for each.
+//! The capabilities that each role keeps, with the reason for each.
 
 use caps::{CapSet, Capability, CapsHashSet};
 
@@ -6,7 +6,7 @@ use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
 
 use super::{Error, Role};
 
-/// The system calls that a role makes as root on the share's behalf.
+/// What the virtio-fs thread keeps, for the system calls that it makes on behalf of the guest.
 const FILESYSTEM: &[(Capability, &str)] = &[
     (
         Capability::CAP_CHOWN,
@@ -39,33 +39,36 @@ const FILESYSTEM: &[(Capability, &str)] = &[
     (Capability::CAP_SETFCAP, "set file capabilities"),
 ];
 
-/// What `role` keeps.
-pub(super) fn of(role: Role) -> &'static [(Capability, &'static str)] {
+/// The capabilities that `role` keeps.
+pub(super) fn of_role(role: Role) -> &'static [(Capability, &'static str)] {
     match role {
         Role::Main | Role::Vcpu | Role::Block | Role::DiskSlot => &[],
         Role::Filesystem => FILESYSTEM,
     }
 }
 
-/// Lets the calling thread keep its capabilities while it is another user, and for good.
+/// Makes the calling thread keep its capabilities when its user changes (`SECBIT_NO_SETUID_FIXUP`),
+/// irrevocably.
 ///
-/// The virtio-fs thread creates files as the guest's processes, in folders that the guest's kernel has let them into: by
-/// the mode, or by a capability of theirs that the host doesn't know of. The others stop being root before
-/// they give their capabilities up.
-pub(super) fn keep_as_any_user() -> Result<(), Error> {
+/// The virtio-fs thread switches to the user of the guest's process to create a file, in a
+/// directory that the guest's kernel has let the process into: by its mode, or by a capability that
+/// the process has in the guest and not on the host. The other threads change their user before
+/// they drop their capabilities.
+pub(super) fn keep_across_setuid() -> Result<(), Error> {
     let bits =
         CapabilitiesSecureBits::NO_SETUID_FIXUP | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED;
     set_capabilities_secure_bits(bits).map_err(|e| Error::SecureBits(e.into()))
 }
 
-/// Reduces every set of the calling thread to `kept`; the ambient and inheritable sets to nothing.
+/// Reduces the bounding, permitted and effective sets of the calling thread to `kept`, and empties
+/// the ambient and inheritable sets.
 pub(super) fn keep_only(kept: &[(Capability, &str)]) -> Result<(), Error> {
     let kept: CapsHashSet = kept.iter().map(|(capability, _)| *capability).collect();
     let held = caps::read(None, CapSet::Permitted).map_err(failed("permitted"))?;
     let kept: CapsHashSet = kept.intersection(&held).copied().collect();
 
-    // The bounding set first: it takes CAP_SETPCAP. Nothing can be executed later, so this is a
-    // second lock on a door that the filter has shut.
+    // The bounding set first, since dropping from it takes CAP_SETPCAP. It is defence in depth: the
+    // seccomp filter forbids execve(2).
     for capability in caps::all() {
         let is_known = caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false);
         if is_known && !kept.contains(&capability) {

@@ -1,7 +1,8 @@
-//! Core scheduling: the threads of this process share a processor's core with none of another's, so that no
-//! other VM runs on its sibling thread and reads what a core leaks from one to the other.
+//! Core scheduling: the kernel runs no thread of another process on the SMT siblings of a core that
+//! runs a thread of this one, so that no other VM can exploit what a core leaks between its
+//! hardware threads.
 //!
-//! It costs processor time wherever a core's other half then stays empty, and is for the operator to choose
+//! It costs processor time whenever a sibling stays idle because of it, so the operator chooses
 //! (kernel's Documentation/admin-guide/hw-vuln/core-scheduling.rst).
 
 use std::{fs, io};
@@ -9,7 +10,7 @@ use std::{fs, io};
 use rustix::process::getpid;
 use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 
-/// The host's kernel can't keep cores apart, though they have several threads.
+/// The host's kernel has no core scheduling, though its cores have several hardware threads.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "core_scheduling in hull's configuration needs Linux 5.14 with CONFIG_SCHED_CORE; set it to false, or \
@@ -17,20 +18,20 @@ use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 )]
 pub struct Unsupported(#[source] io::Error);
 
-/// Gives this process a cookie of its own, which all threads that it makes from now on have too. Nothing
-/// happens on a host whose cores have one thread each.
+/// Gives this process a core scheduling cookie of its own, which threads that it creates later
+/// inherit. On a host whose cores have a single hardware thread, an error is ignored.
 ///
 /// # Errors
 /// See [`Unsupported`].
-pub fn begin() -> Result<(), Unsupported> {
+pub fn enable() -> Result<(), Unsupported> {
     match create_core_scheduling_cookie(getpid(), CoreSchedulingScope::ThreadGroup) {
         Err(e) if cores_have_siblings() => Err(Unsupported(e.into())),
         Ok(()) | Err(_) => Ok(()),
     }
 }
 
-/// Whether a core runs several threads at once (Documentation/ABI/testing/sysfs-devices-system-cpu). Where
-/// the kernel doesn't say, it may.
+/// Whether SMT is active (Documentation/ABI/testing/sysfs-devices-system-cpu). If the kernel
+/// doesn't say, it is assumed to be.
 fn cores_have_siblings() -> bool {
     fs::read_to_string("/sys/devices/system/cpu/smt/active").map_or(true, |is| is.trim() != "0")
 }
@@ -47,7 +48,7 @@ mod tests {
         if cores_have_siblings() {
             let end = test_child::run(|| {
                 let cookie = |scope| core_scheduling_cookie(getpid(), scope);
-                begin().expect("a kernel that schedules cores");
+                enable().expect("a kernel that schedules cores");
                 let own = cookie(CoreSchedulingScope::Thread);
                 let later = std::thread::spawn(move || {
                     core_scheduling_cookie(rustix::thread::gettid(), CoreSchedulingScope::Thread)
@@ -59,7 +60,7 @@ mod tests {
         } else {
             // Nothing to keep apart, and so no failure.
             assert_eq!(
-                test_child::run(|| begin().expect("no siblings")),
+                test_child::run(|| enable().expect("no siblings")),
                 End::Returned
             );
         }

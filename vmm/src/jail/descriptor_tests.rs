@@ -1,4 +1,4 @@
-//! What a thread in an attacker's hands can do with the files that the rest of the process has open.
+//! What a compromised thread can do to the files that other threads of the process have open.
 #![allow(unsafe_code)] // system calls on any number, open or not
 
 use std::fs::{self, File, OpenOptions};
@@ -13,7 +13,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::test_child::{End, is_root, run};
 use super::tests::{o_path, share_of};
-use super::tree::{self, Mounted, Threads};
+use super::tree::{self, BindMount, TaskDir};
 use super::{Identity, Role, confine, descriptors};
 
 /// Higher than any descriptor that the process has.
@@ -53,8 +53,8 @@ impl Host {
     }
 }
 
-/// The process as it is once the tree is entered: with the files open, and all its threads still to come.
-fn process(host: &Host) -> (Vec<File>, Threads) {
+/// The process after it has entered the tree: the files are open, and there is a single thread.
+fn process(host: &Host) -> (Vec<File>, TaskDir) {
     let open = vec![
         File::open(host.path("stdin")).expect("the container's stdin"),
         File::open(host.path("disk")).expect("a disk that may only be read"),
@@ -63,16 +63,16 @@ fn process(host: &Host) -> (Vec<File>, Threads) {
             .open("/dev/null")
             .expect("the container's stdout"),
     ];
-    descriptors::abandon_standard_streams().expect("nobody's streams");
+    descriptors::replace_standard_streams().expect("the streams are replaced");
     let tree = tree::enter(vec![share_of(
         "c1",
-        Mounted::new(o_path(&host.path("rootfs"))),
+        BindMount::new(o_path(&host.path("rootfs"))),
     )]);
-    (open, tree.expect("the tree").threads)
+    (open, tree.expect("the tree").task_dir)
 }
 
-/// What the virtio-fs thread may call, on every number that may be a descriptor. Returns what should not
-/// have come about.
+/// Makes the system calls that the virtio-fs thread may make, on every descriptor number. Returns
+/// those that should have failed and didn't.
 fn change_all(own: &File) -> Vec<String> {
     let mut done = Vec::new();
     let name = |fd: RawFd| fd.to_string();
@@ -135,8 +135,8 @@ fn the_virtio_fs_thread_changes_nothing_that_others_have_open() {
         let files = thread::spawn(move || {
             // SAFETY: with CLONE_FS alone, no resource of another thread is touched.
             unsafe { unshare_unsafe(UnshareFlags::FS) }.expect("unshare");
-            let own = threads.own_descriptors().expect("own descriptors");
-            confine(Role::Filesystem, Identity::Kept, &[own.as_raw_fd()]).expect("the jail");
+            let own = threads.open_thread_fds().expect("own descriptors");
+            confine(Role::Filesystem, Identity::Unchanged, &[own.as_raw_fd()]).expect("the jail");
             change_all(&own)
         });
         assert_eq!(files.join().expect("the thread"), Vec::<String>::new());
@@ -166,7 +166,7 @@ fn a_thread_reads_and_writes_what_is_its_own_alone() {
             };
             let own = if role == Role::Main { stdin } else { disk }.as_raw_fd();
             let thread = thread::spawn(move || {
-                confine(role, Identity::Nobody(0xf000_0001), &[own]).expect("the jail");
+                confine(role, Identity::UniqueUser(0xf000_0001), &[own]).expect("the jail");
                 let mut byte = [0_u8];
                 let readable = |fd: &RawFd| {
                     // SAFETY: the buffer is one byte, and lives.
@@ -182,9 +182,9 @@ fn a_thread_reads_and_writes_what_is_its_own_alone() {
 }
 
 #[test]
-fn nobody_hears_the_standard_streams() {
+fn the_standard_streams_are_replaced_by_a_closed_pipe() {
     let end = run(|| {
-        descriptors::abandon_standard_streams().expect("nobody's streams");
+        descriptors::replace_standard_streams().expect("the streams are replaced");
         // As libraries do, and as Rust does in a panic: neither may end the process.
         eprintln!("to nobody");
         assert_eq!(
@@ -197,7 +197,7 @@ fn nobody_hears_the_standard_streams() {
     assert_eq!(end, End::Returned);
 }
 
-/// The version of Landlock's interface that the kernel has, or -1.
+/// The Landlock ABI version of the kernel, or -1.
 fn landlock_of_the_host() -> i64 {
     const VERSION: u32 = 1;
     let no_rules = std::ptr::null::<u8>();
@@ -217,7 +217,7 @@ fn landlock_keeps_the_virtio_fs_thread_beneath_its_root() {
         let foreign = open[0].as_raw_fd();
         // SAFETY: this child's main thread does nothing else.
         unsafe { unshare_unsafe(UnshareFlags::FS) }.expect("unshare");
-        let own = threads.own_descriptors().expect("own descriptors");
+        let own = threads.open_thread_fds().expect("own descriptors");
         rustix::thread::set_no_new_privs(true).expect("no_new_privs");
         super::landlock::restrict_to_root().expect("landlock");
         fs::write("/c1/new", "in the share").expect("the share can be written");

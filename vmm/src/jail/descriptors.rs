@@ -1,13 +1,13 @@
-//! Which file descriptors the process has, and which of them each of its threads.
+//! The file descriptors of the process, and of each of its threads.
 //!
-//! Threads share one table of descriptors unless they are told not to, and what is in it can be opened
-//! again, changed and cut by whoever may make such calls at all: the virtio-fs thread could change a file
-//! of the host that the main thread merely writes to. So each thread has a table of its own, with what its
-//! role needs. Each part says what that is: an event loop and its subscribers
-//! ([`Subscriber`](crate::event_loop::Subscriber)), a device's registers, a vCPU.
+//! Threads normally share one descriptor table, and any thread whose seccomp filter allows the
+//! calls can reopen, change and truncate the files in it: the virtio-fs thread could change a file
+//! of the host that the main thread only writes to. So each thread has a private table with what
+//! its role needs. Each component reports the descriptors that it needs: an event loop and its
+//! subscribers ([`Subscriber`](crate::event_loop::Subscriber)), a device's registers, a vCPU.
 //!
-//! What one thread opens later, only that thread must close: the same number may be another file in
-//! another table.
+//! A descriptor that one thread opens later must be closed by that thread: in another table, the
+//! same number may be another file.
 #![allow(unsafe_code)] // close_range(2), which no library wraps, and rustix's unshare
 
 use std::io;
@@ -18,13 +18,13 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::Error;
 
-/// Puts something in the place of standard input, output and error that is no file of the host and
-/// that nobody hears: the end of an abandoned pipe. Reading it ends at once, and writing to it fails in
-/// the way that Rust takes for success.
+/// Replaces standard input, output and error, which may be files of the host, by the read end of a
+/// pipe without a writer. Reading from it returns the end of file at once; writing fails with
+/// EBADF, which Rust's standard streams ignore.
 ///
 /// # Errors
 /// When there are too many open files.
-pub fn abandon_standard_streams() -> io::Result<()> {
+pub fn replace_standard_streams() -> io::Result<()> {
     let (end, _) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     rustix::stdio::dup2_stdin(&end)?;
     rustix::stdio::dup2_stdout(&end)?;
@@ -34,8 +34,8 @@ pub fn abandon_standard_streams() -> io::Result<()> {
 
 /// Closes every file descriptor but standard input, output and error and those of `keep`.
 ///
-/// To be called before the process opens anything that is not in `keep`: what a library has open would
-/// be closed behind its back.
+/// To be called before the process opens anything that is not in `keep`: a descriptor that a
+/// library has open would be closed without its knowledge.
 ///
 /// # Errors
 /// [`Error::CloseRange`].
@@ -43,38 +43,39 @@ pub fn close_other_fds(keep: &[BorrowedFd<'_>]) -> Result<(), Error> {
     close_all_but(keep.iter().map(AsRawFd::as_raw_fd).collect()).map(drop)
 }
 
-/// The table of descriptors that a thread has to itself.
+/// The private descriptor table of the calling thread, which no other thread shares.
 #[derive(Debug, Default)]
-pub struct OwnTable {
+pub struct PrivateFdTable {
     open: Vec<RawFd>,
-    /// It is of no use to another thread.
+    /// Not `Send`: the numbers mean nothing in another thread's table.
     _here: PhantomData<*const ()>,
 }
 
-impl OwnTable {
-    /// Closes what the thread was given, at its end. The kernel does so, too, but some time later: who waits
-    /// for what the last descriptor's end entails, as for a VM's being taken down, waits for this.
+impl PrivateFdTable {
+    /// Closes the descriptors that the thread has kept, when it ends. The kernel would close them
+    /// too, but only some time after the thread has exited; a VM is destroyed when the last of its
+    /// descriptors is closed, and others wait for that.
     pub(crate) fn close(self) {
         for fd in self.open {
-            // SAFETY: the number stands for nothing but this thread's own reference, in this thread's own
-            // table, and the thread uses it no more.
+            // SAFETY: the descriptor is in this thread's private table, and the thread doesn't use
+            // it any more.
             unsafe { rustix::io::close(fd) };
         }
     }
 }
 
-/// Gives the calling thread a table of its own, in which nothing is open but the standard streams and
-/// those of `keep`.
-pub(super) fn keep_only(keep: &[RawFd]) -> Result<OwnTable, Error> {
+/// Gives the calling thread a private descriptor table, in which only the standard streams and the
+/// descriptors of `keep` are open.
+pub(super) fn keep_only(keep: &[RawFd]) -> Result<PrivateFdTable, Error> {
     // SAFETY: the other threads keep their table as it is. This one gets a copy.
-    unsafe { unshare_unsafe(UnshareFlags::FILES) }.map_err(|e| Error::OwnTable(e.into()))?;
-    Ok(OwnTable {
+    unsafe { unshare_unsafe(UnshareFlags::FILES) }.map_err(|e| Error::UnshareFiles(e.into()))?;
+    Ok(PrivateFdTable {
         open: close_all_but(keep.to_vec())?,
         _here: PhantomData,
     })
 }
 
-/// Returns what is left besides the standard streams.
+/// Closes all descriptors but the standard streams and those of `kept`. Returns the latter, sorted.
 fn close_all_but(mut kept: Vec<RawFd>) -> Result<Vec<RawFd>, Error> {
     kept.retain(|fd| *fd > 2);
     kept.sort_unstable();

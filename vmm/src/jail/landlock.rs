@@ -1,8 +1,9 @@
-//! Landlock for the virtio-fs thread: nothing can be opened, made, renamed or removed but beneath the
+//! Landlock for the virtio-fs thread: it can open, create, rename and remove files only beneath the
 //! shared tree's root.
 //!
-//! It is a second lock. No path leads out of the tree, and the thread has no descriptor of anything else;
-//! should it get one all the same, its link in `/proc` can't be followed to open the file another way.
+//! This is defence in depth. No path leads out of the tree, and the thread has no descriptor of
+//! anything else; if it got one all the same, it couldn't reopen the file through its link in
+//! `/proc`.
 
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, RestrictionStatus,
@@ -11,11 +12,11 @@ use landlock::{
 
 use super::Error;
 
-/// The first version that a file can be renamed and linked under from one directory to another. Older ones
-/// refuse it always, so there is no Landlock then.
+/// The first ABI version with `LANDLOCK_ACCESS_FS_REFER`. Older ones always forbid renaming and
+/// linking files from one directory to another, so they can't be used.
 const NEEDED: ABI = ABI::V2;
 
-/// The version whose rights are all there is on files as of now.
+/// The newest ABI version whose access rights to files are handled.
 const NEWEST: ABI = ABI::V5;
 
 /// Restricts the calling thread, which must have `no_new_privs`, to what lies beneath its root directory.
@@ -24,7 +25,7 @@ pub(super) fn restrict_to_root() -> Result<(), Error> {
     let root = PathFd::new("/").map_err(Error::LandlockRoot)?;
     let status = restrict(root).map_err(Error::Landlock)?;
     if status.ruleset == RulesetStatus::NotEnforced {
-        log::debug!("the host has no Landlock: the virtio-fs thread goes without");
+        log::debug!("the host has no Landlock: the virtio-fs thread runs without it");
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Limits of the VMM process.
-#![allow(unsafe_code)] // prctl(2) and mallopt(3) with options that no library knows
+//! Resource limits and other attributes of the VMM process.
+#![allow(unsafe_code)] // prctl(2) and mallopt(3) with options that no library wraps
 
 use std::io;
 
@@ -30,19 +30,21 @@ pub struct Limits {
 
 /// Sets the limits, umask and dumpability of the VMM process.
 ///
-/// - `NOFILE`: 2^20, or the hard limit where it is lower and can't be raised: virtio-fs holds one for
-///   each inode that the guest knows. Once it is known how many these are, [`bound_files`] lowers it.
+/// - `NOFILE`: 2^20, or the hard limit if it is lower and can't be raised: virtio-fs holds a
+///   descriptor for each inode that the guest knows. Once the number of these is known,
+///   [`lower_nofile`] lowers the limit.
 /// - `CORE`: 0. A core dump would put the guest's memory on the host's disk.
 /// - `MEMLOCK`: 0. Nothing here locks memory, and guest memory must stay swappable.
-/// - `FSIZE`, `AS` and the like: untouched, the caller has raised them. Files are the guest's own business
-///   (its kernel enforces the container's `RLIMIT_FSIZE`), and the memory cgroup is what bounds memory.
-/// - umask 0: the guest decides on its files' modes.
-/// - No memory becomes executable that wasn't, in no thread (`PR_SET_MDWE`), where the host's kernel has
-///   this: Linux 6.3.
-/// - All threads allocate from one arena. An arena of a thread's own is shrunk by opening
-///   `/proc/sys/vm/overcommit_memory`, at the first time that much is freed, and the filters kill for that: a
-///   guest could choose the moment. It is also less memory.
-/// - Not dumpable: no ptrace, and `/proc/<pid>` is root's, also after a change of uid.
+/// - `FSIZE`, `AS` and the like: unchanged, the caller has raised them. The guest's kernel enforces
+///   the container's `RLIMIT_FSIZE`, and the memory cgroup limits memory.
+/// - umask 0: the guest determines its files' modes.
+/// - `PR_SET_MDWE`: no memory can become executable in any thread, if the host's kernel supports it
+///   (Linux 6.3).
+/// - All threads allocate from one malloc arena. To shrink another one, glibc opens
+///   `/proc/sys/vm/overcommit_memory` when much memory is freed for the first time, for which the
+///   seccomp filters kill the process: a guest could provoke it. A single arena also takes less
+///   memory.
+/// - Not dumpable: no ptrace, and `/proc/<pid>` belongs to root, also after a change of user.
 /// - `PR_SET_PDEATHSIG` is not set: the sandbox outlives the command that creates it.
 ///
 /// # Errors
@@ -54,16 +56,16 @@ pub fn apply() -> Result<Limits, Error> {
     rustix::process::umask(rustix::fs::Mode::empty());
     forbid_dumps()?;
     refuse_executable_memory();
-    share_one_arena();
+    use_one_malloc_arena();
     Ok(Limits { nofile })
 }
 
-/// Lowers the limit of open files to `files`: a thread in an attacker's hands is to open no more of them than its
-/// guest may have, for all processes of the host share `fs.file-max`.
+/// Lowers the limit of open files to `files`: a compromised thread must not be able to open more
+/// files than its guest may have, since all processes of the host share `fs.file-max`.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn bound_files(files: u64) -> Result<(), Error> {
+pub fn lower_nofile(files: u64) -> Result<(), Error> {
     set(Resource::Nofile, "RLIMIT_NOFILE", files)
 }
 
@@ -71,17 +73,17 @@ pub(super) fn forbid_dumps() -> Result<(), Error> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| Error::Dumpable(e.into()))
 }
 
-/// A second lock: the filters of all threads refuse it as well.
+/// Defence in depth: the seccomp filters of all threads forbid it as well.
 fn refuse_executable_memory() {
     let refuse = libc::c_ulong::from(libc::PR_MDWE_REFUSE_EXEC_GAIN);
     // SAFETY: the call takes numbers alone.
     let refused = unsafe { libc::prctl(libc::PR_SET_MDWE, refuse, 0_usize, 0_usize, 0_usize) };
     if refused != 0 {
-        log::debug!("the host's kernel has no PR_SET_MDWE: the process goes without");
+        log::debug!("the host's kernel has no PR_SET_MDWE: the process runs without it");
     }
 }
 
-fn share_one_arena() {
+fn use_one_malloc_arena() {
     // SAFETY: the call takes numbers alone. It has no way to fail for this option.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }

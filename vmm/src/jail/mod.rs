@@ -1,15 +1,15 @@
-//! The jail: what the VMM process gives up before it runs the guest.
+//! The jail: how the VMM process drops its privileges before it runs the guest.
 //!
 //! In this order, in the process that will be the VMM:
 //! 1. [`close_other_fds`] and [`limits::apply`], early;
-//! 2. for an ordinary user [`userns::enter`], and [`tree::enter`], while there is one thread: the shared
-//!    tree becomes all that is reachable by path;
-//! 3. [`confine`] in each thread, last: no new privileges, a table of descriptors of its own, for the
-//!    virtio-fs thread Landlock, capabilities, and the system call filter of the thread's [`Role`].
+//! 2. for an ordinary user [`userns::enter`], and [`tree::enter`], while there is a single thread:
+//!    from then on only the shared tree can be reached by path;
+//! 3. [`confine`] in each thread, last: no new privileges, a private descriptor table, Landlock for
+//!    the virtio-fs thread, capabilities, and the seccomp filter of the thread's [`Role`].
 //!
-//! What each layer keeps from an attacker, and what it doesn't, is in `docs/security.md`.
+//! `docs/security.md` describes what each layer protects against, and what not.
 //!
-//! All of this needs root, if only of a user namespace.
+//! All of this needs root, or root of a user namespace.
 
 mod capabilities;
 pub mod core_scheduling;
@@ -17,7 +17,7 @@ pub mod descriptors;
 mod identity;
 mod landlock;
 pub mod limits;
-mod proc_numbers;
+mod proc_pids;
 mod seccomp;
 pub mod tree;
 pub mod userns;
@@ -31,24 +31,27 @@ mod tests;
 #[cfg(test)]
 mod tree_tests;
 
-pub use descriptors::{OwnTable, close_other_fds};
+pub use descriptors::{PrivateFdTable, close_other_fds};
 pub use identity::Identity;
 
 use std::io;
 use std::os::fd::RawFd;
 
-/// What a thread of the VMM does, which decides what it may do.
+/// What a thread of the VMM does, which determines its privileges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// The event loop: vsock, console, rng, control socket. The sockets and files are open already.
+    /// The main event loop: vsock, console, rng, control socket. Its sockets and files are open
+    /// already.
     Main,
-    /// A virtual CPU: runs the guest, and the devices' registers when the guest touches one.
+    /// A virtual CPU: runs the guest, and emulates the devices' registers when the guest accesses
+    /// them.
     Vcpu,
     /// The virtio-fs device.
     Filesystem,
     /// A virtio-blk device, whose disk is open already.
     Block,
-    /// A slot for a disk, which is handed over while the guest runs, and then a virtio-blk device.
+    /// A slot for a disk: waits until a disk is plugged in while the guest runs, and then serves it
+    /// as a virtio-blk device.
     DiskSlot,
 }
 
@@ -71,11 +74,11 @@ pub enum Error {
     NoNewPrivs(#[source] io::Error),
     /// unshare(2) with `CLONE_FILES`.
     #[error("cannot give a thread file descriptors of its own")]
-    OwnTable(#[source] io::Error),
+    UnshareFiles(#[source] io::Error),
     /// close_range(2) failed.
     #[error("cannot close the other file descriptors; the host's kernel must be 5.9 or newer")]
     CloseRange(#[source] io::Error),
-    /// The host has Landlock, but refuses what it is told.
+    /// The host has Landlock, but refuses the ruleset.
     #[error("cannot restrict the virtio-fs thread to the shared tree by Landlock")]
     Landlock(#[source] ::landlock::RulesetError),
     /// Landlock's rule names the root directory, which could not be opened.
@@ -84,7 +87,7 @@ pub enum Error {
     /// The user or the group could not be changed.
     #[error("cannot become a user that no other process is")]
     Identity(#[source] io::Error),
-    /// The process would stay open to ptrace.
+    /// The process could not be made undumpable, and could still be traced.
     #[error(transparent)]
     Limits(#[from] limits::Error),
     /// One of the capability sets could not be changed.
@@ -99,10 +102,10 @@ pub enum Error {
     /// `PR_SET_SECUREBITS`.
     #[error("cannot keep capabilities across a change of user")]
     SecureBits(#[source] io::Error),
-    /// The library of virtio-fs could not learn the thread's capabilities.
+    /// virtiofsd's library could not read the thread's capabilities.
     #[error("cannot prepare virtio-fs for its capabilities")]
     CapabilityCache(#[source] io::Error),
-    /// The filter could not be compiled; the tables are wrong.
+    /// The seccomp filter could not be compiled: a mistake in the tables.
     #[error("cannot compile the system call filter of {0:?}")]
     Compile(Role, #[source] seccompiler::BackendError),
     /// The kernel refused the filter: it lacks CONFIG_SECCOMP_FILTER.
@@ -110,29 +113,34 @@ pub enum Error {
     Install(#[source] seccompiler::Error),
 }
 
-/// Confines the calling thread to what its role needs, for good. `identity` is who it becomes, unless it is
-/// virtio-fs, which acts as root. Of the open files it keeps those of `descriptors`, by their numbers, in a
-/// table of its own, which is returned.
+/// Confines the calling thread to what its role needs, irrevocably. It becomes the user of
+/// `identity`, except for the virtio-fs thread, which stays root. Of the open descriptors it keeps
+/// those of `descriptors`, under the same numbers, in a private table, which is returned.
 ///
 /// # Errors
 /// See [`Error`]. The thread may then have lost some of its privileges, so the process must end.
-pub fn confine(role: Role, identity: Identity, descriptors: &[RawFd]) -> Result<OwnTable, Error> {
+pub fn confine(
+    role: Role,
+    identity: Identity,
+    descriptors: &[RawFd],
+) -> Result<PrivateFdTable, Error> {
     rustix::thread::set_no_new_privs(true).map_err(|e| Error::NoNewPrivs(e.into()))?;
     let table = descriptors::keep_only(descriptors)?;
     if role == Role::Filesystem {
         landlock::restrict_to_root()?;
     }
-    // Takes CAP_SETPCAP, so before the next step.
-    capabilities::keep_as_any_user()?;
-    if let (true, Identity::Nobody(id)) = (role != Role::Filesystem, identity) {
+    // Takes CAP_SETPCAP, so it comes before the next step.
+    capabilities::keep_across_setuid()?;
+    if let (true, Identity::UniqueUser(id)) = (role != Role::Filesystem, identity) {
         identity::become_user(id)?;
-        // With the user the kernel has set it anew.
+        // The change of user has reset the dumpable flag.
         limits::forbid_dumps()?;
     }
-    capabilities::keep_only(capabilities::of(role))?;
+    capabilities::keep_only(capabilities::of_role(role))?;
     if role == Role::Filesystem {
-        // The library changes its effective set around some writes, and reads the thread's sets once
-        // for that, through system calls that the filter doesn't know.
+        // virtiofsd's library changes the effective set around some writes. Before the first time
+        // it reads the thread's sets by system calls that the filter forbids, so it is made to do
+        // so here.
         virtiofsd::passthrough::credentials::drop_effective_cap("FSETID")
             .map_err(Error::CapabilityCache)?;
     }

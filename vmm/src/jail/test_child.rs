@@ -1,4 +1,4 @@
-//! For tests: runs code in a forked child, which can jail itself.
+//! For tests: runs code in a forked child, which can confine itself.
 #![allow(unsafe_code)] // fork
 
 use std::io::Read;
@@ -21,12 +21,13 @@ pub enum End {
     Signal(i32),
 }
 
-/// Where a child says how it panicked; the parent has no such place.
+/// In a child, the pipe to which it writes its panic message; -1 in the parent.
 static MESSAGE: AtomicI32 = AtomicI32::new(-1);
 
-/// A child can't have a hook of its own: another thread of the parent may hold the lock to change it by, in
-/// a panic of its own, and leaves it held in the child for ever. So the hook is the parent's, and there once.
-fn tell_of_panics_in_children() {
+/// Installs a panic hook, once, that writes the message to [`MESSAGE`] in a child. A child can't
+/// install one itself: the lock of the hook may have been held by another thread of the parent at
+/// the fork, and then stays locked in the child.
+fn install_panic_hook() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let others = std::panic::take_hook();
@@ -45,7 +46,7 @@ fn tell_of_panics_in_children() {
 
 /// Runs `body` in a child that has one thread, and waits for it.
 pub fn run(body: impl FnOnce()) -> End {
-    tell_of_panics_in_children();
+    install_panic_hook();
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
     // SAFETY: the child runs `body` and exits without returning. The C library makes its allocator
     // usable after a fork; of other locks, the tests' closures take none.
@@ -85,7 +86,7 @@ fn end(child: i32, message: String) -> End {
     }
 }
 
-/// All that this process has open.
+/// All descriptors that this process has open.
 pub fn open_fds() -> Vec<RawFd> {
     let names = std::fs::read_dir("/proc/self/fd").expect("/proc");
     let numbers = names

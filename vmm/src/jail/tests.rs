@@ -1,4 +1,4 @@
-//! The jail as an attacker meets it who owns the process.
+//! The jail as seen by an attacker who controls the process.
 #![allow(unsafe_code)] // system calls that the jail must stop
 
 use std::fs;
@@ -14,11 +14,11 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::test_child::{self, End, is_root, run};
-use super::tree::{self, Mounted, ReadOnly, Share, Source};
+use super::tree::{self, BindMount, ReadOnly, Share, Source};
 use super::{Identity, Role, close_other_fds, confine, limits};
 
-/// Whoever; nobody has files.
-const NOBODY: Identity = Identity::Nobody(0xf000_0001);
+/// An arbitrary user id that owns no files.
+const UNIQUE_USER: Identity = Identity::UniqueUser(0xf000_0001);
 
 pub(super) fn o_path(path: &Path) -> OwnedFd {
     open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("the source")
@@ -32,17 +32,17 @@ fn share(source: &Path, target: &str, read_only: bool) -> Share {
     };
     share_of(
         target,
-        Mounted {
+        BindMount {
             read_only,
-            ..Mounted::new(o_path(source))
+            ..BindMount::new(o_path(source))
         },
     )
 }
 
-pub(super) fn share_of(target: &str, mounted: Mounted) -> Share {
+pub(super) fn share_of(target: &str, mounted: BindMount) -> Share {
     Share {
         name: target.into(),
-        source: Source::Mounted(mounted),
+        source: Source::Bind(mounted),
         target: target.into(),
     }
 }
@@ -104,7 +104,7 @@ fn only_the_shares_can_be_reached_by_path() {
             "the tree itself is read-only"
         );
         // The thread's own descriptors, and nothing of the rest of /proc.
-        let own = tree.threads.own_descriptors().expect("the directory");
+        let own = tree.task_dir.open_thread_fds().expect("the directory");
         let fd = own.as_raw_fd().to_string();
         openat(&own, &fd, OFlags::PATH, Mode::empty()).expect("own fd");
         for path in [
@@ -211,7 +211,8 @@ fn no_capability_is_left_but_those_of_the_role() {
     for role in Role::ALL {
         let count = if role == Role::Filesystem { 8 } else { 0 };
         let end = run(|| {
-            super::capabilities::keep_only(super::capabilities::of(role)).expect("capabilities");
+            super::capabilities::keep_only(super::capabilities::of_role(role))
+                .expect("capabilities");
             for set in [CapSet::Bounding, CapSet::Permitted, CapSet::Effective] {
                 assert_eq!(
                     caps::read(None, set).expect("a set").len(),
@@ -236,10 +237,10 @@ fn nobody_is_root_but_who_touches_files() {
         let end = run(|| {
             limits::apply().expect("the limits");
             let status = fs::File::open("/proc/self/status").expect("the status");
-            let nobody = Identity::nobody().expect("a user");
+            let unique_user = Identity::unique_user().expect("a user");
             let uid = std::process::id() | 0xf000_0000;
             let uid = if role == Role::Filesystem { 0 } else { uid };
-            confine(role, nobody, &test_child::open_fds()).expect("the jail");
+            confine(role, unique_user, &test_child::open_fds()).expect("the jail");
             let mut text = [0; 4096];
             let length = rustix::io::read(&status, &mut text).expect("the status");
             let text = String::from_utf8_lossy(&text[..length]).into_owned();
@@ -279,7 +280,7 @@ fn a_call_that_is_not_the_roles_kills() {
     for role in Role::ALL {
         for (number, [a, b, c, d]) in forbidden {
             let end = run(|| {
-                confine(role, NOBODY, &test_child::open_fds()).expect("the jail");
+                confine(role, UNIQUE_USER, &test_child::open_fds()).expect("the jail");
                 // SAFETY: none of these calls touches memory that is in use.
                 unsafe { libc::syscall(number, a, b, c, d, -1, 0) };
             });
@@ -287,20 +288,20 @@ fn a_call_that_is_not_the_roles_kills() {
         }
     }
     let end = run(|| {
-        confine(Role::Vcpu, NOBODY, &test_child::open_fds()).expect("the jail");
+        confine(Role::Vcpu, UNIQUE_USER, &test_child::open_fds()).expect("the jail");
         let _ = fs::File::open("/etc/passwd");
     });
     assert_eq!(end, End::Signal(libc::SIGSYS), "a vCPU opens no file");
 }
 
 #[test]
-fn what_a_thread_lives_on_is_allowed() {
+fn what_every_thread_needs_is_allowed() {
     if !is_root() {
         return;
     }
     for role in Role::ALL {
         let end = run(|| {
-            confine(role, NOBODY, &test_child::open_fds()).expect("the jail");
+            confine(role, UNIQUE_USER, &test_child::open_fds()).expect("the jail");
             let memory = vec![1_u8; 1 << 24];
             drop(memory);
             std::thread::yield_now();
@@ -367,7 +368,7 @@ fn the_limits_hold() {
         assert_eq!(line(&status, "Max core file size"), "0");
         assert_eq!(line(&status, "Max locked memory"), "0");
         assert_eq!(line(&status, "Max open files"), limits.nofile.to_string());
-        limits::bound_files(5000).expect("fewer files");
+        limits::lower_nofile(5000).expect("fewer files");
         let status = fs::read_to_string("/proc/self/limits").expect("limits");
         assert_eq!(line(&status, "Max open files"), "5000");
         let dumpable = rustix::process::dumpable_behavior().expect("prctl");

@@ -1,23 +1,22 @@
-//! The shared tree: a mount namespace in which the shares are all there is.
+//! The shared tree: a mount namespace that contains nothing but the shares.
 //!
-//! [`enter`] leaves the process with a root directory that is a small read-only tmpfs, and in it one
-//! mount a share: `c1/rootfs`, `c1/mounts/0` and so on. The host's own mounts are gone from the
-//! namespace, so nothing else can be reached by path, whatever is in the shares; and as the mounts exist
-//! in this namespace alone, nothing is seen of them on the host and nothing is left when the process
-//! dies.
+//! After [`enter`], the root directory of the process is a small read-only tmpfs with one mount for
+//! each share: `c1/rootfs`, `c1/mounts/0` and so on. The host's own mounts are gone from the
+//! namespace, so nothing else can be reached by path, whatever is in the shares. As the mounts
+//! exist in this namespace only, the host doesn't see them, and they vanish with the process.
 //!
-//! A file system that the host's kernel is to mount for the guest (an overlay) is mounted here and nowhere
-//! else, with the host's paths still at hand.
+//! A file system that the host's kernel has to mount for the guest (an overlay) is mounted in this
+//! namespace only, while the host's paths can still be resolved.
 //!
-//! What joins a sandbox that runs already is put into its tree from outside (`living`): the process itself has no
-//! right to mount anything. The tmpfs is kept as root for that.
+//! Shares of a container that joins a running sandbox are added from outside (`remote`), since the
+//! process itself has no privilege to mount. The tmpfs stays the root for that purpose.
 //!
-//! Two shares of the same file are two inodes in the guest: they don't share a page cache or locks.
-//! Who wants two containers of a sandbox to share a volume shares it once.
+//! Two shares of the same file are two inodes in the guest: they don't have a common page cache or
+//! locks. To share a volume between two containers of a sandbox, share it once.
 #![allow(unsafe_code)] // rustix's unshare
 
 mod attributes;
-mod living;
+mod remote;
 mod share;
 
 use std::ffi::CStr;
@@ -36,42 +35,46 @@ use rustix::mount::{
 use rustix::process::{fchdir, pivot_root};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::proc_numbers;
+use super::proc_pids;
 use super::userns;
-use attributes::{Depth, SEALED, change, read_only};
-pub use living::{join, leave, make_read_only};
+use attributes::{Depth, HARDENED, change, read_only};
+pub use remote::{add_shares, make_read_only, remove_shares};
 use share::Prepared;
-pub use share::{AccessTimes, FileSystem, Mounted, Owners, ReadOnly, Share, Source, Times};
+pub use share::{AccessTimes, BindMount, FileSystem, Owners, ReadOnly, Share, Source, Times};
 
-/// What the tree's own tmpfs may hold: it has directories and empty files, which take no blocks.
+/// The size of the tree's tmpfs: it contains only directories and empty files, which take no
+/// blocks.
 const TMPFS_SIZE: &CStr = c"64k";
 
-/// What of the host is still at hand in the tree.
+/// What of the host the process still has access to.
 #[derive(Debug)]
 pub struct Tree {
-    /// For the virtio-fs thread, to find itself in.
-    pub threads: Threads,
+    /// For the virtio-fs thread, which finds its own descriptors there.
+    pub task_dir: TaskDir,
 }
 
-/// This process's `/proc/self/task`, mounted over the tree's root, where no path leads to it.
+/// A mount of this process's `/proc/self/task`, attached on top of the tree's root, where no path
+/// leads to it.
 #[derive(Debug)]
-pub struct Threads(OwnedFd);
+pub struct TaskDir(OwnedFd);
 
-impl Threads {
-    /// The calling thread's `/proc/thread-self/fd`, and nothing above it: virtio-fs opens its inodes
-    /// through it. `/proc/self/fd` would be the main thread's, as each thread has descriptors of its own.
+impl TaskDir {
+    /// Opens the calling thread's `/proc/thread-self/fd` as a mount of its own, so that nothing
+    /// above it can be reached; virtio-fs opens inodes through it. `/proc/self/fd` would be the
+    /// main thread's, and each thread has its own descriptors.
     ///
-    /// The thread must have a working directory of its own; it is the tree's root afterwards.
+    /// The thread must not share its working directory with others (`CLONE_FS`); it is the tree's
+    /// root afterwards.
     ///
     /// # Errors
     /// When there are too many open files.
-    pub fn own_descriptors(self) -> Result<File, Error> {
-        let own = proc_numbers::of_this_thread(self.0.as_fd());
+    pub fn open_thread_fds(self) -> Result<File, Error> {
+        let own = proc_pids::tid_of_this_thread(self.0.as_fd());
         let own = own.map_err(|e| Error::Call("finding the thread in /proc", e))?;
         let own = format!("{own}/fd");
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let own = open_tree(&self.0, own, flags).map_err(call("open_tree"))?;
-        change(own.as_fd(), Depth::One, SEALED).map_err(call("mount_setattr"))?;
+        change(own.as_fd(), Depth::One, HARDENED).map_err(call("mount_setattr"))?;
         fchdir(&self.0).map_err(call("fchdir"))?;
         unmount(c".", UnmountFlags::DETACH).map_err(call("umount2(MNT_DETACH)"))?;
         rustix::process::chdir(c"/").map_err(call("chdir"))?;
@@ -82,13 +85,13 @@ impl Threads {
 /// Why the tree could not be entered.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A share's place is not a relative path of plain names.
+    /// A share's target is not a relative path of plain names.
     #[error("share {0}: the target must be a relative path without . or ..")]
     Target(PathBuf),
-    /// Two shares have the same place, or one lies in the other.
+    /// Two shares have the same target, or that of one is within the other's.
     #[error("share {0}: the target lies in or above that of another share")]
     Nested(PathBuf),
-    /// Other threads would stay in the old mount namespace.
+    /// The process has other threads, which would stay in the old mount namespace.
     #[error("the shared tree must be entered before other threads are started")]
     Threads,
     /// The kernel lacks a system call of the mount API.
@@ -105,12 +108,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The owners of a share's files can't be changed.
+    /// The share can't become an idmapped mount.
     #[error("{name}: the host cannot map the owners of these files")]
     Owners {
-        /// What the user calls the change.
+        /// What the user calls the mapping.
         name: String,
-        /// Why: the file system or the kernel may lack it.
+        /// The reason: the file system or the kernel may not support it.
         #[source]
         source: userns::Error,
     },
@@ -124,7 +127,7 @@ pub enum Error {
     Call(&'static str, #[source] io::Error),
 }
 
-/// Makes a tree of `shares` and makes it this process's root and working directory.
+/// Creates the tree of `shares`, and makes it this process's root and working directory.
 ///
 /// # Errors
 /// See [`Error`]. After an error the process may be in a mount namespace of its own, still with the
@@ -133,10 +136,11 @@ pub fn enter(shares: Vec<Share>) -> Result<Tree, Error> {
     check_targets(&shares)?;
     check_single_threaded()?;
 
-    // Mounts can be cloned in the namespace that they belong to, so before the new one.
-    let threads =
+    // Mounts can only be cloned in the namespace that they belong to, so this is done before the
+    // new one is created.
+    let task_dir =
         clone_mount(CWD, c"/proc/self/task", OpenTreeFlags::empty()).map_err(call("open_tree"))?;
-    change(threads.as_fd(), Depth::One, SEALED).map_err(call("mount_setattr"))?;
+    change(task_dir.as_fd(), Depth::One, HARDENED).map_err(call("mount_setattr"))?;
     let shares = shares
         .into_iter()
         .map(Prepared::new)
@@ -149,7 +153,7 @@ pub fn enter(shares: Vec<Share>) -> Result<Tree, Error> {
 
     let root = new_tmpfs()?;
     mount_over_root(&root)?;
-    // All mount points first: none is ever made in a share.
+    // All mount points first, so that none is created within a share.
     for share in &shares {
         share.make_mount_point(&root)?;
     }
@@ -158,9 +162,9 @@ pub fn enter(shares: Vec<Share>) -> Result<Tree, Error> {
     }
     change(root.as_fd(), Depth::One, read_only(true)).map_err(call("mount_setattr"))?;
     leave_old_root(&root)?;
-    mount_over_root(&threads)?;
+    mount_over_root(&task_dir)?;
     Ok(Tree {
-        threads: Threads(threads),
+        task_dir: TaskDir(task_dir),
     })
 }
 
@@ -190,7 +194,7 @@ fn check_single_threaded() -> Result<(), Error> {
     Ok(())
 }
 
-/// A small tmpfs for the mount points, attached nowhere yet.
+/// Creates a small detached tmpfs for the mount points.
 fn new_tmpfs() -> Result<OwnedFd, Error> {
     let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(call("fsopen"))?;
     for (key, value) in [
@@ -207,13 +211,13 @@ fn new_tmpfs() -> Result<OwnedFd, Error> {
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(call("fsmount"))
 }
 
-/// Attaches a clone on top of the root directory.
+/// Attaches a detached mount on top of the root directory.
 fn mount_over_root(clone: &OwnedFd) -> Result<(), Error> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(clone, c"", CWD, c"/", flags).map_err(call("move_mount"))
 }
 
-/// Makes `root` the root of the namespace, and unmounts what was.
+/// Makes `root` the root of the mount namespace, and unmounts the old root.
 fn leave_old_root(root: &OwnedFd) -> Result<(), Error> {
     fchdir(root).map_err(call("fchdir"))?;
     // The old root ends up on top of the new one, and is the first thing found at ".".

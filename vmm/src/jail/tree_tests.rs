@@ -13,7 +13,9 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::test_child::{End, is_root, run};
 use super::tests::{o_path, share_of};
-use super::tree::{self, AccessTimes, FileSystem, Mounted, Owners, ReadOnly, Share, Source, Times};
+use super::tree::{
+    self, AccessTimes, BindMount, FileSystem, Owners, ReadOnly, Share, Source, Times,
+};
 use super::userns::IdMap;
 
 /// Gives this child a mount namespace, with a tmpfs of its own at `at`, on which is a directory `below`.
@@ -46,10 +48,10 @@ fn one_mount_can_be_read_only_and_those_below_not() {
         own_tmpfs(source.path());
         tmpfs(&source.path().join("below"));
         let with = |target, read_only| {
-            let mounted = Mounted::new(o_path(source.path()));
+            let mounted = BindMount::new(o_path(source.path()));
             share_of(
                 target,
-                Mounted {
+                BindMount {
                     read_only,
                     ..mounted
                 },
@@ -79,8 +81,8 @@ fn access_times_are_kept_as_is_asked_for() {
         fs::write(source.path().join("file"), "text").expect("a file");
         fs::write(source.path().join("below/file"), "text").expect("a file");
         let with = |target, times| {
-            let mounted = Mounted::new(o_path(source.path()));
-            share_of(target, Mounted { times, ..mounted })
+            let mounted = BindMount::new(o_path(source.path()));
+            share_of(target, BindMount { times, ..mounted })
         };
         let to = |set| {
             Some(Times {
@@ -128,12 +130,12 @@ fn the_hosts_later_mounts_appear_where_they_are_to() {
     let end = run(|| {
         own_tmpfs(source.path());
         mount_change(source.path(), MountPropagationFlags::SHARED).expect("shared");
-        let with = |target, receives| {
-            let mounted = Mounted::new(o_path(source.path()));
+        let with = |target, receives_propagation| {
+            let mounted = BindMount::new(o_path(source.path()));
             share_of(
                 target,
-                Mounted {
-                    receives,
+                BindMount {
+                    receives_propagation,
                     ..mounted
                 },
             )
@@ -185,10 +187,10 @@ fn owners_are_mapped_in_the_tree_and_stay_on_disk() {
             gids: vec![range(4, 2000, 1)],
             recursive: false,
         });
-        let mounted = Mounted::new(o_path(source.path()));
-        let plain = share_of("plain", Mounted::new(o_path(source.path())));
+        let mounted = BindMount::new(o_path(source.path()));
+        let plain = share_of("plain", BindMount::new(o_path(source.path())));
         tree::enter(vec![
-            share_of("mapped", Mounted { owners, ..mounted }),
+            share_of("mapped", BindMount { owners, ..mounted }),
             plain,
         ])
         .expect("the tree");
@@ -220,8 +222,8 @@ fn owners_of_a_file_system_without_them_are_refused_by_name() {
             gids: ids,
             recursive: false,
         });
-        let mounted = Mounted::new(o_path(Path::new("/proc/self/fd")));
-        let shares = vec![share_of("proc", Mounted { owners, ..mounted })];
+        let mounted = BindMount::new(o_path(Path::new("/proc/self/fd")));
+        let shares = vec![share_of("proc", BindMount { owners, ..mounted })];
         let error = tree::enter(shares).expect_err("proc has no id mappings");
         assert!(error.to_string().starts_with("the owners: "), "{error}");
     });
@@ -275,9 +277,9 @@ fn a_share_can_be_made_read_only_from_outside() {
         // SAFETY: the child has one thread; both go on with what they have.
         let jailed = match unsafe { libc::fork() } {
             0 => {
-                let share = share_of("c1/rootfs", Mounted::new(o_path(source.path())));
+                let share = share_of("c1/rootfs", BindMount::new(o_path(source.path())));
                 let entered = tree::enter(vec![share])
-                    .and_then(|tree| tree.threads.own_descriptors())
+                    .and_then(|tree| tree.task_dir.open_thread_fds())
                     .is_ok();
                 let written = fs::write("/c1/rootfs/before", "").is_ok();
                 let _ = rustix::io::write(&tell, &[u8::from(entered && written)]);
@@ -323,9 +325,9 @@ impl Entered {
         let child = match unsafe { libc::fork() } {
             0 => {
                 drop(question);
-                let share = share_of("c1/rootfs", Mounted::new(o_path(source)));
+                let share = share_of("c1/rootfs", BindMount::new(o_path(source)));
                 let entered =
-                    tree::enter(vec![share]).and_then(|tree| tree.threads.own_descriptors());
+                    tree::enter(vec![share]).and_then(|tree| tree.task_dir.open_thread_fds());
                 let mut number = [0];
                 while entered.is_ok() && rustix::io::read(&asked, &mut number) == Ok(1) {
                     let _ = rustix::io::write(&tell, &[u8::from(answer(number[0]))]);
@@ -376,9 +378,9 @@ fn shares_join_the_tree_of_a_process_that_runs_and_leave_it() {
         let process = entered.process();
         // The second time, what the first has left is in the way.
         for _ in 0..2 {
-            let read_only = Mounted {
+            let read_only = BindMount {
                 read_only: ReadOnly::All(true),
-                ..Mounted::new(o_path(source.path()))
+                ..BindMount::new(o_path(source.path()))
             };
             let tmpfs = FileSystem {
                 kind: "tmpfs".into(),
@@ -389,7 +391,7 @@ fn shares_join_the_tree_of_a_process_that_runs_and_leave_it() {
                 share_of("c2/rootfs", read_only),
                 share_of(
                     "c2/mounts/0",
-                    Mounted::new(o_path(&source.path().join("file"))),
+                    BindMount::new(o_path(&source.path().join("file"))),
                 ),
                 Share {
                     name: "a tmpfs".into(),
@@ -397,14 +399,14 @@ fn shares_join_the_tree_of_a_process_that_runs_and_leave_it() {
                     source: Source::FileSystem(tmpfs),
                 },
             ];
-            tree::join(process.as_fd(), "c2", shares).expect("they join");
+            tree::add_shares(process.as_fd(), "c2", shares).expect("they join");
             assert!(entered.ask(1) && entered.ask(2) && entered.ask(3));
         }
-        tree::leave(process.as_fd(), "c2").expect("they leave");
+        tree::remove_shares(process.as_fd(), "c2").expect("they leave");
         assert!(entered.ask(0));
-        tree::leave(process.as_fd(), "c2").expect("nothing to do");
-        let stray = vec![share_of("c1/x", Mounted::new(o_path(source.path())))];
-        tree::join(process.as_fd(), "c2", stray).expect_err("another folder's");
+        tree::remove_shares(process.as_fd(), "c2").expect("nothing to do");
+        let stray = vec![share_of("c1/x", BindMount::new(o_path(source.path())))];
+        tree::add_shares(process.as_fd(), "c2", stray).expect_err("another folder's");
         assert!(entered.ask(0));
         kill_process(entered.child, Signal::KILL).expect("killed");
     });

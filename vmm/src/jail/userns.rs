@@ -1,5 +1,5 @@
-//! User namespaces: what a mount's change of owners is told to the kernel with, and what the process of
-//! an ordinary user is root in.
+//! User namespaces: they carry the id mapping of an idmapped mount, and give the VM process of an
+//! ordinary user root privileges.
 #![allow(unsafe_code)] // clone(2), as fork(2) makes no user namespace; rustix's unshare; setres*id(2)
 
 use std::fmt::Write;
@@ -16,32 +16,32 @@ use rustix::process::{
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use serde::{Deserialize, Serialize};
 
-use super::proc_numbers;
+use super::proc_pids;
 
-/// A range of ids, in the words of user_namespaces(7).
+/// A range of ids: a line of `uid_map` or `gid_map` (user_namespaces(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
-    /// The first, within the namespace.
+    /// The first id inside of the namespace.
     pub inside: u32,
-    /// What it is outside.
+    /// The first id outside of the namespace.
     pub outside: u32,
-    /// How many there are.
+    /// The length of the range.
     pub count: u32,
 }
 
-/// Why there is no user namespace.
+/// Why a user namespace can't be created or entered.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A system call failed, or a file of /proc can't be written.
+    /// A system call failed, or a file in /proc can't be written.
     #[error("cannot {what}")]
     Io {
-        /// What was to be done.
+        /// What was attempted.
         what: &'static str,
-        /// The kernel's reason.
+        /// The error.
         #[source]
         source: io::Error,
     },
-    /// The program that maps an ordinary user's subordinate ids refused, and has said why.
+    /// The program that maps an ordinary user's subordinate ids failed with a message.
     #[error("{program}: {said}")]
     Refused {
         /// The program.
@@ -49,7 +49,7 @@ pub enum Error {
         /// Its message.
         said: String,
     },
-    /// That program isn't there.
+    /// That program can't be run.
     #[error(
         "cannot run {program}, which maps ids that are not this user's own: install it (uidmap), or map \
          one id, to this user's"
@@ -67,13 +67,15 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { what, source }
 }
 
-/// Makes a user namespace with these mappings, in which nothing runs. An ordinary user may map one id,
-/// to the own one; more takes the programs newuidmap and newgidmap, and an entry in /etc/subuid.
+/// Creates a user namespace with these mappings, without a process in it. An ordinary user may map
+/// a single id, to their own; more takes the programs newuidmap and newgidmap, and entries in
+/// /etc/subuid and /etc/subgid.
 ///
 /// # Errors
-/// When the kernel has no user namespaces, or the ranges make no sense, or are not this user's.
-pub fn make(uids: &[IdMap], gids: &[IdMap]) -> Result<OwnedFd, Error> {
-    // The child waits for the end of the pipe, which comes with the end of this process as well.
+/// When the kernel has no user namespaces, or the ranges are invalid, or this user may not map
+/// them.
+pub fn create(uids: &[IdMap], gids: &[IdMap]) -> Result<OwnedFd, Error> {
+    // The child waits until the pipe is closed, which happens if this process ends as well.
     let (wait, go) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("make a pipe")(e.into()))?;
     let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
     // SAFETY: without CLONE_VM and with a null stack this is fork(). The child, which has the calling thread alone,
@@ -99,10 +101,11 @@ pub fn make(uids: &[IdMap], gids: &[IdMap]) -> Result<OwnedFd, Error> {
 }
 
 fn map(pid: Pid, uids: &[IdMap], gids: &[IdMap]) -> Result<OwnedFd, Error> {
-    let number = proc_numbers::of_child(pid).map_err(failed("find a child in /proc"))?;
+    let number = proc_pids::pid_of_child(pid).map_err(failed("find a child in /proc"))?;
     let process = PathBuf::from(format!("/proc/{number}"));
-    if !geteuid().is_root() && is_one(gids, getegid().as_raw()) {
-        // The kernel's condition: a group that takes rights away must not be left that way.
+    if !geteuid().is_root() && maps_only(gids, getegid().as_raw()) {
+        // The kernel requires this: otherwise a process could drop a group that denies it access to
+        // files.
         fs::write(process.join("setgroups"), "deny").map_err(failed("deny setgroups(2)"))?;
     }
     for (maps, file, program) in [
@@ -118,12 +121,12 @@ fn map(pid: Pid, uids: &[IdMap], gids: &[IdMap]) -> Result<OwnedFd, Error> {
     Ok(namespace.map_err(failed("open a user namespace"))?.into())
 }
 
-/// Whether all that is mapped is this one id.
-fn is_one(maps: &[IdMap], id: u32) -> bool {
+/// Whether this id is the only one that is mapped.
+fn maps_only(maps: &[IdMap], id: u32) -> bool {
     matches!(maps, [map] if map.count == 1 && map.outside == id)
 }
 
-/// As user_namespaces(7) has them.
+/// The contents of `uid_map` or `gid_map` (user_namespaces(7)).
 fn lines(maps: &[IdMap]) -> String {
     maps.iter().fold(String::new(), |mut text, map| {
         let _ = writeln!(text, "{} {} {}", map.inside, map.outside, map.count);
@@ -131,7 +134,7 @@ fn lines(maps: &[IdMap]) -> String {
     })
 }
 
-/// Has a set-uid program of the host's write a mapping: it knows which ids a user may map.
+/// Runs newuidmap or newgidmap, set-uid programs that know which ids a user may map.
 fn run(program: &'static str, pid: u32, maps: &[IdMap]) -> Result<(), Error> {
     let output = Command::new(program)
         .arg(pid.to_string())
@@ -152,22 +155,23 @@ fn run(program: &'static str, pid: u32, maps: &[IdMap]) -> Result<(), Error> {
     })
 }
 
-/// Makes this process root in a user namespace, and gives it a mount namespace there, which has the
-/// mounts of the present one. The process must have one thread.
+/// Enters a user namespace as its root, and creates a mount namespace owned by it, with copies of
+/// the current mounts. The process must have a single thread.
 ///
 /// # Errors
 /// When the kernel refuses. The process may then be in the namespace, and must end.
 pub fn enter(namespace: BorrowedFd<'_>) -> Result<(), Error> {
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::User))
         .map_err(|e| failed("enter the user namespace")(e.into()))?;
-    // SAFETY: the process has one thread, so its ids don't come apart.
+    // SAFETY: the process has a single thread, so no other one keeps the old ids.
     let set = unsafe { libc::setresgid(0, 0, 0) | libc::setresuid(0, 0, 0) };
     if set != 0 {
         let source = io::Error::last_os_error();
         return Err(failed("be root in the user namespace")(source));
     }
-    // Its ids have changed, so only root could enter its namespaces from now on; but the same user's
-    // `create` has to, which could do all to this process before.
+    // The change of ids has made the process undumpable, so that only root could enter its
+    // namespaces. But the `create` command of the same user has to, and could trace this process
+    // before anyway.
     set_dumpable_behavior(DumpableBehavior::Dumpable)
         .map_err(|e| failed("stay open to its own user")(e.into()))?;
     // SAFETY: CLONE_NEWNS and the CLONE_FS that it implies touch no other thread: there is none.
@@ -181,7 +185,7 @@ mod tests {
     use crate::jail::test_child::{self, End};
 
     #[test]
-    fn one_is_made_in_a_process_id_namespace_of_the_processs_own() {
+    fn a_user_namespace_is_created_within_a_pid_namespace() {
         if !test_child::is_root() {
             return;
         }
@@ -194,7 +198,7 @@ mod tests {
             // SAFETY: the child has one thread; the namespace is its children's.
             unsafe { unshare_unsafe(UnshareFlags::NEWPID) }.expect("a namespace");
             let inner = test_child::run(|| {
-                make(&ids, &ids).expect("a user namespace");
+                create(&ids, &ids).expect("a user namespace");
             });
             assert_eq!(inner, End::Returned);
         });

@@ -1,8 +1,8 @@
-//! The guest's memory in the type that virtiofsd's library wants.
+//! Guest memory as the type that virtiofsd's library takes.
 //!
-//! The library is written for vhost-user and takes `GuestMemoryMmap<BitmapMmapRegion>`, a memory whose
-//! writes can be logged for migration; ours has no bitmap. [`View`] describes the same mappings again
-//! under that type. It copies nothing and logs nothing.
+//! The library is written for vhost-user and takes `GuestMemoryMmap<BitmapMmapRegion>`, a memory
+//! whose writes can be logged for migration; ours has no bitmap. [`MemoryView`] describes the same
+//! mappings again as that type. It copies nothing and logs nothing.
 #![allow(unsafe_code)] // one call that takes a raw pointer to an existing mapping
 
 use std::sync::Arc;
@@ -29,13 +29,13 @@ pub(super) enum ViewError {
 
 /// Guest memory, also seen as [`LoggedMemory`].
 #[derive(Debug)]
-pub(super) struct View {
+pub(super) struct MemoryView {
     memory: LoggedMemory,
-    /// Keeps the mappings alive that `memory` points into.
+    /// Owns the mappings that `memory` points into.
     owner: Arc<GuestMemoryMmap>,
 }
 
-impl View {
+impl MemoryView {
     /// Describes `owner`'s regions a second time.
     pub(super) fn new(owner: Arc<GuestMemoryMmap>) -> Result<Self, ViewError> {
         let regions = owner
@@ -58,12 +58,12 @@ impl View {
         })
     }
 
-    /// The memory in our own type.
+    /// The memory as this crate's type.
     pub(super) fn guest(&self) -> &GuestMemoryMmap {
         &self.owner
     }
 
-    /// The memory in the library's type.
+    /// The memory as the library's type.
     pub(super) fn memory(&self) -> &LoggedMemory {
         &self.memory
     }
@@ -78,7 +78,7 @@ mod tests {
     fn both_descriptions_are_of_the_same_bytes() {
         let ranges = [(GuestAddress(0), 0x4000), (GuestAddress(0x10_0000), 0x4000)];
         let owner = Arc::new(GuestMemoryMmap::<()>::from_ranges(&ranges).expect("guest memory"));
-        let view = View::new(Arc::clone(&owner)).expect("a view");
+        let view = MemoryView::new(Arc::clone(&owner)).expect("a view");
         let address = GuestAddress(0x10_0123);
         view.memory().write_obj(0xfeed_u16, address).expect("write");
         assert_eq!(owner.read_obj::<u16>(address).expect("read"), 0xfeed);

@@ -1,11 +1,12 @@
 //! Virtio devices, version 1.3 of the specification, on the MMIO transport.
 //!
-//! One file or folder a device; [`device`] is the contract between a device and the transport.
+//! Each device has a file or a folder; [`device`] is the interface between a device and the
+//! transport.
 
 pub mod block;
 pub mod device;
 pub mod fs;
-mod life;
+mod lifecycle;
 mod memory;
 mod queue;
 mod registers;

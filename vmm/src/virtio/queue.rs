@@ -1,7 +1,8 @@
-//! A queue as a device serves it: the one loop that takes requests, gives back what was used, and finds
-//! out whether the driver is to be interrupted. Nothing in it is left to the guest's goodwill.
+//! A virtqueue as a device serves it: the loop, common to all devices, that takes available chains,
+//! returns used ones, and decides whether to interrupt the driver. However the guest behaves, the
+//! work is bounded.
 //!
-//! What the requests mean is the device's.
+//! The devices interpret the requests.
 
 use std::sync::Arc;
 
@@ -13,34 +14,36 @@ use super::Interrupt;
 use super::device::ActiveQueue;
 use crate::stop::StopFlag;
 
-/// How far a turn came.
-enum Done {
-    /// The queue is empty; a kick will tell of more.
-    All,
-    /// There may be more, for another turn.
-    Some,
+/// The state of the queue when a turn ends.
+enum Progress {
+    /// The queue is empty; the driver will kick when it makes more available.
+    QueueEmpty,
+    /// There may be more chains, which are left for another turn.
+    MoreToServe,
 }
 
-/// What a device may do to a queue before the others of its loop have their turn.
+/// The bounds of one turn: how much of a queue a device serves before its event loop handles other
+/// events.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn<'a> {
-    /// Looks at the queue, at most.
+    /// How often the queue is checked for a chain, at most.
     pub(super) budget: usize,
-    /// A machine that has been stopped has no more requests.
+    /// Once the machine has been stopped, no more requests are taken.
     pub(super) stop: &'a StopFlag,
-    /// By which the driver hears of each request as it is done, where one may take long. Otherwise it
-    /// hears of all of them at [`Life::end_turn`](super::life::Life::end_turn).
-    pub(super) tell_each: Option<&'a Interrupt>,
+    /// Interrupts the driver after each request, for devices whose requests may take long. If
+    /// `None`, the driver is interrupted once, by
+    /// [`Lifecycle::end_turn`](super::lifecycle::Lifecycle::end_turn).
+    pub(super) interrupt_each: Option<&'a Interrupt>,
 }
 
-/// A queue, and what has happened to it since the driver was last interrupted.
+/// A virtqueue, and whether chains were used since the driver was last interrupted.
 #[derive(Debug)]
 pub(super) struct DeviceQueue {
-    /// Ready, unless its rings have turned out to make no sense: then it isn't served until a reset.
+    /// Set to not ready if the driver has broken its rings: then it isn't served until a reset.
     queue: Queue,
     kick: Arc<EventFd>,
-    /// Why the queue isn't served any more, until that is logged.
-    trouble: Option<Error>,
+    /// Why the queue isn't served any more, until that has been logged.
+    failure: Option<Error>,
     /// Buffers were used since the last [`Self::take_interrupt`].
     used: bool,
 }
@@ -52,12 +55,12 @@ impl DeviceQueue {
         Self {
             queue,
             kick: active.kick,
-            trouble: None,
+            failure: None,
             used: false,
         }
     }
 
-    /// How far device and driver have come. Not ready if the queue is out of order.
+    /// The queue's state with its positions in the rings. Not ready if the queue is broken.
     pub(super) fn state(&self) -> QueueState {
         self.queue.state()
     }
@@ -66,17 +69,17 @@ impl DeviceQueue {
         &self.kick
     }
 
-    /// Has the loop come back to this queue, as after a kick.
-    pub(super) fn come_back(&self) {
+    /// Makes the event loop serve this queue again, as after a kick.
+    pub(super) fn kick_self(&self) {
         let _ = self.kick.write(1); // a full eventfd is readable too
     }
 
-    /// Looks at the queue as often as the turn allows, and has `request` serve each chain that is there
-    /// and say how many bytes it has written to it, or `None` if the chain is to wait for the next turn.
-    /// What is left brings the loop back.
+    /// Takes chains within the bounds of the turn, and calls `request` for each, which serves it
+    /// and returns the number of bytes written to it, or `None` to leave the chain for the next
+    /// turn. If chains may be left, the queue is kicked so that there is a next turn.
     ///
-    /// A look that finds nothing counts as well. The guest says whether there is anything, and nothing
-    /// keeps it from saying so to one question and not to the next.
+    /// Checks that find no chain count as well: the guest can change the available index at any
+    /// time, so that there always seems to be a chain until the device looks for it.
     pub(super) fn serve<'m, M: GuestMemory>(
         &mut self,
         memory: &'m M,
@@ -84,9 +87,9 @@ impl DeviceQueue {
         request: impl FnMut(DescriptorChain<&'m M>) -> Option<u32>,
     ) {
         match self.try_serve(memory, turn, request) {
-            Ok(Done::All) => {}
-            Ok(Done::Some) => self.come_back(),
-            Err(error) => self.give_up(error),
+            Ok(Progress::QueueEmpty) => {}
+            Ok(Progress::MoreToServe) => self.kick_self(),
+            Err(error) => self.mark_broken(error),
         }
     }
 
@@ -95,88 +98,89 @@ impl DeviceQueue {
         memory: &'m M,
         turn: Turn<'_>,
         mut request: impl FnMut(DescriptorChain<&'m M>) -> Option<u32>,
-    ) -> Result<Done, Error> {
+    ) -> Result<Progress, Error> {
         if !self.queue.ready() {
-            return Ok(Done::All);
+            return Ok(Progress::QueueEmpty);
         }
         self.queue.disable_notification(memory)?;
         for _ in 0..turn.budget {
             if turn.stop.is_set() {
-                return Ok(Done::All);
+                return Ok(Progress::QueueEmpty);
             }
-            let Some(chain) = self.pop(memory)? else {
+            let Some(chain) = self.try_pop(memory)? else {
                 if !self.queue.enable_notification(memory)? {
-                    return Ok(Done::All);
+                    return Ok(Progress::QueueEmpty);
                 }
                 self.queue.disable_notification(memory)?;
                 continue;
             };
             let head = chain.head_index();
             let Some(written) = request(chain) else {
-                self.put_back(1);
-                return Ok(Done::Some);
+                self.undo_pop(1);
+                return Ok(Progress::MoreToServe);
             };
             self.queue.add_used(memory, head, written)?;
             self.used = true;
-            if let Some(interrupt) = turn.tell_each
+            if let Some(interrupt) = turn.interrupt_each
                 && self.take_interrupt(memory)
             {
                 interrupt.used_buffer();
             }
         }
-        Ok(Done::Some)
+        Ok(Progress::MoreToServe)
     }
 
-    fn pop<'m, M: GuestMemory>(
+    fn try_pop<'m, M: GuestMemory>(
         &mut self,
         memory: &'m M,
     ) -> Result<Option<DescriptorChain<&'m M>>, Error> {
         let Some(chain) = self.queue.iter(memory)?.next() else {
             return Ok(None);
         };
-        // A head outside the table has no chain, and no place in the used ring.
+        // A head index outside of the descriptor table must not be used.
         if chain.head_index() >= self.queue.size() {
             return Err(Error::InvalidDescriptorIndex);
         }
         Ok(Some(chain))
     }
 
-    /// Takes the next chain, for a device that has something to put into it.
-    pub(super) fn take<'m, M: GuestMemory>(
+    /// Takes the next chain, for a device that has data for the driver.
+    pub(super) fn pop<'m, M: GuestMemory>(
         &mut self,
         memory: &'m M,
     ) -> Option<DescriptorChain<&'m M>> {
         if !self.queue.ready() {
             return None;
         }
-        self.pop(memory).unwrap_or_else(|error| {
-            self.give_up(error);
+        self.try_pop(memory).unwrap_or_else(|error| {
+            self.mark_broken(error);
             None
         })
     }
 
-    /// Puts the last `count` chains that were taken back.
-    pub(super) fn put_back(&mut self, count: usize) {
+    /// Makes the last `count` chains that were taken available again.
+    pub(super) fn undo_pop(&mut self, count: usize) {
         let next = self.queue.next_avail().wrapping_sub(count as u16);
         self.queue.set_next_avail(next);
     }
 
-    /// Gives a chain that was taken back to the driver, with `written` bytes written to it.
-    pub(super) fn give_back<M: GuestMemory>(&mut self, memory: &M, head: u16, written: u32) {
+    /// Returns a chain to the driver, with `written` bytes written to it.
+    pub(super) fn add_used<M: GuestMemory>(&mut self, memory: &M, head: u16, written: u32) {
         match self.queue.add_used(memory, head, written) {
             Ok(()) => self.used = true,
-            Err(error) => self.give_up(error),
+            Err(error) => self.mark_broken(error),
         }
     }
 
-    fn give_up(&mut self, error: Error) {
+    /// Stops serving the queue until a reset.
+    fn mark_broken(&mut self, error: Error) {
         self.queue.set_ready(false);
-        self.trouble = Some(error);
+        self.failure = Some(error);
     }
 
-    /// Why the queue isn't served any more, once.
-    pub(super) fn take_trouble(&mut self) -> Option<Error> {
-        self.trouble.take()
+    /// Why the queue isn't served any more; returned once, for the log.
+    pub(super) fn take_failure(&mut self) -> Option<Error> {
+        self.failure.take()
     }
 
     /// The most chains that can be available at once.
@@ -184,19 +188,20 @@ impl DeviceQueue {
         self.queue.size()
     }
 
-    /// Asks the driver for a kick when it makes more available. Returns whether it has already.
-    pub(super) fn wait_for_more<M: GuestMemory>(&mut self, memory: &M) -> bool {
+    /// Asks the driver to kick when it makes more available. Returns whether it has made more
+    /// available already.
+    pub(super) fn enable_kicks<M: GuestMemory>(&mut self, memory: &M) -> bool {
         self.queue.ready() && self.queue.enable_notification(memory).unwrap_or(false)
     }
 
-    /// Asks the driver not to kick, because the queue is being looked at.
-    pub(super) fn hush<M: GuestMemory>(&mut self, memory: &M) {
+    /// Asks the driver not to kick while the queue is being served.
+    pub(super) fn disable_kicks<M: GuestMemory>(&mut self, memory: &M) {
         if self.queue.ready() {
             let _ = self.queue.disable_notification(memory);
         }
     }
 
-    /// Whether the driver wants to be interrupted for what was used.
+    /// Whether the driver must be interrupted for the chains used since the last call.
     pub(super) fn take_interrupt<M: GuestMemory>(&mut self, memory: &M) -> bool {
         std::mem::take(&mut self.used) && self.queue.needs_notification(memory).unwrap_or(true)
     }
@@ -209,8 +214,8 @@ mod tests {
     use super::super::testing;
     use super::*;
 
-    /// A queue whose available index lies where the device says whether it wants kicks: each of its words
-    /// changes the guest's, and shows one more request.
+    /// A queue whose available index is at the address where the device enables and disables kicks:
+    /// each such write makes one more request available.
     fn always_more() -> Queue {
         let mut queue = Queue::new(16).expect("a queue");
         queue.set_size(16);
@@ -221,7 +226,7 @@ mod tests {
         queue
     }
 
-    /// Serves it for one turn. Returns how many requests there were, and whether the loop is to come back.
+    /// Serves it for one turn. Returns how many requests there were, and whether it was kicked again.
     fn serve_it(stop: &StopFlag) -> (u32, bool) {
         let memory = testing::memory();
         let kick = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
@@ -232,7 +237,7 @@ mod tests {
         let turn = Turn {
             budget: 100,
             stop,
-            tell_each: None,
+            interrupt_each: None,
         };
         let mut served = 0;
         let mut queue = DeviceQueue::new(active, false);
@@ -240,7 +245,7 @@ mod tests {
             served += 1;
             Some(0)
         });
-        assert!(queue.take_trouble().is_none());
+        assert!(queue.take_failure().is_none());
         (served, kick.read().is_ok())
     }
 

@@ -1,8 +1,9 @@
-//! The registers of a virtio-mmio device as a state machine (virtio 1.3, 2.1, 3.1 and 4.2.2): what a
-//! driver may write when, and what it reads. No device, no lock, no I/O.
+//! The registers of a virtio-mmio device as a pure state machine (virtio 1.3, 2.1, 3.1 and 4.2.2):
+//! which writes are allowed in which state, and what reads return. It knows no device, takes no
+//! lock, and does no I/O.
 //!
-//! A driver that breaks a rule is not answered with an error, for which the registers have no place:
-//! its write has no effect, and it can read back that it hadn't.
+//! The registers have no way to report an error to a driver that breaks a rule: its write has no
+//! effect, which it can find out by reading the register.
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
@@ -24,7 +25,7 @@ const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
 const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
 const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 
-/// The states that a driver goes through, each the whole status register.
+/// The legal values of the status register during initialisation.
 mod stage {
     use super::*;
     pub const RESET: u32 = 0;
@@ -38,9 +39,10 @@ mod stage {
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 /// The version of the register layout: 2 is all since virtio 1.0.
 const LAYOUT_VERSION: u32 = 2;
-/// The number of no device: a driver quietly leaves such registers alone (4.2.2.2, 4.2.3.1.1).
+/// The device id of a placeholder: drivers ignore such a device without reporting an error
+/// (4.2.2.2, 4.2.3.1.1).
 const NO_DEVICE: u32 = 0;
-/// Ours: nobody looks at it.
+/// The vendor id, which no driver evaluates.
 const VENDOR: u32 = u32::from_le_bytes(*b"hull");
 /// Length and address of a shared memory region that does not exist are all ones (4.2.2).
 const NO_REGION: u32 = u32::MAX;
@@ -48,18 +50,19 @@ const NO_REGION: u32 = u32::MAX;
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
-/// What a write to a register asks of the transport.
+/// What the transport must do after a write to a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// Nothing: all is done.
+    /// Nothing.
     None,
-    /// The registers were reset; so must be the device.
+    /// Reset the device: the registers have been reset.
     Reset,
-    /// The driver is ready: the device is to be activated.
+    /// Activate the device: the driver has set DRIVER_OK.
     Activate,
 }
 
-/// A queue as the driver describes it, and how far it had come when the device was last stopped.
+/// A queue as the driver has configured it, and its positions in the rings when the device was last
+/// stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct QueueSetup {
     max_size: u16,
@@ -88,8 +91,8 @@ impl QueueSetup {
 
     /// The queue, if it is ready and its rings are aligned and wholly in guest memory.
     ///
-    /// Checked here and not by `Queue::is_valid`, which looks at the rings' ends alone, and writes a
-    /// line to the host's log for each that a hostile driver sets up.
+    /// Checked here and not by `Queue::is_valid`, which checks only the ends of the rings, and logs
+    /// a line for each bad queue that a hostile driver sets up.
     fn build(&self, event_idx: bool, memory: &GuestMemoryMmap) -> Option<Queue> {
         // Sizes and alignments: virtio 1.3, 2.7. The last two bytes of a ring are for EVENT_IDX.
         let size = u64::from(self.size);
@@ -120,7 +123,7 @@ impl QueueSetup {
     }
 }
 
-/// All registers but the interrupt's and the device's configuration.
+/// All registers except the interrupt registers and the configuration space.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Registers {
     device_type: u32,
@@ -148,12 +151,12 @@ impl Registers {
         }
     }
 
-    /// The registers of a slot without a device. What is written to them has no effect.
+    /// The registers of an empty slot. Writes to them have no effect.
     pub(super) fn empty() -> Self {
         Self::new(NO_DEVICE, 0, &[])
     }
 
-    /// The feature bits that both sides agreed on. None before the driver has said so.
+    /// The negotiated features; 0 before FEATURES_OK.
     pub(super) fn features(&self) -> u64 {
         if self.status & FEATURES_OK != 0 {
             self.accepted
@@ -162,26 +165,28 @@ impl Registers {
         }
     }
 
-    /// The driver has been told that it must reset the device.
+    /// Sets DEVICE_NEEDS_RESET.
     pub(super) fn set_needs_reset(&mut self) {
         self.status |= NEEDS_RESET;
     }
 
-    /// Whether the driver has brought the device up, and neither side has given up since.
+    /// Whether DRIVER_OK is set, and neither FAILED nor DEVICE_NEEDS_RESET.
     pub(super) fn is_running(&self) -> bool {
         self.status & (DRIVER_OK | FAILED | NEEDS_RESET) == DRIVER_OK
     }
 
-    /// Notes how far the queues have come of a device that was stopped; nothing if it was not active. With a
-    /// queue that is out of order, the device can only be reset.
-    pub(super) fn note_progress(&mut self, stopped: &[QueueState]) {
+    /// Records the ring positions of the queues of a device that was stopped; `stopped` is empty if
+    /// it was not active. If a queue is broken, it becomes not ready, and the device can only be
+    /// reset.
+    pub(super) fn record_queue_positions(&mut self, stopped: &[QueueState]) {
         for (queue, state) in self.queues.iter_mut().zip(stopped) {
             queue.ready &= state.ready;
             (queue.next_available, queue.next_used) = (state.next_avail, state.next_used);
         }
     }
 
-    /// Takes over the registers of a device like this one. They are trusted no more than a driver is.
+    /// Restores registers that were saved from an equal device. They are validated as if a driver
+    /// had written them.
     pub(super) fn restore(&mut self, saved: Self) -> Result<(), RestoreError> {
         let sizes = |queues: &[QueueSetup]| queues.iter().map(|q| q.max_size).collect::<Vec<_>>();
         for (same, what) in [
@@ -200,6 +205,7 @@ impl Registers {
         Ok(())
     }
 
+    /// Whether a driver's writes can lead to this state.
     fn is_reachable(&self) -> bool {
         let known = |stage| {
             let stages = [stage::RESET, stage::ACKNOWLEDGED, stage::NEGOTIATING];
@@ -214,14 +220,14 @@ impl Registers {
                 .all(|queue| queue.size.is_power_of_two() && queue.size <= queue.max_size)
     }
 
-    /// The queues, if all of them are set up as they must be.
+    /// The queues, if all of them are ready and valid.
     pub(super) fn queues(&self, memory: &GuestMemoryMmap) -> Option<Vec<Queue>> {
         let event_idx = self.features() & EVENT_IDX != 0;
         let queues = self.queues.iter();
         queues.map(|queue| queue.build(event_idx, memory)).collect()
     }
 
-    /// Reads the register at `offset`; those that can only be written read as 0.
+    /// Reads the register at `offset`; write-only registers read as 0.
     pub(super) fn read(&self, offset: u32) -> u32 {
         match offset {
             VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
@@ -240,12 +246,12 @@ impl Registers {
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
             | VIRTIO_MMIO_SHM_BASE_HIGH => NO_REGION,
-            // ConfigGeneration among them: the configuration does not change.
+            // Including ConfigGeneration: the configuration does not change.
             _ => 0,
         }
     }
 
-    /// Writes the register at `offset`, where and when that is allowed.
+    /// Writes the register at `offset`, if that is allowed in the current state.
     pub(super) fn write(&mut self, offset: u32, value: u32) -> Effect {
         match offset {
             _ if self.device_type == NO_DEVICE => {}
@@ -272,7 +278,8 @@ impl Registers {
         self.queues.get(usize::try_from(self.selected).ok()?)
     }
 
-    /// The registers of the selected queue; its addresses and size are fixed once it is ready.
+    /// Writes a register of the selected queue; its addresses and size can't be changed while it is
+    /// ready.
     fn write_queue(&mut self, offset: u32, value: u32) {
         let selected = usize::try_from(self.selected).ok();
         let Some(queue) = selected.and_then(|index| self.queues.get_mut(index)) else {
@@ -299,7 +306,7 @@ impl Registers {
         }
     }
 
-    /// One step forward, giving up, or reset (virtio 1.3, 2.1 and 3.1.1).
+    /// Accepts the next step of initialisation, FAILED, or a reset (virtio 1.3, 2.1 and 3.1.1).
     fn write_status(&mut self, value: u32) -> Effect {
         if value == 0 {
             self.reset();
@@ -518,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_are_taken_over_from_a_device_alike_and_from_states_that_there_are() {
+    fn only_possible_registers_of_an_equal_device_are_restored() {
         let mut saved = registers();
         drive(&mut saved, VERSION_1);
         set_up_queue(&mut saved, 0, 0x1000);

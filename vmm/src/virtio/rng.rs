@@ -1,4 +1,5 @@
-//! The entropy device (virtio 1.3, 5.4): fills the driver's buffers with random bytes of the host.
+//! The entropy device (virtio 1.3, 5.4): fills the driver's buffers with random bytes from the
+//! host's kernel.
 
 use std::os::fd::RawFd;
 
@@ -12,53 +13,53 @@ use vm_memory::{Address, Bytes, GuestMemoryMmap};
 use super::device::{
     ActivateError, Activation, DeviceState, RestoreError, SaveError, VirtioDevice,
 };
-use super::life::{Active, Life};
+use super::lifecycle::{Active, Lifecycle};
 use super::queue::Turn;
 use crate::event_loop::Subscriber;
 
-/// Linux asks for one buffer at a time; a few more for those who don't.
+/// Linux uses one buffer at a time; a few more for other drivers.
 const QUEUE_SIZES: [u16; 1] = [16];
 
-/// Bytes given for one request at the most; a driver takes what it gets.
+/// The most bytes written for one request. A driver must accept fewer than it has room for.
 const MAX_REQUEST: usize = 64 << 10;
-/// Bytes given for one kick, before other devices of the same loop have their turn.
+/// The most bytes written in one turn, before the event loop handles other devices.
 const MAX_KICK: usize = 4 * MAX_REQUEST;
 
-/// Bytes asked of the host at a time.
+/// Bytes read from the host at a time.
 const CHUNK: usize = 1024;
 
 /// The device. It has no state but its queue's.
 #[derive(Debug)]
 pub struct Rng {
-    life: Life<1>,
+    lifecycle: Lifecycle<1>,
 }
 
 impl Rng {
-    /// A device that no driver has found yet.
+    /// An inactive device.
     ///
     /// # Errors
-    /// No eventfd is to be had: the process has too many files open.
+    /// The process has too many files open.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self {
-            life: Life::new("virtio-rng".to_owned())?,
+            lifecycle: Lifecycle::new("virtio-rng".to_owned())?,
         })
     }
 
-    /// Serves what the driver has asked for, as after a kick.
+    /// Serves the available requests, as after a kick.
     fn serve(&mut self) {
         let Some(Active {
             memory,
             queues: [queue],
             stop,
             ..
-        }) = self.life.active()
+        }) = self.lifecycle.active()
         else {
             return;
         };
         let turn = Turn {
             budget: queue.size().into(),
             stop,
-            tell_each: None,
+            interrupt_each: None,
         };
         let memory = memory.guest();
         let mut left = MAX_KICK;
@@ -70,12 +71,12 @@ impl Rng {
             left -= written;
             Some(written as u32)
         });
-        self.life.end_turn();
+        self.lifecycle.end_turn();
     }
 }
 
-/// Fills the buffers of a chain that the device may write, up to `limit` bytes, and says how many.
-/// A buffer outside memory ends it.
+/// Fills the device-writable buffers of a chain, up to `limit` bytes, and returns how many were
+/// written. Stops at a buffer outside of guest memory.
 fn fill(memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>, limit: usize) -> usize {
     let mut random = [0; CHUNK];
     let mut written = 0;
@@ -86,7 +87,7 @@ fn fill(memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>, limi
             let Some(address) = buffer.addr().checked_add(offset as u64) else {
                 return written;
             };
-            // Of the host's kernel up to 256 bytes come whole; more may be cut by a signal.
+            // getrandom(2) returns up to 256 bytes at once; more may be cut short by a signal.
             let Ok(count) = getrandom(&mut *part, GetRandomFlags::empty()) else {
                 return written;
             };
@@ -115,8 +116,8 @@ impl VirtioDevice for Rng {
         1 << VIRTIO_F_VERSION_1
     }
 
-    fn doorbell(&self) -> Option<RawFd> {
-        Some(self.life.doorbell())
+    fn activation_eventfd(&self) -> Option<RawFd> {
+        Some(self.lifecycle.activation_eventfd())
     }
 
     fn config(&self) -> &[u8] {
@@ -124,15 +125,15 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.life.activate(activation)
+        self.lifecycle.activate(activation)
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        self.life.stop()
+        self.lifecycle.stop()
     }
 
     fn reset(&mut self) {
-        self.life.stop();
+        self.lifecycle.stop();
     }
 
     fn save(&self) -> Result<DeviceState, SaveError> {
@@ -149,17 +150,17 @@ impl VirtioDevice for Rng {
 
 impl Subscriber for Rng {
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.life.doorbell()]
+        vec![self.lifecycle.activation_eventfd()]
     }
 }
 
 impl MutEventSubscriber for Rng {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        self.life.init(ops);
+        self.lifecycle.init(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        self.life.on_event(&events, ops);
+        self.lifecycle.on_event(&events, ops);
         self.serve();
     }
 }
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_out_of_order_needs_a_reset_after_it_was_saved() {
+    fn a_broken_queue_needs_a_reset_after_it_was_restored() {
         let rng = || Rng::new().expect("a device");
         let mut bench = testing::Bench::new(rng());
         bench.start();

@@ -17,7 +17,7 @@ const CONFIG: u64 = 0x100;
 /// The configuration of a [`Probe`].
 const WHOLE: u64 = 0x0605_0403_0201;
 
-/// A slot for a [`Probe`], which has two queues and no doorbell.
+/// A slot for a [`Probe`], which has two queues and no activation_eventfd.
 fn slot() -> MmioTransport {
     slot_in(memory())
 }
@@ -78,9 +78,9 @@ fn a_driver_finds_a_device_as_after_a_reset_in_a_slot_that_was_filled() {
 #[test]
 fn a_slot_is_filled_once_by_a_device_that_it_was_made_for() {
     let other = MmioTransport::empty(memory(), 1, None, StopFlag::default()).expect("eventfds");
-    assert_eq!(other.fill(probe()), Err(FillError::OtherKind));
+    assert_eq!(other.fill(probe()), Err(FillError::WrongKind));
     let other = MmioTransport::empty(memory(), 2, Some(7), StopFlag::default()).expect("eventfds");
-    assert_eq!(other.fill(probe()), Err(FillError::OtherKind));
+    assert_eq!(other.fill(probe()), Err(FillError::WrongKind));
     assert_eq!(Driver(&other).read(DEVICE_ID), 0);
 
     let slot = slot();
@@ -93,7 +93,7 @@ fn a_slot_is_filled_once_by_a_device_that_it_was_made_for() {
     };
     assert_eq!(
         slot.fill(Arc::new(Mutex::new(second))),
-        Err(FillError::Filled)
+        Err(FillError::Occupied)
     );
     assert_eq!((driver.read(DEVICE_ID), driver.status()), (4, 15));
 }

@@ -1,4 +1,5 @@
-//! What tests of the transport and of devices share: a device that records, and a well-behaved driver.
+//! What tests of the transport and of devices share: a device that records its calls, and a
+//! well-behaved driver.
 
 use std::sync::{Arc, Mutex};
 
@@ -56,7 +57,7 @@ impl VirtioDevice for Probe {
         1 << 32 | 1 << 29
     }
 
-    fn doorbell(&self) -> Option<std::os::fd::RawFd> {
+    fn activation_eventfd(&self) -> Option<std::os::fd::RawFd> {
         None
     }
 
@@ -185,8 +186,8 @@ fn used(queue: u32) -> u64 {
 /// A descriptor's address, length, and flags without VRING_DESC_F_NEXT.
 pub(crate) type Buffer = (u64, u32, u16);
 
-/// A device behind its registers, in a loop that a test turns, with a driver in 64 KiB of guest memory: the
-/// rings lie below 0x4000, the rest is the test's.
+/// A device with its registers, an event loop that the test runs, and a driver in 64 KiB of guest
+/// memory: the rings are below 0x4000, the rest is for the test.
 pub(crate) struct Bench<D> {
     memory: Arc<GuestMemoryMmap>,
     transport: MmioTransport,
@@ -217,7 +218,7 @@ impl<D: VirtioDevice + MutEventSubscriber + 'static> Bench<D> {
         Driver(&self.transport)
     }
 
-    /// Brings the device up with all of its queues.
+    /// Activates the device with all of its queues.
     pub(crate) fn start(&mut self) {
         let queues = self.device.lock().expect("free").queue_sizes().len();
         self.driver().negotiate();
@@ -274,8 +275,8 @@ impl<D: VirtioDevice + MutEventSubscriber + 'static> Bench<D> {
         self.transport.write(QUEUE_NOTIFY, &queue.to_le_bytes());
     }
 
-    /// Has a chain served, and returns how many bytes of it were written. The chains before it are not
-    /// served once more: their descriptors are gone, and how long they were stays.
+    /// Makes a chain available, has it served, and returns how many bytes of it were written.
+    /// Checks that earlier chains are not served again.
     pub(crate) fn request(&mut self, queue: u32, chain: &[Buffer]) -> u32 {
         let before = self.used(queue);
         let elements = 8 * usize::from(before);
@@ -299,13 +300,13 @@ impl<D: VirtioDevice + MutEventSubscriber + 'static> Bench<D> {
         while self.events.run_with_timeout(0).expect("epoll") > 0 {}
     }
 
-    /// Stops the device and takes its state, as the text that a snapshot has of it.
+    /// Stops the device and returns its state as JSON.
     pub(crate) fn save(&self) -> String {
         let state = self.transport.save().expect("a state");
         serde_json::to_string(&state).expect("JSON")
     }
 
-    /// The same guest memory, with a fresh device that is given a state.
+    /// Restores a state into the inactive device `fresh`, with the same guest memory.
     pub(crate) fn restored(&self, fresh: D, state: &str) -> Result<Self, RestoreError> {
         let bench = Self::with_memory(Arc::clone(&self.memory), fresh);
         let state = serde_json::from_str(state).expect("a state");

@@ -1,10 +1,11 @@
-//! The virtio-mmio transport: registers that a driver reads and writes, joined to a device.
+//! The virtio-mmio transport: connects the registers that a driver accesses to a device.
 //!
-//! Registers may also be those of a slot that is empty, which a device is put into later, once and for
-//! good: until then they are a placeholder (virtio 1.3, 4.2.2), which drivers leave alone.
+//! A transport may also be an empty slot, into which a device is plugged later, once, and stays.
+//! Until then its registers are those of a placeholder (virtio 1.3, 4.2.2), which drivers ignore.
 //!
-//! It is called by vCPU threads. Kicks don't come here: KVM turns a write to `QueueNotify` into an
-//! eventfd by itself; nor do the interrupt registers take a lock that a device's thread may hold.
+//! It is called by vCPU threads. Kicks don't come here, since KVM turns a write to `QueueNotify`
+//! into an eventfd. Accessing the interrupt registers takes no lock that the device's thread may
+//! hold.
 
 use std::fmt;
 use std::io;
@@ -32,39 +33,40 @@ pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
 
-/// A device's registers, or those of a slot for one.
+/// The registers of a device or of an empty slot, and the device.
 pub struct MmioTransport {
     memory: Arc<GuestMemoryMmap>,
-    /// Set while the registers are locked, and read by who has found a device in them.
-    present: OnceLock<Present>,
+    /// The device, once there is one. Set with the registers locked.
+    attached: OnceLock<AttachedDevice>,
     interrupt_status: Arc<AtomicU32>,
     irqfd: Arc<EventFd>,
     kicks: Vec<Arc<EventFd>>,
-    /// The device's own; see [`VirtioDevice::doorbell`].
-    doorbell: Option<RawFd>,
+    /// The device's; see [`VirtioDevice::activation_eventfd`].
+    activation_eventfd: Option<RawFd>,
     stop: StopFlag,
     registers: Mutex<Registers>,
 }
 
-/// What is behind the registers.
-struct Present {
+/// The device behind the registers.
+struct AttachedDevice {
     device: Arc<Mutex<dyn VirtioDevice>>,
-    /// A copy: it does not change, and reading it must not wait for the device.
+    /// A copy of its configuration, which does not change, so that reading it doesn't wait for the
+    /// device's lock.
     config: Vec<u8>,
 }
 
-/// Why a device can't be put into a slot. Nothing has changed then.
+/// Why a device can't be plugged into a slot. The slot is unchanged then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FillError {
-    /// There is one in it.
+    /// There is a device in the slot already.
     #[error("there is a device in the slot already")]
-    Filled,
-    /// The slot has the eventfds of another kind of device.
+    Occupied,
+    /// The slot was created for another number of queues, or another activation eventfd.
     #[error("the slot was made for a device of another kind")]
-    OtherKind,
+    WrongKind,
 }
 
-/// A device and its registers as a value, in the form that a snapshot of the machine keeps.
+/// The state of a device and its registers as a serialisable value, for a snapshot.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TransportState {
     registers: Registers,
@@ -82,52 +84,54 @@ impl fmt::Debug for MmioTransport {
 }
 
 impl MmioTransport {
-    /// Joins registers to a device, which no driver can bring up any more once `stop` is set.
+    /// The registers of a device. Once `stop` is set, no driver can activate it any more.
     ///
     /// # Errors
-    /// No eventfd is to be had: the process has too many files open.
+    /// The process has too many files open.
     pub fn new(
         memory: Arc<GuestMemoryMmap>,
         device: Arc<Mutex<dyn VirtioDevice>>,
         stop: StopFlag,
     ) -> io::Result<Self> {
-        let (queues, doorbell) = {
+        let (queues, activation_eventfd) = {
             let device = lock(&device);
-            (device.queue_sizes().len(), device.doorbell())
+            (device.queue_sizes().len(), device.activation_eventfd())
         };
-        let transport = Self::empty(memory, queues, doorbell, stop)?;
+        let transport = Self::empty(memory, queues, activation_eventfd, stop)?;
         transport.fill(device).map_err(io::Error::other)?;
         Ok(transport)
     }
 
-    /// The registers of an empty slot, for a device with so many queues and this doorbell: all that the
-    /// threads have open for it they have from the start.
+    /// The registers of an empty slot, for a device with `queues` queues and this activation
+    /// eventfd. All eventfds are created now, so that the threads have them open before they are
+    /// confined.
     ///
     /// # Errors
     /// As [`Self::new`].
     pub fn empty(
         memory: Arc<GuestMemoryMmap>,
         queues: usize,
-        doorbell: Option<RawFd>,
+        activation_eventfd: Option<RawFd>,
         stop: StopFlag,
     ) -> io::Result<Self> {
         let new_eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
         Ok(Self {
             memory,
-            present: OnceLock::new(),
+            attached: OnceLock::new(),
             interrupt_status: Arc::new(AtomicU32::new(0)),
             irqfd: new_eventfd()?,
             kicks: (0..queues)
                 .map(|_| new_eventfd())
                 .collect::<Result<_, _>>()?,
-            doorbell,
+            activation_eventfd,
             stop,
             registers: Mutex::new(Registers::empty()),
         })
     }
 
-    /// Puts a device into an empty slot, where a driver finds it as after a reset, whatever has been
-    /// written to the registers before. Its configuration is whole as soon as its number can be read.
+    /// Plugs a device into an empty slot. A driver finds it as after a reset, whatever was written
+    /// to the registers before. As soon as its device id can be read, its configuration is
+    /// complete.
     ///
     /// # Errors
     /// See [`FillError`].
@@ -136,22 +140,26 @@ impl MmioTransport {
         let (fresh, config) = {
             let device = lock(&device);
             let sizes = device.queue_sizes();
-            if sizes.len() != self.kicks.len() || device.doorbell() != self.doorbell {
-                return Err(FillError::OtherKind);
+            if sizes.len() != self.kicks.len()
+                || device.activation_eventfd() != self.activation_eventfd
+            {
+                return Err(FillError::WrongKind);
             }
             let fresh = Registers::new(device.device_type(), device.features(), sizes);
             (fresh, device.config().to_vec())
         };
-        let present = Present { device, config };
-        self.present.set(present).map_err(|_| FillError::Filled)?;
+        let attached = AttachedDevice { device, config };
+        self.attached
+            .set(attached)
+            .map_err(|_| FillError::Occupied)?;
         *registers = fresh;
         self.interrupt_status.store(0, Ordering::SeqCst);
         Ok(())
     }
 
-    /// The device's configuration; nothing where there is no device.
+    /// The device's configuration space; empty if there is no device.
     fn config(&self) -> &[u8] {
-        (self.present.get()).map_or(&[], |present| &present.config)
+        (self.attached.get()).map_or(&[], |attached| &attached.config)
     }
 
     /// The eventfd that interrupts the guest, to be registered with KVM as an irqfd.
@@ -165,23 +173,23 @@ impl MmioTransport {
         self.kicks.iter().map(AsRef::as_ref)
     }
 
-    /// The eventfds by which the device is kicked and interrupts: for the thread that serves it.
+    /// The eventfds for kicks and interrupts, which the thread that serves the device needs.
     pub fn descriptors(&self) -> Vec<RawFd> {
         let kicks = self.kicks.iter().map(|kick| kick.as_raw_fd());
         kicks.chain([self.irqfd.as_raw_fd()]).collect()
     }
 
-    /// What serving the registers takes: for a vCPU's thread.
+    /// The descriptors that vCPU threads need to emulate the registers.
     pub(crate) fn register_descriptors(&self) -> Vec<RawFd> {
         let mut descriptors = self.descriptors();
-        descriptors.extend(self.doorbell);
+        descriptors.extend(self.activation_eventfd);
         descriptors
     }
 
-    /// Serves a read at `offset` of the device's registers.
+    /// Handles a read at `offset` of the device's registers.
     ///
-    /// Registers are read by 4 aligned bytes, the configuration by 1, 2, 4 or 8 aligned ones; all else
-    /// reads as zero.
+    /// Registers are read by aligned accesses of 4 bytes, the configuration by aligned ones of 1,
+    /// 2, 4 or 8; all others read as zero.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if !is_aligned(offset, data.len()) {
@@ -199,8 +207,8 @@ impl MmioTransport {
         }
     }
 
-    /// Serves a write at `offset` of the device's registers, of 4 aligned bytes; all else is lost, and
-    /// so are writes to the configuration, of which no device of ours has a writable part.
+    /// Handles a write at `offset` of the device's registers, of 4 aligned bytes. Others have no
+    /// effect, nor do writes to the configuration, which is read-only for all devices here.
     pub fn write(&self, offset: u64, data: &[u8]) {
         if let Ok(bytes) = <[u8; 4]>::try_from(data)
             && is_aligned(offset, data.len())
@@ -210,27 +218,28 @@ impl MmioTransport {
         }
     }
 
-    /// Interrupts again, if the driver has not acknowledged the last time: its interrupt may have been
-    /// lost while it was masked.
+    /// Raises the interrupt again if the driver has not acknowledged the last one, which may have
+    /// been lost while it was masked.
     pub(crate) fn repeat_interrupt(&self) {
         if self.interrupt_status.load(Ordering::SeqCst) != 0 {
             let _ = self.irqfd.write(1); // a full eventfd interrupts all the same
         }
     }
 
-    /// Stops the device and takes its state, which is put back by [`Self::restore`], here or where the same
-    /// bytes are in guest memory. No vCPU may run from before this on. A slot that is empty is saved as such.
+    /// Stops the device and saves its state, which [`Self::restore`] restores here, or in another
+    /// VM with the same contents of guest memory. No vCPU may run from before this call. An empty
+    /// slot is saved as empty.
     ///
     /// # Errors
-    /// The device can't be saved as it is. Nothing has happened to it then.
+    /// The device can't be saved in its current state. It continues unchanged then.
     pub fn save(&self) -> Result<TransportState, SaveError> {
         let mut registers = lock(&self.registers);
-        let device = match self.present.get() {
+        let device = match self.attached.get() {
             None => DeviceState::Absent,
-            Some(present) => {
-                let mut device = lock(&present.device);
+            Some(attached) => {
+                let mut device = lock(&attached.device);
                 let state = device.save()?;
-                registers.note_progress(&device.stop());
+                registers.record_queue_positions(&device.stop());
                 state
             }
         };
@@ -242,15 +251,15 @@ impl MmioTransport {
         })
     }
 
-    /// Puts a state back into a device that is like the saved one and not active, and activates it if that
-    /// one was. An activation that fails, as of a device with a queue out of order, is what it is for any
-    /// driver: the device needs a reset.
+    /// Restores a state into an equal device that is not active, and activates it if the saved one
+    /// was. If the activation fails, as with a broken queue, the device needs a reset, as after any
+    /// failed activation.
     ///
-    /// The state of a slot that had been filled is put back into one that has been filled alike, and that of an
-    /// empty slot into an empty one.
+    /// The state of a slot with a device can only be restored into one with an equal device, and
+    /// that of an empty slot only into an empty one.
     ///
     /// # Errors
-    /// The state is of a device with other properties, or none that registers can have.
+    /// The state is that of a device with other properties, or no driver can have led to it.
     pub fn restore(&self, state: TransportState) -> Result<(), RestoreError> {
         if state.config != self.config() {
             let what = "configuration";
@@ -258,8 +267,8 @@ impl MmioTransport {
         }
         let mut registers = lock(&self.registers);
         registers.restore(state.registers)?;
-        match (self.present.get(), state.device) {
-            (Some(present), device) => lock(&present.device).restore(device)?,
+        match (self.attached.get(), state.device) {
+            (Some(attached), device) => lock(&attached.device).restore(device)?,
             (None, DeviceState::Absent) => {}
             (None, _) => return Err(RestoreError::Differs { what: "type" }),
         }
@@ -269,7 +278,7 @@ impl MmioTransport {
         if registers.is_running() {
             self.activate(&mut registers);
         }
-        // The interrupt itself may have been on its way.
+        // An interrupt may have been pending when the state was saved.
         self.repeat_interrupt();
         Ok(())
     }
@@ -288,7 +297,8 @@ impl MmioTransport {
             }
             VIRTIO_MMIO_QUEUE_NOTIFY => self.kick(value),
             _ => {
-                // Held until the device has followed, so that no other vCPU sees a state in between.
+                // The lock is held until the device has been activated or reset, so that no other
+                // vCPU sees an intermediate state.
                 let mut registers = lock(&self.registers);
                 match registers.write(offset, value) {
                     Effect::None => {}
@@ -299,7 +309,8 @@ impl MmioTransport {
         }
     }
 
-    /// A kick that KVM did not take: where its ioeventfd doesn't match, in a number out of range, say.
+    /// Handles a kick that KVM did not turn into an eventfd, because none of its ioeventfds matched
+    /// the value.
     fn kick(&self, queue: u32) {
         let queue = usize::try_from(queue).ok();
         if let Some(kick) = queue.and_then(|queue| self.kicks.get(queue)) {
@@ -325,9 +336,10 @@ impl MmioTransport {
                 queue,
                 kick: Arc::clone(kick),
             });
-        let present = self.present.get().ok_or(ActivateError::Absent)?;
-        let mut device = lock(&present.device);
-        // Under the lock: who resets the device after the stop finds it as it is from then on.
+        let attached = self.attached.get().ok_or(ActivateError::NoDevice)?;
+        let mut device = lock(&attached.device);
+        // Checked with the device locked: once the machine is stopped and the device reset, it is
+        // never activated again.
         if self.stop.is_set() {
             return Err(ActivateError::Stopped);
         }
@@ -341,10 +353,10 @@ impl MmioTransport {
     }
 
     fn reset(&self) {
-        if let Some(present) = self.present.get() {
-            lock(&present.device).reset();
+        if let Some(attached) = self.attached.get() {
+            lock(&attached.device).reset();
         }
-        // After the device has let go: it can't interrupt any more.
+        // After the device has been reset, so that it can't raise an interrupt any more.
         self.interrupt_status.store(0, Ordering::SeqCst);
     }
 
@@ -354,7 +366,7 @@ impl MmioTransport {
     }
 }
 
-/// Whether an access of `size` bytes is one that a bus makes: a power of two, aligned to itself.
+/// Whether an access has a size of 1, 2, 4 or 8 bytes, and is aligned to it.
 fn is_aligned(offset: u64, size: usize) -> bool {
     matches!(size, 1 | 2 | 4 | 8) && offset.is_multiple_of(size as u64)
 }

@@ -11,7 +11,7 @@ use hull_runtime::cgroup;
 use hull_runtime::chain::chain;
 use hull_runtime::lifecycle::Context;
 use hull_vmm::jail::userns::{self, IdMap};
-use hull_vmm::kvm::{self, Probe};
+use hull_vmm::kvm::{self, ProbeOutcome};
 use nix::sched::{CloneFlags, unshare};
 
 use super::Finding;
@@ -69,7 +69,7 @@ fn unmodified_kernel() -> Finding {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let extension = extension(&cpuinfo);
     match (probe(), extension) {
-        (Ok(Probe::Runs), Some(extension)) => {
+        (Ok(ProbeOutcome::RunsGuests), Some(extension)) => {
             let nested = if is_virtual(&cpuinfo) {
                 "; this host is a virtual machine itself, so guests are slower"
             } else {
@@ -80,12 +80,12 @@ fn unmodified_kernel() -> Finding {
                 format!("KVM runs unmodified kernels ({extension}{nested})"),
             )
         }
-        (Ok(Probe::Runs), None) => Finding::warning(
+        (Ok(ProbeOutcome::RunsGuests), None) => Finding::warning(
             NAME,
             "KVM ran a test guest, but the processor shows neither VMX nor SVM; a kernel may fail",
             REMEDY,
         ),
-        (Ok(Probe::Interprets), _) => Finding::missing(
+        (Ok(ProbeOutcome::OnlyEmulates), _) => Finding::missing(
             NAME,
             "this /dev/kvm only interprets guests and cannot run an unmodified kernel: the processor \
              has neither VMX nor SVM",
@@ -113,7 +113,7 @@ fn is_virtual(cpuinfo: &str) -> bool {
 }
 
 /// Runs the test guest, in a thread so that a KVM which hangs doesn't hang us.
-fn probe() -> Result<Probe, String> {
+fn probe() -> Result<ProbeOutcome, String> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let outcome = kvm::open(1)
@@ -191,7 +191,7 @@ fn user_namespace() -> Finding {
     };
     let uid = own(rustix::process::geteuid().as_raw());
     let gid = own(rustix::process::getegid().as_raw());
-    match userns::make(&[uid], &[gid]) {
+    match userns::create(&[uid], &[gid]) {
         Ok(_) => Finding::ok("namespaces", "a user namespace can be made"),
         Err(e) => Finding::missing(
             "namespaces",

@@ -1,5 +1,6 @@
-//! A kernel image: to be Linux's `Image` (Documentation/arch/arm64/booting.rst, 4), whose header says how far
-//! from a multiple of 2 MiB it is loaded and how much memory it needs, and which is entered at its first byte.
+//! The kernel image. Not implemented: it will be Linux's `Image`
+//! (Documentation/arch/arm64/booting.rst, 4), whose header gives the offset from a multiple of 2
+//! MiB at which it is loaded and the memory that it needs, and whose entry point is its first byte.
 
 use vm_memory::GuestMemoryMmap;
 
@@ -7,7 +8,7 @@ use crate::arch::NotSupported;
 use crate::image::Image;
 use crate::kernel::KernelError;
 
-/// A checked image. There is none yet.
+/// A checked image. No value of it can exist yet.
 #[derive(Debug)]
 pub(crate) enum KernelImage {}
 
@@ -18,12 +19,12 @@ impl KernelImage {
         Err(NotSupported { what }.into())
     }
 
-    /// The physical address of its first instruction.
+    /// The guest physical address of the entry point.
     pub(crate) fn entry(&self) -> u64 {
         match *self {}
     }
 
-    /// The end of all the memory it needs.
+    /// The end of the memory that the kernel takes.
     pub(crate) fn end(&self) -> u64 {
         match *self {}
     }

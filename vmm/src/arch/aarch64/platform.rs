@@ -1,5 +1,5 @@
-//! What the machine has besides virtio devices: to be a serial port (PL011) of which only the transmitter
-//! exists. The GIC is KVM's, and there are no I/O ports.
+//! The devices that aren't virtio. Not implemented: there will be a serial port (PL011) with a
+//! transmitter only. The GIC is KVM's, and there are no I/O ports.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -13,46 +13,48 @@ use crate::console::Console;
 use crate::vcpu::StopReason;
 use crate::vm::{Vm, VmError};
 
-/// All of it, shared by the vCPUs. There is none yet.
+/// These devices, shared by the vCPUs. No value of it can exist yet.
 #[derive(Debug)]
 pub enum Platform {}
 
-/// What the guest has made of the platform, as a value: to be the GIC's registers
-/// (Documentation/virt/kvm/devices/arm-vgic-v3.rst) and the serial port's line. There is none yet.
+/// The platform's state as a serialisable value. It will be the GIC's registers
+/// (Documentation/virt/kvm/devices/arm-vgic-v3.rst) and the serial port's unfinished line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PlatformState {}
 
 impl Platform {
-    /// With interrupt lines for the devices of `bus`.
+    /// Creates them, with interrupt lines for the devices of `bus`.
     pub(crate) fn new(_: Arc<Console>, _: Arc<Vm>, _: Arc<Bus>) -> Result<Self, VmError> {
         let what = "give a guest a serial port";
         Err(NotSupported { what }.into())
     }
 
-    /// Takes its state.
+    /// Saves their state.
     pub fn save(&self) -> PlatformState {
         match *self {}
     }
 
-    /// Puts back what [`Self::save`] has returned.
+    /// Restores a state that [`Self::save`] has returned.
     ///
     /// # Errors
-    /// None, as long as there is no state.
+    /// Never: no state can exist yet.
     pub fn restore(&self, state: &PlatformState) -> Result<(), PlatformStateError> {
         match *state {}
     }
 
-    /// Serves an exit that only this processor has.
+    /// Handles a vCPU exit that only this architecture has.
     pub(crate) fn serve(&self, _: VcpuExit<'_>) -> ControlFlow<StopReason> {
         match *self {}
     }
 
-    /// Serves a read of memory-mapped registers, if they are the platform's.
+    /// Handles an MMIO read if the address belongs to one of these devices; returns whether it
+    /// does.
     pub(crate) fn read(&self, _address: u64, _data: &mut [u8]) -> bool {
         match *self {}
     }
 
-    /// Serves a write to memory-mapped registers, if they are the platform's.
+    /// Handles an MMIO write if the address belongs to one of these devices; returns whether it
+    /// does.
     pub(crate) fn write(&self, _address: u64, _data: &[u8]) -> bool {
         match *self {}
     }

@@ -1,21 +1,22 @@
-//! A vCPU's state and the VM's clock as values: to be the registers that `KVM_GET_REG_LIST` names, by
-//! `KVM_GET_ONE_REG` and `KVM_SET_ONE_REG`, and the virtual counter, which is one of them.
+//! Saving and restoring a vCPU and the VM's clock. Not implemented: the state will be the registers
+//! that `KVM_GET_REG_LIST` lists, read by `KVM_GET_ONE_REG` and written by `KVM_SET_ONE_REG`; the
+//! virtual counter is one of them.
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 use crate::arch::{NotSupported, VcpuStateError};
 
-/// Takes and puts back the states of vCPUs. There is none yet.
+/// Saves and restores the states of vCPUs. No value of it can exist yet.
 #[derive(Debug)]
 pub enum VcpuSaver {}
 
-/// A vCPU's state. There is none yet.
+/// A vCPU's state. No value of it can exist yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum VcpuState {}
 
 impl VcpuSaver {
-    /// Asks KVM what it keeps of a vCPU.
+    /// Asks KVM which registers a vCPU has.
     ///
     /// # Errors
     /// Always, as long as no guest runs on this processor.
@@ -24,24 +25,24 @@ impl VcpuSaver {
         Err(NotSupported { what }.into())
     }
 
-    /// Takes the state of a vCPU.
+    /// Saves the state of a vCPU.
     ///
     /// # Errors
-    /// None, as long as there is no state.
+    /// Never: no state can exist yet.
     pub fn save(&self, _: &VcpuFd) -> Result<VcpuState, VcpuStateError> {
         match *self {}
     }
 
-    /// Puts a state into a fresh vCPU.
+    /// Restores a state into a newly created vCPU.
     ///
     /// # Errors
-    /// None, as long as there is no state.
+    /// Never: no state can exist yet.
     pub fn restore(&self, _: &VcpuFd, state: &VcpuState) -> Result<(), VcpuStateError> {
         match *state {}
     }
 }
 
-/// The VM's clock. There is none yet.
+/// The VM's clock. No value of it can exist yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClockState {}
 
@@ -58,7 +59,7 @@ impl ClockState {
     /// Sets the clock of a VM.
     ///
     /// # Errors
-    /// None, as long as there is no state.
+    /// Never: no state can exist yet.
     pub fn restore(self, _: &VmFd) -> Result<(), VcpuStateError> {
         match self {}
     }

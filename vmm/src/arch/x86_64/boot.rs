@@ -1,8 +1,8 @@
-//! What Linux finds in memory when it is entered by its 64-bit boot protocol
+//! The data that Linux expects in memory when it is entered by its 64-bit boot protocol
 //! (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
 //!
-//! PVH would do as well. The 64-bit protocol was taken because it saves the guest the way from
-//! 32-bit mode and the translation of the start info into a zero page.
+//! PVH would work as well. The 64-bit protocol was chosen because it saves the guest the switch
+//! from 32-bit mode and the conversion of the start info into a zero page.
 
 use linux_loader::loader::bootparam::{LOADED_HIGH, SETUP_RNG_SEED, boot_e820_entry, boot_params};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
@@ -24,7 +24,8 @@ const PRESENT_WRITABLE: u64 = 0b11;
 /// and, in a page directory, a page of 2 MiB.
 const LARGE: u64 = 1 << 7;
 
-/// Writes all that the kernel reads at its start, apart from itself and the initramfs.
+/// Writes the boot data: everything that the kernel reads when it starts, except its own image and
+/// the initramfs.
 pub(crate) fn write(memory: &GuestMemoryMmap, data: &BootData<'_>) -> Result<(), BootError> {
     write_cmdline(memory, &whole_cmdline(data))?;
     write_seed(memory)?;
@@ -53,11 +54,12 @@ fn write_cmdline(memory: &GuestMemoryMmap, cmdline: &str) -> Result<(), BootErro
     if let Some(&byte) = bytes.iter().find(|b| !matches!(b, b' '..=b'~')) {
         return Err(BootError::CmdlineByte { byte });
     }
-    // The NUL behind it is there: memory is zero.
+    // Guest memory is zero, so the terminating NUL is there already.
     Ok(memory.write_slice(bytes, GuestAddress(layout::CMDLINE))?)
 }
 
-/// Entropy from the host: without it a guest whose processor has no RDRAND would wait for its own.
+/// Writes a random seed from the host: without it, a guest whose processor has no RDRAND would have
+/// to wait until it has gathered entropy of its own.
 fn write_seed(memory: &GuestMemoryMmap) -> Result<(), BootError> {
     const SEED: usize = 32;
     // struct setup_data: next (u64), type (u32), length (u32), data
@@ -97,7 +99,7 @@ fn write_zero_page(memory: &GuestMemoryMmap, data: &BootData<'_>) -> Result<(), 
     Ok(memory.write_slice(zero_page.as_slice(), GuestAddress(layout::ZERO_PAGE))?)
 }
 
-/// What the e820 map calls memory: the regions without the legacy hole, at most three ranges.
+/// The usable ranges of the e820 map: guest memory without the legacy hole, at most three ranges.
 fn usable_memory(memory: &GuestMemoryMmap) -> impl Iterator<Item = (u64, u64)> {
     let regions = memory.iter().map(|region| {
         let start = region.start_addr().0;
@@ -128,7 +130,7 @@ fn write_mptable(memory: &GuestMemoryMmap, data: &BootData<'_>) -> Result<(), Bo
     Ok(memory.write_slice(&table, GuestAddress(layout::MP_TABLE))?)
 }
 
-/// Flat 64-bit segments; the boot protocol wants code at selector 0x10 and data at 0x18.
+/// Flat 64-bit segments; the boot protocol requires code at selector 0x10 and data at 0x18.
 fn write_gdt(memory: &GuestMemoryMmap) -> Result<(), BootError> {
     const CODE: u64 = 0x00af_9b00_0000_ffff;
     const DATA: u64 = 0x00cf_9300_0000_ffff;
@@ -136,7 +138,7 @@ fn write_gdt(memory: &GuestMemoryMmap) -> Result<(), BootError> {
     Ok(memory.write_slice(table.as_flattened(), GuestAddress(layout::GDT))?)
 }
 
-/// Maps the first GiB onto itself; the kernel's first code replaces these tables by its own.
+/// Identity-maps the first GiB; the kernel's startup code switches to its own tables.
 fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), BootError> {
     let entry = |table: u64| (table | PRESENT_WRITABLE).to_le_bytes();
     memory.write_slice(&entry(layout::PDPT), GuestAddress(layout::PML4))?;
@@ -150,7 +152,7 @@ fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), BootError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::DeviceAt;
+    use crate::arch::DeviceLocation;
     use crate::memory::allocate;
 
     fn boot_data(cmdline: &str) -> BootData<'_> {
@@ -206,7 +208,7 @@ mod tests {
 
     #[test]
     fn devices_come_before_what_is_for_init() {
-        let device = |address, gsi| DeviceAt { address, gsi };
+        let device = |address, gsi| DeviceLocation { address, gsi };
         let data = BootData {
             devices: &[device(0xd000_0000, 1), device(0xd000_1000, 2)],
             ..boot_data("quiet -- x")

@@ -1,5 +1,5 @@
-//! CPUID: what the host's KVM supports, less what a guest must not have, plus its own topology (one
-//! socket, a core for each vCPU, no hyperthreads).
+//! The guest's CPUID: what the host's KVM supports, without the features that are hidden from
+//! guests, and with a topology of its own (one socket, one core per vCPU, no hyperthreads).
 //!
 //! Leaf numbers and bits are those of Intel's SDM volume 2A, "CPUID", AMD's APM volume 3, appendix E,
 //! and Linux's Documentation/virt/kvm/x86/cpuid.rst.
@@ -7,12 +7,12 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
-/// More entries than any KVM reports.
+/// The size of the buffer for KVM's entries: the most that KVM ever reports.
 const MAX_ENTRIES: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 
 /// Leaf 1.
 mod leaf1 {
-    /// Bits of ECX that no guest of ours has: MONITOR, VMX, PDCM (performance capabilities).
+    /// Bits of ECX that are hidden from guests: MONITOR, VMX, PDCM (performance capabilities).
     pub const ECX_HIDDEN: u32 = 1 << 3 | 1 << 5 | 1 << 15;
     pub const ECX_TSC_DEADLINE: u32 = 1 << 24;
     pub const ECX_HYPERVISOR: u32 = 1 << 31;
@@ -20,25 +20,27 @@ mod leaf1 {
     pub const EDX_HTT: u32 = 1 << 28;
 }
 
-/// Leaf 6, EAX: the local APIC's timer runs in every power state. All else is the host's business.
+/// Leaf 6, EAX: the local APIC's timer runs in every power state. The rest of the leaf, power
+/// management, is left to the host.
 const ARAT: u32 = 1 << 2;
 
-/// Leaf 0x8000_0001, ECX: SVM, the extended performance counters (core, northbridge, last cache).
+/// Leaf 0x8000_0001, ECX, bits hidden from guests: SVM, and the extended performance counters
+/// (core, northbridge, last-level cache).
 const AMD_HIDDEN: u32 = 1 << 2 | 1 << 23 | 1 << 24 | 1 << 28;
 
-/// Leaves whose all-zero answer means "not there", and is what a guest gets: MONITOR (5), performance
-/// counters (0xa, 0x8000_0022), SVM (0x8000_000a), and the newer topologies (0x1f, 0x8000_0026), which
-/// would contradict leaf 0xb.
+/// Leaves that are removed, so that the guest reads zeroes, which mean "not supported": MONITOR
+/// (5), performance counters (0xa, 0x8000_0022), SVM (0x8000_000a), and the newer topologies (0x1f,
+/// 0x8000_0026), which would contradict leaf 0xb.
 const DROPPED: [u32; 6] = [0x5, 0xa, 0x1f, 0x8000_000a, 0x8000_0022, 0x8000_0026];
 
-/// What `KVM_SET_CPUID2` is given, built once and then changed for each vCPU where its APIC id is.
+/// The entries for `KVM_SET_CPUID2`, built once; only the APIC id is changed for each vCPU.
 #[derive(Debug)]
 pub(super) struct Template {
     entries: CpuId,
 }
 
 impl Template {
-    /// Asks KVM what it supports, and makes of it what `vcpus` vCPUs have in common.
+    /// Builds the entries that all `vcpus` vCPUs have in common from what KVM supports.
     pub(super) fn new(kvm: &Kvm, vcpus: u8) -> Result<Self, kvm_ioctls::Error> {
         let supported = kvm.get_supported_cpuid(MAX_ENTRIES)?;
         let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
@@ -79,7 +81,8 @@ impl Template {
     }
 }
 
-/// Takes away what a guest must not have, and adds what KVM has but doesn't report.
+/// Clears the features that are hidden from guests, and sets those that KVM provides without
+/// reporting them.
 fn restrict(entry: &mut kvm_cpuid_entry2, tsc_deadline: bool) {
     match entry.function {
         // The highest basic leaf: leaf 0xb is always there.

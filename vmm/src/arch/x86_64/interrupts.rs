@@ -1,6 +1,7 @@
-//! Interrupt controllers: the local APICs in KVM, the IO-APIC [ours](super::ioapic), and no PIC, which
-//! Linux finds out with three port accesses. No timer chip: the guest's clocks are kvm-clock and the
-//! local APIC's TSC deadline, and with both known Linux asks for no PIT (`apic_needs_pit`).
+//! Interrupt controllers: the local APICs are KVM's, the IO-APIC is [emulated here](super::ioapic),
+//! and there is no PIC, which Linux detects with three port accesses. There is no PIT either: the
+//! guest's clock is kvm-clock and its timer the local APIC's TSC deadline, and with these Linux
+//! needs none (`apic_needs_pit`).
 
 use std::sync::Arc;
 
@@ -9,14 +10,15 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, VmFd};
 
-use super::ioapic::{Lines, Msi};
+use super::ioapic::{InterruptLines, Msi};
 use super::layout;
 use crate::bus::Bus;
 use crate::vm::{Vm, VmError, failed};
 
-/// Creates the local APICs, with routes for all pins of the IO-APIC. Must come before the first vCPU.
+/// Creates the local APICs (split irqchip), with GSI routes for all pins of the IO-APIC. Must be
+/// called before the first vCPU is created.
 pub(super) fn create(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
-    // Only Intel processors of before 2010 use these; elsewhere KVM returns at once.
+    // Used on Intel processors from before 2010 only; on others these ioctls have no effect.
     vm.set_identity_map_address(layout::IDENTITY_MAP)?;
     vm.set_tss_address(layout::TSS as usize)?;
     vm.enable_cap(&kvm_enable_cap {
@@ -32,10 +34,10 @@ pub(super) struct DeviceLines {
     pub(super) bus: Arc<Bus>,
 }
 
-impl Lines for DeviceLines {
+impl InterruptLines for DeviceLines {
     fn route(&self, pins: &[Option<Msi>]) {
         if let Err(error) = route(&self.vm.fd, pins) {
-            // Only a host that is out of memory does this; the guest misses interrupts.
+            // This happens only if the host is out of memory. The guest misses interrupts then.
             log::error!("{error}");
         }
     }
@@ -48,7 +50,7 @@ impl Lines for DeviceLines {
     }
 }
 
-/// Routes the interrupts of each pin; those of a pin without a route are lost.
+/// Sets the GSI routes in KVM; the interrupts of a pin without a route are dropped.
 fn route(vm: &VmFd, pins: &[Option<Msi>]) -> Result<(), VmError> {
     let routed = pins.iter().zip(0u32..);
     let entries: Vec<_> = routed

@@ -1,12 +1,14 @@
-//! The IO-APIC (Intel 82093AA): how the guest says which vector each device's interrupt has, and which
-//! processor it goes to.
+//! The IO-APIC (Intel 82093AA), by which the guest chooses the vector and the destination processor
+//! of each device's interrupt.
 //!
-//! It is ours and not KVM's, for two reasons. Linux walks through every pin several times at boot, with
-//! two exits for each access, and KVM's has 24 pins where ours has as many as there are devices. And
-//! what the guest programs becomes an MSI route of KVM's, by which an irqfd reaches the local APIC at
-//! once, where KVM's own IO-APIC needs a detour through a worker thread.
+//! It is emulated here instead of by KVM for two reasons. Linux accesses every pin several times at
+//! boot, at two exits each, and KVM's IO-APIC has 24 pins, while this one has only as many as there
+//! are devices. And each redirection entry becomes an MSI route in KVM, so that an irqfd injects
+//! the interrupt into the local APIC directly; with KVM's own IO-APIC it would go through a worker
+//! thread.
 //!
-//! All devices are edge-triggered: the trigger mode is kept for the guest to read, and not followed.
+//! All devices are edge-triggered: the trigger mode can be written and read back, and has no
+//! effect.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,12 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::PlatformStateError;
 
-/// The registers of the page: which register the window shows,
+/// The two MMIO registers: the one that selects a register (IOREGSEL),
 const SELECT: u64 = 0x00;
-/// and the window.
+/// and the window through which it is accessed (IOWIN).
 const WINDOW: u64 = 0x10;
 
-/// What the window shows: the id,
+/// The registers behind the window: the id,
 const ID: u8 = 0x00;
 /// the version and the last pin,
 const VERSION: u8 = 0x01;
@@ -47,25 +49,25 @@ const RESERVED: u64 = 0x00ff_ffff_fffe_0000;
 /// and the destination's APIC id.
 const DESTINATION_SHIFT: u32 = 56;
 
-/// A message-signalled interrupt: what a device would write, and where to.
+/// A message-signalled interrupt: the address and the data that a device would write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Msi {
     pub(crate) address: u32,
     pub(crate) data: u32,
 }
 
-/// The interrupt lines, as KVM and the devices have them.
-pub(crate) trait Lines: Send + Sync {
-    /// Routes each pin's interrupts; a pin without a route drops them.
+/// What the IO-APIC needs from KVM and the devices.
+pub(crate) trait InterruptLines: Send + Sync {
+    /// Sets each pin's route; the interrupts of a pin without a route are dropped.
     fn route(&self, pins: &[Option<Msi>]);
 
-    /// Repeats the interrupt of the device on a pin, if it has one that the guest has not seen.
+    /// Raises the interrupt of the device on a pin again if the guest hasn't acknowledged it.
     fn repeat(&self, pin: usize);
 }
 
-/// The chip.
+/// The IO-APIC.
 pub(super) struct IoApic {
-    lines: Box<dyn Lines>,
+    lines: Box<dyn InterruptLines>,
     state: Mutex<IoApicState>,
 }
 
@@ -77,7 +79,7 @@ impl std::fmt::Debug for IoApic {
     }
 }
 
-/// What the guest has written: all that there is of the chip.
+/// The registers, which are the whole state of the IO-APIC.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct IoApicState {
     selected: u8,
@@ -86,8 +88,8 @@ pub(super) struct IoApicState {
 }
 
 impl IoApic {
-    /// A chip after reset, with this many pins, 1 to 120, all masked.
-    pub(super) fn new(pins: usize, lines: Box<dyn Lines>) -> Self {
+    /// An IO-APIC after reset, with this many pins, 1 to 120, all masked.
+    pub(super) fn new(pins: usize, lines: Box<dyn InterruptLines>) -> Self {
         let state = IoApicState {
             selected: 0,
             id: 0,
@@ -99,13 +101,14 @@ impl IoApic {
         }
     }
 
-    /// What the guest has written.
+    /// The registers as a serialisable value.
     pub(super) fn save(&self) -> IoApicState {
         self.lock().clone()
     }
 
-    /// Takes over what [`Self::save`] has returned for a chip with as many pins, and routes them. The
-    /// devices' interrupts are repeated, as those that came before the routes are lost.
+    /// Restores a state that was saved from an IO-APIC with as many pins, and sets the routes in
+    /// KVM. Pending interrupts of the devices are raised again: any that came before there were
+    /// routes are lost.
     pub(super) fn restore(&self, saved: &IoApicState) -> Result<(), PlatformStateError> {
         let mut state = self.lock();
         let (saved_pins, own) = (saved.entries.len(), state.entries.len());
@@ -128,7 +131,7 @@ impl IoApic {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a read of 4 bytes at an offset of the chip's page.
+    /// Handles a 4-byte read at an offset in the IO-APIC's page.
     pub(super) fn read(&self, offset: u64) -> u32 {
         let state = self.lock();
         match offset {
@@ -138,7 +141,7 @@ impl IoApic {
         }
     }
 
-    /// Serves a write of 4 bytes at an offset of the chip's page.
+    /// Handles a 4-byte write at an offset in the IO-APIC's page.
     pub(super) fn write(&self, offset: u64, value: u32) {
         let mut state = self.lock();
         match offset {
@@ -157,15 +160,15 @@ impl IoApic {
     }
 }
 
-/// A pin whose route is another than before.
+/// A pin whose route has changed.
 struct Change {
     pin: usize,
-    /// It had none.
+    /// The pin had no route before.
     unmasked: bool,
 }
 
 impl IoApicState {
-    /// The pin that the window shows, and whether it is the upper half of its entry.
+    /// The pin of the selected register, and whether the register is the upper half of its entry.
     fn selected_pin(&self) -> Option<(usize, bool)> {
         let register = self.selected.checked_sub(TABLE)?;
         let pin = usize::from(register / 2);
@@ -202,7 +205,8 @@ impl IoApicState {
         })
     }
 
-    /// Whether a guest's writes can lead here. The register that it has selected can be any.
+    /// Whether a guest's writes can lead to this state. Any register can be selected, so that isn't
+    /// checked.
     fn is_reachable(&self) -> bool {
         let written = |entry: &u64| entry & (READ_ONLY | RESERVED) == 0;
         self.id & !ID_BITS == 0 && self.entries.iter().all(written)
@@ -213,7 +217,7 @@ impl IoApicState {
     }
 }
 
-/// What an entry says, in the words of a message (Intel SDM volume 3, 11.11).
+/// A redirection entry as an MSI (Intel SDM volume 3, 11.11); `None` if the pin is masked.
 fn msi(entry: u64) -> Option<Msi> {
     const LOCAL_APICS: u32 = 0xfee0_0000;
     if entry & MASKED != 0 {
@@ -233,7 +237,7 @@ mod tests {
     use proptest::prelude::*;
     use std::sync::Arc;
 
-    /// Records what it is told.
+    /// Records the calls.
     #[derive(Clone, Default)]
     struct Record(Arc<Mutex<(Vec<Routes>, Vec<usize>)>>);
 
@@ -245,7 +249,7 @@ mod tests {
         }
     }
 
-    impl Lines for Record {
+    impl InterruptLines for Record {
         fn route(&self, pins: &[Option<Msi>]) {
             self.0.lock().expect("no panic").0.push(pins.to_vec());
         }
@@ -331,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn states_of_other_chips_and_those_that_there_are_not_are_refused() {
+    fn states_of_other_ioapics_and_impossible_ones_are_refused() {
         let (chip, record) = chip(2);
         let before = chip.save();
         let restore = |change: &dyn Fn(&mut IoApicState)| {

@@ -1,7 +1,8 @@
 //! A kernel image: an uncompressed, statically linked ELF file (Linux's `vmlinux`), put segment by
 //! segment at the physical addresses it was linked for.
 //!
-//! The image is the caller's, not the guest's; it is checked all the same, since it may be any file.
+//! The image comes from the caller, not from the guest; it is checked all the same, since it may be
+//! any file.
 
 use std::ops::Range;
 
@@ -15,10 +16,10 @@ use crate::kernel::{KernelError, place};
 /// `EM_X86_64` of an ELF header.
 const ELF_MACHINE: u16 = 62;
 
-/// Where a kernel may lie.
+/// Where a kernel may be loaded.
 const RANGE: Range<u64> = layout::KERNEL_MIN..layout::KERNEL_MAX;
 
-/// A part of the image, and where it goes.
+/// A loadable segment of the image, and the guest physical address that it is loaded at.
 #[derive(Debug)]
 struct Segment<'a> {
     address: u64,
@@ -30,7 +31,7 @@ struct Segment<'a> {
 pub(crate) struct KernelImage<'a> {
     segments: Vec<Segment<'a>>,
     entry: u64,
-    /// All the memory it needs, memory that it expects to be zero among it.
+    /// The range of memory that the segments take, including what has to be zero (bss).
     range: Range<u64>,
 }
 
@@ -90,12 +91,12 @@ impl<'a> KernelImage<'a> {
         Ok(())
     }
 
-    /// The physical address of its first instruction.
+    /// The guest physical address of the entry point.
     pub(crate) fn entry(&self) -> u64 {
         self.entry
     }
 
-    /// The end of all the memory it needs.
+    /// The end of the memory that the segments take.
     pub(crate) fn end(&self) -> u64 {
         self.range.end
     }
@@ -124,7 +125,7 @@ fn check_header(header: &Elf64_Ehdr) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// Where in memory `size` bytes at `offset` of a file lie once it is there.
+/// `size` bytes at `offset` of the file as a range of indices.
 fn range(offset: u64, size: u64) -> Option<Range<usize>> {
     let start = usize::try_from(offset).ok()?;
     Some(start..start.checked_add(usize::try_from(size).ok()?)?)

@@ -1,4 +1,4 @@
-//! Where everything lies in the guest's physical address space.
+//! The guest's physical address space.
 //!
 //! ```text
 //! 0x0000_0000  MP floating pointer, MP table, GDT   one page, which Linux never uses as memory
@@ -16,8 +16,8 @@
 //! 0x1_0000_0000  4 GiB: the rest of memory
 //! ```
 //!
-//! Everything below 64 KiB is read once, by the first code of the kernel, and Linux reserves those
-//! 64 KiB unconditionally (`early_reserve_memory`), so nothing there can be overwritten before.
+//! Everything below 64 KiB is read once, by the kernel's startup code. Linux reserves those 64 KiB
+//! unconditionally (`early_reserve_memory`), so nothing there is overwritten before it is read.
 
 /// The MP floating pointer (MP specification 1.4, 4.1): the first 1 KiB of memory is the first place
 /// where Linux looks for it.
@@ -56,20 +56,20 @@ pub const LEGACY_HOLE_START: u64 = 0xa_0000;
 /// The end of that hole.
 pub const LEGACY_HOLE_END: u64 = 0x10_0000;
 
-/// Where a kernel may be loaded at the lowest.
+/// The lowest address that a kernel may be loaded at.
 pub const KERNEL_MIN: u64 = LEGACY_HOLE_END;
 /// The end of what the identity page tables map: the kernel must lie below.
 pub const KERNEL_MAX: u64 = 1 << 30;
 
-/// The MMIO gap: no guest memory lies between these addresses.
+/// The start of the MMIO gap, in which there is no guest memory.
 pub const MMIO_GAP_START: u64 = 3 << 30;
 /// The end of the MMIO gap.
 pub const MMIO_GAP_END: u64 = 4 << 30;
 
-/// What Linux's memory comes in: `SECTION_SIZE_BITS` of arch/x86/include/asm/sparsemem.h.
+/// The size of Linux's memory sections: `SECTION_SIZE_BITS` of arch/x86/include/asm/sparsemem.h.
 pub const SECTION: u64 = 128 << 20;
 
-/// The first device's registers.
+/// The address of the first device's registers.
 pub const DEVICES_START: u64 = 0xd000_0000;
 
 /// The IO-APIC's registers, where every PC has them.
@@ -84,7 +84,7 @@ pub const TSS: u64 = IDENTITY_MAP + 0x1000;
 
 /// The first interrupt line given to a device: Linux's drivers take 0 for "no interrupt".
 pub const GSI_FIRST: u32 = 1;
-/// The last one: more devices than anybody attaches.
+/// The last interrupt line given to a device, which limits the number of devices.
 pub const GSI_LAST: u32 = 32;
 
 /// The most vCPUs: as many as the guest kernel is built for (`CONFIG_NR_CPUS`).

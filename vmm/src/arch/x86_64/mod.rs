@@ -1,7 +1,6 @@
 //! x86-64: a PC without firmware, buses, or legacy devices, entered by Linux's 64-bit boot protocol.
 
 mod boot;
-mod calls;
 mod cpuid;
 mod interrupts;
 mod ioapic;
@@ -13,6 +12,7 @@ mod platform;
 mod ports;
 mod probe;
 mod regs;
+mod syscalls;
 mod vcpu_state;
 mod xsave;
 
@@ -20,27 +20,29 @@ use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, Msrs, kvm_enable
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 pub(crate) use boot::write as write_boot_data;
-pub(crate) use calls::{VCPU_IOCTLS, calls_of};
 pub(crate) use kernel::KernelImage;
 pub use platform::{Platform, PlatformState};
 pub use probe::probe;
+pub(crate) use syscalls::{VCPU_IOCTLS, arch_syscalls};
 pub use vcpu_state::{ClockState, VcpuSaver, VcpuState};
 
 use crate::vm::{VmError, failed};
 
-/// What a machine needs of KVM besides what every processor's has, and what its error calls it.
+/// The KVM capabilities that a machine needs in addition to those of every architecture, with their
+/// names for errors.
 pub(crate) const NEEDED_CAPABILITIES: [(Cap, &str); 2] = [
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
 ];
 
-/// What makes a /dev/kvm appear.
-pub(crate) const MISSING_KVM: &str = "load the module kvm_intel or kvm_amd";
+/// What to do if there is no /dev/kvm.
+pub(crate) const ENABLE_KVM_HINT: &str = "load the module kvm_intel or kvm_amd";
 
-/// What a processor must have for an unmodified kernel to run in a guest.
+/// The hardware virtualisation that running an unmodified kernel takes.
 pub(crate) const VIRTUALISATION: &str = "Intel VT-x or AMD-V";
 
-/// Guest physical address and bytes of each region, for `size` bytes of memory in all.
+/// Guest physical address and size in bytes of each region of guest memory, for `size` bytes in
+/// all.
 pub(crate) fn memory_regions(size: u64) -> impl Iterator<Item = (u64, usize)> {
     let low = size.min(layout::MMIO_GAP_START);
     [(0, low), (layout::MMIO_GAP_END, size - low)]
@@ -49,20 +51,20 @@ pub(crate) fn memory_regions(size: u64) -> impl Iterator<Item = (u64, usize)> {
         .map(|(start, size)| (start, size as usize))
 }
 
-/// Prepares a VM for vCPUs: the interrupt controllers, and no performance counters, whose state KVM
-/// would otherwise look at on every entry into the guest.
+/// Prepares a VM for vCPUs: creates the interrupt controllers, and disables the PMU, whose state
+/// KVM would otherwise check on every VM entry.
 pub(crate) fn configure_vm(vm: &VmFd) -> Result<(), VmError> {
     let no_counters = kvm_enable_cap {
         cap: KVM_CAP_PMU_CAPABILITY,
         args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
         ..Default::default()
     };
-    // Since Linux 5.18; an older one only loses the speed.
+    // Available since Linux 5.18. On an older kernel VM entries are a little slower.
     let _ = vm.enable_cap(&no_counters);
     interrupts::create(vm).map_err(failed("create interrupt controllers"))
 }
 
-/// What the vCPUs of a machine are set up with.
+/// The initial state of a machine's vCPUs.
 #[derive(Debug)]
 pub(crate) struct VcpuSetup {
     cpuid: cpuid::Template,
@@ -71,17 +73,17 @@ pub(crate) struct VcpuSetup {
 }
 
 impl VcpuSetup {
-    /// Asks KVM once what all `vcpus` have in common; `entry` is the kernel's first instruction.
+    /// Builds what all `vcpus` vCPUs have in common; `entry` is the kernel's entry point.
     pub(crate) fn new(kvm: &Kvm, vcpus: u8, entry: u64) -> Result<Self, VmError> {
         let cpuid = cpuid::Template::new(kvm, vcpus);
         Ok(Self {
-            cpuid: cpuid.map_err(failed("tell what CPUs it supports"))?,
+            cpuid: cpuid.map_err(failed("report the CPUID that it supports"))?,
             msrs: msrs::build(),
             entry,
         })
     }
 
-    /// Sets up a vCPU; number 0 is the one that boots.
+    /// Sets up a vCPU; number 0 is the boot processor.
     pub(crate) fn apply(&mut self, vcpu: &VcpuFd, number: u8) -> Result<(), VmError> {
         self.set(vcpu, number).map_err(failed("set up a vCPU"))
     }
@@ -96,7 +98,7 @@ impl VcpuSetup {
     }
 }
 
-/// The address of the instruction that a vCPU is at, if KVM tells.
+/// The instruction pointer of a vCPU, if KVM returns it.
 pub(crate) fn instruction_address(vcpu: &VcpuFd) -> Option<u64> {
     vcpu.get_regs().ok().map(|regs| regs.rip)
 }

@@ -6,7 +6,7 @@ pub const POINTER_SIZE: usize = 16;
 
 /// The version of the specification, in both structures: 1.4.
 const SPEC: u8 = 4;
-/// The local APIC's version: integrated, as all since the Pentium 4.
+/// The local APIC's version: an integrated APIC, as in all processors since the Pentium 4.
 const LOCAL_APIC_VERSION: u8 = 0x14;
 /// The version that the IO-APIC reports.
 const IOAPIC_VERSION: u8 = 0x11;
@@ -28,7 +28,7 @@ mod interrupt {
     pub const NMI: u8 = 1;
 }
 
-/// Where the structures say that things are.
+/// The addresses that the structures contain.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
     /// The table's own guest physical address.
@@ -123,7 +123,7 @@ fn header(length: u16, entries: u16, local_apic: u32) -> [u8; HEADER_SIZE] {
     header
 }
 
-/// The byte that makes the sum of all bytes 0, where the checksum's own byte is still 0.
+/// The checksum byte, which makes the sum of all bytes 0; it must still be 0 in `bytes`.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
 }

@@ -1,4 +1,4 @@
-//! The few model-specific registers that firmware would have set.
+//! The model-specific registers that firmware would set on a PC, and Linux relies on.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
@@ -26,8 +26,8 @@ pub(super) fn build() -> Msrs {
     .expect("two entries are far below the limit")
 }
 
-/// Sets a vCPU's registers. KVM stops at the first that it doesn't know, and an older one may not know
-/// the last: both only make a guest faster.
+/// Sets a vCPU's registers. KVM stops at the first one that it doesn't know, which is no error: an
+/// older KVM may not know the last, and both only affect performance.
 pub(super) fn set(vcpu: &VcpuFd, msrs: &Msrs) -> Result<(), kvm_ioctls::Error> {
     vcpu.set_msrs(msrs).map(drop)
 }

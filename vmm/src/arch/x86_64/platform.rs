@@ -1,4 +1,4 @@
-//! What the machine has besides virtio devices: I/O ports, and the IO-APIC.
+//! The devices that aren't virtio: those behind I/O ports, and the IO-APIC.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use crate::console::Console;
 use crate::vcpu::StopReason;
 use crate::vm::{Vm, VmError};
 
-/// All of it, shared by the vCPUs.
+/// These devices, shared by the vCPUs.
 #[derive(Debug)]
 pub struct Platform {
     ports: Ports,
     ioapic: IoApic,
 }
 
-/// What the guest has made of the platform, as a value.
+/// The platform's state as a serialisable value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlatformState {
     ports: PortsState,
@@ -31,7 +31,7 @@ pub struct PlatformState {
 }
 
 impl Platform {
-    /// With interrupt lines for the devices of `bus`.
+    /// Creates them, with interrupt lines for the devices of `bus`.
     pub(crate) fn new(console: Arc<Console>, vm: Arc<Vm>, bus: Arc<Bus>) -> Result<Self, VmError> {
         let pins = layout::GSI_FIRST as usize + bus.devices().len();
         Ok(Self {
@@ -40,7 +40,7 @@ impl Platform {
         })
     }
 
-    /// Takes its state. No vCPU may run meanwhile.
+    /// Saves their state. No vCPU may run meanwhile.
     pub fn save(&self) -> PlatformState {
         PlatformState {
             ports: self.ports.save(),
@@ -48,17 +48,18 @@ impl Platform {
         }
     }
 
-    /// Puts back what [`Self::save`] has returned for a machine with as many devices. It interrupts the
-    /// guest for devices that it may not have heard of, so the vCPUs' states are to be back by then.
+    /// Restores a state that was saved from a machine with as many devices. It raises the devices'
+    /// pending interrupts again, so the vCPUs' states must be restored first.
     ///
     /// # Errors
-    /// The state is of another machine, or none that there can be. The machine is not to be used then.
+    /// The state doesn't fit this machine, or no guest can have led to it. The machine must not be
+    /// used then.
     pub fn restore(&self, state: &PlatformState) -> Result<(), PlatformStateError> {
         self.ports.restore(&state.ports)?;
         self.ioapic.restore(&state.ioapic)
     }
 
-    /// Serves an exit that only this processor has.
+    /// Handles a vCPU exit that only this architecture has.
     pub(crate) fn serve(&self, exit: VcpuExit<'_>) -> ControlFlow<StopReason> {
         match exit {
             VcpuExit::IoOut(port, data) => self.ports.write(port, data),
@@ -70,7 +71,8 @@ impl Platform {
         }
     }
 
-    /// Serves a read of memory-mapped registers, if they are the platform's.
+    /// Handles an MMIO read if the address belongs to one of these devices; returns whether it
+    /// does.
     pub(crate) fn read(&self, address: u64, data: &mut [u8]) -> bool {
         let Some(offset) = ioapic_offset(address) else {
             return false;
@@ -82,7 +84,8 @@ impl Platform {
         true
     }
 
-    /// Serves a write to memory-mapped registers, if they are the platform's.
+    /// Handles an MMIO write if the address belongs to one of these devices; returns whether it
+    /// does.
     pub(crate) fn write(&self, address: u64, data: &[u8]) -> bool {
         let Some(offset) = ioapic_offset(address) else {
             return false;

@@ -1,5 +1,5 @@
-//! I/O ports: a serial port of which only the transmitter exists, and the keyboard controller's reset
-//! line. Nothing else is there: other ports read as all ones.
+//! I/O ports: a serial port with a transmitter only, and the keyboard controller's reset command.
+//! All other ports read as all ones.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -32,12 +32,12 @@ pub(crate) struct Ports {
     divisor_latch: AtomicBool,
 }
 
-/// What the guest has done to the ports. How much more the console may write isn't of it: that is between
-/// the host and its log.
+/// The state of the ports. It doesn't contain how much the console may still write to its log,
+/// which concerns the host alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PortsState {
     divisor_latch: bool,
-    /// What the guest has written of a line that it hasn't ended.
+    /// The console's unfinished line.
     line: Vec<u8>,
 }
 
@@ -49,17 +49,17 @@ impl Ports {
         }
     }
 
-    /// What the guest has done to them.
+    /// Saves their state.
     pub(super) fn save(&self) -> PortsState {
         PortsState {
             divisor_latch: self.divisor_latch.load(Ordering::Relaxed),
-            line: self.console.unfinished(),
+            line: self.console.partial_line(),
         }
     }
 
-    /// Takes over what [`Self::save`] has returned.
+    /// Restores a state that [`Self::save`] has returned.
     pub(super) fn restore(&self, state: &PortsState) -> Result<(), PlatformStateError> {
-        if !self.console.resume(&state.line) {
+        if !self.console.restore_partial_line(&state.line) {
             return Err(PlatformStateError::ConsoleLine);
         }
         self.divisor_latch
@@ -67,7 +67,7 @@ impl Ports {
         Ok(())
     }
 
-    /// Serves a read of a port, or of as many as a repeated instruction made at once.
+    /// Handles a read of a port; `data` has several bytes for a string instruction (`rep ins`).
     pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
         data.fill(match port {
             SERIAL_LINE_STATUS => TRANSMITTER_EMPTY,
@@ -76,7 +76,7 @@ impl Ports {
         });
     }
 
-    /// Serves writes to a port.
+    /// Handles a write to a port; `data` has several bytes for a string instruction (`rep outs`).
     pub(crate) fn write(&self, port: u16, data: &[u8]) -> ControlFlow<StopReason> {
         match (port, data) {
             (SERIAL_DATA, _) if !self.divisor_latch.load(Ordering::Relaxed) => {

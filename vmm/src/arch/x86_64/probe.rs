@@ -1,24 +1,25 @@
-//! A guest of a few instructions that tells whether KVM runs guests on the processor.
+//! A test guest of a few instructions, which shows whether KVM runs guests on the processor.
 //!
-//! Some machines have a /dev/kvm without VMX or SVM: it opens, creates machines, and runs what a guest's
-//! kernel does in privileged mode by interpreting it, as far as its interpreter goes. That is not far
-//! enough for an unmodified kernel, which ends in it only after half a minute. The interpreter is the
-//! kernel's own (arch/x86/kvm/emulate.c), so one instruction that it hasn't shows the difference at once.
-#![allow(unsafe_code)] // a guest's memory is lent to KVM
+//! Some machines have a /dev/kvm without VMX or SVM: it can be opened, creates VMs, and emulates
+//! what a guest's kernel does in privileged mode, as far as its instruction emulator goes. An
+//! unmodified kernel needs more than that, and fails only after half a minute. The emulator is the
+//! kernel's own (arch/x86/kvm/emulate.c), so a single instruction that it doesn't know shows the
+//! difference at once.
+#![allow(unsafe_code)] // KVM is given the guest's memory
 
 use kvm_ioctls::{Kvm, VcpuExit};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
-use crate::arch::{Probe, ProbeError};
+use crate::arch::{ProbeError, ProbeOutcome};
 
-/// Where the guest's only page is, and its first instruction.
+/// The guest physical address of the guest's only page, where its code starts.
 const PAGE: u64 = 0x1000;
 
-/// The port that the guest's answer comes from.
+/// The port that the guest writes its answer to.
 const PORT: u16 = 0xf4;
 
 /// `mov ax, 7; popcnt ax, ax; out 0xf4, al; hlt`, in 16-bit code. Every processor with VMX or SVM that
-/// is still in use has POPCNT (since 2008), and the interpreter hasn't.
+/// is still in use has POPCNT (since 2008), and KVM's emulator doesn't know it.
 const CODE: [u8; 10] = [0xb8, 7, 0, 0xf3, 0x0f, 0xb8, 0xc0, 0xe6, PORT as u8, 0xf4];
 
 /// The number of bits in 7.
@@ -27,8 +28,8 @@ const ANSWER: u8 = 3;
 /// Runs the guest.
 ///
 /// # Errors
-/// When it can't be set up, or does what neither kind of KVM makes it do.
-pub fn probe(kvm: &Kvm) -> Result<Probe, ProbeError> {
+/// When it can't be set up, or ends in a way that neither kind of KVM explains.
+pub fn probe(kvm: &Kvm) -> Result<ProbeOutcome, ProbeError> {
     let failed = |call| move |source| ProbeError::Kvm { call, source };
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(PAGE), 0x1000)])
         .map_err(|e| ProbeError::Memory(e.to_string()))?;
@@ -61,11 +62,11 @@ pub fn probe(kvm: &Kvm) -> Result<Probe, ProbeError> {
     vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
 
     match vcpu.run().map_err(failed("KVM_RUN"))? {
-        VcpuExit::IoOut(PORT, [ANSWER]) => Ok(Probe::Runs),
-        VcpuExit::InternalError => Ok(Probe::Interprets),
-        // Without an interrupt table, an instruction that is undefined to the interpreter ends in a
+        VcpuExit::IoOut(PORT, [ANSWER]) => Ok(ProbeOutcome::RunsGuests),
+        VcpuExit::InternalError => Ok(ProbeOutcome::OnlyEmulates),
+        // Without an interrupt table, an instruction that is undefined to the emulator ends in a
         // triple fault.
-        VcpuExit::Shutdown => Ok(Probe::Interprets),
+        VcpuExit::Shutdown => Ok(ProbeOutcome::OnlyEmulates),
         other => Err(ProbeError::Exit(format!("{other:?}"))),
     }
 }

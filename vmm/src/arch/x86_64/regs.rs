@@ -1,5 +1,5 @@
-//! The registers of the boot processor at the kernel's first instruction: 64-bit mode, paging on,
-//! flat segments, interrupts off. The other processors wait for the kernel to start them.
+//! The registers of the boot processor at the kernel's entry point: 64-bit mode, paging on, flat
+//! segments, interrupts off. The other processors wait until the kernel starts them.
 
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
@@ -28,7 +28,7 @@ pub(super) fn set(vcpu: &VcpuFd, entry: u64) -> Result<(), kvm_ioctls::Error> {
         ..Default::default()
     })?;
 
-    // Read first: they hold the APIC's base address too.
+    // Read first, since they contain the APIC's base address too.
     let mut sregs = vcpu.get_sregs()?;
     sregs.cs = code();
     let data = data();

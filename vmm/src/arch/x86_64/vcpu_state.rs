@@ -1,13 +1,16 @@
-//! A vCPU's state and the VM's clock as values: taken out of KVM, and put into a fresh vCPU and VM.
+//! Saving and restoring a vCPU and the VM's clock: read from KVM, and written to a newly created
+//! vCPU and VM.
 //!
-//! No thread of a vCPU may make the ioctls that this takes: the filters are as wide as running a guest needs
-//! ([`VCPU_IOCTLS`](super::VCPU_IOCTLS)), and stay so as long as no command saves anything.
+//! The seccomp filter of vCPU threads doesn't allow the ioctls used here: it allows only what
+//! running a guest needs ([`VCPU_IOCTLS`](super::VCPU_IOCTLS)), and stays like that as long as no
+//! command saves anything.
 //!
-//! Some parts change others when they are read or written, so both directions have an order, which is KVM's as
-//! QEMU (target/i386/kvm/kvm.c, `kvm_arch_put_registers`) and Firecracker (vstate/vcpu.rs) know it. It isn't
-//! looked at whether this host's processor has what the state's CPUID tells the guest: KVM doesn't either.
+//! Reading or writing one part can change another, so the order matters in both directions. It is
+//! the order of QEMU (target/i386/kvm/kvm.c, `kvm_arch_put_registers`) and Firecracker
+//! (vstate/vcpu.rs). Whether this host's processor has the features of the saved CPUID isn't
+//! checked: KVM doesn't check it either.
 //!
-//! Nested virtualisation has a state of its own, which isn't here: no guest has it (`cpuid.rs`).
+//! The state of nested virtualisation isn't saved, since it is hidden from guests (`cpuid.rs`).
 
 use std::ops::RangeInclusive;
 
@@ -19,46 +22,46 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
-use super::xsave::Area;
+use super::xsave::XsaveArea;
 use crate::arch::VcpuStateError;
 
-/// `IA32_TIME_STAMP_COUNTER`: it runs on.
+/// `IA32_TIME_STAMP_COUNTER`, which keeps counting.
 const TSC: u32 = 0x10;
 /// `IA32_TSC_DEADLINE`: when the local APIC's timer is due; zero if it isn't set.
 const TSC_DEADLINE: u32 = 0x6e0;
 
-/// Registers that KVM has and doesn't list, as each VMM is to know them: how memory is cached, in ranges of
+/// Registers that KVM has but doesn't list, so that a VMM has to know them: the MTRRs for ranges of
 /// any size (8 pairs of base and mask),
 const VARIABLE_RANGES: RangeInclusive<u32> = 0x200..=0x20f;
-/// in fixed ranges of the first MiB,
+/// those for fixed ranges in the first MiB,
 const FIXED_RANGES: [u32; 11] = [
     0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
 ];
-/// and everywhere else. The banks of machine checks aren't listed either, and aren't kept: nobody reports a
-/// machine check to a guest.
+/// and the default type. The machine check banks aren't listed either, and aren't saved: hull never
+/// reports a machine check to a guest.
 const DEFAULT_TYPE: u32 = 0x2ff;
 
-/// Registers that are listed and aren't kept, the first and the last: Hyper-V's (`HV_X64_MSR_…`), as no guest
-/// is told of them.
+/// Registers that KVM lists and that aren't saved: Hyper-V's (`HV_X64_MSR_…`), which the guest's
+/// CPUID doesn't announce.
 const HYPER_V: RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
 
-/// Says which call of KVM failed.
+/// Adds the name of the ioctl to its error.
 fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VcpuStateError {
     move |source| VcpuStateError::Kvm { call, source }
 }
 
-/// Takes and puts back the states of vCPUs: what it has to know of this host's KVM for that.
+/// Saves and restores the states of vCPUs. Holds what it needs to know of this host's KVM for that.
 #[derive(Debug)]
 pub struct VcpuSaver {
-    /// The model-specific registers that are kept, as far as a vCPU has them.
+    /// The model-specific registers that are saved, if a vCPU has them.
     msrs: Vec<u32>,
-    xsave: Area,
+    xsave: XsaveArea,
 }
 
 /// A vCPU's state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VcpuState {
-    /// What it has been set to.
+    /// As set by `KVM_SET_CPUID2`.
     cpuid: Vec<kvm_cpuid_entry2>,
     tsc_khz: u32,
     regs: kvm_regs,
@@ -74,10 +77,10 @@ pub struct VcpuState {
 }
 
 impl VcpuSaver {
-    /// Asks KVM what it keeps of a vCPU.
+    /// Asks KVM which registers there are.
     ///
     /// # Errors
-    /// It doesn't tell.
+    /// KVM doesn't list its registers.
     pub fn new(kvm: &Kvm) -> Result<Self, VcpuStateError> {
         let listed = kvm.get_msr_index_list();
         let listed = listed.map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
@@ -88,18 +91,18 @@ impl VcpuSaver {
                 .filter(|index| !HYPER_V.contains(index))
                 .chain(unlisted)
                 .collect(),
-            xsave: Area::of(kvm),
+            xsave: XsaveArea::query(kvm),
         })
     }
 
-    /// Takes the state of a vCPU that a kick has taken out of the guest. None of its VM's may run. If it has
-    /// left the guest for an access to a port or a device instead, `KVM_RUN` has to have completed that, with
-    /// `immediate_exit` set.
+    /// Saves the state of a vCPU that a kick has made leave the guest; no vCPU of the VM may run.
+    /// After an exit for port or memory-mapped I/O, call `KVM_RUN` once more with `immediate_exit`
+    /// set, which completes the access.
     ///
     /// # Errors
-    /// KVM refused a part.
+    /// KVM refused to return a part of the state.
     pub fn save(&self, vcpu: &VcpuFd) -> Result<VcpuState, VcpuStateError> {
-        // First: a vCPU that has been started takes note of it here, and is reset by that.
+        // First: KVM processes a pending INIT or SIPI here, which changes the registers.
         let mp_state = vcpu.get_mp_state();
         let mp_state = mp_state.map_err(failed("KVM_GET_MP_STATE"))?;
         let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES);
@@ -112,34 +115,34 @@ impl VcpuSaver {
             xcrs: vcpu.get_xcrs().map_err(failed("KVM_GET_XCRS"))?,
             xsave: self.xsave.get(vcpu).map_err(failed("KVM_GET_XSAVE2"))?,
             debug_regs: vcpu.get_debug_regs().map_err(failed("KVM_GET_DEBUGREGS"))?,
-            // It has KVM bring interrupts on their way into the local APIC.
+            // This makes KVM deliver posted interrupts to the local APIC first.
             lapic: vcpu.get_lapic().map_err(failed("KVM_GET_LAPIC"))?,
             msrs: self.get_msrs(vcpu)?,
             mp_state,
-            // Last, as all of the above may have an event in its wake. Fields are evaluated in order.
+            // Last, since any of the above may cause an event. Fields are evaluated in order.
             events: vcpu
                 .get_vcpu_events()
                 .map_err(failed("KVM_GET_VCPU_EVENTS"))?,
         })
     }
 
-    /// Puts a state into a fresh vCPU of the same number, in a VM that is made as for a boot. It must not have
-    /// run, and nothing may interrupt it meanwhile.
+    /// Restores a state into a newly created vCPU with the same number, in a VM that was created as
+    /// for a boot. The vCPU must not have run, and nothing may interrupt it meanwhile.
     ///
     /// # Errors
-    /// KVM refuses a part. The vCPU is not to be used then.
+    /// KVM refused a part of the state. The vCPU must not be used then.
     pub fn restore(&self, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), VcpuStateError> {
         let (saved, own) = (state.xsave.len(), self.xsave.words());
         if saved != own {
             return Err(VcpuStateError::ExtendedRegisters { saved, own });
         }
-        // First: it says which registers, and which of their bits, there are.
+        // First: it determines which registers, and which of their bits, exist.
         set_cpuid(vcpu, &state.cpuid)?;
-        // Before the TSC is set, which is in cycles of this clock.
+        // Before the TSC, which counts cycles of this clock.
         set_tsc_khz(vcpu, state.tsc_khz)?;
         // Before the events: it drops pending exceptions.
         vcpu.set_regs(&state.regs).map_err(failed("KVM_SET_REGS"))?;
-        // Before the local APIC: its base address, and with it its mode, is here.
+        // Before the local APIC: its base address and mode are part of these.
         vcpu.set_sregs(&state.sregs)
             .map_err(failed("KVM_SET_SREGS"))?;
         vcpu.set_xcrs(&state.xcrs).map_err(failed("KVM_SET_XCRS"))?;
@@ -148,26 +151,28 @@ impl VcpuSaver {
             .map_err(failed("KVM_SET_XSAVE"))?;
         vcpu.set_debug_regs(&state.debug_regs)
             .map_err(failed("KVM_SET_DEBUGREGS"))?;
-        // Before the registers below: the timer's deadline is only taken in the timer's mode for that.
+        // Before the MSRs: KVM accepts the timer's deadline only if the timer is in TSC-deadline
+        // mode.
         vcpu.set_lapic(&state.lapic)
             .map_err(failed("KVM_SET_LAPIC"))?;
-        set_msrs(vcpu, &in_order(&state.msrs))?;
-        // After the special registers, which make a boot processor runnable that is in its reset state.
+        set_msrs(vcpu, &in_restore_order(&state.msrs))?;
+        // After the special registers: setting them makes a boot processor in its reset state
+        // runnable.
         vcpu.set_mp_state(state.mp_state)
             .map_err(failed("KVM_SET_MP_STATE"))?;
         vcpu.set_vcpu_events(&state.events)
             .map_err(failed("KVM_SET_VCPU_EVENTS"))
     }
 
-    /// Reads what there is of the registers. KVM's list is the host's: a vCPU whose CPUID lacks something may
-    /// lack the register, too.
+    /// Reads those of the registers that the vCPU has. KVM's list is the same for all vCPUs; one
+    /// whose CPUID lacks a feature may lack its registers.
     fn get_msrs(&self, vcpu: &VcpuFd) -> Result<Vec<(u32, u64)>, VcpuStateError> {
         let mut values = Vec::with_capacity(self.msrs.len());
         let mut rest = &self.msrs[..];
         while !rest.is_empty() {
             let chunk = &rest[..rest.len().min(KVM_MAX_MSR_ENTRIES)];
             let found = read_msrs(vcpu, chunk)?;
-            // KVM stops at the first that it can't read.
+            // KVM stops at the first one that it can't read.
             let tried = (found.len() + 1).min(chunk.len());
             values.extend(found);
             rest = &rest[tried..];
@@ -176,7 +181,7 @@ impl VcpuSaver {
     }
 }
 
-/// The values of as many registers as KVM can read before one that it can't.
+/// The values of the registers up to the first one that KVM can't read.
 fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, VcpuStateError> {
     let asked: Vec<_> = indices.iter().map(|index| (*index, 0)).collect();
     let mut msrs = msrs_of(&asked)?;
@@ -186,7 +191,7 @@ fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, VcpuStat
     Ok(found.map(|msr| (msr.index, msr.data)).collect())
 }
 
-/// At most [`KVM_MAX_MSR_ENTRIES`] registers, as KVM takes them.
+/// At most [`KVM_MAX_MSR_ENTRIES`] registers in the form that the ioctls take.
 fn msrs_of(values: &[(u32, u64)]) -> Result<Msrs, VcpuStateError> {
     let entry = |(index, data): &(u32, u64)| kvm_msr_entry {
         index: *index,
@@ -197,13 +202,14 @@ fn msrs_of(values: &[(u32, u64)]) -> Result<Msrs, VcpuStateError> {
     Msrs::from_entries(&entries).map_err(|_| VcpuStateError::TooLong { what: "registers" })
 }
 
-/// The registers in the order in which they are to be set: the timer's deadline is last, as it is compared
-/// with the TSC.
+/// The registers in the order in which they must be set: the timer's deadline comes last, since KVM
+/// compares it with the TSC.
 ///
-/// A deadline of zero may be that of a timer that has just gone off, whose interrupt KVM holds where nobody
-/// can read it. So the timer goes off again then: guests expect interrupts of timers that they need not. KVM
-/// ignores the deadline if the timer isn't in the mode to have one.
-fn in_order(msrs: &[(u32, u64)]) -> Vec<(u32, u64)> {
+/// A deadline of zero may belong to a timer that has just expired, whose pending interrupt KVM
+/// doesn't expose. So the deadline is set to the saved TSC then, and the timer expires again:
+/// guests cope with spurious timer interrupts. KVM ignores the deadline if the timer isn't in
+/// TSC-deadline mode.
+fn in_restore_order(msrs: &[(u32, u64)]) -> Vec<(u32, u64)> {
     let value = |wanted| msrs.iter().find(|(index, _)| *index == wanted);
     let deadline = value(TSC_DEADLINE).map(|(_, deadline)| match deadline {
         0 => value(TSC).map_or(1, |(_, tsc)| *tsc),
@@ -214,8 +220,8 @@ fn in_order(msrs: &[(u32, u64)]) -> Vec<(u32, u64)> {
     others.copied().chain(deadline).collect()
 }
 
-/// Sets registers. One that KVM refuses, as it does with some that can only be read, must have its value
-/// already.
+/// Sets registers. If KVM refuses one, as it does with read-only ones, the register must have the
+/// value already.
 fn set_msrs(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), VcpuStateError> {
     let mut rest = values;
     while !rest.is_empty() {
@@ -244,7 +250,7 @@ fn tsc_khz(vcpu: &VcpuFd) -> Result<u32, VcpuStateError> {
     vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))
 }
 
-/// A processor that can't scale its TSC has to have the same as the saved one's.
+/// Sets the TSC's rate. A processor that can't scale its TSC must have the saved rate already.
 fn set_tsc_khz(vcpu: &VcpuFd, saved: u32) -> Result<(), VcpuStateError> {
     let own = tsc_khz(vcpu)?;
     if own == saved {
@@ -254,7 +260,8 @@ fn set_tsc_khz(vcpu: &VcpuFd, saved: u32) -> Result<(), VcpuStateError> {
         .map_err(|_| VcpuStateError::TscRate { saved, own })
 }
 
-/// The VM's kvm-clock, in nanoseconds since it was made. The time that the guest was away isn't part of it.
+/// The VM's kvm-clock, in nanoseconds since the VM was created. Time that passes between saving and
+/// restoring isn't counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockState(u64);
 
@@ -268,12 +275,12 @@ impl ClockState {
         Ok(Self(clock.clock))
     }
 
-    /// Sets the clock of a VM, which goes on from there.
+    /// Sets the clock of a VM, which continues from there.
     ///
     /// # Errors
     /// KVM refuses.
     pub fn restore(self, vm: &VmFd) -> Result<(), VcpuStateError> {
-        // No flags: with `KVM_CLOCK_REALTIME` it would leap by the time that has passed.
+        // No flags: with `KVM_CLOCK_REALTIME` KVM would add the time that has passed since.
         let clock = kvm_clock_data {
             clock: self.0,
             ..Default::default()
@@ -315,7 +322,8 @@ mod tests {
         (vm.create_vcpu(0).expect("a vCPU"), vm)
     }
 
-    /// A vCPU as for a boot, of which then every part is made another than after a reset.
+    /// A vCPU set up as for a boot, with every part of its state changed to differ from that after
+    /// a reset.
     fn busy(kvm: &Kvm) -> (VcpuFd, Vm) {
         let (vcpu, vm) = vm(kvm, &[]);
         let mut setup = VcpuSetup::new(kvm, 1, PAGE).expect("CPUID");
@@ -354,13 +362,13 @@ mod tests {
 
     const TIMER_VECTOR: u32 = 0x31;
 
-    /// Through the text that a snapshot has of it.
+    /// The state after serialising it to JSON and back.
     fn json(state: &VcpuState) -> VcpuState {
         let text = serde_json::to_string(state).expect("JSON");
         serde_json::from_str(&text).expect("a state")
     }
 
-    /// The TSC, which is taken out of the state.
+    /// Removes the TSC from the state and returns it.
     fn take_tsc(state: &mut VcpuState) -> u64 {
         let at = state.msrs.iter().position(|(index, _)| *index == TSC);
         state.msrs.remove(at.expect("a TSC")).1
@@ -447,10 +455,13 @@ mod tests {
     #[test]
     fn the_deadline_comes_last_and_one_that_has_passed_is_due_again() {
         let set = [(TSC_DEADLINE, 9), (TSC, 5), (STAR, 7)];
-        assert_eq!(in_order(&set), [(TSC, 5), (STAR, 7), (TSC_DEADLINE, 9)]);
+        assert_eq!(
+            in_restore_order(&set),
+            [(TSC, 5), (STAR, 7), (TSC_DEADLINE, 9)]
+        );
         let passed = [(TSC_DEADLINE, 0), (TSC, 5)];
-        assert_eq!(in_order(&passed), [(TSC, 5), (TSC_DEADLINE, 5)]);
-        assert_eq!(in_order(&[(STAR, 7)]), [(STAR, 7)]);
+        assert_eq!(in_restore_order(&passed), [(TSC, 5), (TSC_DEADLINE, 5)]);
+        assert_eq!(in_restore_order(&[(STAR, 7)]), [(STAR, 7)]);
     }
 
     #[test]

@@ -1,24 +1,24 @@
-//! The extended registers of a vCPU (x87, SSE, AVX and later ones), as the area that XSAVE writes. KVM tells how
-//! large it is: 4 KiB, and more where the processor has registers that don't fit.
-#![allow(unsafe_code)] // KVM copies an area of that size, whatever size it is given
+//! The extended registers of a vCPU (x87, SSE, AVX and later ones) in the format of XSAVE. KVM
+//! reports the size of the area: 4 KiB, or more if the processor has registers that don't fit.
+#![allow(unsafe_code)] // KVM copies an area of the size that it reports, whatever buffer it is given
 
 use kvm_bindings::{Xsave, kvm_xsave};
 use kvm_ioctls::{Cap, Error, Kvm, VcpuFd};
 
-/// Words of an area that any KVM has.
+/// Words of the area that every KVM has, which is 4 KiB.
 const WORDS: usize = size_of::<kvm_xsave>() / size_of::<u32>();
 
-/// The size of the area on this host. It stays what it is: only arch_prctl(2) with
-/// `ARCH_REQ_XCOMP_GUEST_PERM` changes it, which nobody calls here.
+/// The size of the area on this host. It doesn't change: only arch_prctl(2) with
+/// `ARCH_REQ_XCOMP_GUEST_PERM` would change it, and hull doesn't call that.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Area {
+pub(super) struct XsaveArea {
     /// Words beyond the first 4 KiB.
     extra: usize,
 }
 
-impl Area {
-    /// Asks KVM. One of before Linux 5.17 has no answer, and no more than 4 KiB.
-    pub(super) fn of(kvm: &Kvm) -> Self {
+impl XsaveArea {
+    /// Asks KVM for the size. Before Linux 5.17 it can't be asked, and the area is 4 KiB.
+    pub(super) fn query(kvm: &Kvm) -> Self {
         let bytes = usize::try_from(kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         Self {
             extra: bytes.div_ceil(size_of::<u32>()).saturating_sub(WORDS),
@@ -42,7 +42,7 @@ impl Area {
         Ok([first, area.as_slice()].concat())
     }
 
-    /// Gives a vCPU an area of [`Self::words`]; another is refused.
+    /// Sets the area of a vCPU; `words` must have the length [`Self::words`].
     pub(super) fn set(self, vcpu: &VcpuFd, words: &[u32]) -> Result<(), Error> {
         let Some((first, rest)) = words.split_first_chunk::<WORDS>() else {
             return Err(Error::new(libc::EINVAL));
@@ -52,7 +52,7 @@ impl Area {
         }
         let mut area = self.allocate()?;
         area.as_mut_slice().copy_from_slice(rest);
-        // SAFETY: the length, which the area's memory depends on, stays what it is.
+        // SAFETY: the length, which the area's allocation depends on, isn't changed.
         unsafe { area.as_mut_fam_struct() }.xsave.region = *first;
         // SAFETY: the area is as large as KVM has said, or larger.
         unsafe { vcpu.set_xsave2(&area) }

@@ -1,8 +1,9 @@
-//! System call filters, one a role: what isn't in the role's table ends the process.
+//! Seccomp filters, one for each role: a system call that isn't in the role's table kills the
+//! process.
 //!
-//! The tables in [`tables`], and what is the processor's of them ([`calls_of`]), are the whole policy. A
-//! filter allows a system call by its number, and where a table says so only with certain arguments; no
-//! argument that is a pointer can be checked.
+//! The tables in [`tables`] and the architecture's own ([`arch_syscalls`]) are the whole policy. A
+//! filter allows a system call by its number, and where a table says so only with certain
+//! arguments. What a pointer argument points to can't be checked.
 
 mod tables;
 
@@ -14,59 +15,60 @@ use seccompiler::{
 };
 
 use super::{Error, Role};
-use crate::arch::calls_of;
+use crate::arch::arch_syscalls;
 
-/// A system call in a table.
+/// A system call that a table allows.
 #[derive(Clone, Copy, Debug)]
-struct Allowed {
+struct AllowedCall {
     /// Its number.
     call: libc::c_long,
-    /// What one of its arguments must be like; nothing for any arguments.
-    only: Only,
+    /// The condition on its arguments.
+    arguments: ArgumentCheck,
 }
 
-/// A condition on one argument, which is looked at as 32 bits: all that are checked are ints.
+/// A condition on arguments. Only their lower 32 bits are compared: all arguments that are checked
+/// are ints.
 #[derive(Clone, Copy, Debug)]
-enum Only {
+enum ArgumentCheck {
     /// Any arguments.
-    Anything,
-    /// The argument of this index is one of these.
+    Any,
+    /// The argument with this index has one of these values.
     OneOf(u8, &'static [u32]),
-    /// Each argument of such an index has none of these bits.
-    Without(&'static [(u8, u32)]),
-    /// The argument of this index is the id of this process.
+    /// For each pair: the argument with this index has none of these bits set.
+    WithoutBits(&'static [(u8, u32)]),
+    /// The argument with this index is the pid of this process.
     OwnPid(u8),
 }
 
-const fn any(call: libc::c_long) -> Allowed {
-    Allowed {
+const fn any(call: libc::c_long) -> AllowedCall {
+    AllowedCall {
         call,
-        only: Only::Anything,
+        arguments: ArgumentCheck::Any,
     }
 }
 
-const fn one_of(call: libc::c_long, argument: u8, values: &'static [u32]) -> Allowed {
-    Allowed {
+const fn one_of(call: libc::c_long, argument: u8, values: &'static [u32]) -> AllowedCall {
+    AllowedCall {
         call,
-        only: Only::OneOf(argument, values),
+        arguments: ArgumentCheck::OneOf(argument, values),
     }
 }
 
-const fn without(call: libc::c_long, arguments: &'static [(u8, u32)]) -> Allowed {
-    Allowed {
+const fn without_bits(call: libc::c_long, arguments: &'static [(u8, u32)]) -> AllowedCall {
+    AllowedCall {
         call,
-        only: Only::Without(arguments),
+        arguments: ArgumentCheck::WithoutBits(arguments),
     }
 }
 
-const fn own_pid(call: libc::c_long, argument: u8) -> Allowed {
-    Allowed {
+const fn own_pid(call: libc::c_long, argument: u8) -> AllowedCall {
+    AllowedCall {
         call,
-        only: Only::OwnPid(argument),
+        arguments: ArgumentCheck::OwnPid(argument),
     }
 }
 
-impl Allowed {
+impl AllowedCall {
     fn rules(&self) -> Result<Vec<SeccompRule>, BackendError> {
         let condition = |argument, operator, value| {
             SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
@@ -74,13 +76,13 @@ impl Allowed {
         let rule = |argument, operator, value| {
             SeccompRule::new(vec![condition(argument, operator, value)?])
         };
-        match self.only {
-            Only::Anything => Ok(Vec::new()),
-            Only::OneOf(argument, values) => values
+        match self.arguments {
+            ArgumentCheck::Any => Ok(Vec::new()),
+            ArgumentCheck::OneOf(argument, values) => values
                 .iter()
                 .map(|value| rule(argument, SeccompCmpOp::Eq, u64::from(*value)))
                 .collect(),
-            Only::Without(arguments) => {
+            ArgumentCheck::WithoutBits(arguments) => {
                 let without = |(argument, bits): &(u8, u32)| {
                     condition(*argument, SeccompCmpOp::MaskedEq(u64::from(*bits)), 0)
                 };
@@ -89,7 +91,7 @@ impl Allowed {
                     conditions.collect::<Result<_, _>>()?,
                 )?])
             }
-            Only::OwnPid(argument) => {
+            ArgumentCheck::OwnPid(argument) => {
                 let pid = std::process::id().into();
                 Ok(vec![rule(argument, SeccompCmpOp::Eq, pid)?])
             }
@@ -103,17 +105,17 @@ pub(super) fn install(role: Role) -> Result<(), Error> {
     seccompiler::apply_filter(&program).map_err(Error::Install)
 }
 
-/// What `role` may call.
-fn table(role: Role) -> impl Iterator<Item = Allowed> {
-    let own: [&[Allowed]; 2] = match role {
+/// The system calls that `role` may make.
+fn table(role: Role) -> impl Iterator<Item = AllowedCall> {
+    let own: [&[AllowedCall]; 2] = match role {
         Role::Main => [tables::MAIN, &[]],
         Role::Vcpu => [tables::VCPU, &[]],
         Role::Filesystem => [tables::FILESYSTEM, &[]],
         Role::Block => [tables::BLOCK, &[]],
-        Role::DiskSlot => [tables::BLOCK, tables::HANDED_OVER],
+        Role::DiskSlot => [tables::BLOCK, tables::DISK_SLOT],
     };
     let own = own.into_iter().flatten();
-    let processors = calls_of(role).iter().map(|call| any(*call));
+    let processors = arch_syscalls(role).iter().map(|call| any(*call));
     tables::COMMON.iter().chain(own).copied().chain(processors)
 }
 

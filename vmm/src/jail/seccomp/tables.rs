@@ -1,19 +1,21 @@
-//! What each role may call, and why.
+//! The system calls that each role may make, and why.
 
 use libc::*;
 
-/// `epoll_create1`: a loop makes its own descriptor of events once its thread has a table of its own.
-const EVENTS: Allowed = one_of(SYS_epoll_create1, 0, &[EPOLL_CLOEXEC as u32]);
+/// `epoll_create1`: an event loop creates its epoll descriptor after its thread has been given a
+/// private descriptor table.
+const EPOLL_CREATE: AllowedCall = one_of(SYS_epoll_create1, 0, &[EPOLL_CLOEXEC as u32]);
 
-use super::{Allowed, any, one_of, own_pid, without};
+use super::{AllowedCall, any, one_of, own_pid, without_bits};
 use crate::arch::VCPU_IOCTLS;
 
-/// What every thread needs to live: the C library's and Rust's runtime.
-pub(super) const COMMON: &[Allowed] = &[
-    // Memory for the allocator. Nothing becomes executable, and the host's pool of huge pages is others'.
+/// What every thread needs for the runtimes of the C library and of Rust.
+pub(super) const COMMON: &[AllowedCall] = &[
+    // Memory for the allocator, which can't be executable, or taken from the host's pool of huge
+    // pages.
     any(SYS_brk),
-    without(SYS_mmap, &[(2, PROT_EXEC as u32), (3, MAP_HUGETLB as u32)]),
-    without(SYS_mprotect, &[(2, PROT_EXEC as u32)]),
+    without_bits(SYS_mmap, &[(2, PROT_EXEC as u32), (3, MAP_HUGETLB as u32)]),
+    without_bits(SYS_mprotect, &[(2, PROT_EXEC as u32)]),
     any(SYS_mremap),
     any(SYS_munmap),
     any(SYS_madvise),
@@ -25,10 +27,10 @@ pub(super) const COMMON: &[Allowed] = &[
     any(SYS_read),
     any(SYS_write),
     any(SYS_close),
-    // Time, where the vDSO can't tell it; hash maps' random seeds.
+    // Time, where the vDSO can't read it; random seeds for hash maps.
     any(SYS_clock_gettime),
     any(SYS_getrandom),
-    // Signals: how vCPUs are interrupted, and how the C library aborts. Within this process alone.
+    // Signals, by which vCPUs are kicked and the C library aborts; sent within this process only.
     any(SYS_rt_sigreturn),
     any(SYS_rt_sigprocmask),
     any(SYS_rt_sigaction),
@@ -42,16 +44,17 @@ pub(super) const COMMON: &[Allowed] = &[
     any(SYS_exit_group),
 ];
 
-/// The event loop: what is open already, and connections to the sandbox's own listening socket.
-pub(super) const MAIN: &[Allowed] = &[
-    // The loop itself.
-    EVENTS,
+/// The main event loop: descriptors that are open already, and connections to the sandbox's control
+/// socket.
+pub(super) const MAIN: &[AllowedCall] = &[
+    // The event loop.
+    EPOLL_CREATE,
     any(SYS_epoll_ctl),
     any(SYS_epoll_pwait),
     any(SYS_eventfd2),
     any(SYS_timerfd_settime),
-    // Clients of the sandbox's socket and the descriptors that they hand over. There is no socket(2)
-    // and no connect(2): nobody can be called from here.
+    // Clients of the control socket and the descriptors that they send. Without socket(2) and
+    // connect(2), the thread can't connect to anything itself.
     one_of(
         SYS_accept4,
         3,
@@ -62,8 +65,9 @@ pub(super) const MAIN: &[Allowed] = &[
     any(SYS_sendmsg),
     any(SYS_sendto),
     any(SYS_shutdown),
-    // Stdio of the container's processes, which may be files of the host: their bytes, and nothing that
-    // cuts them or changes what others who have them open see of it.
+    // Standard streams of the container's processes, which may be files of the host: reading and
+    // writing them, but not truncating them or changing the flags of a file description that others
+    // share.
     any(SYS_preadv2),
     any(SYS_pwritev2),
     any(SYS_readv),
@@ -79,21 +83,23 @@ pub(super) const MAIN: &[Allowed] = &[
             F_DUPFD_CLOEXEC as u32,
         ],
     ),
-    // A pollfd or two, for a wait with a time limit.
+    // Waiting for a few descriptors with a timeout.
     any(SYS_ppoll),
-    // Its own name, by which it shows that the container has ended.
+    // The thread's name, which shows on the host that the container has ended.
     one_of(SYS_prctl, 0, &[PR_SET_NAME as u32]),
-    // FIONBIO is how Rust makes a socket non-blocking; TIOCGWINSZ reads the container's terminal's size.
+    // FIONBIO is how Rust makes a socket non-blocking; TIOCGWINSZ reads the size of the container's
+    // terminal.
     one_of(SYS_ioctl, 1, &[FIONBIO as u32, TIOCGWINSZ as u32]),
 ];
 
-/// A virtual CPU: the guest, and the registers of the devices.
-pub(super) const VCPU: &[Allowed] = &[one_of(SYS_ioctl, 1, VCPU_IOCTLS)];
+/// A vCPU: running the guest. Emulating device registers takes no system calls but those of
+/// [`COMMON`].
+pub(super) const VCPU: &[AllowedCall] = &[one_of(SYS_ioctl, 1, VCPU_IOCTLS)];
 
 /// virtio-fs: file system calls within the shared tree.
-pub(super) const FILESYSTEM: &[Allowed] = &[
+pub(super) const FILESYSTEM: &[AllowedCall] = &[
     // The device's event loop.
-    EVENTS,
+    EPOLL_CREATE,
     any(SYS_epoll_ctl),
     any(SYS_epoll_pwait),
     // Names.
@@ -146,8 +152,9 @@ pub(super) const FILESYSTEM: &[Allowed] = &[
             F_DUPFD_CLOEXEC as u32,
         ],
     ),
-    // Files are created as the user that creates them in the guest: for a moment the thread is that
-    // user, with its umask, and has its working directory in /proc/self/fd for some xattr calls.
+    // To create a file, the thread temporarily switches to the user that creates it in the guest,
+    // and to the umask of that; for some xattr calls it changes its working directory to
+    // /proc/self/fd.
     any(SYS_setresuid),
     any(SYS_setresgid),
     any(SYS_setgroups),
@@ -159,10 +166,10 @@ pub(super) const FILESYSTEM: &[Allowed] = &[
     any(SYS_fchdir),
 ];
 
-/// virtio-blk: one open file, its bytes and its space.
-pub(super) const BLOCK: &[Allowed] = &[
+/// virtio-blk: reading, writing, flushing and allocating within one open file.
+pub(super) const BLOCK: &[AllowedCall] = &[
     // The device's event loop.
-    EVENTS,
+    EPOLL_CREATE,
     any(SYS_epoll_ctl),
     any(SYS_epoll_pwait),
     // Data, flushing, discarding.
@@ -172,13 +179,13 @@ pub(super) const BLOCK: &[Allowed] = &[
     any(SYS_fallocate),
 ];
 
-/// What a slot's thread may call beside virtio-blk's, to get its disk.
-pub(super) const HANDED_OVER: &[Allowed] = &[
-    // The disk comes over a pair of sockets, and is answered there.
+/// What a disk slot's thread may call in addition to virtio-blk's, to receive and check its disk.
+pub(super) const DISK_SLOT: &[AllowedCall] = &[
+    // The disk is received over a socket pair, on which the answer is sent too.
     any(SYS_recvmsg),
     any(SYS_sendto),
-    // What it is: its kind, how it is open (and once more before it is closed, in debug builds), its size and
-    // its blocks'.
+    // Checking it: its file type, how it is open (F_GETFD is Rust's check before closing in debug
+    // builds), its size and its block size.
     any(SYS_fstat),
     one_of(SYS_fcntl, 1, &[F_GETFL as u32, F_GETFD as u32]),
     any(SYS_lseek),

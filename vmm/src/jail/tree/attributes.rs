@@ -8,19 +8,20 @@ use rustix::io::Errno;
 
 use super::share::Times;
 
-/// What holds for every mount of the tree: no set-id bit and no device node has an effect in it, and it
-/// is cut off from the mounts that it is a copy of.
-pub(super) const SEALED: libc::mount_attr = libc::mount_attr {
+/// The attributes of every mount of the tree: set-id bits and device nodes have no effect in it,
+/// and it receives no mount events from the mount that it was cloned from.
+pub(super) const HARDENED: libc::mount_attr = libc::mount_attr {
     attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
     attr_clr: 0,
     propagation: libc::MS_PRIVATE,
     userns_fd: 0,
 };
 
-/// The same, but what is mounted at the place that it is a copy of is mounted here too.
-pub(super) const RECEIVING: libc::mount_attr = libc::mount_attr {
+/// As [`HARDENED`], but as a slave: later mounts below the mount that it was cloned from propagate
+/// to it.
+pub(super) const HARDENED_SLAVE: libc::mount_attr = libc::mount_attr {
     propagation: libc::MS_SLAVE,
-    ..SEALED
+    ..HARDENED
 };
 
 pub(super) const fn read_only(read_only: bool) -> libc::mount_attr {
@@ -34,7 +35,7 @@ pub(super) const fn read_only(read_only: bool) -> libc::mount_attr {
     }
 }
 
-pub(super) const fn keep_times(times: Times) -> libc::mount_attr {
+pub(super) const fn access_times(times: Times) -> libc::mount_attr {
     libc::mount_attr {
         attr_set: times.set,
         attr_clr: times.clear,

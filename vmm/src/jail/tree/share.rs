@@ -1,5 +1,5 @@
-//! What is shared, and how it becomes a mount of the tree: a clone of the host's mounts with attributes of
-//! its own, or a file system that is mounted at its place.
+//! Shares, and how each becomes a mount of the tree: a clone of the host's mounts with its own
+//! attributes, or a newly mounted file system.
 #![allow(unsafe_code)] // rustix's unshare
 
 use std::ffi::{CStr, CString, OsStr};
@@ -18,33 +18,32 @@ use rustix::mount::{
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde::{Deserialize, Serialize};
 
-use super::attributes::{Depth, RECEIVING, SEALED, change, keep_times, read_only};
-use super::living::on_a_thread;
+use super::attributes::{Depth, HARDENED, HARDENED_SLAVE, access_times, change, read_only};
+use super::remote::on_a_thread;
 use super::{Error, clone_mount};
 use crate::jail::userns::{self, IdMap};
 
-/// Something of the host's that the guest gets. Its descriptor is this process's own, or, where it is told to a
-/// process that inherits it, that one's number.
+/// Something of the host that is shared with the guest. `Fd` is an open descriptor, or a
+/// descriptor's number in the process that inherits it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Share<Fd = OwnedFd> {
-    /// What the user calls it: messages begin with it.
+    /// The name for error messages, which begin with it.
     pub name: String,
     /// What it is.
     pub source: Source<Fd>,
-    /// Where it lies in the tree: a relative path of plain names. No share lies in another one.
+    /// Its path in the tree: relative, of plain names, and not within another share's.
     pub target: PathBuf,
 }
 
 impl Share {
-    /// Opens what is there already once more, by its name, in the mount namespace that this process has
-    /// entered since: only mounts of its own namespace can be cloned. Another file of that name by now
-    /// is refused.
+    /// Opens the shared file again by its name, in the mount namespace that this process has
+    /// entered since: a process can only clone mounts of its own namespace.
     ///
     /// # Errors
-    /// When it isn't there any more.
+    /// When it doesn't exist any more, or another file has that name now.
     pub fn reopen(&mut self) -> Result<(), Error> {
         match &mut self.source {
-            Source::Mounted(mounted) => {
+            Source::Bind(mounted) => {
                 let reopened = reopen(&mounted.path);
                 mounted.path = reopened.map_err(|e| failed(&self.name, "opening it again", e))?;
                 Ok(())
@@ -55,7 +54,7 @@ impl Share {
 }
 
 impl<Fd> Share<Fd> {
-    /// The same share, with another descriptor.
+    /// The same share with its descriptor converted by `change`.
     ///
     /// # Errors
     /// When `change` fails.
@@ -65,10 +64,10 @@ impl<Fd> Share<Fd> {
     ) -> Result<Share<To>, E> {
         let source = match &self.source {
             Source::FileSystem(file_system) => Source::FileSystem(file_system.clone()),
-            Source::Mounted(mounted) => Source::Mounted(Mounted {
+            Source::Bind(mounted) => Source::Bind(BindMount {
                 path: change(&mounted.path)?,
                 recursive: mounted.recursive,
-                receives: mounted.receives,
+                receives_propagation: mounted.receives_propagation,
                 read_only: mounted.read_only,
                 times: mounted.times,
                 owners: mounted.owners.clone(),
@@ -85,37 +84,38 @@ impl<Fd> Share<Fd> {
 /// What is shared.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Source<Fd = OwnedFd> {
-    /// A directory or a file that is there.
-    Mounted(Mounted<Fd>),
-    /// A file system that is mounted for the guest alone.
+    /// An existing directory or file, which is bind-mounted.
+    Bind(BindMount<Fd>),
+    /// A file system that is mounted for this guest only.
     FileSystem(FileSystem),
 }
 
-/// A directory or a file of the host.
+/// A bind mount of a directory or a file of the host.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Mounted<Fd = OwnedFd> {
-    /// Opened by the caller with `O_PATH` in the way that is safe for it: no path is resolved again.
+pub struct BindMount<Fd = OwnedFd> {
+    /// The directory or file, opened with `O_PATH` by the caller, who resolved the path safely.
     pub path: Fd,
-    /// Whether the mounts below a directory come with it; without, what they cover shows.
+    /// Whether the mounts below a directory are included (rbind); if not, the files that they cover
+    /// are visible.
     pub recursive: bool,
-    /// Whether mounts that the host makes below later come with it too. They come as the host mounts
-    /// them.
-    pub receives: bool,
-    /// Whether the host refuses every change.
+    /// Whether later mounts of the host below it propagate to the tree (rslave). They appear with
+    /// the host's attributes.
+    pub receives_propagation: bool,
+    /// Which of its mounts are read-only.
     pub read_only: ReadOnly,
-    /// How access times are kept.
+    /// How its mounts update access times.
     pub times: AccessTimes,
-    /// Whose the files are in the tree, where not their owners'.
+    /// The id mapping of an idmapped mount.
     pub owners: Option<Owners>,
 }
 
-impl Mounted {
-    /// A directory with all that is mounted below it, or a file, as it is.
+impl BindMount {
+    /// A recursive bind mount with the attributes of the host's mounts.
     pub fn new(path: OwnedFd) -> Self {
         Self {
             path,
             recursive: true,
-            receives: false,
+            receives_propagation: false,
             read_only: ReadOnly::Unchanged,
             times: AccessTimes::default(),
             owners: None,
@@ -123,56 +123,58 @@ impl Mounted {
     }
 }
 
-/// How access times are kept, where not as the mounts that are shared do. The host's file system keeps
-/// them, so its mount decides; reads that a guest answers from its own memory it never sees.
+/// How access times are updated, if not as by the host's mounts. The host's file system updates
+/// them, so the attributes of its mount in the tree apply; reads that the guest serves from its own
+/// page cache don't count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccessTimes {
-    /// In the mount itself.
+    /// For the mount itself.
     pub itself: Option<Times>,
-    /// In the mount and all below it, after that.
+    /// For the mount and all below it; applied after `itself`.
     pub all: Option<Times>,
 }
 
-/// A change of how a mount keeps access times, in the attributes of mount_setattr(2).
+/// How a mount updates access times, as attributes for mount_setattr(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times {
-    /// To set: of `MOUNT_ATTR__ATIME`, and `MOUNT_ATTR_NODIRATIME`.
+    /// The attributes to set: a value of `MOUNT_ATTR__ATIME`, and `MOUNT_ATTR_NODIRATIME`.
     pub set: u64,
-    /// To clear before: all of `MOUNT_ATTR__ATIME` or nothing of it, and `MOUNT_ATTR_NODIRATIME`.
+    /// The attributes to clear first: all of `MOUNT_ATTR__ATIME` or nothing of it, and
+    /// `MOUNT_ATTR_NODIRATIME`.
     pub clear: u64,
 }
 
-/// A change of owners: mount_setattr(2), `MOUNT_ATTR_IDMAP`. What is inside of the ranges is what the file
-/// system has, what is outside is seen in the tree.
+/// The id mapping of an idmapped mount (mount_setattr(2), `MOUNT_ATTR_IDMAP`). The ids inside are
+/// those in the file system, the ids outside are those that the tree shows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owners {
-    /// What the user calls it: messages begin with it.
+    /// The name for error messages, which begin with it.
     pub name: String,
-    /// Of users.
+    /// The mapping of user ids.
     pub uids: Vec<IdMap>,
-    /// Of groups.
+    /// The mapping of group ids.
     pub gids: Vec<IdMap>,
-    /// For the mounts below as well.
+    /// Whether it applies to the mounts below as well.
     pub recursive: bool,
 }
 
-/// Where the host refuses every change.
+/// Which mounts of a share are read-only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadOnly {
-    /// Where it does anyway.
+    /// Those that are read-only on the host.
     Unchanged,
-    /// In the mount itself, or not there.
+    /// Makes the mount itself read-only (`true`) or writable.
     Itself(bool),
-    /// In the mount and all below it, or nowhere.
+    /// Makes the mount and all below it read-only (`true`) or writable.
     All(bool),
 }
 
-/// A file system to mount, in the words of mount(2).
+/// A file system to mount: the arguments of mount(2).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileSystem {
     /// Its type.
     pub kind: String,
-    /// The device, or whatever the type takes for one.
+    /// The source: a device, or what the file system's type expects instead.
     pub device: String,
     /// The flags, `MS_*`.
     pub flags: u32,
@@ -180,23 +182,23 @@ pub struct FileSystem {
     pub options: String,
 }
 
-/// A share on its way into the tree.
+/// A share that is ready to be attached to the tree.
 pub(super) struct Prepared {
     name: String,
     target: PathBuf,
     is_directory: bool,
-    what: What,
+    mount: PreparedMount,
 }
 
-enum What {
-    /// A clone, attached nowhere yet.
-    Clone(OwnedFd),
-    /// To be mounted at its place.
+enum PreparedMount {
+    /// A detached mount, to be attached by move_mount(2).
+    Detached(OwnedFd),
+    /// A file system, to be mounted at its target.
     FileSystem(FileSystem),
 }
 
 impl Prepared {
-    /// Clones what there is already, in the mount namespace that it belongs to.
+    /// Clones the mounts of a bind mount. To be called in the mount namespace that they belong to.
     ///
     /// # Errors
     /// Names the share.
@@ -206,12 +208,12 @@ impl Prepared {
             source,
             target,
         } = share;
-        let (what, is_directory) = match source {
-            Source::FileSystem(file_system) => (What::FileSystem(file_system), true),
-            Source::Mounted(mounted) => {
+        let (mount, is_directory) = match source {
+            Source::FileSystem(file_system) => (PreparedMount::FileSystem(file_system), true),
+            Source::Bind(mounted) => {
                 let stat = fstat(&mounted.path).map_err(|e| failed(&name, "fstat", e))?;
                 let kind = FileType::from_raw_mode(stat.st_mode);
-                let clone = What::Clone(clone_share(&name, &mounted)?);
+                let clone = PreparedMount::Detached(clone_share(&name, &mounted)?);
                 (clone, kind == FileType::Directory)
             }
         };
@@ -219,11 +221,11 @@ impl Prepared {
             name,
             target,
             is_directory,
-            what,
+            mount,
         })
     }
 
-    /// Makes the directory or the empty file that the share will cover.
+    /// Creates the mount point: a directory or an empty file.
     ///
     /// # Errors
     /// Names the share.
@@ -246,19 +248,20 @@ impl Prepared {
         Ok(())
     }
 
-    /// Mounts it there.
+    /// Attaches or mounts it at its mount point.
     ///
     /// # Errors
     /// Names the share.
     pub fn attach(&self, root: &OwnedFd) -> Result<(), Error> {
-        match &self.what {
-            What::Clone(clone) => {
+        match &self.mount {
+            PreparedMount::Detached(clone) => {
                 let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
                 move_mount(clone, c"", root, &self.target, flags)
                     .map_err(|e| failed(&self.name, "move_mount", e))
             }
-            What::FileSystem(new) => {
-                // The process's root is the host's still, and so are the paths among the options.
+            PreparedMount::FileSystem(new) => {
+                // The root directory is still the host's, so that the paths among the options
+                // resolve there.
                 let root = format!("/proc/self/fd/{}", root.as_raw_fd());
                 let target = Path::new(&root).join(&self.target);
                 new.mount(&target)
@@ -267,15 +270,16 @@ impl Prepared {
         }
     }
 
-    /// Mounts a file system before its place is at hand. The paths among its options are the calling thread's.
+    /// Mounts a file system as a detached mount. The paths among its options are resolved in the
+    /// calling thread's root.
     ///
     /// # Errors
     /// Names the share.
     pub fn mount(&mut self) -> Result<(), Error> {
-        if let What::FileSystem(new) = &self.what {
+        if let PreparedMount::FileSystem(new) = &self.mount {
             let mounted = new.mount_detached();
             let mounted = mounted.map_err(|e| failed(&self.name, "mounting it on the host", e))?;
-            self.what = What::Clone(mounted);
+            self.mount = PreparedMount::Detached(mounted);
         }
         Ok(())
     }
@@ -290,10 +294,11 @@ impl FileSystem {
         mount(&self.device, target, &self.kind, flags, options)
     }
 
-    /// Mounts it in a mount namespace that ends with this call, and returns a clone of that mount. mount(2) takes all
-    /// options in one text; the calls that make a mount without a place, fsconfig(2), want them apart.
+    /// Mounts it in a temporary mount namespace, and returns a clone of that mount. fsmount(2)
+    /// would create a detached mount directly, but fsconfig(2) takes the options one by one, and
+    /// they are given here as a single string for mount(2).
     fn mount_detached(&self) -> rustix::io::Result<OwnedFd> {
-        // No option's path leads through it.
+        // Some directory that no path among the options leads through.
         const PLACE: &CStr = c"/sys";
         on_a_thread(|| {
             // SAFETY: the mount namespace and the root that come with it are this thread's alone.
@@ -304,21 +309,25 @@ impl FileSystem {
             )?;
             self.mount(Path::new(OsStr::from_bytes(PLACE.to_bytes())))?;
             let clone = clone_mount(CWD, PLACE, OpenTreeFlags::empty())?;
-            change(clone.as_fd(), Depth::One, SEALED)?;
+            change(clone.as_fd(), Depth::One, HARDENED)?;
             Ok(clone)
         })
     }
 }
 
 /// Clones a share's mounts and sets their attributes.
-fn clone_share(name: &str, share: &Mounted) -> Result<OwnedFd, Error> {
+fn clone_share(name: &str, share: &BindMount) -> Result<OwnedFd, Error> {
     let mut flags = OpenTreeFlags::AT_EMPTY_PATH;
     flags.set(OpenTreeFlags::AT_RECURSIVE, share.recursive);
     let clone = clone_mount(&share.path, c"", flags).map_err(|e| failed(name, "open_tree", e))?;
     let set = |depth, attributes| {
         change(clone.as_fd(), depth, attributes).map_err(|e| failed(name, "mount_setattr", e))
     };
-    let base = if share.receives { RECEIVING } else { SEALED };
+    let base = if share.receives_propagation {
+        HARDENED_SLAVE
+    } else {
+        HARDENED
+    };
     set(Depth::All, base)?;
     match share.read_only {
         ReadOnly::Unchanged => {}
@@ -330,7 +339,7 @@ fn clone_share(name: &str, share: &Mounted) -> Result<OwnedFd, Error> {
         (Depth::All, share.times.all),
     ] {
         if let Some(times) = times {
-            change(clone.as_fd(), depth, keep_times(times))
+            change(clone.as_fd(), depth, access_times(times))
                 .map_err(|e| failed(name, "changing how it keeps access times", e))?;
         }
     }
@@ -339,9 +348,9 @@ fn clone_share(name: &str, share: &Mounted) -> Result<OwnedFd, Error> {
             name: owners.name.clone(),
             source,
         };
-        // The kernel takes the mapping as a user namespace. Nothing ever runs in it, and it lives as
-        // long as the mount.
-        let namespace = userns::make(&owners.uids, &owners.gids).map_err(failed)?;
+        // The kernel takes the mapping in the form of a user namespace. No process runs in it, and
+        // it exists as long as the mount.
+        let namespace = userns::create(&owners.uids, &owners.gids).map_err(failed)?;
         let depth = if owners.recursive {
             Depth::All
         } else {

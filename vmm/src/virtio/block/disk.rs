@@ -1,4 +1,4 @@
-//! The host's side of a disk: an open block device or file, and what can be done with it.
+//! The host's side of a disk: an open block device or regular file, and the operations on it.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -10,33 +10,33 @@ use rustix::fs::{
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 use virtiofsd::descriptor_utils::{Reader, Writer};
 
-/// What virtio-blk counts in, whatever the disk's own blocks are (virtio 1.3, 5.2.6).
+/// The unit of virtio-blk's sector numbers, whatever the disk's block size is (virtio 1.3, 5.2.6).
 pub const SECTOR: u64 = 512;
 
 /// The longest serial number, in bytes.
 pub const SERIAL_SIZE: usize = VIRTIO_BLK_ID_BYTES as usize;
 
-/// The sizes of a block that Linux's driver takes: up to a page.
+/// The block sizes that Linux's driver accepts: up to a page.
 const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 512..=4096;
 
-/// Why there is no disk.
+/// Why a descriptor can't be used as a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// The serial number doesn't fit.
+    /// The serial number is empty, too long, or not printable.
     #[error("serial: {0:?} must have 1 to {SERIAL_SIZE} printable characters of ASCII")]
     Serial(String),
-    /// The size can't be learnt.
-    #[error("cannot learn a disk's size")]
+    /// The size can't be determined.
+    #[error("cannot determine a disk's size")]
     Size(#[source] io::Error),
-    /// What was handed over can't be looked at.
-    #[error("cannot look at what was handed over")]
-    Unknown(#[source] io::Error),
-    /// It is no disk.
-    #[error("what was handed over is neither a block device nor a regular file")]
-    Kind,
-    /// It isn't open in the way that it is to be used.
-    #[error("what was handed over must be open for {0} and without O_APPEND")]
-    Access(&'static str),
+    /// fstat(2) or fcntl(2) failed on the received descriptor.
+    #[error("cannot examine the received descriptor")]
+    Inspect(#[source] io::Error),
+    /// The received descriptor is not a disk's.
+    #[error("the received descriptor is neither a block device nor a regular file")]
+    NotADisk,
+    /// The received descriptor has the wrong access mode.
+    #[error("the received descriptor must be open for {0} and without O_APPEND")]
+    AccessMode(&'static str),
 }
 
 /// Why a request was not carried out.
@@ -54,7 +54,7 @@ pub(super) enum Failure {
     Io(#[from] io::Error),
 }
 
-/// A disk. Its size is what it was when it was opened: a device that grows is seen so by the next VM.
+/// A disk. Its size is determined once: if the device grows, only the next VM sees that.
 #[derive(Debug)]
 pub struct Disk {
     file: File,
@@ -66,8 +66,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk of an open block device or file, which must be open for writing unless `read_only`.
-    /// The guest finds it by `serial`.
+    /// A disk backed by a block device or regular file, which must be open for writing unless
+    /// `read_only`. The guest identifies it by `serial`.
     ///
     /// # Errors
     /// See [`DiskError`].
@@ -77,7 +77,7 @@ impl Disk {
             return Err(DiskError::Serial(serial.to_owned()));
         }
         let end = file.seek(SeekFrom::End(0)).map_err(DiskError::Size)?;
-        // A file has no blocks of its own.
+        // A regular file has no block size.
         let block_size = ioctl_blksszget(&file).unwrap_or(*BLOCK_SIZES.start());
         Ok(Self {
             size: end - end % SECTOR,
@@ -88,26 +88,32 @@ impl Disk {
         })
     }
 
-    /// The same of a descriptor that somebody has handed over, which may be of anything: it must be a block
-    /// device's or a regular file's, and open for reading, and for writing just if the disk is to be written.
+    /// A disk backed by a descriptor received from another process, which is validated: it must be
+    /// a block device's or a regular file's, open for reading only if `read_only`, and otherwise
+    /// for reading and writing.
     ///
     /// # Errors
     /// See [`DiskError`].
-    pub fn handed_over(device: OwnedFd, serial: &str, read_only: bool) -> Result<Self, DiskError> {
-        let unknown = |errno: rustix::io::Errno| DiskError::Unknown(errno.into());
+    pub fn from_received_fd(
+        device: OwnedFd,
+        serial: &str,
+        read_only: bool,
+    ) -> Result<Self, DiskError> {
+        let unknown = |errno: rustix::io::Errno| DiskError::Inspect(errno.into());
         let kind = FileType::from_raw_mode(fstat(&device).map_err(unknown)?.st_mode);
         if !matches!(kind, FileType::BlockDevice | FileType::RegularFile) {
-            return Err(DiskError::Kind);
+            return Err(DiskError::NotADisk);
         }
         let (access, wanted) = match read_only {
             true => (OFlags::RDONLY, "reading alone"),
             false => (OFlags::RDWR, "reading and writing"),
         };
         let flags = fcntl_getfl(&device).map_err(unknown)?;
-        // Linux appends what is written to a place of such a file (pwrite(2), "Bugs").
+        // On a file opened with O_APPEND, pwrite(2) appends whatever the offset is (its "Bugs"
+        // section).
         let unfit = OFlags::PATH | OFlags::APPEND;
         if flags & OFlags::RWMODE != access || flags.intersects(unfit) {
-            return Err(DiskError::Access(wanted));
+            return Err(DiskError::AccessMode(wanted));
         }
         Self::new(device.into(), serial, read_only)
     }
@@ -129,7 +135,7 @@ impl Disk {
         &self.serial
     }
 
-    /// Fills `buffers` from a sector on.
+    /// Reads from `sector` on until `buffers` are full.
     pub(super) fn read(&self, sector: u64, buffers: &mut Writer<'_>) -> Result<(), Failure> {
         let length = buffers.available_bytes();
         let offset = self.offset(sector, length as u64)?;
@@ -138,16 +144,16 @@ impl Disk {
         })
     }
 
-    /// Writes all of `buffers` from a sector on.
+    /// Writes all of `buffers` from `sector` on.
     pub(super) fn write(&self, sector: u64, buffers: &mut Reader<'_>) -> Result<(), Failure> {
         let length = buffers.available_bytes();
-        let offset = self.writable(sector, length as u64)?;
+        let offset = self.writable_offset(sector, length as u64)?;
         transfer(offset, length, |offset, left| {
             buffers.write_to_file_at(&self.file, left, offset, None)
         })
     }
 
-    /// Returns once all that was written would outlive a power cut.
+    /// Flushes all writes to stable storage (fdatasync(2)).
     pub(super) fn flush(&self) -> Result<(), Failure> {
         if self.read_only {
             return Ok(());
@@ -155,18 +161,18 @@ impl Disk {
         Ok(self.file.sync_data()?)
     }
 
-    /// Gives sectors back to the device; they read as zeroes then.
+    /// Deallocates a range, which reads as zeroes afterwards.
     pub(super) fn discard(&self, sector: u64, length: u64) -> Result<(), Failure> {
         self.allocate(sector, length, FallocateFlags::PUNCH_HOLE)
     }
 
-    /// Writes zeroes, and keeps the space.
+    /// Fills a range with zeroes, and keeps it allocated.
     pub(super) fn write_zeroes(&self, sector: u64, length: u64) -> Result<(), Failure> {
         self.allocate(sector, length, FallocateFlags::ZERO_RANGE)
     }
 
     fn allocate(&self, sector: u64, length: u64, how: FallocateFlags) -> Result<(), Failure> {
-        let offset = self.writable(sector, length)?;
+        let offset = self.writable_offset(sector, length)?;
         let done = fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, offset, length);
         done.map_err(|errno| match errno {
             rustix::io::Errno::OPNOTSUPP => Failure::Unsupported,
@@ -174,14 +180,14 @@ impl Disk {
         })
     }
 
-    fn writable(&self, sector: u64, length: u64) -> Result<u64, Failure> {
+    fn writable_offset(&self, sector: u64, length: u64) -> Result<u64, Failure> {
         if self.read_only {
             return Err(Failure::ReadOnly);
         }
         self.offset(sector, length)
     }
 
-    /// Where a range of the guest's lies in the file, if it lies there as a whole.
+    /// The offset in the file of a range of whole sectors, if all of it is within the disk.
     fn offset(&self, sector: u64, length: u64) -> Result<u64, Failure> {
         let offset = sector.checked_mul(SECTOR).ok_or(Failure::Range)?;
         let end = offset.checked_add(length).ok_or(Failure::Range)?;
@@ -199,7 +205,8 @@ impl AsRawFd for Disk {
     }
 }
 
-/// Moves `length` bytes, in as many steps as it takes; `step` gets the offset and what is left.
+/// Transfers `length` bytes in as many steps as it takes; `step` gets the offset and the number of
+/// bytes left.
 fn transfer(
     mut offset: u64,
     length: usize,

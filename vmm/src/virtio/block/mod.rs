@@ -1,12 +1,11 @@
 //! virtio-blk (virtio 1.3, chapter 5.2): a disk, which is a block device or a file of the host.
 //!
-//! One queue, and blocking calls to the host: a device is to be served by a thread of its own, so that
-//! a slow disk holds up nobody but who uses it. What is written is in the host's page cache when a
-//! request is answered, and on the disk when the guest has flushed; that is also what the guest
-//! is told.
+//! There is one queue, and the system calls block: each device must be served by a thread of its
+//! own, so that a slow disk delays nothing else. It is a write-back device: a write is in the
+//! host's page cache when the request completes, and on the disk after a flush.
 //!
-//! [`Disk`] is the host's side, `request` the guest's. A disk that comes while the guest runs is put into
-//! a [`DiskSlot`].
+//! [`Disk`] is the host's side, `request` the guest's. A disk that is plugged in while the guest
+//! runs goes into a [`DiskSlot`].
 
 mod disk;
 mod request;
@@ -17,7 +16,7 @@ mod slot_tests;
 mod tests;
 
 pub use disk::{Disk, DiskError, SECTOR, SERIAL_SIZE};
-pub use slot::{Answer, DiskSlot, SlotError, SlotHandle};
+pub use slot::{DiskSlot, SlotAnswer, SlotError, SlotHandle};
 
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, RawFd};
@@ -36,52 +35,54 @@ use virtio_queue::QueueState;
 use super::device::{
     ActivateError, Activation, DeviceState, RestoreError, SaveError, VirtioDevice,
 };
-use super::life::{Active, Life};
+use super::lifecycle::{Active, Lifecycle};
 use super::queue::Turn;
 use crate::event_loop::Subscriber;
 
-/// Descriptors in the queue: requests in flight, or with indirect descriptors, the longest of one.
+/// The size of the queue, which is also the most descriptors in one request.
 const QUEUE_SIZE: u16 = 128;
 const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
 
-/// Requests served in one turn of the loop: at most 64 MiB, then a reset gets its chance.
+/// Requests served in one turn of the event loop, at most 64 MiB, so that a reset isn't delayed for
+/// long.
 const BUDGET: usize = 16;
 
-/// The configuration space, up to the fields of features that are not offered.
+/// The size of the configuration space, without the fields of features that are not offered.
 const CONFIG_SIZE: usize = offset_of!(virtio_blk_config, max_secure_erase_sectors);
 
 /// The device.
 pub struct Block {
     disk: Disk,
     config: [u8; CONFIG_SIZE],
-    life: Life<1>,
+    lifecycle: Lifecycle<1>,
 }
 
-/// A device that has no disk yet: all of it that is there before the threads are confined.
+/// A virtio-blk device without a disk, for an empty slot: the part of it that has to exist before
+/// the threads are confined.
 #[derive(Debug)]
-pub struct Vacancy {
-    life: Life<1>,
+pub struct DisklessBlock {
+    lifecycle: Lifecycle<1>,
 }
 
-/// What is to be the same of the device that a saved one becomes, beside its configuration. What the disk
-/// holds is the caller's to keep.
+/// What identifies the disk of a saved device, in addition to its configuration. The caller has to
+/// keep the disk's contents.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
     serial: String,
 }
 
 impl Block {
-    /// A device that no driver has found yet.
+    /// An inactive device.
     ///
     /// # Errors
-    /// No eventfd is to be had: the process has too many files open.
+    /// The process has too many files open.
     pub fn new(disk: Disk) -> std::io::Result<Self> {
-        Ok(Vacancy::new()?.fill(disk))
+        Ok(DisklessBlock::new()?.insert_disk(disk))
     }
 
-    /// Serves what the driver has asked for, as after a kick.
+    /// Serves the available requests, as after a kick.
     fn serve(&mut self) {
-        let Some(active) = self.life.active() else {
+        let Some(active) = self.lifecycle.active() else {
             return;
         };
         let Active {
@@ -94,9 +95,9 @@ impl Block {
         let turn = Turn {
             budget: BUDGET,
             stop,
-            tell_each: Some(interrupt),
+            interrupt_each: Some(interrupt),
         };
-        // A driver that knows nothing of flushing.
+        // The driver can't flush.
         let write_through = *features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
         let (disk, memory) = (&self.disk, memory.memory());
         queue.serve(memory, turn, |chain| {
@@ -107,18 +108,18 @@ impl Block {
             });
             Some(written as u32) // at most 4 MiB, so it fits
         });
-        self.life.end_turn();
+        self.lifecycle.end_turn();
     }
 }
 
-impl Vacancy {
-    /// One that any disk can be put into.
+impl DisklessBlock {
+    /// A device for any disk.
     ///
     /// # Errors
     /// As [`Block::new`].
     pub fn new() -> std::io::Result<Self> {
-        let life = Life::new("virtio-blk: a slot".to_owned())?;
-        Ok(Self { life })
+        let lifecycle = Lifecycle::new("virtio-blk: an empty slot".to_owned())?;
+        Ok(Self { lifecycle })
     }
 
     /// How many queues the device has.
@@ -126,22 +127,24 @@ impl Vacancy {
         QUEUE_SIZES.len()
     }
 
-    /// The doorbell of the device ([`VirtioDevice::doorbell`]).
-    pub fn doorbell(&self) -> RawFd {
-        self.life.doorbell()
+    /// See [`VirtioDevice::activation_eventfd`].
+    pub fn activation_eventfd(&self) -> RawFd {
+        self.lifecycle.activation_eventfd()
     }
 
-    /// The device, with its disk, which no driver has found yet.
-    pub fn fill(self, disk: Disk) -> Block {
+    /// The inactive device with its disk.
+    pub fn insert_disk(self, disk: Disk) -> Block {
         Block {
             config: config(&disk),
-            life: self.life.named(format!("virtio-blk: {}", disk.serial())),
+            lifecycle: self
+                .lifecycle
+                .with_name(format!("virtio-blk: {}", disk.serial())),
             disk,
         }
     }
 }
 
-/// What a driver reads of a disk: `struct virtio_blk_config` (virtio 1.3, 5.2.4).
+/// The configuration space: `struct virtio_blk_config` (virtio 1.3, 5.2.4).
 fn config(disk: &Disk) -> [u8; CONFIG_SIZE] {
     let mut config = [0; CONFIG_SIZE];
     let mut put = |offset: usize, bytes: &[u8]| {
@@ -208,8 +211,8 @@ impl VirtioDevice for Block {
         }
     }
 
-    fn doorbell(&self) -> Option<RawFd> {
-        Some(self.life.doorbell())
+    fn activation_eventfd(&self) -> Option<RawFd> {
+        Some(self.lifecycle.activation_eventfd())
     }
 
     fn config(&self) -> &[u8] {
@@ -217,15 +220,15 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.life.activate(activation)
+        self.lifecycle.activate(activation)
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        self.life.stop()
+        self.lifecycle.stop()
     }
 
     fn reset(&mut self) {
-        self.life.stop();
+        self.lifecycle.stop();
     }
 
     fn save(&self) -> Result<DeviceState, SaveError> {
@@ -244,17 +247,17 @@ impl VirtioDevice for Block {
 
 impl Subscriber for Block {
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.life.doorbell(), self.disk.as_raw_fd()]
+        vec![self.lifecycle.activation_eventfd(), self.disk.as_raw_fd()]
     }
 }
 
 impl MutEventSubscriber for Block {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        self.life.init(ops);
+        self.lifecycle.init(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        self.life.on_event(&events, ops);
+        self.lifecycle.on_event(&events, ops);
         self.serve();
     }
 }

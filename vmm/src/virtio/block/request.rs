@@ -1,8 +1,8 @@
-//! One request: a descriptor chain, checked, carried out, and answered with a status (virtio 1.3,
+//! One request: a descriptor chain is validated, executed, and completed with a status (virtio 1.3,
 //! 5.2.6).
 //!
-//! rust-vmm's parser of these requests was never published, so the few fields are read here; the
-//! buffers and their way to and from the file are virtiofsd's library's, as with virtio-fs.
+//! rust-vmm's parser for these requests was never published, so their few fields are parsed here;
+//! the readers and writers of buffers are those of virtiofsd's library, as with virtio-fs.
 
 use std::io::Write;
 
@@ -17,19 +17,19 @@ use virtiofsd::descriptor_utils::{self, Reader, Writer};
 use super::disk::{Disk, Failure, SECTOR, SERIAL_SIZE};
 use crate::virtio::memory::LoggedMemory;
 
-/// The most data segments in a request, and the most bytes in one: what the driver is told.
+/// The most data segments in a request (`seg_max`).
 pub(super) const MAX_SEGMENTS: u32 = super::QUEUE_SIZE as u32 - 2;
-/// See [`MAX_SEGMENTS`].
+/// The most bytes in a segment (`size_max`).
 pub(super) const MAX_SEGMENT: u32 = 32 << 10;
 /// The most sectors in one discard or write of zeroes: 32 MiB.
 pub(super) const MAX_RANGE: u32 = (32 << 20) / SECTOR as u32;
 
-/// A header, the data, a status.
+/// A header, the data segments, and the status.
 const MAX_DESCRIPTORS: usize = MAX_SEGMENTS as usize + 2;
 /// The most data in one request, 4 MiB less two segments.
 const MAX_BYTES: usize = MAX_SEGMENTS as usize * MAX_SEGMENT as usize;
 
-/// Why a request has no answer: its chain comes back with nothing written.
+/// Why a request gets no status: its chain is returned with nothing written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("the chain has more than {MAX_DESCRIPTORS} descriptors")]
@@ -42,17 +42,17 @@ pub(super) enum Error {
     Status(#[source] std::io::Error),
 }
 
-/// Carries out a request, and returns how many bytes of the chain were written.
+/// Executes a request, and returns how many bytes of the chain were written.
 ///
-/// With `write_through`, what was written outlives a power cut before the request is answered.
+/// With `write_through`, a write is flushed to stable storage before the request completes.
 pub(super) fn serve(
     disk: &Disk,
     write_through: bool,
     memory: &LoggedMemory,
     chain: DescriptorChain<&LoggedMemory>,
 ) -> Result<usize, Error> {
-    // The guest may change the chain at any time: a longer one is read to its end all the same, which
-    // is at 65535 descriptors, and then fails.
+    // The guest may make the chain longer after this check. It is read to its end then, at most
+    // 65535 descriptors, and fails.
     if chain.clone().nth(MAX_DESCRIPTORS).is_some() {
         return Err(Error::TooManyDescriptors);
     }
@@ -106,9 +106,9 @@ impl Request<'_, '_> {
                 self.write_through()
             }
             VIRTIO_BLK_T_FLUSH => self.disk.flush(),
-            VIRTIO_BLK_T_GET_ID => self.tell_serial(),
+            VIRTIO_BLK_T_GET_ID => self.write_serial(),
             VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
-                self.zero(kind)?;
+                self.discard_or_zero(kind)?;
                 self.write_through()
             }
             _ => Err(Failure::Unsupported),
@@ -123,8 +123,8 @@ impl Request<'_, '_> {
         }
     }
 
-    /// The serial, filled up with NULs as far as there is room.
-    fn tell_serial(&mut self) -> Result<(), Failure> {
+    /// Writes the serial number, padded with NULs, as far as there is room.
+    fn write_serial(&mut self) -> Result<(), Failure> {
         let mut text = [0; SERIAL_SIZE];
         let serial = self.disk.serial().as_bytes();
         text[..serial.len()].copy_from_slice(serial);
@@ -132,8 +132,9 @@ impl Request<'_, '_> {
         Ok(self.writable.write_all(&text[..room])?)
     }
 
-    /// A discard, or a write of zeroes. The driver was told to send one range at a time.
-    fn zero(&mut self, kind: u32) -> Result<(), Failure> {
+    /// Executes a discard or a write-zeroes request. The configuration allows a single range in
+    /// each.
+    fn discard_or_zero(&mut self, kind: u32) -> Result<(), Failure> {
         let (sector, count, flags) = (self.le64()?, self.le32()?, self.le32()?);
         if self.readable.available_bytes() > 0 || count > MAX_RANGE {
             return Err(Failure::Malformed);

@@ -1,9 +1,10 @@
-//! A slot for a disk: registers that the guest knows from its boot on, and a thread that waits for a disk to
-//! put behind them.
+//! A slot for a disk: registers that the guest knows since its boot, and a thread that waits for a
+//! disk to plug in there.
 //!
-//! [`DiskSlot`] is what the thread serves. It gets one disk, from the one who holds the [`SlotHandle`], over a
-//! pair of sockets that are theirs alone: a packet with a line and a descriptor, answered with a line. Once
-//! there is a disk, the thread closes its end, and the slot is a virtio-blk device like any other, for good.
+//! [`DiskSlot`] is served by the thread. It receives one disk from the holder of the
+//! [`SlotHandle`], over a socket pair: a packet with a line and a descriptor, answered by a line.
+//! Once there is a disk, the thread closes its end of the socket pair, and the slot stays a
+//! virtio-blk device like any other.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -18,69 +19,75 @@ use rustix::net::{
     send, sendmsg, socketpair,
 };
 
-use super::{Block, Disk, DiskError, SERIAL_SIZE, Vacancy};
+use super::{Block, Disk, DiskError, DisklessBlock, SERIAL_SIZE};
 use crate::chain::chain;
 use crate::event_loop::Subscriber;
 use crate::virtio::transport::{FillError, MmioTransport};
 
-/// The data of the event that something has been handed over: below those of a device.
-const HANDED: u32 = 0;
+/// The event data of the socket, below those of the device's own events.
+const SOCKET_EVENT: u32 = 0;
 
-/// The longest line with a disk: `rw`, a space, and the serial number.
+/// The longest request line: `rw`, a space, and the serial number.
 const LONGEST_LINE: usize = 3 + SERIAL_SIZE;
 
 /// The longest answer, in bytes.
 const LONGEST_ANSWER: usize = 200;
 
-/// The answer that the slot is filled; any other is the reason why it isn't.
+/// The answer that the disk is in the slot; any other answer is the reason why it isn't.
 const FILLED: &str = "OK";
 
-/// Why a slot has no disk.
+/// Why a slot refused a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// It isn't what the other end sends.
-    #[error("what came is not a disk and its serial number")]
+    /// The packet is not a line and a descriptor.
+    #[error("the request is not a disk and its serial number")]
     Malformed,
     /// The descriptor can't be a disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The registers don't take it.
+    /// The device can't be plugged into the slot.
     #[error(transparent)]
     Fill(#[from] FillError),
 }
 
-/// What a slot's thread says to what it was handed.
+/// The answer of a slot's thread to a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The slot is filled, for good.
+pub enum SlotAnswer {
+    /// The disk is in the slot, and stays there.
     Filled,
-    /// It isn't, and why.
+    /// The disk was refused, with the reason.
     Refused(String),
-    /// The thread doesn't listen any more.
-    Gone,
+    /// The thread has closed its socket.
+    Closed,
 }
 
-/// The end of a slot's sockets by which a disk is handed to its thread.
+/// The end of a slot's socket pair by which a disk is sent to its thread.
 #[derive(Debug)]
 pub struct SlotHandle(OwnedFd);
 
-/// The slot: served by a thread of its own.
+/// The slot, which a thread of its own serves.
 pub struct DiskSlot {
     registers: Arc<MmioTransport>,
-    /// The device, until it has a disk.
-    vacancy: Option<Vacancy>,
-    /// Where the disk comes from.
-    hands: Option<OwnedFd>,
-    /// The device, once it has one.
+    /// The device, until there is a disk.
+    diskless: Option<DisklessBlock>,
+    /// Receives the disk; closed once there is one.
+    socket: Option<OwnedFd>,
+    /// The device, once there is a disk.
     block: Option<Arc<Mutex<Block>>>,
 }
 
 impl SlotHandle {
-    /// Hands a disk over; the answer comes later. It doesn't wait, and doesn't look at the descriptor.
+    /// Sends a disk to the slot's thread, which validates the descriptor and answers later. Doesn't
+    /// block.
     ///
     /// # Errors
-    /// The slot is filled, or its thread hasn't read what was handed over before.
-    pub fn hand(&self, device: BorrowedFd<'_>, serial: &str, read_only: bool) -> io::Result<()> {
+    /// There is a disk in the slot, or its thread hasn't received the last one yet.
+    pub fn send_disk(
+        &self,
+        device: BorrowedFd<'_>,
+        serial: &str,
+        read_only: bool,
+    ) -> io::Result<()> {
         let line = format!("{} {serial}", if read_only { "ro" } else { "rw" });
         let descriptors = [device];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -98,19 +105,19 @@ impl SlotHandle {
         Ok(())
     }
 
-    /// The thread's answer; nothing as long as it hasn't given one. To be called when this is readable.
-    pub fn answer(&self) -> Option<Answer> {
+    /// The thread's answer; `None` if there is none yet. To be called when this is readable.
+    pub fn receive_answer(&self) -> Option<SlotAnswer> {
         let mut text = [0; LONGEST_ANSWER];
-        // A descriptor that came along would be closed by the kernel: there is no room for one.
+        // Without a buffer for control messages, the kernel drops any descriptor that is sent.
         match recv(&self.0, &mut text, RecvFlags::DONTWAIT) {
             Err(Errno::AGAIN | Errno::INTR) => None,
-            Ok((0, _)) | Err(_) => Some(Answer::Gone),
+            Ok((0, _)) | Err(_) => Some(SlotAnswer::Closed),
             Ok((length, _)) => {
                 let text = text.get(..length).unwrap_or_default();
                 let text = String::from_utf8_lossy(text).into_owned();
                 Some(match text == FILLED {
-                    true => Answer::Filled,
-                    false => Answer::Refused(text),
+                    true => SlotAnswer::Filled,
+                    false => SlotAnswer::Refused(text),
                 })
             }
         }
@@ -131,45 +138,48 @@ impl AsRawFd for SlotHandle {
 }
 
 impl DiskSlot {
-    /// The slot with these registers, which were made for this device
-    /// ([`Machine::attach_empty`](crate::Machine::attach_empty)), and the handle of it.
+    /// The slot with these registers, which were created for this device by
+    /// [`Machine::attach_empty_slot`](crate::Machine::attach_empty_slot), and its handle.
     ///
     /// # Errors
     /// The process has too many files open.
-    pub fn new(vacancy: Vacancy, registers: Arc<MmioTransport>) -> io::Result<(Self, SlotHandle)> {
+    pub fn new(
+        diskless: DisklessBlock,
+        registers: Arc<MmioTransport>,
+    ) -> io::Result<(Self, SlotHandle)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (own, others) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let slot = Self {
             registers,
-            vacancy: Some(vacancy),
-            hands: Some(own),
+            diskless: Some(diskless),
+            socket: Some(own),
             block: None,
         };
         Ok((slot, SlotHandle(others)))
     }
 
-    /// Takes what was handed over, and answers.
-    fn take(&mut self, ops: &mut EventOps<'_>) {
-        let Some(socket) = &self.hands else { return };
+    /// Receives a disk, plugs it in, and answers.
+    fn receive_disk(&mut self, ops: &mut EventOps<'_>) {
+        let Some(socket) = &self.socket else { return };
         let filled = match receive(socket.as_fd()) {
             Ok(None) => return,
             Ok(Some((line, device))) => self.fill(&line, device, ops),
-            Err(Received::Nonsense) => Err(SlotError::Malformed),
-            Err(Received::End) => return self.close(ops),
+            Err(ReceiveError::Malformed) => Err(SlotError::Malformed),
+            Err(ReceiveError::Closed) => return self.close(ops),
         };
         let answer = match filled {
             Ok(()) => FILLED.to_owned(),
-            Err(error) => reason(&error),
+            Err(error) => answer_of(&error),
         };
-        if let Some(socket) = &self.hands {
-            tell(socket.as_fd(), &answer);
+        if let Some(socket) = &self.socket {
+            send_answer(socket.as_fd(), &answer);
         }
-        if self.vacancy.is_none() {
+        if self.diskless.is_none() {
             self.close(ops);
         }
     }
 
-    /// Puts a disk in.
+    /// Plugs a disk into the slot.
     fn fill(
         &mut self,
         line: &[u8],
@@ -177,33 +187,33 @@ impl DiskSlot {
         ops: &mut EventOps<'_>,
     ) -> Result<(), SlotError> {
         let (serial, read_only) = parse(line).ok_or(SlotError::Malformed)?;
-        let disk = Disk::handed_over(device, serial, read_only)?;
-        let vacancy = self.vacancy.take().ok_or(FillError::Filled)?;
-        let block = Arc::new(Mutex::new(vacancy.fill(disk)));
-        // Before the guest can see it: its driver may come at once.
+        let disk = Disk::from_received_fd(device, serial, read_only)?;
+        let diskless = self.diskless.take().ok_or(FillError::Occupied)?;
+        let block = Arc::new(Mutex::new(diskless.insert_disk(disk)));
+        // Before the guest can see the device, since its driver may activate it at once.
         lock(&block).init(ops);
         self.block = Some(Arc::clone(&block));
         Ok(self.registers.fill(block)?)
     }
 
-    /// Listens no more: nothing else is to be handed over.
+    /// Closes the socket: no other disk will be received.
     fn close(&mut self, ops: &mut EventOps<'_>) {
-        if let Some(socket) = self.hands.take() {
+        if let Some(socket) = self.socket.take() {
             let _ = ops.remove(Events::empty(&socket));
         }
     }
 }
 
-/// Why there is no line and descriptor.
-enum Received {
+/// Why no line and descriptor were received.
+enum ReceiveError {
     /// The other end is closed.
-    End,
-    /// Something else came.
-    Nonsense,
+    Closed,
+    /// The packet contains something else.
+    Malformed,
 }
 
-/// Takes a packet, if there is one.
-fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Vec<u8>, OwnedFd)>, Received> {
+/// Receives a packet, if there is one.
+fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Vec<u8>, OwnedFd)>, ReceiveError> {
     let mut line = [0; LONGEST_LINE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -216,7 +226,7 @@ fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Vec<u8>, OwnedFd)>, Receive
     ) {
         Ok(message) => (message.bytes, message.flags.contains(ReturnFlags::TRUNC)),
         Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
-        Err(_) => return Err(Received::End),
+        Err(_) => return Err(ReceiveError::Closed),
     };
     let mut device = None;
     for part in control.drain() {
@@ -225,12 +235,12 @@ fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Vec<u8>, OwnedFd)>, Receive
         }
     }
     match (length, device) {
-        (0, None) => Err(Received::End),
+        (0, None) => Err(ReceiveError::Closed),
         (_, Some(device)) if !is_cut => {
             let line = line.get(..length).unwrap_or_default();
             Ok(Some((line.to_vec(), device)))
         }
-        _ => Err(Received::Nonsense),
+        _ => Err(ReceiveError::Malformed),
     }
 }
 
@@ -244,17 +254,17 @@ fn parse(line: &[u8]) -> Option<(&str, bool)> {
     }
 }
 
-/// An error with its causes, as an answer.
-fn reason(error: &SlotError) -> String {
+/// The answer for an error: its text with its causes.
+fn answer_of(error: &SlotError) -> String {
     let mut text = chain(error);
     text.truncate(text.floor_char_boundary(LONGEST_ANSWER));
     text
 }
 
-fn tell(socket: BorrowedFd<'_>, answer: &str) {
+fn send_answer(socket: BorrowedFd<'_>, answer: &str) {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     if let Err(error) = send(socket, answer.as_bytes(), flags) {
-        log::warn!("virtio-blk: a slot can't answer: {error}");
+        log::warn!("virtio-blk: a slot cannot send its answer: {error}");
     }
 }
 
@@ -265,16 +275,16 @@ fn lock(block: &Mutex<Block>) -> std::sync::MutexGuard<'_, Block> {
 
 impl Subscriber for DiskSlot {
     fn descriptors(&self) -> Vec<RawFd> {
-        let doorbell = self.vacancy.iter().map(Vacancy::doorbell);
-        let hands = self.hands.iter().map(AsRawFd::as_raw_fd);
-        doorbell.chain(hands).collect()
+        let activation_eventfd = self.diskless.iter().map(DisklessBlock::activation_eventfd);
+        let socket = self.socket.iter().map(AsRawFd::as_raw_fd);
+        activation_eventfd.chain(socket).collect()
     }
 }
 
 impl MutEventSubscriber for DiskSlot {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Some(socket) = &self.hands
-            && let Err(error) = ops.add(Events::with_data(socket, HANDED, EventSet::IN))
+        if let Some(socket) = &self.socket
+            && let Err(error) = ops.add(Events::with_data(socket, SOCKET_EVENT, EventSet::IN))
         {
             log::error!("virtio-blk: a slot cannot wait for its disk: {error:?}");
         }
@@ -282,7 +292,7 @@ impl MutEventSubscriber for DiskSlot {
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         match (events.data(), &self.block) {
-            (HANDED, _) => self.take(ops),
+            (SOCKET_EVENT, _) => self.receive_disk(ops),
             (_, Some(block)) => lock(block).process(events, ops),
             (_, None) => {}
         }

@@ -1,4 +1,4 @@
-//! A slot's thread, with who hands it a disk on one side and a driver on the other.
+//! A slot's thread, between the sender of a disk and a driver.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,8 +12,8 @@ use rustix::net::{SendFlags, send};
 use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::slot::{Answer, DiskSlot, SlotHandle};
-use super::{SECTOR, SERIAL_SIZE, Vacancy};
+use super::slot::{DiskSlot, SlotAnswer, SlotHandle};
+use super::{DisklessBlock, SECTOR, SERIAL_SIZE};
 use crate::event_loop::EventLoop;
 use crate::jail::test_child::{self, End, is_root};
 use crate::jail::{self, Identity, Role};
@@ -43,12 +43,17 @@ struct Rig {
 impl Rig {
     fn new() -> (Self, DiskSlot) {
         let memory = memory();
-        let vacancy = Vacancy::new().expect("an eventfd");
-        let doorbell = Some(vacancy.doorbell());
+        let diskless = DisklessBlock::new().expect("an eventfd");
+        let activation_eventfd = Some(diskless.activation_eventfd());
         let stop = StopFlag::default();
-        let registers = MmioTransport::empty(Arc::clone(&memory), vacancy.queues(), doorbell, stop);
+        let registers = MmioTransport::empty(
+            Arc::clone(&memory),
+            diskless.queues(),
+            activation_eventfd,
+            stop,
+        );
         let registers = Arc::new(registers.expect("eventfds"));
-        let (slot, handle) = DiskSlot::new(vacancy, Arc::clone(&registers)).expect("sockets");
+        let (slot, handle) = DiskSlot::new(diskless, Arc::clone(&registers)).expect("sockets");
         let rig = Self {
             memory,
             registers,
@@ -58,7 +63,7 @@ impl Rig {
         (rig, slot)
     }
 
-    /// With the slot in a loop that the test turns.
+    /// With the slot in an event loop that the test runs.
     fn in_loop() -> (Self, EventManager<Arc<Mutex<DiskSlot>>>) {
         let (rig, slot) = Self::new();
         let mut events = EventManager::new().expect("epoll");
@@ -73,7 +78,7 @@ impl Rig {
         let (rig, slot) = Self::new();
         let mut events = EventLoop::new()?;
         events.add(Arc::new(Mutex::new(slot)));
-        events.keep(rig.registers.descriptors());
+        events.keep_open(rig.registers.descriptors());
         events.spawn("slot", confine)?;
         Ok(rig)
     }
@@ -83,14 +88,16 @@ impl Rig {
     }
 
     fn hand(&self, device: BorrowedFd<'_>, serial: &str, read_only: bool) {
-        self.handle.hand(device, serial, read_only).expect("sent");
+        self.handle
+            .send_disk(device, serial, read_only)
+            .expect("sent");
     }
 
     /// What another thread answers.
-    fn answer(&self) -> Answer {
+    fn answer(&self) -> SlotAnswer {
         let mut answer = None;
         wait("an answer", || {
-            answer = self.handle.answer();
+            answer = self.handle.receive_answer();
             answer.is_some()
         });
         answer.expect("an answer")
@@ -116,7 +123,7 @@ impl Rig {
         assert_eq!(driver.status(), 15);
     }
 
-    fn start_driver_in_vain(&self) {
+    fn start_driver_on_placeholder(&self) {
         Driver(&self.registers).start();
         self.registers.write(QUEUE_NOTIFY, &0_u32.to_le_bytes());
         assert_eq!(Driver(&self.registers).status(), 0);
@@ -184,9 +191,9 @@ fn a_disk_that_is_handed_over_is_in_the_slot_for_good() {
     image.as_file().write_all_at(&[7; 512], 512).expect("on it");
     let mut rig = Rig::in_thread(|_| Ok(())).expect("a thread");
     assert_eq!(rig.device_id(), 0);
-    rig.start_driver_in_vain();
+    rig.start_driver_on_placeholder();
     rig.hand(to_write(&image).as_fd(), "disk-7", false);
-    assert_eq!(rig.answer(), Answer::Filled);
+    assert_eq!(rig.answer(), SlotAnswer::Filled);
     assert_eq!(rig.device_id(), 2);
     let mut capacity = [0; 8];
     rig.registers.read(0x100, &mut capacity);
@@ -201,13 +208,15 @@ fn a_disk_that_is_handed_over_is_in_the_slot_for_good() {
     read.expect("on the disk");
     assert_eq!(written, [7; 512]);
 
-    assert_eq!(rig.answer(), Answer::Gone, "nobody listens any more");
-    let again = rig.handle.hand(to_write(&other).as_fd(), "disk-8", false);
+    assert_eq!(rig.answer(), SlotAnswer::Closed, "nobody listens any more");
+    let again = rig
+        .handle
+        .send_disk(to_write(&other).as_fd(), "disk-8", false);
     again.expect_err("it is filled");
     assert_eq!(rig.request(IN, 1), 0, "and goes on");
 }
 
-/// Descriptors that are no disks to be written, and why.
+/// Descriptors that can't be used as writable disks, with a part of the error.
 fn no_disks(image: &NamedTempFile) -> Vec<(OwnedFd, &'static str)> {
     let kind = "neither a block device nor a regular file";
     let access = "must be open for reading and writing";
@@ -243,10 +252,10 @@ fn what_is_no_disk_is_refused_and_the_slot_stays_empty() {
     let (rig, mut events) = Rig::in_loop();
     let mut answer = || {
         while events.run_with_timeout(0).expect("epoll") > 0 {}
-        rig.handle.answer()
+        rig.handle.receive_answer()
     };
-    let refused = |answer: Option<Answer>, why: &str| match answer {
-        Some(Answer::Refused(text)) => assert!(text.contains(why), "{text}"),
+    let refused = |answer: Option<SlotAnswer>, why: &str| match answer {
+        Some(SlotAnswer::Refused(text)) => assert!(text.contains(why), "{text}"),
         other => panic!("{other:?}: refused because of: {why}"),
     };
     for (device, why) in no_disks(&image) {
@@ -263,7 +272,7 @@ fn what_is_no_disk_is_refused_and_the_slot_stays_empty() {
     rig.hand(to_read(&image).as_fd(), &long, true);
     refused(answer(), "not a disk and its serial number");
     rig.hand(to_read(&image).as_fd(), &long[..SERIAL_SIZE], true);
-    assert_eq!(answer(), Some(Answer::Filled));
+    assert_eq!(answer(), Some(SlotAnswer::Filled));
     assert_eq!(rig.device_id(), 2);
 }
 
@@ -273,18 +282,18 @@ fn packets_that_make_no_sense_change_nothing() {
     let (rig, mut events) = Rig::in_loop();
     let mut answer = || {
         while events.run_with_timeout(0).expect("epoll") > 0 {}
-        rig.handle.answer()
+        rig.handle.receive_answer()
     };
     let endless = [b'x'; 4096];
     for packet in [&b"rw disk-7"[..], b"x", &endless] {
         let sent = send(&rig.handle, packet, SendFlags::empty());
         assert_eq!(sent, Ok(packet.len()));
-        assert!(matches!(answer(), Some(Answer::Refused(_))));
+        assert!(matches!(answer(), Some(SlotAnswer::Refused(_))));
     }
     assert_eq!(answer(), None);
     assert_eq!(rig.device_id(), 0);
     rig.hand(to_write(&image).as_fd(), "disk-7", false);
-    assert_eq!(answer(), Some(Answer::Filled));
+    assert_eq!(answer(), Some(SlotAnswer::Filled));
 }
 
 #[test]
@@ -308,7 +317,7 @@ fn the_jail_allows_all_that_a_slot_does() {
         let image = image();
         let no_disks = no_disks(&image);
         let disk = to_write(&image);
-        let identity = Identity::nobody().expect("a user");
+        let identity = Identity::unique_user().expect("a user");
         let mut rig = Rig::in_thread(move |needed| {
             let own = jail::confine(Role::DiskSlot, identity, &needed);
             own.map(drop).map_err(io::Error::other)
@@ -316,10 +325,10 @@ fn the_jail_allows_all_that_a_slot_does() {
         .expect("a thread");
         for (device, _) in &no_disks {
             rig.hand(device.as_fd(), "disk-7", false);
-            assert!(matches!(rig.answer(), Answer::Refused(_)));
+            assert!(matches!(rig.answer(), SlotAnswer::Refused(_)));
         }
         rig.hand(disk.as_fd(), "disk-7", false);
-        assert_eq!(rig.answer(), Answer::Filled);
+        assert_eq!(rig.answer(), SlotAnswer::Filled);
         rig.start_driver();
         assert_eq!(rig.request(OUT, 2), 0);
         assert_eq!(rig.request(IN, 2), 0);

@@ -40,7 +40,7 @@ const WRITE_ZEROES: u32 = 13;
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
-/// What the driver puts where a status is to be.
+/// What the driver writes to the status byte before a request.
 const NONE: u8 = 0xee;
 
 struct Rig {
@@ -388,7 +388,7 @@ fn a_driver_that_cannot_flush_is_served_and_the_jail_allows_it_all() {
     let end = test_child::run(|| {
         let mut rig = Rig::new(false);
         rig.activate(1 << 32);
-        let identity = Identity::nobody().expect("a user");
+        let identity = Identity::unique_user().expect("a user");
         jail::confine(Role::Block, identity, &test_child::open_fds()).expect("the jail");
         assert_eq!(rig.request(OUT, 0, (DATA, 512, 0)), OK);
         assert_eq!(rig.request(IN, 0, (DATA, 512, WRITE)), OK);

@@ -1,11 +1,12 @@
 //! virtio-fs (virtio 1.3, chapter 5.11): the shared tree, served in this process.
 //!
-//! The FUSE protocol and the file system are virtiofsd's, used as a library; this module gives it the
-//! guest's queues, bounds what the guest can ask of it, and decides how the file system behaves (see
-//! [`Options`]). The device does blocking file I/O, so it runs on a thread of its own: [`spawn`].
+//! The FUSE protocol and the file system are virtiofsd's, used as a library; this module connects
+//! it to the guest's queues, limits what the guest can ask of it, and configures the file system
+//! (see [`Options`]). The device does blocking file I/O, so it runs on a thread of its own:
+//! [`spawn`].
 //!
-//! What a guest that has mounted the share has looked up and opened is in the library, as descriptors of
-//! this process, and has no form that could be saved: the device can be saved only before the guest mounts
+//! Once the guest has mounted the share, the library holds its inodes and open files as descriptors
+//! of this process, which can't be saved. So the device can be saved only before the guest mounts
 //! the share, or after it has unmounted it ([`SaveError::ShareMounted`]).
 //!
 //! Locks (`flock`, `fcntl`) stay in the guest: the library offers none, so the guest's kernel keeps
@@ -33,7 +34,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueState;
 
-use super::life::{Active, Life, Told};
+use super::lifecycle::{Active, DeviceEvent, Lifecycle};
 use super::queue::Turn;
 use super::{ActivateError, Activation, DeviceState, RestoreError, SaveError, VirtioDevice};
 use crate::event_loop::Subscriber;
@@ -45,43 +46,44 @@ const TAG_SIZE: usize = 36;
 /// The configuration space: the tag, and `num_request_queues`.
 const CONFIG_SIZE: usize = TAG_SIZE + size_of::<u32>();
 
-/// Queue 0 carries FORGET alone, queue 1 all other requests (virtio 1.3, 5.11.2).
+/// Queue 0 is for FORGET only, queue 1 for all other requests (virtio 1.3, 5.11.2).
 ///
 /// Linux puts at most `queue size - 4` pages in a request, and with 256 pages a request is as large as
 /// the library takes. More than one request queue would be served one after the other all the same.
 const QUEUE_SIZES: [u16; 2] = [128, 512];
 
-/// Requests served before the event loop gets to look at its other events.
+/// Requests served in one turn, before the event loop handles other events.
 const BUDGET: usize = 64;
 
-/// Why there is no device.
+/// Why the device can't be created or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The tag doesn't fit in the configuration space.
     #[error("tag: {0:?} must have 1 to {TAG_SIZE} bytes and no NUL")]
     Tag(String),
-    /// The library could not be started.
+    /// The library could not open the tree.
     #[error("cannot open the shared tree")]
     Open(#[source] std::io::Error),
-    /// An eventfd could not be made.
+    /// An eventfd could not be created.
     #[error("cannot make an eventfd")]
     EventFd(#[source] std::io::Error),
 }
 
 /// A virtio-fs device.
 pub struct Fs {
-    /// From [`Fs::open`] on.
+    /// Set by [`Fs::open`].
     service: Option<Service>,
-    /// Up to then.
+    /// Taken by [`Fs::open`].
     options: Option<Options>,
     config: [u8; CONFIG_SIZE],
-    life: Life<{ QUEUE_SIZES.len() }>,
-    /// The last driver is gone and its files are still open.
-    stale: bool,
+    lifecycle: Lifecycle<{ QUEUE_SIZES.len() }>,
+    /// The device was reset, and the files of the last driver's FUSE session haven't been closed
+    /// yet.
+    has_stale_session: bool,
 }
 
 impl Fs {
-    /// Makes a device that is to serve the tree of `options`. It serves nothing before [`Self::open`].
+    /// Creates a device for the tree of `options`. It serves no requests before [`Self::open`].
     ///
     /// # Errors
     /// See [`Error`].
@@ -98,16 +100,16 @@ impl Fs {
             service: None,
             options: Some(options),
             config,
-            life: Life::new("virtio-fs".to_owned()).map_err(Error::EventFd)?,
-            stale: false,
+            lifecycle: Lifecycle::new("virtio-fs".to_owned()).map_err(Error::EventFd)?,
+            has_stale_session: false,
         })
     }
 
-    /// Opens the tree, once, in the thread that serves it. `descriptors` is that thread's
-    /// `/proc/thread-self/fd`, through which inodes are opened. Nothing else is opened in the tree before
-    /// the guest mounts it.
+    /// Opens the tree. To be called once, on the thread that serves the device. `descriptors` is
+    /// that thread's `/proc/thread-self/fd`, through which inodes are opened. The tree's root is
+    /// opened only when the guest mounts it.
     ///
-    /// Sets the thread's umask to 0, as the guest decides on its files' modes.
+    /// Sets the thread's umask to 0, since the guest determines its files' modes.
     ///
     /// # Errors
     /// See [`Error`].
@@ -119,20 +121,20 @@ impl Fs {
         Ok(())
     }
 
-    /// Closes the last driver's files. Any event of a new driver may come first, so this comes before
-    /// all of them.
-    fn forget_last_driver(&mut self) {
-        if std::mem::take(&mut self.stale)
+    /// Closes the files of the last driver's session after a reset. Called before every event,
+    /// since any of them may be the first of the new driver.
+    fn end_stale_session(&mut self) {
+        if std::mem::take(&mut self.has_stale_session)
             && let Some(service) = &self.service
         {
-            service.forget();
+            service.end_session();
         }
     }
 
-    /// Serves a queue until it is empty or the budget is spent; then the rest waits for the next turn
-    /// of the event loop.
+    /// Serves a queue until it is empty or the budget is used up; the rest is left for the next
+    /// turn of the event loop.
     fn serve(&mut self, index: usize) {
-        let (Some(active), Some(service)) = (self.life.active(), &self.service) else {
+        let (Some(active), Some(service)) = (self.lifecycle.active(), &self.service) else {
             return;
         };
         let Active {
@@ -145,7 +147,7 @@ impl Fs {
         let turn = Turn {
             budget: BUDGET,
             stop,
-            tell_each: Some(interrupt),
+            interrupt_each: Some(interrupt),
         };
         let memory = memory.memory();
         if let Some(queue) = queues.get_mut(index) {
@@ -173,8 +175,8 @@ impl VirtioDevice for Fs {
         1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
     }
 
-    fn doorbell(&self) -> Option<RawFd> {
-        Some(self.life.doorbell())
+    fn activation_eventfd(&self) -> Option<RawFd> {
+        Some(self.lifecycle.activation_eventfd())
     }
 
     fn config(&self) -> &[u8] {
@@ -182,22 +184,25 @@ impl VirtioDevice for Fs {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.life.activate(activation)
+        self.lifecycle.activate(activation)
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        self.life.stop()
+        self.lifecycle.stop()
     }
 
     fn reset(&mut self) {
-        // Closing the guest's files may take long: the device's thread does it, not the vCPU's.
-        self.stale = true;
-        self.life.stop();
+        // Closing the guest's files may take long, so the device's thread does it instead of the
+        // vCPU's.
+        self.has_stale_session = true;
+        self.lifecycle.stop();
     }
 
     fn save(&self) -> Result<DeviceState, SaveError> {
         match &self.service {
-            Some(service) if service.is_mounted() && !self.stale => Err(SaveError::ShareMounted),
+            Some(service) if service.is_mounted() && !self.has_stale_session => {
+                Err(SaveError::ShareMounted)
+            }
             _ => Ok(DeviceState::Fs),
         }
     }
@@ -212,21 +217,21 @@ impl VirtioDevice for Fs {
 
 impl Subscriber for Fs {
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.life.doorbell()]
+        vec![self.lifecycle.activation_eventfd()]
     }
 }
 
 impl MutEventSubscriber for Fs {
     fn init(&mut self, ops: &mut EventOps) {
-        self.life.init(ops);
+        self.lifecycle.init(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        self.forget_last_driver();
-        match self.life.on_event(&events, ops) {
-            Told::Kick(index) => self.serve(index),
+        self.end_stale_session();
+        match self.lifecycle.on_event(&events, ops) {
+            DeviceEvent::QueueKick(index) => self.serve(index),
             _ => (0..QUEUE_SIZES.len()).for_each(|index| self.serve(index)),
         }
-        self.life.end_turn();
+        self.lifecycle.end_turn();
     }
 }

@@ -1,4 +1,5 @@
-//! What the share is, and how the file system behaves: each choice with its reason.
+//! The options of a share, and the configuration of the file system, with the reason for each
+//! choice.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -8,25 +9,26 @@ use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, Negotiat
 
 /// How long the guest may trust a name or attributes that it has looked up.
 ///
-/// The figure is FUSE's own custom. A change made on the host is seen in the guest at most this much
-/// later; within it, walking the same paths again (a start-up does little else) costs no round trip.
+/// One second is FUSE's usual default. The guest sees a change made on the host at most this much
+/// later; until then, walking the same paths again, as programs do when they start, costs no round
+/// trip.
 pub const CACHE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Open files that stay for the device itself and the rest of the process.
+/// Open files that are reserved for the device itself and the rest of the process.
 pub const RESERVED_FDS: u64 = 1024;
 
 /// The most inodes and open files together that a guest of `memory` bytes can hold on the host.
 ///
-/// Each is a file descriptor and a pinned inode of the host, so a hostile guest must not have them
-/// without bound. An honest guest needs more than a KiB of its own memory for each inode that it
-/// remembers, so one for a KiB of guest memory is never the tighter bound; `nofile` is the process's
-/// `RLIMIT_NOFILE`. Where that can't be raised to what hull needs, half of it is the guest's.
+/// Each is a file descriptor and a pinned inode of the host, so their number must be bounded. The
+/// guest itself needs more than 1 KiB of its memory for each inode that it caches, so a bound of
+/// one per KiB of guest memory doesn't restrict it. `nofile` is the process's `RLIMIT_NOFILE`; if
+/// that can't be raised to what hull needs, half of it is for the guest.
 pub fn fd_limit(memory: u64, nofile: u64) -> u64 {
     let reserved = RESERVED_FDS.min(nofile / 2);
     (memory >> 10).max(1 << 16).min(nofile - reserved)
 }
 
-/// What a virtio-fs device shares.
+/// The options of a virtio-fs device.
 #[derive(Debug)]
 pub struct Options {
     /// The name that the guest mounts: 1 to 36 bytes of UTF-8 without a NUL (virtio 1.3, 5.11.4).
@@ -40,14 +42,15 @@ pub struct Options {
 }
 
 impl Options {
-    /// The part of [`Options::fd_limit`] that is for files without a name and handles of them, of which the
-    /// library doesn't know: an eighth, for hardly a program has as many of these open as it has files.
+    /// The part of [`Options::fd_limit`] that is for unnamed files and their handles, which the
+    /// library doesn't manage: an eighth, since programs have far fewer of these open than other
+    /// files.
     pub(super) fn unnamed_limit(&self) -> u64 {
         self.fd_limit / 8
     }
 }
 
-/// The library's configuration for `options`, with the directory that it opens inodes through.
+/// The library's configuration for `options`. It opens inodes through `proc_self_fd`.
 pub(super) fn config(options: Options, proc_self_fd: File) -> Config {
     Config {
         root_dir: options.root.to_string_lossy().into_owned(),

@@ -1,8 +1,8 @@
-//! One FUSE request: a descriptor chain, checked before the library sees it.
+//! One FUSE request: a descriptor chain, validated before it is passed to the library.
 //!
-//! The library trusts a chain to have room for a reply and a length that fits; here is where a hostile
-//! guest's chain ends that doesn't. The guest can change its descriptors and the request at any time: what
-//! is checked is what has been read, and no check counts that would need to be read again.
+//! The library assumes that a chain has room for a reply, and a bounded length; chains of a hostile
+//! guest that don't are refused here. The guest can change descriptors and request at any time, so
+//! a check only holds for what has been read already and isn't read again.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -30,7 +30,7 @@ const MAX_BYTES: usize = (1 << 20) + 4096;
 /// headers and arguments around them.
 const MAX_DESCRIPTORS: usize = 272;
 
-/// Why a request was not served. The guest gets its chain back with nothing written.
+/// Why a request was not served: its chain is returned with nothing written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("the chain has more than {MAX_DESCRIPTORS} descriptors")]
@@ -51,10 +51,10 @@ pub(super) enum Error {
     Message(#[from] virtiofsd::Error),
 }
 
-/// What answers requests.
+/// Serves requests, by virtiofsd's server.
 pub(super) struct Service {
     server: Server<Share>,
-    /// The server's own, for what the server doesn't know.
+    /// The server's file system, for requests that the server doesn't support.
     share: Share,
 }
 
@@ -76,8 +76,8 @@ impl Service {
         self.share.is_mounted()
     }
 
-    /// Closes all that the guest has open, and forgets what it has mounted.
-    pub(super) fn forget(&self) {
+    /// Ends the guest's FUSE session: closes all of its files, and forgets its inodes.
+    pub(super) fn end_session(&self) {
         self.server.destroy();
     }
 
@@ -90,7 +90,7 @@ impl Service {
         let (reader, writer) = open(memory, chain)?;
         let header: InHeader = reader.clone().read_obj().map_err(Error::Header)?;
         if writer.available_bytes() < size_of::<OutHeader>() {
-            return self.serve_silently(reader);
+            return self.serve_without_reply(reader);
         }
         if header.opcode == Opcode::TmpFile as u32 {
             return self.create_unnamed(reader, writer);
@@ -100,9 +100,10 @@ impl Service {
             .handle_message(reader, writer, None::<&mut ()>)?)
     }
 
-    /// A request whose chain has no room for a reply, which must be one that has none: the library would
-    /// read the header again, and might find another request there.
-    fn serve_silently(&self, mut reader: Reader<'_>) -> Result<usize, Error> {
+    /// Serves a request whose chain has no room for a reply, which only FORGET and BATCH_FORGET may
+    /// have. The library isn't used: it would read the header again, which the guest may have
+    /// changed to another request.
+    fn serve_without_reply(&self, mut reader: Reader<'_>) -> Result<usize, Error> {
         let header: InHeader = reader.read_obj().map_err(Error::Header)?;
         let context = Context::from(header);
         match Opcode::try_from(header.opcode) {
@@ -112,7 +113,7 @@ impl Service {
             }
             Ok(Opcode::BatchForget) => {
                 let batch: BatchForgetIn = reader.read_obj().map_err(Error::Header)?;
-                // However many it says, they end where the chain does.
+                // Whatever the count is, the chain's length bounds the number.
                 for _ in 0..batch.count {
                     let forget: ForgetOne = reader.read_obj().map_err(Error::Header)?;
                     self.share.forget(context, forget.nodeid, forget.nlookup);
@@ -123,8 +124,7 @@ impl Service {
         Ok(0)
     }
 
-    /// FUSE_TMPFILE. What follows its arguments, a name that is none and supplementary groups, counts
-    /// for nothing.
+    /// FUSE_TMPFILE. What follows its arguments, a dummy name and supplementary groups, is ignored.
     fn create_unnamed(&self, mut reader: Reader<'_>, writer: Writer<'_>) -> Result<usize, Error> {
         let header: InHeader = reader.read_obj().map_err(Error::Header)?;
         let arguments: CreateIn = reader.read_obj().map_err(Error::Header)?;
@@ -173,10 +173,10 @@ fn reply(mut writer: Writer<'_>, unique: u64, error: i32, parts: &[&[u8]]) -> Re
     Ok(length)
 }
 
-/// Finds the buffers of a chain, and checks them.
+/// Creates the reader and the writer of a chain, and checks their lengths.
 ///
-/// Reader and writer hold the buffers that they found when they were made, and so the lengths checked here
-/// are those that are used, whatever the descriptors say by now.
+/// Both hold the buffers that they found when they were created, so the lengths that are checked
+/// here are those that are used, even if the guest changes the descriptors later.
 fn open<'m>(
     memory: &'m LoggedMemory,
     chain: DescriptorChain<&LoggedMemory>,
@@ -191,8 +191,9 @@ fn open<'m>(
     Ok((reader, writer))
 }
 
-/// Refuses chains that no driver makes. One that is made worse after this look is served all the same: it
-/// has no more descriptors than its table, which is at most 2^16, and reading and writing each find theirs.
+/// Refuses chains that no well-behaved driver makes. If the guest changes one after this check, it
+/// is served all the same: it can't have more descriptors than its table, which are at most 2^16,
+/// and reader and writer select their own.
 fn check_shape(chain: DescriptorChain<&LoggedMemory>) -> Result<(), Error> {
     let mut replies = false;
     for (index, descriptor) in chain.enumerate() {

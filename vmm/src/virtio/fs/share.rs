@@ -1,14 +1,18 @@
-//! The file system that the server calls: virtiofsd's passthrough, and what it lacks.
+//! The file system that the server calls: a wrapper around virtiofsd's passthrough, which adds what
+//! that lacks.
 //!
-//! - A name is one name. The passthrough gives what the guest sends to the host's kernel as it is, and
-//!   a hostile guest's `../x` or `link/x` would be followed there: to another share of the tree, whose
-//!   files the guest has anyway, but past the modes and mounts that its own kernel enforces.
-//! - A guest without what the device relies on gets an error at FUSE_INIT, where the passthrough would
-//!   go on without, and write to our standard error as often as the guest asks.
-//! - An offset is one that a file can have: the library panics on others.
-//! - Extended attributes have other names on the host than in the guest, where the two must differ.
-//! - A file handle of the guest's (name_to_handle_at(2)) is void in the next guest: see [`Share::present`].
-//! - Files without a name are [`Unnamed`]'s, recognised by their node ids.
+//! - Names are checked. The passthrough passes the guest's names to the host's kernel unchanged,
+//!   which would resolve a hostile guest's `../x` or `link/x`: to another share of the tree, which
+//!   the guest has access to anyway, but bypassing the modes and mounts that its own kernel
+//!   enforces.
+//! - A guest that lacks a FUSE feature which the device relies on gets an error at FUSE_INIT. The
+//!   passthrough would continue without the feature, and write to standard error whenever the guest
+//!   asks for it.
+//! - Offsets that no file can have are refused: the library panics on them.
+//! - Some extended attributes have other names on the host than in the guest.
+//! - A file handle of one guest (name_to_handle_at(2)) is invalid in the next: see
+//!   [`Share::to_guest_entry`].
+//! - Requests on unnamed files are served by [`Unnamed`], recognised by their node ids.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -29,7 +33,7 @@ use virtiofsd::passthrough::credentials::drop_effective_cap;
 use super::unnamed::{self, Creation, Target, Unnamed, is_unnamed};
 use super::xattr;
 
-/// What every kernel that can be our guest offers.
+/// The FUSE features that the guest's kernel must have.
 const NEEDED: FsOptions = FsOptions::SUBMOUNTS
     .union(FsOptions::HANDLE_KILLPRIV_V2)
     .union(FsOptions::POSIX_ACL)
@@ -41,13 +45,13 @@ type Node = u64;
 type Handle = u64;
 type Opened = (Option<Handle>, OpenOptions);
 
-/// The shared tree. Clones are of the same.
+/// The shared tree. Clones refer to the same state.
 #[derive(Clone)]
 pub(super) struct Share {
     inner: Arc<PassthroughFs>,
     unnamed: Arc<Unnamed>,
-    xattr_names: Arc<xattr::Names>,
-    /// See [`Share::present`].
+    xattr_names: Arc<xattr::NameMap>,
+    /// See [`Share::to_guest_entry`].
     generation: u32,
     cache_timeout: Duration,
     mounted: Arc<AtomicBool>,
@@ -64,19 +68,19 @@ impl Share {
         Ok(Self {
             inner: Arc::new(inner),
             unnamed: Arc::new(unnamed),
-            xattr_names: Arc::new(xattr::Names::new()?),
+            xattr_names: Arc::new(xattr::NameMap::new()?),
             generation: u32::from_le_bytes(generation),
             cache_timeout,
             mounted: Arc::default(),
         })
     }
 
-    /// Whether there is a FUSE session: what the guest has looked up and opened.
+    /// Whether there is a FUSE session, with inodes and open files of the guest.
     pub(super) fn is_mounted(&self) -> bool {
         self.mounted.load(Ordering::Relaxed)
     }
 
-    /// FUSE_TMPFILE, which the server doesn't know.
+    /// FUSE_TMPFILE, which the server doesn't support.
     pub(super) fn create_unnamed(
         &self,
         ctx: Context,
@@ -98,7 +102,7 @@ impl Share {
         }
     }
 
-    /// The passthrough's node, for what can't be asked of a file without a name.
+    /// The passthrough's node, for requests that aren't possible on an unnamed file.
     fn named(&self, node: Node) -> io::Result<Node> {
         match self.unnamed.resolve(node)? {
             Target::Named(node) => Ok(node),
@@ -106,24 +110,26 @@ impl Share {
         }
     }
 
-    /// Tells the guest of what the passthrough has found, under the node id that the guest knows.
+    /// Converts an entry that the passthrough has found for the guest: with the node id that the
+    /// guest knows, and with this guest's generation.
     ///
-    /// Node ids begin anew in each guest, and file handles are made of them and the generation. overlayfs
-    /// keeps file handles on disk: those of an earlier guest must not be found to be another file's.
-    fn present(&self, ctx: Context, mut entry: Entry) -> Entry {
+    /// Node ids start from 1 again in each guest, and file handles consist of a node id and the
+    /// generation. overlayfs stores file handles on disk: those of an earlier guest must not refer
+    /// to another file.
+    fn to_guest_entry(&self, ctx: Context, mut entry: Entry) -> Entry {
         if let Some(alias) = self.unnamed.look_up_alias(entry.inode) {
             self.inner.forget(ctx, entry.inode, 1);
             entry.inode = alias;
         }
-        // The guest's kernel gives the folder that it mounts a share on no generation, and would take
-        // the folder for another one.
+        // The guest's kernel uses no generation for the root of a submount, and would take it for
+        // another inode.
         if entry.attr.flags & ATTR_SUBMOUNT == 0 {
             entry.generation = self.generation.into();
         }
         entry
     }
 
-    /// Gives a file its first name.
+    /// Links an unnamed file, which makes its node an alias of a node of the passthrough.
     fn link_unnamed(
         &self,
         ctx: Context,
@@ -136,7 +142,8 @@ impl Share {
         self.with_directory(ctx, parent, link)?;
         let entry = self.inner.lookup(ctx, parent, name)?;
         self.unnamed.make_alias(node, entry.inode);
-        // One count of the passthrough's is the alias's; the guest's own is counted there.
+        // The alias holds one lookup of the passthrough's node; the guest's lookups are counted by
+        // the alias.
         self.unnamed.look_up_alias(entry.inode);
         Ok(Entry {
             inode: node,
@@ -145,7 +152,7 @@ impl Share {
         })
     }
 
-    /// Lends the directory of a node to `then`.
+    /// Calls `then` with the open directory of a node.
     fn with_directory<T>(
         &self,
         ctx: Context,
@@ -159,7 +166,8 @@ impl Share {
         result
     }
 
-    /// Lends the file of a handle to `then`. The passthrough gives it to who reads from it.
+    /// Calls `then` with the open file of a handle. The passthrough exposes that only to the writer
+    /// that a read fills, so the call is made from there.
     fn with_file<T>(
         &self,
         ctx: Context,
@@ -168,27 +176,29 @@ impl Share {
         then: impl FnOnce(&File) -> io::Result<T>,
     ) -> io::Result<T> {
         if is_unnamed(handle) {
-            return then(&*self.unnamed.opened(node, handle)?);
+            return then(&*self.unnamed.open_file(node, handle)?);
         }
         let node = self.named(node)?;
-        let mut loan = Loan::Then(then);
+        let mut action = FileAction::Pending(then);
         self.inner
-            .read(ctx, node, handle, &mut loan, 0, 0, None, 0)?;
-        match loan {
-            Loan::Result(result) => result,
-            Loan::Then(_) | Loan::Taken => Err(io::Error::from_raw_os_error(libc::EBADF)),
+            .read(ctx, node, handle, &mut action, 0, 0, None, 0)?;
+        match action {
+            FileAction::Done(result) => result,
+            FileAction::Pending(_) | FileAction::Running => {
+                Err(io::Error::from_raw_os_error(libc::EBADF))
+            }
         }
     }
 }
 
-/// A reader of files that does something else with the file.
-enum Loan<F, T> {
-    Then(F),
-    Taken,
-    Result(io::Result<T>),
+/// A [`ZeroCopyWriter`] that calls a closure with the file instead of reading from it.
+enum FileAction<F, T> {
+    Pending(F),
+    Running,
+    Done(io::Result<T>),
 }
 
-impl<F: FnOnce(&File) -> io::Result<T>, T> ZeroCopyWriter for Loan<F, T> {
+impl<F: FnOnce(&File) -> io::Result<T>, T> ZeroCopyWriter for FileAction<F, T> {
     fn read_from_file_at(
         &mut self,
         file: &File,
@@ -196,14 +206,14 @@ impl<F: FnOnce(&File) -> io::Result<T>, T> ZeroCopyWriter for Loan<F, T> {
         _offset: u64,
         _flags: Option<ReadvFlags>,
     ) -> io::Result<usize> {
-        if let Loan::Then(then) = std::mem::replace(self, Loan::Taken) {
-            *self = Loan::Result(then(file));
+        if let FileAction::Pending(then) = std::mem::replace(self, FileAction::Running) {
+            *self = FileAction::Done(then(file));
         }
         Ok(0)
     }
 }
 
-/// Refuses what is not the name of an entry in a directory.
+/// Refuses what is not a single name of a directory entry.
 fn check(name: &CStr) -> io::Result<()> {
     match name.to_bytes() {
         b"" | b"." | b".." => Err(io::Error::from_raw_os_error(libc::EINVAL)),
@@ -212,7 +222,7 @@ fn check(name: &CStr) -> io::Result<()> {
     }
 }
 
-/// Refuses what lies beyond the largest offset that a file can have: the library panics on one.
+/// Refuses a range beyond the largest offset that a file can have, on which the library panics.
 fn check_range(offset: u64, size: u32) -> io::Result<()> {
     match offset.checked_add(size.into()) {
         Some(end) if i64::try_from(end).is_ok() => Ok(()),
@@ -220,8 +230,8 @@ fn check_range(offset: u64, size: u32) -> io::Result<()> {
     }
 }
 
-/// Methods that the passthrough answers once the names among the arguments are checked.
-macro_rules! checked {
+/// Methods that are forwarded to the passthrough after their names are checked.
+macro_rules! with_checked_names {
     ($($method:ident($($argument:ident: $type:ty),*; $($name:ident),+) -> $reply:ty;)*) => {
         $(fn $method(&self, $($argument: $type),*) -> io::Result<$reply> {
             $(check($name)?;)+
@@ -230,19 +240,19 @@ macro_rules! checked {
     };
 }
 
-/// Methods that make an entry of a directory, which the passthrough does once the name is checked.
-macro_rules! made {
+/// Methods that create a directory entry, forwarded to the passthrough after the name is checked.
+macro_rules! creating_an_entry {
     ($($method:ident($($argument:ident: $type:ty),*; $name:ident);)*) => {
         $(fn $method(&self, ctx: Context, $($argument: $type),*) -> io::Result<Entry> {
             check($name)?;
             let entry = self.inner.$method(ctx, $($argument),*)?;
-            Ok(self.present(ctx, entry))
+            Ok(self.to_guest_entry(ctx, entry))
         })*
     };
 }
 
-/// Methods that the passthrough answers as it is.
-macro_rules! passed_on {
+/// Methods that are forwarded to the passthrough unchanged.
+macro_rules! forwarded {
     ($($method:ident($($argument:ident: $type:ty),*) -> $reply:ty;)*) => {
         $(fn $method(&self, $($argument: $type),*) -> io::Result<$reply> {
             self.inner.$method($($argument),*)
@@ -250,7 +260,8 @@ macro_rules! passed_on {
     };
 }
 
-/// Methods on a node, which the passthrough answers, but for unnamed files.
+/// Methods on a node: forwarded to the passthrough, or served by the expression after `or` for an
+/// unnamed file.
 macro_rules! by_node {
     ($($method:ident($($argument:ident: $type:ty),*) -> $reply:ty, or $unnamed:expr;)*) => {
         $(fn $method(&self, ctx: Context, node: Node, $($argument: $type),*) -> io::Result<$reply> {
@@ -265,12 +276,13 @@ macro_rules! by_node {
     };
 }
 
-/// Methods on an open file, which the passthrough answers, but for unnamed files' handles.
+/// Methods on a handle: forwarded to the passthrough, or served by the expression after `or` for
+/// one of an unnamed file.
 macro_rules! by_handle {
     ($($method:ident($($before:ident: $before_type:ty),*; handle $(, $argument:ident: $type:ty)*) -> $reply:ty, or $unnamed:expr;)*) => {
         $(fn $method(&self, ctx: Context, node: Node, $($before: $before_type,)* handle: Handle, $($argument: $type),*) -> io::Result<$reply> {
             if is_unnamed(handle) {
-                let file = self.unnamed.opened(node, handle)?;
+                let file = self.unnamed.open_file(node, handle)?;
                 let answer: &dyn Fn(&File) -> io::Result<$reply> = &$unnamed;
                 answer(&file)
             } else {
@@ -303,7 +315,7 @@ impl FileSystem for Share {
     fn lookup(&self, ctx: Context, parent: Node, name: &CStr) -> io::Result<Entry> {
         check(name)?;
         let entry = self.inner.lookup(ctx, parent, name)?;
-        Ok(self.present(ctx, entry))
+        Ok(self.to_guest_entry(ctx, entry))
     }
 
     fn forget(&self, ctx: Context, node: Node, count: u64) {
@@ -327,7 +339,7 @@ impl FileSystem for Share {
         match self.unnamed.resolve(node)? {
             Target::Named(node) => {
                 let entry = self.inner.link(ctx, node, parent, name)?;
-                Ok(self.present(ctx, entry))
+                Ok(self.to_guest_entry(ctx, entry))
             }
             Target::Unnamed(file) => self.link_unnamed(ctx, node, &file, parent, name),
         }
@@ -348,7 +360,7 @@ impl FileSystem for Share {
         let (entry, handle, options) = self
             .inner
             .create(ctx, parent, name, mode, kill_priv, flags, umask, extensions)?;
-        Ok((self.present(ctx, entry), handle, options))
+        Ok((self.to_guest_entry(ctx, entry), handle, options))
     }
 
     fn read<W: ZeroCopyWriter>(
@@ -364,7 +376,7 @@ impl FileSystem for Share {
     ) -> io::Result<usize> {
         check_range(offset, size)?;
         if is_unnamed(handle) {
-            let file = self.unnamed.opened(node, handle)?;
+            let file = self.unnamed.open_file(node, handle)?;
             return to.read_from_file_at(&file, size as usize, offset, None);
         }
         let node = self.named(node)?;
@@ -387,7 +399,7 @@ impl FileSystem for Share {
     ) -> io::Result<usize> {
         check_range(offset, size)?;
         if is_unnamed(handle) {
-            let file = self.unnamed.opened(node, handle)?;
+            let file = self.unnamed.open_file(node, handle)?;
             let _without_fsetid = kill_priv
                 .then(|| drop_effective_cap("FSETID"))
                 .transpose()?;
@@ -429,19 +441,19 @@ impl FileSystem for Share {
         })
     }
 
-    made! {
+    creating_an_entry! {
         mkdir(parent: Node, name: &CStr, mode: u32, umask: u32, extensions: Extensions; name);
         mknod(parent: Node, name: &CStr, mode: u32, rdev: u32, umask: u32, extensions: Extensions; name);
         symlink(target: &CStr, parent: Node, name: &CStr, extensions: Extensions; name);
     }
 
-    checked! {
+    with_checked_names! {
         unlink(ctx: Context, parent: Node, name: &CStr; name) -> ();
         rmdir(ctx: Context, parent: Node, name: &CStr; name) -> ();
         rename(ctx: Context, from: Node, old: &CStr, to: Node, new: &CStr, flags: u32; old, new) -> ();
     }
 
-    passed_on! {
+    forwarded! {
         readlink(ctx: Context, node: Node) -> Vec<u8>;
         opendir(ctx: Context, node: Node, flags: u32) -> Opened;
         readdir(ctx: Context, node: Node, handle: Handle, size: u32, offset: u64) -> Self::DirIter;
@@ -451,8 +463,9 @@ impl FileSystem for Share {
     }
 
     fn syncfs(&self, ctx: Context, node: Node) -> io::Result<()> {
-        // By the time of this request the guest has sent all that was dirty. PID 1 asked for just that, at
-        // the guest's end; what a container asks for is that the host's disk has it.
+        // The guest has written all dirty data to the host before this request. That is all that
+        // its PID 1 wants when it shuts down; a container's process wants the data to be on the
+        // host's disk.
         if ctx.pid == 1 {
             return Ok(());
         }
@@ -469,7 +482,7 @@ impl FileSystem for Share {
     ) -> io::Result<(Attr, Duration)> {
         match self.unnamed.resolve(node)? {
             Target::Named(node) => {
-                // A handle from before the file had a name isn't the passthrough's.
+                // The passthrough doesn't know a handle from before the file had a name.
                 let handle = handle.filter(|handle| !is_unnamed(*handle));
                 self.inner.setattr(ctx, node, attr, handle, valid)
             }
@@ -524,12 +537,15 @@ impl FileSystem for Share {
         name: &CStr,
         size: u32,
     ) -> io::Result<GetxattrReply> {
-        let name = &self.xattr_names.on_host(name).map_err(xattr::absent)?;
+        let name = &self
+            .xattr_names
+            .on_host(name)
+            .map_err(xattr::no_such_attribute)?;
         let value = match self.unnamed.resolve(node)? {
             Target::Named(node) => self.inner.getxattr(ctx, node, name, size),
             Target::Unnamed(file) => unnamed::get_xattr(&file, name, size),
         };
-        value.map_err(|error| xattr::for_permissions(name, error))
+        value.map_err(|error| xattr::for_permission_check(name, error))
     }
 
     fn listxattr(&self, ctx: Context, node: Node, size: u32) -> io::Result<ListxattrReply> {

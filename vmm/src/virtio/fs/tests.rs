@@ -1,4 +1,4 @@
-//! The device as a guest meets it: an honest one, and a hostile one.
+//! The device with a well-behaved guest, and with a hostile one.
 
 mod driver;
 mod jailed;
@@ -136,7 +136,7 @@ fn malformed_chains_come_back_empty() {
     for chain in chains {
         assert_eq!(guest.chain(REQUESTS, chain), 0, "{chain:?}");
     }
-    // A chain that bites its own tail, and an indirect table in an indirect table.
+    // A chain with a loop, and an indirect table in an indirect table.
     guest.descriptor(0x1_0000, 0, REQUEST, 80, 1, 0);
     guest.offer(REQUESTS);
     assert_eq!(guest.wait(REQUESTS), 0);

@@ -12,7 +12,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use super::Fs;
 use crate::event_loop::{EventLoop, StopHandle};
 
-/// The running thread. Dropping it leaves the thread alone: it ends with the process.
+/// The running thread. Dropping this doesn't stop the thread, which then ends with the process.
 #[derive(Debug)]
 pub struct FsThread {
     stop: StopHandle,
@@ -20,13 +20,13 @@ pub struct FsThread {
 }
 
 impl FsThread {
-    /// Ends the thread after the request in hand and waits for it.
+    /// Stops the thread after its current request, and waits for it.
     ///
-    /// A request may take as long as the host's file system does: a process that ends need not stop
-    /// the thread first.
+    /// A request may take as long as the host's file system does. A process that exits need not
+    /// stop the thread first.
     pub fn stop(self) {
         self.stop.stop();
-        // A panic of the thread has been reported on its own, and so has a failure of its loop.
+        // A panic of the thread, or a failure of its loop, has been logged already.
         let _ = self.thread.join();
     }
 }
@@ -38,7 +38,7 @@ impl FsThread {
 /// it serves.
 ///
 /// # Errors
-/// There can be no more threads or files, or the thread could not be confined; then it is gone.
+/// A thread or an eventfd can't be created, or `confine` failed; then the thread has ended.
 pub fn spawn(
     device: Arc<Mutex<Fs>>,
     eventfds: Vec<RawFd>,
@@ -46,7 +46,7 @@ pub fn spawn(
 ) -> io::Result<FsThread> {
     let mut events = EventLoop::new()?;
     events.add(Arc::clone(&device) as _);
-    events.keep(eventfds);
+    events.keep_open(eventfds);
     let stop = events.stop_handle();
     let thread = events.spawn("virtio-fs", move |descriptors| {
         // SAFETY: with CLONE_FS alone, no resource of another thread is touched: this thread gets a copy

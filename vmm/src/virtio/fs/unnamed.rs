@@ -1,9 +1,9 @@
-//! Files without a name: `O_TMPFILE`.
+//! Unnamed files: `O_TMPFILE`.
 //!
-//! The passthrough knows an inode by the name that it was looked up by, so it can't have one that never
-//! had a name. Such files are kept here, under node ids and handles of their own, from FUSE_TMPFILE until
-//! the guest forgets them. One that is linked later gets a node in the passthrough as well, of which the
-//! guest's node id is then an alias: to the guest it stays the same inode.
+//! The passthrough looks up an inode by its name, so it can't represent one that never had a name.
+//! Unnamed files are managed here, with node ids and handles of their own, from FUSE_TMPFILE until
+//! the guest forgets them. One that is linked later gets a node in the passthrough too, of which
+//! the guest's node id then is an alias, so that it stays the same inode for the guest.
 #![allow(unsafe_code)] // fstatvfs64(2) into the library's reply type
 
 use std::collections::HashMap;
@@ -23,14 +23,14 @@ use virtiofsd::passthrough::credentials::drop_effective_cap;
 use virtiofsd::soft_idmap::Id;
 
 /// Marks the node ids and handles of unnamed files; the passthrough counts its own up from 0.
-const MARK: u64 = 1 << 63;
+const UNNAMED_BIT: u64 = 1 << 63;
 
-/// Whether a node id or a handle is one of these.
+/// Whether a node id or a handle is that of an unnamed file, or was when it was created.
 pub(super) fn is_unnamed(id: u64) -> bool {
-    id & MARK != 0
+    id & UNNAMED_BIT != 0
 }
 
-/// What a node id of the guest's stands for.
+/// What a node id of the guest refers to.
 #[derive(Debug)]
 pub(super) enum Target {
     /// A node of the passthrough.
@@ -39,7 +39,7 @@ pub(super) enum Target {
     Unnamed(Arc<File>),
 }
 
-/// What a process of the guest asked for.
+/// The arguments of FUSE_TMPFILE.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Creation {
     pub(super) uid: u32,
@@ -55,31 +55,31 @@ pub(super) struct Creation {
 pub(super) struct Unnamed {
     /// The thread's `/proc/thread-self/fd`.
     proc_self_fd: File,
-    /// The most unnamed files and handles of them.
+    /// The most unnamed files and handles of them together.
     limit: u64,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    nodes: HashMap<u64, Known>,
-    /// From nodes of the passthrough to the aliases that the guest knows them by.
+    nodes: HashMap<u64, KnownNode>,
+    /// Maps nodes of the passthrough to the aliases by which the guest knows them.
     aliases: HashMap<u64, u64>,
     handles: HashMap<u64, (u64, Arc<File>)>,
     last: u64,
 }
 
-/// A node, and how often the guest has been told of it.
+/// A node that the guest knows, with its lookup count.
 #[derive(Debug)]
-struct Known {
-    file: Identity,
+struct KnownNode {
+    kind: NodeKind,
     lookups: u64,
 }
 
 #[derive(Debug)]
-enum Identity {
+enum NodeKind {
     Unnamed(Arc<File>),
-    /// The passthrough's node, which is held once for the alias.
+    /// A node of the passthrough, of which the alias holds one lookup.
     Alias(u64),
 }
 
@@ -112,8 +112,8 @@ impl Unnamed {
         let file = Arc::new(create_file(directory, creation)?);
         let attr = attributes(&file)?;
         let node = state.next_id();
-        let known = Known {
-            file: Identity::Unnamed(Arc::clone(&file)),
+        let known = KnownNode {
+            kind: NodeKind::Unnamed(Arc::clone(&file)),
             lookups: 1,
         };
         state.nodes.insert(node, known);
@@ -121,14 +121,14 @@ impl Unnamed {
         Ok((node, attr, handle))
     }
 
-    /// What `node` stands for.
+    /// What `node` refers to.
     pub(super) fn resolve(&self, node: u64) -> io::Result<Target> {
         if !is_unnamed(node) {
             return Ok(Target::Named(node));
         }
-        match self.state().nodes.get(&node).map(|known| &known.file) {
-            Some(Identity::Alias(named)) => Ok(Target::Named(*named)),
-            Some(Identity::Unnamed(file)) => Ok(Target::Unnamed(Arc::clone(file))),
+        match self.state().nodes.get(&node).map(|known| &known.kind) {
+            Some(NodeKind::Alias(named)) => Ok(Target::Named(*named)),
+            Some(NodeKind::Unnamed(file)) => Ok(Target::Unnamed(Arc::clone(file))),
             None => Err(bad_file()),
         }
     }
@@ -140,17 +140,18 @@ impl Unnamed {
         Ok(linkat(&self.proc_self_fd, own, directory, name, follow)?)
     }
 
-    /// Makes `node`, which has a name by now, an alias of the passthrough's `named`, which has been
-    /// looked up once for it.
+    /// Makes `node`, which has been linked, an alias of the passthrough's node `named`, of which
+    /// the alias takes over one lookup.
     pub(super) fn make_alias(&self, node: u64, named: u64) {
         let mut state = self.state();
         if let Some(known) = state.nodes.get_mut(&node) {
-            known.file = Identity::Alias(named);
+            known.kind = NodeKind::Alias(named);
             state.aliases.insert(named, node);
         }
     }
 
-    /// The alias that the guest knows a node of the passthrough by, counted as looked up once more.
+    /// The alias by which the guest knows a node of the passthrough, if there is one. Increments
+    /// its lookup count.
     pub(super) fn look_up_alias(&self, named: u64) -> Option<u64> {
         let mut state = self.state();
         let node = *state.aliases.get(&named)?;
@@ -159,13 +160,15 @@ impl Unnamed {
         Some(node)
     }
 
-    /// Whether a node of the passthrough has an alias. The guest was never told of such a node, and if it
-    /// could forget it, aliases without end would need no more than one open file.
+    /// Whether a node of the passthrough has an alias. The guest doesn't know such a node itself,
+    /// and must not be able to forget it: otherwise it could create any number of aliases with a
+    /// single open file.
     pub(super) fn has_alias(&self, named: u64) -> bool {
         self.state().aliases.contains_key(&named)
     }
 
-    /// Forgets a node as often as `count`. If it was an alias and is gone, returns what it stood for.
+    /// Decrements a node's lookup count by `count`, and removes it at zero. If it was an alias,
+    /// returns the passthrough's node.
     pub(super) fn forget(&self, node: u64, count: u64) -> Option<u64> {
         let mut state = self.state();
         let known = state.nodes.get_mut(&node)?;
@@ -173,9 +176,9 @@ impl Unnamed {
         if known.lookups > 0 {
             return None;
         }
-        match state.nodes.remove(&node)?.file {
-            Identity::Unnamed(_) => None,
-            Identity::Alias(named) => {
+        match state.nodes.remove(&node)?.kind {
+            NodeKind::Unnamed(_) => None,
+            NodeKind::Alias(named) => {
                 state.aliases.remove(&named);
                 Some(named)
             }
@@ -183,7 +186,7 @@ impl Unnamed {
     }
 
     /// The open file of a handle, which must be one of `node`.
-    pub(super) fn opened(&self, node: u64, handle: u64) -> io::Result<Arc<File>> {
+    pub(super) fn open_file(&self, node: u64, handle: u64) -> io::Result<Arc<File>> {
         match self.state().handles.get(&handle) {
             Some((of, file)) if *of == node => Ok(Arc::clone(file)),
             _ => Err(bad_file()),
@@ -203,7 +206,7 @@ impl Unnamed {
 
     /// Closes a handle, which must be one of `node`.
     pub(super) fn release(&self, node: u64, handle: u64) -> io::Result<()> {
-        self.opened(node, handle)?;
+        self.open_file(node, handle)?;
         self.state().handles.remove(&handle);
         Ok(())
     }
@@ -211,7 +214,7 @@ impl Unnamed {
 
 impl State {
     fn check_room(&self, limit: u64) -> io::Result<()> {
-        // An alias is bounded by the node that it stands for, which is not forgotten before it.
+        // The number of aliases is bounded by the passthrough's nodes that they hold.
         let files = self.nodes.len() - self.aliases.len();
         if (files + self.handles.len()) as u64 >= limit {
             return Err(io::Error::from_raw_os_error(libc::ENFILE));
@@ -221,7 +224,7 @@ impl State {
 
     fn next_id(&mut self) -> u64 {
         self.last += 1;
-        self.last | MARK
+        self.last | UNNAMED_BIT
     }
 
     fn add_handle(&mut self, node: u64, file: Arc<File>) -> u64 {
@@ -231,8 +234,9 @@ impl State {
     }
 }
 
-/// Creates the file as root and hands it over, rather than as its owner: the owner may be allowed to by
-/// a group that the host doesn't know him in. That he is, the guest's kernel has checked.
+/// Creates the file as root and then changes its owner, instead of creating it as its owner, who
+/// may have write permission by a supplementary group that isn't known here. The guest's kernel has
+/// checked the permission.
 fn create_file(directory: &File, creation: Creation) -> io::Result<File> {
     let access = creation.flags & (libc::O_ACCMODE | libc::O_EXCL) as u32;
     let flags = OFlags::from_bits_truncate(access) | OFlags::TMPFILE | OFlags::CLOEXEC;
@@ -244,7 +248,7 @@ fn create_file(directory: &File, creation: Creation) -> io::Result<File> {
     let inherits_group = directory.metadata()?.mode() & libc::S_ISGID != 0;
     let group = (!inherits_group).then_some(creation.gid);
     fchown(&file, Some(creation.uid), group)?;
-    // After the change of owner, which clears them.
+    // Set after the change of owner, which would clear them.
     let set_id = creation.mode & 0o7000;
     if set_id != 0 {
         let mode = file.metadata()?.mode() & 0o777 | set_id;
@@ -253,7 +257,7 @@ fn create_file(directory: &File, creation: Creation) -> io::Result<File> {
     Ok(file)
 }
 
-/// A file's attributes as FUSE has them.
+/// A file's attributes in FUSE's format.
 pub(super) fn attributes(file: &File) -> io::Result<Attr> {
     let metadata = file.metadata()?;
     Ok(Attr {
@@ -323,7 +327,7 @@ pub(super) fn allocate(file: &File, mode: u32, offset: u64, length: u64) -> io::
     )?)
 }
 
-/// FUSE asks for the two that need the file system; the others are the guest's kernel's own.
+/// The guest's kernel sends SEEK_DATA and SEEK_HOLE only, and handles the others itself.
 pub(super) fn seek(file: &File, offset: u64, whence: u32) -> io::Result<u64> {
     let from = match whence as i32 {
         libc::SEEK_DATA => SeekFrom::Data(offset),
@@ -341,7 +345,8 @@ pub(super) fn sync(file: &File, data_only: bool) -> io::Result<()> {
     }
 }
 
-/// `clears_sgid`: the guest's kernel says that who sets the ACL may not keep the set-group-id bit.
+/// `clears_sgid`: the guest's kernel has found that setting this ACL must clear the set-group-id
+/// bit.
 pub(super) fn set_xattr(
     file: &File,
     name: &CStr,

@@ -1,10 +1,12 @@
-//! Extended attributes: the names that the guest's have on the host, and what of them a guest can't have.
+//! Extended attributes: maps their names between the guest and the host, and hides some from the
+//! guest.
 //!
-//! On the host, `trusted.*` belongs to whoever has CAP_SYS_ADMIN there, which the device's thread has not:
-//! overlayfs and others in a guest need attributes that only the *guest's* administrator sees. They are
-//! kept in `user.virtiofs.trusted.*`, where virtiofsd's own documentation has such attributes. So the host's
-//! `trusted.*` are never a guest's, nor a guest's the host's. Who may read or set them in the guest, its
-//! kernel decides by the name that they have there; the host's names no process of a guest can use.
+//! On the host, accessing `trusted.*` takes CAP_SYS_ADMIN, which the device's thread doesn't have.
+//! But overlayfs and others in a guest need attributes that only the guest's administrator can
+//! access. They are stored as `user.virtiofs.trusted.*` on the host, as virtiofsd's documentation
+//! recommends. So a guest never sees the host's `trusted.*`, nor the host a guest's. The guest's
+//! kernel checks permissions by the name in the guest; no process of a guest can use the name on
+//! the host.
 //!
 //! The host's file systems have `user.*` on regular files and directories only, so a guest's `trusted.*` is
 //! refused (EPERM) on all others.
@@ -15,9 +17,9 @@ use std::io;
 
 use virtiofsd::passthrough::xattrmap::{AppliedRule, XattrMap};
 
-/// What becomes of a name, the first rule that fits: the guest's `trusted.*` has a prefix on the host,
-/// the host's own `trusted.*` is not shown, the guest doesn't name what has the prefix, and all else
-/// is the same on both sides.
+/// The mapping; the first rule that matches a name applies. The guest's `trusted.*` gets a prefix
+/// on the host, the host's own `trusted.*` is hidden, the guest can't use names with the prefix,
+/// and all others are the same on both sides.
 const RULES: &str = "
     /prefix/all/trusted./user.virtiofs./
     /bad/server//trusted./
@@ -25,11 +27,11 @@ const RULES: &str = "
     /ok/all///
 ";
 
-/// What the names are on the other side.
+/// Maps names between the guest and the host.
 #[derive(Debug)]
-pub(super) struct Names(XattrMap);
+pub(super) struct NameMap(XattrMap);
 
-impl Names {
+impl NameMap {
     pub(super) fn new() -> io::Result<Self> {
         let rules = XattrMap::try_from(RULES).map_err(io::Error::other)?;
         Ok(Self(rules))
@@ -38,7 +40,7 @@ impl Names {
     /// The host's name for what the guest calls `name`.
     ///
     /// # Errors
-    /// EPERM: it is not a guest's to name.
+    /// EPERM: a guest must not use this name.
     pub(super) fn on_host<'a>(&self, name: &'a CStr) -> io::Result<Cow<'a, CStr>> {
         match self.0.map_client_xattr(name) {
             Ok(AppliedRule::Pass(name)) => Ok(name),
@@ -52,7 +54,8 @@ impl Names {
             .0
             .map_server_xattrlist(names)
             .map_err(io::Error::other)?;
-        // The library's empty list is an empty name, which the guest's kernel takes for an error.
+        // The library returns an empty name if there is none, which the guest's kernel treats as an
+        // error.
         if names == [0] {
             names.clear();
         }
@@ -60,20 +63,21 @@ impl Names {
     }
 }
 
-/// Why an attribute can't be read that isn't a guest's to name: to the guest, there is none.
-pub(super) fn absent(_: io::Error) -> io::Error {
+/// The error for reading an attribute that the guest must not name: there is no such attribute.
+pub(super) fn no_such_attribute(_: io::Error) -> io::Error {
     io::Error::from_raw_os_error(libc::ENODATA)
 }
 
-/// What the guest is told when `name` can't be read.
+/// The error for the guest when reading `name` has failed.
 ///
-/// Its kernel reads ACLs to check permissions, and any error but "there is none" would be the result of the
-/// check. There is none where the host's file system has no ACLs, nor for a process that the host doesn't
-/// let open the file (that of an ordinary user): the mode decides.
-pub(super) fn for_permissions(name: &CStr, error: io::Error) -> io::Error {
+/// The guest's kernel reads ACLs to check permissions, and any error but ENODATA would become the
+/// result of the check. So the file counts as having no ACL, and its mode applies, if the host's
+/// file system doesn't support ACLs, or the host doesn't let the VM process of an ordinary user
+/// open the file.
+pub(super) fn for_permission_check(name: &CStr, error: io::Error) -> io::Error {
     let is_acl = name == c"system.posix_acl_access" || name == c"system.posix_acl_default";
     match error.raw_os_error() {
-        Some(libc::EOPNOTSUPP | libc::EACCES | libc::EPERM) if is_acl => absent(error),
+        Some(libc::EOPNOTSUPP | libc::EACCES | libc::EPERM) if is_acl => no_such_attribute(error),
         _ => error,
     }
 }
@@ -84,7 +88,7 @@ mod tests {
 
     #[test]
     fn trusted_attributes_have_another_name_on_the_host() {
-        let names = Names::new().expect("the rules");
+        let names = NameMap::new().expect("the rules");
         let on_host = |name| names.on_host(name).map(Cow::into_owned).ok();
         assert_eq!(
             on_host(c"trusted.overlay.opaque").as_deref(),
@@ -97,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_list_has_the_guests_names_and_not_the_hosts_trusted_ones() {
-        let names = Names::new().expect("the rules");
+        let names = NameMap::new().expect("the rules");
         let list = |names_of_host: &[u8]| names.in_guest(names_of_host.to_vec()).expect("a list");
         assert_eq!(
             list(b"user.a\0user.virtiofs.trusted.b\0trusted.c\0"),

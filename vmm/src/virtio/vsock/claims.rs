@@ -1,10 +1,11 @@
-//! Claims to the ports on offer: connections of the guest's that haven't shown yet whose they are.
+//! Claims to offered ports: connections from the guest that haven't sent the port's token yet.
 //!
-//! Whoever gets at the guest's vsock can dial a port on offer. The one who is meant knows the offer's
-//! token and sends it first; only then is the descriptor his. Until then the offer stands: a port can be
-//! claimed by several at once, and a claim that shows anything else, or not all of the token in time, is
-//! reset without taking the offer from the others. So tries aren't counted: at 2^128 there is nothing to
-//! be had by them, while a limit would be a way to take the offer away.
+//! Any process in the guest that can use vsock may dial an offered port. The intended one knows the
+//! offer's token and sends it first; only then is the connection joined to the descriptor. Until
+//! then the port stays on offer: several connections can claim it at once, and a claim that sends
+//! anything else, or doesn't send the whole token in time, is reset without affecting the others.
+//! Failed attempts aren't limited: a token of 128 bits can't be guessed, and a limit would let any
+//! process use up the attempts of the intended one.
 
 use std::collections::VecDeque;
 
@@ -15,61 +16,67 @@ use super::packet::{Header, advance};
 /// The length of a [`Token`] in bytes.
 pub const TOKEN_LENGTH: usize = 16;
 
-/// What is to be sent first on a stream, chosen at random.
+/// The random bytes that must be sent first on a stream.
 pub type Token = [u8; TOKEN_LENGTH];
 
-/// Claims there may be; a further one ends the oldest, so that those who sit still keep nobody out.
+/// The most claims at a time; another one ends the oldest, so that idle claims can't block new
+/// ones.
 pub(super) const MAX_CLAIMS: usize = 64;
 
-/// A connection to a port on offer.
+/// A connection to an offered port whose token hasn't been received yet.
 #[derive(Debug)]
 pub(super) struct Claim {
-    /// Which no other claim ever has.
+    /// Its unique number, which is never reused.
     pub number: u64,
-    /// The guest's `REQUEST`, with the credit that it has given since.
+    /// The guest's `REQUEST` packet, with its credit fields updated by later packets.
     pub request: Header,
-    /// Bytes of the token that were right.
-    shown: usize,
+    /// The number of bytes of the token that have been received.
+    matched: usize,
 }
 
-/// What a claim has shown so far.
+/// How what a claim has sent compares with the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shown {
-    /// All that is asked for.
-    Token,
-    /// The beginning of it.
-    Part,
-    /// Something else.
-    Other,
+pub(super) enum TokenMatch {
+    /// The whole token has been received.
+    Complete,
+    /// A part of the token has been received.
+    Partial,
+    /// Something else has been received.
+    Wrong,
 }
 
 impl Claim {
-    /// Compares what the guest sends with the token, where there is one, and takes that much off `payload`.
-    pub fn show(&mut self, token: Option<&Token>, payload: &mut Vec<VolatileSlice<'_>>) -> Shown {
-        let wanted = token.map_or(&[][..], |token| &token[self.shown..]);
+    /// Compares the payload with the rest of the token, if the port has one, and removes the
+    /// compared bytes from `payload`.
+    pub fn match_token(
+        &mut self,
+        token: Option<&Token>,
+        payload: &mut Vec<VolatileSlice<'_>>,
+    ) -> TokenMatch {
+        let wanted = token.map_or(&[][..], |token| &token[self.matched..]);
         let mut bytes = [0; TOKEN_LENGTH];
         let mut found = 0;
         for slice in &*payload {
             found += slice.copy_to(&mut bytes[found..wanted.len()]);
         }
         advance(payload, found);
-        self.shown += found;
+        self.matched += found;
         match wanted.strip_prefix(&bytes[..found]) {
-            Some([]) => Shown::Token,
-            Some(_) => Shown::Part,
-            None => Shown::Other,
+            Some([]) => TokenMatch::Complete,
+            Some(_) => TokenMatch::Partial,
+            None => TokenMatch::Wrong,
         }
     }
 
-    /// Takes note of the credit in a packet of the guest's.
-    pub fn learn_credit(&mut self, header: &Header) {
+    /// Stores the credit fields of a packet from the guest.
+    pub fn update_credit(&mut self, header: &Header) {
         self.request.buf_alloc = header.buf_alloc;
         self.request.fwd_cnt = header.fwd_cnt;
     }
 
-    /// The bytes that it has sent.
+    /// The number of bytes that it has sent, all of them of the token.
     pub fn sent(&self) -> u32 {
-        self.shown as u32 // at most TOKEN_LENGTH
+        self.matched as u32 // at most TOKEN_LENGTH
     }
 }
 
@@ -81,7 +88,7 @@ pub(super) struct Claims {
 }
 
 impl Claims {
-    /// Adds a claim and returns its number, and the oldest claim if that has to make room.
+    /// Adds a claim. Returns its number, and the oldest claim if there were too many.
     pub fn add(&mut self, request: Header) -> (u64, Option<Claim>) {
         let oldest = match self.claims.len() {
             MAX_CLAIMS.. => self.claims.pop_front(),
@@ -92,25 +99,25 @@ impl Claims {
         self.claims.push_back(Claim {
             number,
             request,
-            shown: 0,
+            matched: 0,
         });
         (number, oldest)
     }
 
-    /// The claim that a packet of the guest's is for.
-    pub fn of(&mut self, header: &Header) -> Option<&mut Claim> {
+    /// The claim that a packet from the guest belongs to.
+    pub fn find(&mut self, header: &Header) -> Option<&mut Claim> {
         let ports = (header.src_port, header.dst_port);
         let is_it = |claim: &&mut Claim| (claim.request.src_port, claim.request.dst_port) == ports;
         self.claims.iter_mut().find(is_it)
     }
 
-    /// Takes a claim out.
+    /// Removes a claim.
     pub fn take(&mut self, number: u64) -> Option<Claim> {
         let index = self.claims.iter().position(|claim| claim.number == number);
         self.claims.remove(index?)
     }
 
-    /// Takes out the claims to ports of a kind.
+    /// Removes the claims to the ports for which `which` returns true.
     pub fn take_all(&mut self, which: impl Fn(u32) -> bool) -> Vec<Claim> {
         let (taken, kept) = std::mem::take(&mut self.claims)
             .into_iter()
@@ -119,7 +126,7 @@ impl Claims {
         VecDeque::into(taken)
     }
 
-    /// How many there are.
+    /// The number of claims.
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.claims.len()

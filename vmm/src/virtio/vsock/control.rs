@@ -1,5 +1,6 @@
-//! The control socket's server side: who may be a client for how long, and what becomes of the requests.
-//! What they say is [`request`](super::request)'s; the protocol is described in the module above.
+//! The server side of the control socket: it accepts clients, limits their number and their time,
+//! and executes their requests. [`request`](super::request) parses these; the parent module
+//! describes the protocol.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,27 +17,27 @@ use super::muxer::{Muxer, Waiter};
 use super::request::{Modes, Request, RequestError, read_request, send_line};
 use super::{ControlClient, Offered, OtherRequest};
 
-/// Clients at a time; more are turned away.
+/// The most clients at a time; others are rejected.
 const MAX_CLIENTS: usize = 256;
 
-/// Clients accepted in one turn of the loop.
+/// Clients accepted in one turn of the event loop.
 const ACCEPT_BUDGET: usize = 16;
 
-/// A client whose socket isn't a stream.
+/// A client whose socket has not become a stream by `CONNECT`.
 #[derive(Debug)]
 struct Client {
     socket: OwnedFd,
-    /// The group it waits for, once it has made its request.
+    /// The group of streams that it waits for, after an `ATTACH`.
     group: Option<u32>,
 }
 
-/// Who takes the requests that aren't about streams; nobody at first.
+/// The handler of requests that aren't about streams, if there is one.
 #[derive(Default)]
-struct Others(Option<Box<dyn FnMut(OtherRequest) + Send>>);
+struct OtherHandler(Option<Box<dyn FnMut(OtherRequest) + Send>>);
 
-impl fmt::Debug for Others {
+impl fmt::Debug for OtherHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Others").finish_non_exhaustive()
+        f.debug_tuple("OtherHandler").finish_non_exhaustive()
     }
 }
 
@@ -45,7 +46,7 @@ impl fmt::Debug for Others {
 pub(super) struct Control {
     listener: UnixListener,
     clients: HashMap<u32, Client>,
-    others: Others,
+    other_handler: OtherHandler,
 }
 
 impl Control {
@@ -54,16 +55,16 @@ impl Control {
         Ok(Self {
             listener,
             clients: HashMap::new(),
-            others: Others::default(),
+            other_handler: OtherHandler::default(),
         })
     }
 
-    /// Has somebody take the requests that aren't about streams.
-    pub fn on_others(&mut self, taker: Box<dyn FnMut(OtherRequest) + Send>) {
-        self.others = Others(Some(taker));
+    /// Sets the handler of requests that aren't about streams.
+    pub fn set_other_handler(&mut self, handler: Box<dyn FnMut(OtherRequest) + Send>) {
+        self.other_handler = OtherHandler(Some(handler));
     }
 
-    /// The sockets of clients, and the one that they come to.
+    /// The sockets of the clients, and the listening socket.
     pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         let clients = self
             .clients
@@ -72,18 +73,19 @@ impl Control {
         clients.chain([self.listener.as_raw_fd()])
     }
 
-    /// Has the loop report new clients with `token`.
+    /// Makes the loop report new clients with `token` as the event data.
     pub fn listen(&self, token: u32, ops: &mut EventOps) -> event_manager::Result<()> {
         ops.add(Events::with_data(&self.listener, token, EventSet::IN))
     }
 
-    /// Accepts some of the clients that wait. On failure (a lack of descriptors or memory) it stops
-    /// listening; the caller starts it again after a while.
+    /// Accepts a bounded number of clients. If that fails (for lack of descriptors or memory), the
+    /// loop stops watching the listening socket; the caller must call [`Self::listen`] again after
+    /// a while.
     pub fn accept(&mut self, muxer: &mut Muxer, ops: &mut EventOps) -> Result<(), io::Error> {
         for _ in 0..ACCEPT_BUDGET {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             match accept_with(&self.listener, flags) {
-                Ok(socket) => self.admit(socket, muxer, ops),
+                Ok(socket) => self.add_client(socket, muxer, ops),
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(errno) => {
@@ -95,7 +97,7 @@ impl Control {
         Ok(())
     }
 
-    fn admit(&mut self, socket: OwnedFd, muxer: &mut Muxer, ops: &mut EventOps) {
+    fn add_client(&mut self, socket: OwnedFd, muxer: &mut Muxer, ops: &mut EventOps) {
         if self.clients.len() >= MAX_CLIENTS {
             return log::warn!("vsock: a control client is turned away: there are {MAX_CLIENTS}");
         }
@@ -103,7 +105,7 @@ impl Control {
             Ok(number) => number,
             Err(error) => return log::error!("{error}: a control client is turned away"),
         };
-        // All that a stream needs, for the socket may become one.
+        // All events that a stream needs, since the socket may become one.
         let interest =
             EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         if let Err(error) = ops.add(Events::with_data(&socket, number, interest)) {
@@ -116,10 +118,11 @@ impl Control {
         self.clients.insert(number, client);
         muxer
             .deadlines
-            .set(Deadline::Line(number), muxer.timeouts.line);
+            .set(Deadline::RequestLine(number), muxer.timeouts.request_line);
     }
 
-    /// An event of a client's socket. `connectable` says whether there is a guest to connect to.
+    /// Handles an event of a client's socket. `connectable` says whether the guest's driver is
+    /// active.
     pub fn on_event(
         &mut self,
         number: u32,
@@ -132,37 +135,37 @@ impl Control {
             return; // an event of a socket that was closed in the same turn
         };
         if client.group.is_some() {
-            // It has nothing more to say, so whatever it does is to leave.
+            // It has nothing more to send: any event but OUT means that it has left.
             if set != EventSet::OUT {
-                self.dismiss(number, muxer, ops);
+                self.disconnect(number, muxer, ops);
             }
             return;
         }
         match read_request(client.socket.as_fd()) {
             Ok(None) => {}
             Ok(Some(Request::Connect(port))) if connectable => {
-                muxer.deadlines.cancel(Deadline::Line(number));
+                muxer.deadlines.cancel(Deadline::RequestLine(number));
                 if let Some(client) = self.clients.remove(&number) {
                     muxer.connect(number, port, client.socket, ops);
                 }
             }
-            Ok(Some(Request::Connect(_))) => self.dismiss(number, muxer, ops),
+            Ok(Some(Request::Connect(_))) => self.disconnect(number, muxer, ops),
             Ok(Some(Request::Attach(modes, fds))) => {
                 self.attach(number, modes, fds, muxer, ops);
                 let left = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
                 if set.intersects(left) {
-                    self.dismiss(number, muxer, ops);
+                    self.disconnect(number, muxer, ops);
                 }
             }
             Ok(Some(Request::Other(line, descriptors))) => {
-                self.pass_on(number, line, descriptors, muxer, ops);
+                self.pass_to_handler(number, line, descriptors, muxer, ops);
             }
-            Err(error) => self.send_away(number, &error, muxer, ops),
+            Err(error) => self.reject(number, &error, muxer, ops),
         }
     }
 
-    /// Gives a client away with its request, to who takes such requests.
-    fn pass_on(
+    /// Passes a client with its request to the handler.
+    fn pass_to_handler(
         &mut self,
         number: u32,
         line: String,
@@ -170,30 +173,24 @@ impl Control {
         muxer: &mut Muxer,
         ops: &mut EventOps,
     ) {
-        let Some(taker) = &mut self.others.0 else {
-            return self.send_away(number, &RequestError::Unknown, muxer, ops);
+        let Some(handler) = &mut self.other_handler.0 else {
+            return self.reject(number, &RequestError::Unknown, muxer, ops);
         };
         let Some(client) = self.clients.remove(&number) else {
             return;
         };
         let _ = ops.remove(Events::empty(&client.socket));
-        muxer.deadlines.cancel(Deadline::Line(number));
-        taker(OtherRequest {
+        muxer.deadlines.cancel(Deadline::RequestLine(number));
+        handler(OtherRequest {
             line,
             descriptors,
             client: ControlClient(client.socket),
         });
     }
 
-    fn send_away(
-        &mut self,
-        number: u32,
-        error: &RequestError,
-        muxer: &mut Muxer,
-        ops: &mut EventOps,
-    ) {
+    fn reject(&mut self, number: u32, error: &RequestError, muxer: &mut Muxer, ops: &mut EventOps) {
         log::debug!("vsock: a control client is sent away: {error}");
-        self.dismiss(number, muxer, ops);
+        self.disconnect(number, muxer, ops);
     }
 
     fn attach(
@@ -204,13 +201,13 @@ impl Control {
         muxer: &mut Muxer,
         ops: &mut EventOps,
     ) {
-        muxer.deadlines.cancel(Deadline::Line(number));
+        muxer.deadlines.cancel(Deadline::RequestLine(number));
         let streams = modes.into_iter().flatten().zip(fds).collect();
         let (group, offered) = match muxer.attach(streams, Waiter::Client(number)) {
             Ok(attached) => attached,
             Err(error) => {
                 log::warn!("{error}: a control client is sent away");
-                return self.dismiss(number, muxer, ops);
+                return self.disconnect(number, muxer, ops);
             }
         };
         let Some(client) = self.clients.get_mut(&number) else {
@@ -224,31 +221,31 @@ impl Control {
         });
         let answer = format!("OK {a} {b} {c}\n");
         if send_line(client.socket.as_fd(), answer.as_bytes()).is_err() {
-            self.dismiss(number, muxer, ops);
+            self.disconnect(number, muxer, ops);
         }
     }
 
-    /// Tells a client that its streams have ended.
-    pub fn done(&mut self, number: u32, muxer: &mut Muxer, ops: &mut EventOps) {
+    /// Sends `DONE` to a client whose streams have all ended, and disconnects it.
+    pub fn finish(&mut self, number: u32, muxer: &mut Muxer, ops: &mut EventOps) {
         if let Some(client) = self.clients.get(&number) {
-            // A client that can't be told has left.
+            // Fails if the client has left.
             let _ = send_line(client.socket.as_fd(), b"DONE\n");
         }
-        self.dismiss(number, muxer, ops);
+        self.disconnect(number, muxer, ops);
     }
 
-    /// A client has taken too long to say what it wants.
+    /// Disconnects a client that did not send a request in time.
     pub fn on_line_deadline(&mut self, number: u32, muxer: &mut Muxer, ops: &mut EventOps) {
         log::debug!("vsock: a control client is sent away: no request within its time");
-        self.dismiss(number, muxer, ops);
+        self.disconnect(number, muxer, ops);
     }
 
-    fn dismiss(&mut self, number: u32, muxer: &mut Muxer, ops: &mut EventOps) {
+    fn disconnect(&mut self, number: u32, muxer: &mut Muxer, ops: &mut EventOps) {
         if let Some(client) = self.clients.remove(&number) {
             let _ = ops.remove(Events::empty(&client.socket));
-            muxer.deadlines.cancel(Deadline::Line(number));
+            muxer.deadlines.cancel(Deadline::RequestLine(number));
             if let Some(group) = client.group {
-                muxer.orphan(group);
+                muxer.client_left(group);
             }
         }
     }

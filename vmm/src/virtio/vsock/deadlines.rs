@@ -1,25 +1,25 @@
-//! What the muxer waits for, and how long.
+//! What the muxer waits for, with time limits.
 
 use std::time::Duration;
 
-/// What a deadline is for.
+/// What a deadline limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Deadline {
     /// The guest's answer to a `REQUEST` on this host port.
     Response(u32),
-    /// The guest's answer to a complete `SHUTDOWN` on this host port.
+    /// The guest's answer to a `SHUTDOWN` of both directions on this host port.
     Shutdown(u32),
     /// The token of the claim with this number.
     Token(u64),
     /// A control client's request line.
-    Line(u32),
-    /// A stream group without a client: its ports that the guest hasn't dialled.
+    RequestLine(u32),
+    /// The guest's connections to the remaining offered ports of this group, whose client has left.
     Unclaimed(u32),
     /// The next attempt to accept control clients after one failed.
     Accept,
 }
 
-/// How long the muxer waits, for what.
+/// The time limits of the muxer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
     /// The guest's answer to a `REQUEST`.
@@ -28,24 +28,25 @@ pub(super) struct Timeouts {
     pub shutdown: Duration,
     /// The token of a claim.
     pub token: Duration,
-    /// The guest's dialling of a port whose client has left.
+    /// The guest's connection to an offered port whose client has left.
     pub unclaimed: Duration,
     /// A client's request line.
-    pub line: Duration,
+    pub request_line: Duration,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            // A client that cannot wait so long leaves, and knows what it waited for. Who hears of this
-            // limit instead can't tell a guest that is slow from one that refuses.
+            // Long, since a client should reach a time limit of its own first: it then knows what
+            // it waited for. If this limit is reached instead, the client can't tell a slow guest
+            // from one that refuses.
             response: Duration::from_secs(60),
-            // Nobody waits for it any more.
+            // Short, since nobody waits for the connection any more.
             shutdown: Duration::from_secs(2),
-            // It is sent as soon as the connection is there.
+            // The intended process sends it as soon as it is connected.
             token: Duration::from_secs(5),
             unclaimed: Duration::from_secs(30),
-            line: Duration::from_secs(30),
+            request_line: Duration::from_secs(30),
         }
     }
 }

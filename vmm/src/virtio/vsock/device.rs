@@ -1,4 +1,4 @@
-//! The device: its queues, and the events that make it work.
+//! The device: its queues and its events.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -17,12 +17,12 @@ use super::buffers::{more_buffers, next_buffer};
 use super::connection::Connection;
 use super::control::Control;
 use super::deadlines::Deadline;
-use super::endpoint::Moved;
+use super::endpoint::Transferred;
 use super::muxer::{Muxer, Waiter};
 use super::packet::{HEADER_SIZE, PacketError, RxBuffer, TxPacket, truncate};
 use super::{Direction, Offered, OtherRequest, Token, VsockError};
 use crate::event_loop::Subscriber;
-use crate::virtio::life::{Active, Life, Told};
+use crate::virtio::lifecycle::{Active, DeviceEvent, Lifecycle};
 use crate::virtio::queue::{DeviceQueue, Turn};
 use crate::virtio::{
     ActivateError, Activation, DeviceState, RestoreError, SaveError, VirtioDevice,
@@ -31,37 +31,39 @@ use crate::virtio::{
 /// Receive, transmit, event. Linux fills the receive queue with buffers of 4 KiB: a megabyte of them.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 8];
 
-/// Packets from the guest handled in one turn of the loop.
+/// Packets from the guest handled in one turn of the event loop.
 const TX_BUDGET: usize = 64;
 
-/// Senders to the guest served in one turn of the loop, 64 KiB each.
+/// Connections served in one turn of the event loop, with up to 64 KiB each for the guest.
 const RX_BUDGET: usize = 16;
 
-/// Buffers of the guest's filled by one read.
+/// The most receive buffers filled by one read.
 const RX_BATCH: usize = 32;
 
-/// How long no client is accepted after it failed for want of descriptors or memory.
+/// How long no client is accepted after accepting one has failed, for lack of descriptors or
+/// memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 
-/// The queues' numbers.
+/// The indices of the queues.
 pub(super) const RX: usize = 0;
 pub(super) const TX: usize = 1;
 pub(super) const EVENT: usize = 2;
 
-// What an event is about, where it isn't a stream, a client or the driver: above `life::FIRST_EVENT`.
+// The event data of the timer and the listening socket; that of streams and clients is below
+// `lifecycle::FIRST_EVENT`.
 const TIMER: u32 = u32::MAX;
 const LISTENER: u32 = u32::MAX - 1;
 
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.3, 5.10.6.7): all of the guest's connections are gone.
 const TRANSPORT_RESET: u32 = 0;
 
-/// Streams on offer to the guest.
+/// Streams that are offered to the guest.
 #[derive(Debug)]
 pub struct Attached {
-    /// Where the guest finds each stream, in the order they were given.
+    /// The port and the token of each stream, in the order of the descriptors.
     pub streams: Vec<Offered>,
-    /// Readable once every stream has ended and every byte was written. The process must not exit
-    /// before, or output is lost.
+    /// Readable once every stream has ended and every byte has been written. If the process exits
+    /// before, output is lost.
     pub done: EventFd,
 }
 
@@ -71,23 +73,25 @@ pub struct Vsock {
     config: [u8; 8],
     muxer: Muxer,
     control: Control,
-    life: Life<{ QUEUE_SIZES.len() }>,
-    /// The guest has to make buffers available before it can be sent anything.
+    lifecycle: Lifecycle<{ QUEUE_SIZES.len() }>,
+    /// There are no receive buffers: nothing can be sent to the guest until it makes some
+    /// available.
     rx_starved: bool,
-    /// The guest is to be told that its connections are gone.
-    reset_untold: bool,
+    /// A transport reset event has to be sent to the guest.
+    transport_reset_pending: bool,
 }
 
-/// What outlives the connections of a saved device.
+/// The saved state of the device, which doesn't include connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
-    /// No port below it is handed out again: the guest may still send something to one.
+    /// The next port to be allocated. Those below aren't used again: the guest may still send
+    /// packets to them.
     next_port: u32,
 }
 
 impl Vsock {
-    /// Makes the device. `guest_cid` is the guest's context id; ports from `first_port` on are handed
-    /// out by the muxer; clients come to `listener`, which is made non-blocking.
+    /// Creates the device. `guest_cid` is the guest's context id; the muxer allocates ports from
+    /// `first_port` on; `listener` is the control socket, which is made non-blocking.
     ///
     /// # Errors
     /// If the context id is reserved, or the process is out of descriptors.
@@ -104,14 +108,14 @@ impl Vsock {
             config: guest_cid.to_le_bytes(),
             muxer: Muxer::new(guest_cid, first_port).map_err(io_error("make a timer"))?,
             control: Control::new(listener).map_err(io_error("use the control socket"))?,
-            life: Life::new("vsock".to_owned()).map_err(io_error("make an eventfd"))?,
+            lifecycle: Lifecycle::new("vsock".to_owned()).map_err(io_error("make an eventfd"))?,
             rx_starved: false,
-            reset_untold: false,
+            transport_reset_pending: false,
         })
     }
 
-    /// Offers descriptors to the guest on fresh ports; each serves the first connection that sends its
-    /// token.
+    /// Offers descriptors to the guest on newly allocated ports. Each is joined to the first
+    /// connection that sends its token.
     ///
     /// # Errors
     /// If there are too many streams, or a descriptor can't be examined.
@@ -125,8 +129,8 @@ impl Vsock {
         Ok(Attached { streams, done })
     }
 
-    /// Offers a descriptor to the guest on a port below the `first_port` of [`Self::new`]. Returns the
-    /// token that is to be sent first.
+    /// Offers a descriptor to the guest on a fixed port, below the `first_port` of [`Self::new`].
+    /// Returns the token that must be sent first.
     ///
     /// # Errors
     /// If the port is taken, there are too many streams, or the descriptor can't be examined.
@@ -139,45 +143,46 @@ impl Vsock {
         self.muxer.attach_at(port, direction, fd)
     }
 
-    /// The same without a token, for what is taken before the guest has anybody who isn't meant: the
-    /// first connection that sends something gets it, and later ones nothing.
+    /// As [`Self::attach_at`] without a token, for ports that are connected before any untrusted
+    /// process runs in the guest: the descriptor is joined to the first connection that sends data,
+    /// and later ones are reset.
     ///
     /// # Errors
     /// As [`Self::attach_at`].
-    pub fn attach_open(
+    pub fn attach_without_token(
         &mut self,
         port: u32,
         direction: Direction,
         fd: OwnedFd,
     ) -> Result<(), VsockError> {
-        self.muxer.attach_open(port, direction, fd)
+        self.muxer.attach_without_token(port, direction, fd)
     }
 
-    /// Has `taker` get the requests of the control socket's clients that aren't about streams. It is called by
-    /// the loop that serves the device, and must not wait.
-    pub fn on_other_requests(&mut self, taker: impl FnMut(OtherRequest) + Send + 'static) {
-        self.control.on_others(Box::new(taker));
+    /// Sets the handler of the control socket's requests that aren't about streams. It is called by
+    /// the device's event loop, and must not block.
+    pub fn on_other_requests(&mut self, handler: impl FnMut(OtherRequest) + Send + 'static) {
+        self.control.set_other_handler(Box::new(handler));
     }
 
-    /// To be called once the machine has been told to stop: what the guest has sent is still written to its
-    /// descriptors, and then the groups of streams end.
+    /// To be called once the machine is being stopped: data that the guest has sent is still
+    /// written to the descriptors, and then the groups of streams end.
     pub fn guest_stopped(&mut self) {
         self.muxer.withdraw_all();
         self.reset();
     }
 
-    /// Catches up with what activation or reset have done in another thread.
+    /// Handles an activation or a reset, which has happened on another thread.
     fn on_change(&mut self, ops: &mut EventOps) {
         self.muxer.settle_all(ops);
         self.rx_starved = false;
         self.receive_packets(ops);
-        self.tell_of_reset();
+        self.send_transport_reset();
     }
 
     fn on_timer(&mut self, ops: &mut EventOps) {
         for deadline in self.muxer.deadlines.expired() {
             match deadline {
-                Deadline::Line(client) => {
+                Deadline::RequestLine(client) => {
                     self.control.on_line_deadline(client, &mut self.muxer, ops);
                 }
                 Deadline::Accept => self.listen(ops),
@@ -199,16 +204,16 @@ impl Vsock {
         }
     }
 
-    /// Takes packets from the guest, a bounded number.
+    /// Handles a bounded number of packets from the guest.
     fn receive_packets(&mut self, ops: &mut EventOps) {
-        let Some(active) = self.life.active() else {
+        let Some(active) = self.lifecycle.active() else {
             return;
         };
         let memory = active.memory.guest();
         let turn = Turn {
             budget: TX_BUDGET,
             stop: &active.stop,
-            tell_each: None,
+            interrupt_each: None,
         };
         let muxer = &mut self.muxer;
         active.queues[TX].serve(memory, turn, |chain| {
@@ -220,9 +225,9 @@ impl Vsock {
         });
     }
 
-    /// Sends packets to the guest, a bounded number, in turn of their senders.
+    /// Sends a bounded number of packets to the guest, taking turns between the connections.
     fn send_packets(&mut self, ops: &mut EventOps) {
-        let Some(Active { memory, queues, .. }) = self.life.active() else {
+        let Some(Active { memory, queues, .. }) = self.lifecycle.active() else {
             return;
         };
         let (memory, rx) = (memory.guest(), &mut queues[RX]);
@@ -236,7 +241,7 @@ impl Vsock {
                 match next_buffer(rx, memory, warn) {
                     Some(buffer) => {
                         buffer.write_header(header);
-                        rx.give_back(memory, buffer.head, HEADER_SIZE as u32);
+                        rx.add_used(memory, buffer.head, HEADER_SIZE as u32);
                         self.muxer.reply_sent();
                     }
                     None => self.rx_starved = true,
@@ -255,23 +260,27 @@ impl Vsock {
             }
         }
         if self.muxer.has_packets() && !self.rx_starved {
-            rx.come_back(); // others have their turn first
+            rx.kick_self(); // other subscribers are served first
         }
     }
 
-    /// Tells the guest, once it has a buffer for that, that its connections are gone.
-    fn tell_of_reset(&mut self) {
-        let Some(active) = self.life.active().filter(|_| self.reset_untold) else {
+    /// Sends a transport reset event, once the guest has made a buffer for it available.
+    fn send_transport_reset(&mut self) {
+        let Some(active) = self
+            .lifecycle
+            .active()
+            .filter(|_| self.transport_reset_pending)
+        else {
             return;
         };
         let memory = active.memory.guest();
         let turn = Turn {
             budget: 1,
             stop: &active.stop,
-            tell_each: None,
+            interrupt_each: None,
         };
         active.queues[EVENT].serve(memory, turn, |chain| {
-            self.reset_untold = false;
+            self.transport_reset_pending = false;
             let event = TRANSPORT_RESET.to_le_bytes();
             let buffer = chain.writable().next()?;
             let written = buffer.len() as usize >= event.len()
@@ -280,32 +289,31 @@ impl Vsock {
         });
     }
 
-    /// What is to be done after every event.
+    /// Done after every event: sends packets, interrupts the guest, and completes control clients.
     fn work(&mut self, ops: &mut EventOps) {
         self.send_packets(ops);
-        self.life.end_turn();
+        self.lifecycle.end_turn();
         for client in std::mem::take(&mut self.muxer.done_clients) {
-            self.control.done(client, &mut self.muxer, ops);
+            self.control.finish(client, &mut self.muxer, ops);
         }
     }
 }
 
-/// The guest has no buffers left.
+/// The guest has no receive buffers left.
 struct Starved;
 
-/// Sends the guest what a connection has for it: a control packet that is due, and one read's worth of
-/// data.
+/// Sends what a connection has for the guest: a control packet, and the data of one read.
 fn serve(
     connection: &mut Connection,
     rx: &mut DeviceQueue,
     memory: &GuestMemoryMmap,
     mut warn: impl FnMut(PacketError),
 ) -> Result<(), Starved> {
-    if connection.owes_control() {
+    if connection.has_control() {
         let buffer = next_buffer(rx, memory, &mut warn).ok_or(Starved)?;
         if let Some(header) = connection.take_control() {
             buffer.write_header(&header);
-            rx.give_back(memory, buffer.head, HEADER_SIZE as u32);
+            rx.add_used(memory, buffer.head, HEADER_SIZE as u32);
         }
     }
     let wanted = connection.sendable();
@@ -314,7 +322,7 @@ fn serve(
     }
     let first = next_buffer(rx, memory, &mut warn).ok_or(Starved)?;
     if first.room() == 0 {
-        rx.give_back(memory, first.head, 0);
+        rx.add_used(memory, first.head, 0);
         return Ok(());
     }
     let more = more_buffers(
@@ -329,8 +337,8 @@ fn serve(
         .flat_map(|buffer| buffer.payload.iter().cloned())
         .collect();
     truncate(&mut slices, wanted);
-    let Moved::Bytes(mut rest) = connection.read(&slices) else {
-        rx.put_back(buffers.len());
+    let Transferred::Bytes(mut rest) = connection.read(&slices) else {
+        rx.undo_pop(buffers.len());
         return Ok(());
     };
     let mut filled = 0;
@@ -341,10 +349,10 @@ fn serve(
         let len = buffer.room().min(rest);
         rest -= len;
         buffer.write_header(&connection.data_header(len as u32));
-        rx.give_back(memory, buffer.head, (HEADER_SIZE + len) as u32);
+        rx.add_used(memory, buffer.head, (HEADER_SIZE + len) as u32);
         filled += 1;
     }
-    rx.put_back(buffers.len() - filled);
+    rx.undo_pop(buffers.len() - filled);
     Ok(())
 }
 
@@ -369,8 +377,8 @@ impl VirtioDevice for Vsock {
         1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX
     }
 
-    fn doorbell(&self) -> Option<RawFd> {
-        Some(self.life.doorbell())
+    fn activation_eventfd(&self) -> Option<RawFd> {
+        Some(self.lifecycle.activation_eventfd())
     }
 
     fn config(&self) -> &[u8] {
@@ -378,17 +386,17 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.life.activate(activation)
+        self.lifecycle.activate(activation)
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        self.life.stop()
+        self.lifecycle.stop()
     }
 
     fn reset(&mut self) {
-        self.reset_untold = false;
-        self.muxer.forget_guest();
-        self.life.stop();
+        self.transport_reset_pending = false;
+        self.muxer.reset_all();
+        self.lifecycle.stop();
     }
 
     fn save(&self) -> Result<DeviceState, SaveError> {
@@ -401,15 +409,15 @@ impl VirtioDevice for Vsock {
             return Err(RestoreError::Differs { what: "type" });
         };
         self.muxer.skip_ports(next_port);
-        self.muxer.forget_guest();
-        self.reset_untold = true;
+        self.muxer.reset_all();
+        self.transport_reset_pending = true;
         Ok(())
     }
 }
 
 impl Subscriber for Vsock {
     fn descriptors(&self) -> Vec<RawFd> {
-        let own = [self.life.doorbell()].into_iter();
+        let own = [self.lifecycle.activation_eventfd()].into_iter();
         own.chain(self.muxer.descriptors())
             .chain(self.control.descriptors())
             .collect()
@@ -418,7 +426,7 @@ impl Subscriber for Vsock {
 
 impl MutEventSubscriber for Vsock {
     fn init(&mut self, ops: &mut EventOps) {
-        self.life.init(ops);
+        self.lifecycle.init(ops);
         let timer = self.muxer.deadlines.as_fd().as_raw_fd();
         if let Err(error) = ops.add(Events::with_data_raw(timer, TIMER, EventSet::IN)) {
             log::error!("vsock: cannot watch the device's timer: {error}");
@@ -427,22 +435,22 @@ impl MutEventSubscriber for Vsock {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        match self.life.on_event(&events, ops) {
-            Told::Changed => self.on_change(ops),
-            Told::Kick(RX) => {
+        match self.lifecycle.on_event(&events, ops) {
+            DeviceEvent::ActivationChanged => self.on_change(ops),
+            DeviceEvent::QueueKick(RX) => {
                 self.rx_starved = false;
-                if let Some(Active { memory, queues, .. }) = self.life.active() {
-                    queues[RX].hush(memory.guest());
+                if let Some(Active { memory, queues, .. }) = self.lifecycle.active() {
+                    queues[RX].disable_kicks(memory.guest());
                 }
             }
-            Told::Kick(TX) => self.receive_packets(ops),
-            Told::Kick(_) => self.tell_of_reset(),
-            Told::Other(TIMER) => self.on_timer(ops),
-            Told::Other(LISTENER) => self.accept_clients(ops),
-            Told::Other(number) => {
+            DeviceEvent::QueueKick(TX) => self.receive_packets(ops),
+            DeviceEvent::QueueKick(_) => self.send_transport_reset(),
+            DeviceEvent::Other(TIMER) => self.on_timer(ops),
+            DeviceEvent::Other(LISTENER) => self.accept_clients(ops),
+            DeviceEvent::Other(number) => {
                 let set = events.event_set();
                 if !self.muxer.on_event(number, set, ops) {
-                    let connectable = self.life.is_active();
+                    let connectable = self.lifecycle.is_active();
                     self.control
                         .on_event(number, set, connectable, &mut self.muxer, ops);
                 }
@@ -452,7 +460,7 @@ impl MutEventSubscriber for Vsock {
     }
 }
 
-/// What tests look at and change.
+/// For tests.
 #[cfg(test)]
 impl Vsock {
     pub(super) fn streams(&self) -> usize {
@@ -482,7 +490,7 @@ impl Vsock {
             shutdown: Duration::from_millis(20),
             token: Duration::from_millis(20),
             unclaimed: Duration::from_millis(20),
-            line: Duration::from_millis(20),
+            request_line: Duration::from_millis(20),
         };
     }
 }

@@ -1,13 +1,13 @@
-//! The host's end of a stream: a file descriptor of whatever kind the caller was given, read into and
-//! written from guest memory without ever blocking the event loop.
+//! The host's end of a stream: a file descriptor of any kind, which is read into and written from
+//! guest memory without ever blocking the event loop.
 //!
-//! The open file description may be shared with other processes (a shell's terminal, a pipe of
-//! several writers), so O_NONBLOCK is never set on it. How a transfer is kept from blocking depends
-//! on what the descriptor is: see [`Kind`].
+//! The open file description may be shared with other processes (a shell's terminal, a pipe with
+//! several writers), so O_NONBLOCK is never set on it. How transfers are kept from blocking depends
+//! on the kind of descriptor: see [`Kind`].
 //!
-//! Readiness is edge-triggered: `readable` and `writable` say what is known, a transfer that would
-//! block clears them, and the next event sets them. So an idle descriptor costs no epoll_ctl, and a
-//! hung-up one that isn't needed just now does not make the loop spin.
+//! Events are edge-triggered: `readable` and `writable` store the readiness, which an event sets
+//! and a transfer that would block clears. So a descriptor that is not in use needs no
+//! epoll_ctl(2), and one that has hung up doesn't make the loop spin.
 //!
 //! Writing to a broken pipe raises SIGPIPE, which the process must ignore, as Rust's runtime does.
 
@@ -36,29 +36,29 @@ const MAX_SEGMENTS: usize = 64;
 enum Kind {
     /// A socket: MSG_DONTWAIT.
     Socket,
-    /// The description is non-blocking already.
+    /// The file description is non-blocking already.
     NonBlocking,
-    /// A blocking description: RWF_NOWAIT on each transfer, if the file knows it (pipes do since
-    /// Linux 6.4).
+    /// A blocking file description: RWF_NOWAIT on each transfer, if the file supports it (pipes do
+    /// since Linux 6.4).
     NoWait,
-    /// A blocking description that doesn't know RWF_NOWAIT: poll(2) first, then a small transfer.
-    /// It can still wait where another process writes to the same pipe between the two, and on a
-    /// terminal with less room than it is given. Callers who hand over a pipe or a terminal avoid
-    /// that with a non-blocking description of their own (open(2) of /proc/self/fd/N).
+    /// A blocking file description that doesn't support RWF_NOWAIT: poll(2), then a small transfer.
+    /// It can still block if another process writes to the same pipe in between, or a terminal has
+    /// less room than is written. Callers can avoid that by opening a non-blocking file description
+    /// of their own (open(2) of /proc/self/fd/N).
     Polled,
-    /// What epoll refuses: a regular file, a directory, /dev/null. Always ready, never waits for
-    /// another process.
+    /// What epoll(7) refuses: a regular file, a directory, /dev/null. It is always ready, and never
+    /// waits for another process.
     File,
 }
 
 /// The outcome of one transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Moved {
+pub(super) enum Transferred {
     /// Some bytes, at least one.
     Bytes(usize),
-    /// None now; an event will tell when to try again.
+    /// It would block; an event will report when to try again.
     WouldBlock,
-    /// Reading: the end of the stream. Writing: nobody will read it.
+    /// Reading: the end of file. Writing: there is no reader any more.
     End,
 }
 
@@ -68,16 +68,16 @@ pub(super) struct Endpoint {
     fd: OwnedFd,
     kind: Kind,
     registered: bool,
-    /// A read may return something.
+    /// Reading may be possible.
     pub readable: bool,
-    /// A write may take something.
+    /// Writing may be possible.
     pub writable: bool,
-    /// The other side is gone; what it has sent may still be read.
+    /// The peer has hung up; what it has sent can still be read.
     pub hung_up: bool,
 }
 
 impl Endpoint {
-    /// Takes a descriptor over.
+    /// The endpoint of a descriptor, whose kind is determined.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let file_type = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
         let kind = match file_type {
@@ -89,7 +89,7 @@ impl Endpoint {
         Ok(Self::of_kind(fd, kind))
     }
 
-    /// Takes over a socket whose events are reported already.
+    /// The endpoint of a socket that the event loop watches already.
     pub fn registered_socket(fd: OwnedFd) -> Self {
         Self {
             registered: true,
@@ -102,15 +102,15 @@ impl Endpoint {
             fd,
             kind,
             registered: false,
-            // To try saves a turn of the loop. And a FIFO that is opened after its last writer has left
-            // is at its end without ever having an event (fifo(7)).
+            // Trying at once saves a turn of the loop. And a FIFO that is opened after its last
+            // writer has closed it is at its end without any event (fifo(7)).
             readable: true,
             writable: true,
             hung_up: false,
         }
     }
 
-    /// Has the loop report this descriptor's events with `token`.
+    /// Makes the loop report this descriptor's events with `token` as the event data.
     pub fn register(
         &mut self,
         direction: Direction,
@@ -136,14 +136,14 @@ impl Endpoint {
         Ok(())
     }
 
-    /// The opposite of [`Self::register`]; must come before the endpoint is dropped.
+    /// Undoes [`Self::register`]. Must be called before the endpoint is dropped.
     pub fn unregister(&mut self, ops: &mut EventOps) {
         if std::mem::take(&mut self.registered) {
             let _ = ops.remove(Events::empty(&self.fd));
         }
     }
 
-    /// Takes note of an event.
+    /// Updates the readiness after an event.
     pub fn on_event(&mut self, set: EventSet) {
         let gone = set.intersects(EventSet::HANG_UP | EventSet::ERROR);
         self.hung_up |= gone;
@@ -151,19 +151,19 @@ impl Endpoint {
         self.writable |= gone || set.contains(EventSet::OUT);
     }
 
-    /// Sends a short message that must go out whole, now.
+    /// Sends a short message without blocking; fails unless it is sent as a whole.
     pub fn send(&self, message: &[u8]) -> io::Result<()> {
         super::request::send_line(self.fd.as_fd(), message)
     }
 
-    /// Tells the other side of a socket that no more bytes will come from here.
+    /// Shuts down the write side of a socket.
     pub fn end_writing(&self) {
         if self.kind == Kind::Socket {
             let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
         }
     }
 
-    /// Tells the other side of a socket that its bytes will not be read.
+    /// Shuts down the read side of a socket.
     pub fn end_reading(&self) {
         if self.kind == Kind::Socket {
             let _ = rustix::net::shutdown(&self.fd, Shutdown::Read);
@@ -171,42 +171,42 @@ impl Endpoint {
     }
 
     /// Reads into `slices`, once.
-    pub fn read(&mut self, slices: &[VolatileSlice<'_>]) -> Moved {
+    pub fn read(&mut self, slices: &[VolatileSlice<'_>]) -> Transferred {
         if !self.readable || !self.ready_when_polled(PollFlags::IN) {
             self.readable = false;
-            return Moved::WouldBlock;
+            return Transferred::WouldBlock;
         }
         match self.transfer(slices, Transfer::Read) {
-            Ok(0) => Moved::End,
-            Ok(count) => Moved::Bytes(count),
+            Ok(0) => Transferred::End,
+            Ok(count) => Transferred::Bytes(count),
             Err(Errno::AGAIN) => {
                 self.readable = false;
-                Moved::WouldBlock
+                Transferred::WouldBlock
             }
             Err(Errno::OPNOTSUPP) if self.kind == Kind::NoWait => {
                 self.kind = Kind::Polled;
                 self.read(slices)
             }
             Err(errno) => {
-                // A terminal whose other side has gone says EIO, a socket ECONNRESET.
+                // A terminal whose other side is closed returns EIO, a socket ECONNRESET.
                 log::debug!("vsock: a stream's descriptor cannot be read any more: {errno}");
-                Moved::End
+                Transferred::End
             }
         }
     }
 
     /// Writes from `slices`, once.
-    pub fn write(&mut self, slices: &[VolatileSlice<'_>]) -> Moved {
+    pub fn write(&mut self, slices: &[VolatileSlice<'_>]) -> Transferred {
         if !self.writable || !self.ready_when_polled(PollFlags::OUT) {
             self.writable = false;
-            return Moved::WouldBlock;
+            return Transferred::WouldBlock;
         }
         match self.transfer(slices, Transfer::Write) {
-            Ok(0) => Moved::End,
-            Ok(count) => Moved::Bytes(count),
+            Ok(0) => Transferred::End,
+            Ok(count) => Transferred::Bytes(count),
             Err(Errno::AGAIN) => {
                 self.writable = false;
-                Moved::WouldBlock
+                Transferred::WouldBlock
             }
             Err(Errno::OPNOTSUPP) if self.kind == Kind::NoWait => {
                 self.kind = Kind::Polled;
@@ -214,12 +214,12 @@ impl Endpoint {
             }
             Err(errno) => {
                 log::debug!("vsock: a stream's descriptor cannot be written any more: {errno}");
-                Moved::End
+                Transferred::End
             }
         }
     }
 
-    /// For a descriptor that must be asked each time: whether a transfer would not block.
+    /// For a descriptor of kind [`Kind::Polled`]: whether a transfer would not block.
     fn ready_when_polled(&self, flags: PollFlags) -> bool {
         if self.kind != Kind::Polled {
             return true;
@@ -289,7 +289,7 @@ enum Transfer {
     Write,
 }
 
-/// A transfer on a socket that never waits.
+/// A transfer on a socket, which never blocks.
 ///
 /// # Safety
 /// The iovecs must describe mapped memory; for a read, memory that may be written.
@@ -307,7 +307,7 @@ unsafe fn transfer_message(fd: RawFd, iovecs: &mut [libc::iovec], transfer: Tran
     }
 }
 
-/// A transfer at the file's own position.
+/// A transfer at the current file offset.
 ///
 /// # Safety
 /// As for [`transfer_message`].

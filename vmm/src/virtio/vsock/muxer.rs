@@ -1,5 +1,5 @@
-//! Which stream belongs to which port: the ports on offer, the connections, and the groups of streams
-//! that somebody waits for.
+//! Maps ports to streams: the offered ports, the connections, and the groups of streams whose end
+//! somebody waits for.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -10,7 +10,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::claims::{Claim, Claims, Shown, TOKEN_LENGTH, Token};
+use super::claims::{Claim, Claims, TOKEN_LENGTH, Token, TokenMatch};
 use super::connection::{BUFFER_SIZE, Connection};
 use super::deadlines::{Deadline, Timeouts};
 use super::endpoint::Endpoint;
@@ -18,15 +18,16 @@ use super::packet::{Header, TYPE_STREAM, op};
 use super::{Direction, HOST_CID, Offered, VsockError};
 use crate::deadlines::Deadlines;
 use crate::rate_limit::RateLimit;
-use crate::virtio::life::FIRST_EVENT;
+use crate::virtio::lifecycle::FIRST_EVENT;
 
-/// Streams there may be, connected and on offer.
+/// The most streams, connected and offered.
 pub(super) const MAX_STREAMS: usize = 1024;
 
-/// `RST`s and answers to claims that wait for a buffer of the guest's; more are dropped.
+/// The most replies (`RST`s, and `RESPONSE`s to claims) that are queued for the guest; others are
+/// dropped.
 pub(super) const MAX_REPLIES: usize = 256;
 
-/// Numbers from here on are no ports but other events' tokens.
+/// Ports are below this number; from here on, numbers are the data of other events.
 pub(super) const FIRST_RESERVED: u32 = FIRST_EVENT;
 
 fn take_over(fd: OwnedFd) -> Result<Endpoint, VsockError> {
@@ -36,10 +37,10 @@ fn take_over(fd: OwnedFd) -> Result<Endpoint, VsockError> {
     })
 }
 
-/// A token that nobody can guess.
+/// A random token.
 fn new_token() -> Result<Token, VsockError> {
     let mut token = [0; TOKEN_LENGTH];
-    // Up to 256 bytes come whole.
+    // getrandom(2) returns up to 256 bytes at once.
     getrandom(&mut token[..], GetRandomFlags::empty()).map_err(|errno| VsockError::Io {
         action: "choose a stream's token",
         source: errno.into(),
@@ -47,24 +48,24 @@ fn new_token() -> Result<Token, VsockError> {
     Ok(token)
 }
 
-/// A descriptor that waits for the guest to dial its port.
+/// A descriptor that is offered on a port, until the guest connects to it.
 #[derive(Debug)]
 struct Offer {
-    /// What is to be sent first; `None` where whoever sends anything gets it.
+    /// What must be sent first; `None` if any data is accepted.
     token: Option<Token>,
     direction: Direction,
     endpoint: Endpoint,
     group: Option<u32>,
 }
 
-/// Who is told when all streams of a group have ended and are flushed.
+/// Who is notified when all streams of a group have ended and all data is written.
 #[derive(Debug)]
 pub(super) enum Waiter {
-    /// An eventfd becomes readable.
+    /// An eventfd, which becomes readable.
     EventFd(EventFd),
     /// A control client, by its number.
     Client(u32),
-    /// The client has left.
+    /// Nobody: the client has left.
     Nobody,
 }
 
@@ -79,17 +80,17 @@ struct Group {
 pub(super) struct Muxer {
     guest_cid: u64,
     first_port: u32,
-    /// Ports, control clients and groups are numbered together, and no number is used twice: an event
-    /// or a packet that comes late can't be taken for another's.
+    /// Ports, control clients and groups are numbered from the same counter, and no number is used
+    /// twice, so that a late event or packet can't be mistaken for another's.
     next_number: u32,
     offers: HashMap<u32, Offer>,
     connections: HashMap<u32, Connection>,
     claims: Claims,
     groups: HashMap<u32, Group>,
     replies: VecDeque<Header>,
-    /// Connections with something for the guest, in turn.
+    /// The connections with packets for the guest, in the order in which they will be served.
     senders: VecDeque<u32>,
-    /// Control clients whose groups have ended.
+    /// The control clients whose groups have ended and who haven't been notified yet.
     pub done_clients: Vec<u32>,
     pub deadlines: Deadlines<Deadline>,
     pub timeouts: Timeouts,
@@ -115,7 +116,7 @@ impl Muxer {
         })
     }
 
-    /// All that is open for streams, and for those who wait for their end.
+    /// The descriptors of all streams, of the waiters' eventfds, and of the timer.
     pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         let offers = self.offers.values().map(|offer| &offer.endpoint);
         let connections = self.connections.values().map(|stream| &stream.endpoint);
@@ -131,7 +132,7 @@ impl Muxer {
         streams.chain(waiters).chain([timer])
     }
 
-    /// A number that nothing had before.
+    /// Allocates a number.
     pub fn next_number(&mut self) -> Result<u32, VsockError> {
         if self.next_number >= FIRST_RESERVED {
             return Err(VsockError::OutOfPorts);
@@ -140,17 +141,17 @@ impl Muxer {
         Ok(self.next_number - 1)
     }
 
-    /// The next of these numbers.
+    /// The next number that will be allocated.
     pub fn next_port(&self) -> u32 {
         self.next_number
     }
 
-    /// Hands out no port below this one any more.
+    /// Makes sure that no port below this one is allocated any more.
     pub fn skip_ports(&mut self, next: u32) {
         self.next_number = self.next_number.max(next);
     }
 
-    /// Streams connected and on offer.
+    /// The number of streams, connected and offered.
     pub fn streams(&self) -> usize {
         self.connections.len() + self.offers.len()
     }
@@ -162,7 +163,8 @@ impl Muxer {
         Ok(())
     }
 
-    /// Offers descriptors on fresh ports, as one group. Returns its number and the streams' addresses.
+    /// Offers descriptors on newly allocated ports, as one group. Returns its number, and each
+    /// stream's port and token.
     pub fn attach(
         &mut self,
         streams: Vec<(Direction, OwnedFd)>,
@@ -192,8 +194,9 @@ impl Muxer {
         Ok((group, offered))
     }
 
-    /// Offers a descriptor on a fixed port, to whoever sends something.
-    pub fn attach_open(
+    /// Offers a descriptor on a fixed port without a token: to the first connection that sends
+    /// data.
+    pub fn attach_without_token(
         &mut self,
         port: u32,
         direction: Direction,
@@ -239,7 +242,8 @@ impl Muxer {
         Ok(())
     }
 
-    /// Dials a port of the guest for a socket whose events come with `number`, its host port.
+    /// Connects a client's socket to a port of the guest. `number` becomes its host port, and is
+    /// the data of its events.
     pub fn connect(&mut self, number: u32, guest_port: u32, fd: OwnedFd, ops: &mut EventOps) {
         let mut endpoint = Endpoint::registered_socket(fd);
         if self.check_room(1).is_err() {
@@ -253,7 +257,7 @@ impl Muxer {
         self.settle(number, ops);
     }
 
-    /// Answers a packet of the guest's.
+    /// Handles a packet from the guest.
     pub fn receive(
         &mut self,
         header: &Header,
@@ -271,7 +275,9 @@ impl Muxer {
         }
         let port = header.dst_port;
         match self.connections.get_mut(&port) {
-            Some(connection) if connection.guest_port == header.src_port && !connection.gone => {
+            Some(connection)
+                if connection.guest_port == header.src_port && !connection.is_reset =>
+            {
                 match connection.receive(header, payload) {
                     Ok(false) => {}
                     Ok(true) => self.answer_connect(port),
@@ -282,7 +288,7 @@ impl Muxer {
                 }
                 self.settle(port, ops);
             }
-            None if self.claims.of(header).is_some() => self.receive_claim(header, payload, ops),
+            None if self.claims.find(header).is_some() => self.receive_claim(header, payload, ops),
             None if header.op == op::REQUEST && self.offers.contains_key(&port) => {
                 self.claim(header);
             }
@@ -290,7 +296,7 @@ impl Muxer {
         }
     }
 
-    /// Has the guest show that it may have the offer that it has dialled.
+    /// Accepts a connection to an offered port as a claim, which has to send the token next.
     fn claim(&mut self, request: &Header) {
         let (number, oldest) = self.claims.add(*request);
         self.deadlines
@@ -300,10 +306,10 @@ impl Muxer {
             buf_alloc: BUFFER_SIZE,
             ..request.reset()
         });
-        oldest.into_iter().for_each(|claim| self.turn_down(claim));
+        oldest.into_iter().for_each(|claim| self.reset_claim(claim));
     }
 
-    /// Takes a packet of somebody who claims an offer.
+    /// Handles a packet of a claim.
     fn receive_claim(
         &mut self,
         header: &Header,
@@ -311,36 +317,36 @@ impl Muxer {
         ops: &mut EventOps,
     ) {
         let port = header.dst_port;
-        let (Some(claim), Some(offer)) = (self.claims.of(header), self.offers.get(&port)) else {
+        let (Some(claim), Some(offer)) = (self.claims.find(header), self.offers.get(&port)) else {
             return self.refuse(header);
         };
-        claim.learn_credit(header);
+        claim.update_credit(header);
         let number = claim.number;
-        let shown = match header.op {
-            op::RW => claim.show(offer.token.as_ref(), &mut payload),
-            // It was told of all the credit there is.
-            op::CREDIT_UPDATE | op::CREDIT_REQUEST => Shown::Part,
-            _ => Shown::Other,
+        let matched = match header.op {
+            op::RW => claim.match_token(offer.token.as_ref(), &mut payload),
+            // The guest knows the credit from the `RESPONSE` already.
+            op::CREDIT_UPDATE | op::CREDIT_REQUEST => TokenMatch::Partial,
+            _ => TokenMatch::Wrong,
         };
-        if shown == Shown::Part {
+        if matched == TokenMatch::Partial {
             return;
         }
         self.deadlines.cancel(Deadline::Token(number));
         let Some(claim) = self.claims.take(number) else {
             return;
         };
-        match shown {
-            Shown::Token => self.join(&claim, header, payload, ops),
+        match matched {
+            TokenMatch::Complete => self.accept(&claim, header, payload, ops),
             _ if header.op == op::RST => {}
             _ => {
                 self.warn(format_args!("port {port} was dialled without its token"));
-                self.turn_down(claim);
+                self.reset_claim(claim);
             }
         }
     }
 
-    /// Connects the guest to the offer whose token it has sent, with what came behind that.
-    fn join(
+    /// Makes a connection of a claim that has sent the token. `rest` is the data that followed it.
+    fn accept(
         &mut self,
         claim: &Claim,
         header: &Header,
@@ -351,7 +357,7 @@ impl Muxer {
         let Some(mut offer) = self.offers.remove(&port) else {
             return self.refuse(header);
         };
-        self.turn_down_all(|claimed| claimed == port);
+        self.reset_claims(|claimed| claimed == port);
         if let Err(error) = offer.endpoint.register(offer.direction, port, ops) {
             self.warn(format_args!(
                 "port {port}: cannot watch its descriptor: {error}"
@@ -370,18 +376,18 @@ impl Muxer {
         }
     }
 
-    fn turn_down(&mut self, claim: Claim) {
+    fn reset_claim(&mut self, claim: Claim) {
         self.deadlines.cancel(Deadline::Token(claim.number));
         self.push_reply(claim.request.reset());
     }
 
-    fn turn_down_all(&mut self, which: impl Fn(u32) -> bool) {
+    fn reset_claims(&mut self, which: impl Fn(u32) -> bool) {
         for claim in self.claims.take_all(which) {
-            self.turn_down(claim);
+            self.reset_claim(claim);
         }
     }
 
-    /// Tells a `CONNECT` client that its stream is there.
+    /// Sends `OK` to a `CONNECT` client.
     fn answer_connect(&mut self, port: u32) {
         self.deadlines.cancel(Deadline::Response(port));
         let answer = format!("OK {port}\n");
@@ -392,7 +398,7 @@ impl Muxer {
         }
     }
 
-    /// An event of a connection's descriptor. Returns whether there is such a connection.
+    /// Handles an event of a connection's descriptor. Returns whether there is such a connection.
     pub fn on_event(&mut self, port: u32, set: EventSet, ops: &mut EventOps) -> bool {
         let Some(connection) = self.connections.get_mut(&port) else {
             return false;
@@ -403,8 +409,8 @@ impl Muxer {
         true
     }
 
-    /// Follows up on whatever happened to a connection: queues it to send, waits for its end, or
-    /// takes it away.
+    /// To be called after any change of a connection: queues it if it has packets, sets the
+    /// deadline for its shutdown, or removes it if it is finished.
     pub fn settle(&mut self, port: u32, ops: &mut EventOps) {
         let Some(connection) = self.connections.get_mut(&port) else {
             return;
@@ -414,8 +420,8 @@ impl Muxer {
                 connection.queued = true;
                 self.senders.push_back(port);
             }
-            if connection.awaits_shutdown() && !connection.doomed {
-                connection.doomed = true;
+            if connection.awaits_shutdown() && !connection.has_shutdown_deadline {
+                connection.has_shutdown_deadline = true;
                 self.deadlines
                     .set(Deadline::Shutdown(port), self.timeouts.shutdown);
             }
@@ -431,10 +437,11 @@ impl Muxer {
         }
     }
 
-    /// Ends a connection towards the guest; what is buffered is still written.
+    /// Resets a connection: the guest is sent an `RST`; buffered data is still written to the
+    /// descriptor.
     fn reset(&mut self, port: u32) {
         if let Some(connection) = self.connections.get_mut(&port)
-            && !std::mem::replace(&mut connection.gone, true)
+            && !std::mem::replace(&mut connection.is_reset, true)
         {
             let header = connection.reset_header();
             self.push_reply(header);
@@ -453,7 +460,7 @@ impl Muxer {
         }
     }
 
-    /// Does what is due because a deadline has passed.
+    /// Handles a deadline that has passed.
     pub fn on_deadline(&mut self, deadline: Deadline, ops: &mut EventOps) {
         match deadline {
             Deadline::Response(port) | Deadline::Shutdown(port) => {
@@ -462,16 +469,16 @@ impl Muxer {
             }
             Deadline::Token(number) => {
                 if let Some(claim) = self.claims.take(number) {
-                    self.turn_down(claim);
+                    self.reset_claim(claim);
                 }
             }
             Deadline::Unclaimed(group) => self.withdraw(|offer| offer.group == Some(group)),
-            Deadline::Line(_) | Deadline::Accept => {}
+            Deadline::RequestLine(_) | Deadline::Accept => {}
         }
     }
 
-    /// The client that waited for a group has left.
-    pub fn orphan(&mut self, group: u32) {
+    /// The client that waited for a group has left: its ports stay on offer for a limited time.
+    pub fn client_left(&mut self, group: u32) {
         if let Some(state) = self.groups.get_mut(&group) {
             state.waiter = Waiter::Nobody;
             self.deadlines
@@ -485,7 +492,7 @@ impl Muxer {
             .extract_if(|_, offer| which(offer))
             .map(|(port, offer)| (port, offer.group))
             .collect();
-        self.turn_down_all(|port| withdrawn.contains_key(&port));
+        self.reset_claims(|port| withdrawn.contains_key(&port));
         for group in withdrawn.into_values() {
             self.leave_group(group);
         }
@@ -494,7 +501,7 @@ impl Muxer {
     fn leave_group(&mut self, group: Option<u32>) {
         let Some(number) = group else { return };
         if let Some(group) = self.groups.get_mut(&number) {
-            group.streams -= 1; // a stream leaves its group once, when it is taken from its table
+            group.streams -= 1; // can't underflow: each stream leaves its group once
             if group.streams == 0 {
                 self.end_group(number);
             }
@@ -514,22 +521,22 @@ impl Muxer {
         }
     }
 
-    /// The guest, or its driver, is no more: every connection is as if it had been reset. The loop
-    /// must then call [`Self::settle_all`].
-    pub fn forget_guest(&mut self) {
-        self.turn_down_all(|_| true);
+    /// Treats all connections as reset by the guest, whose driver has reset the device or which has
+    /// been stopped. The loop must then call [`Self::settle_all`].
+    pub fn reset_all(&mut self) {
+        self.reset_claims(|_| true);
         self.replies.clear();
         for connection in self.connections.values_mut() {
-            connection.gone = true;
+            connection.is_reset = true;
         }
     }
 
-    /// Nobody will ever dial the ports on offer.
+    /// Withdraws all offers.
     pub fn withdraw_all(&mut self) {
         self.withdraw(|_| true);
     }
 
-    /// Takes away the connections that have ended.
+    /// Calls [`Self::settle`] for all connections.
     pub fn settle_all(&mut self, ops: &mut EventOps) {
         let ports: Vec<_> = self.connections.keys().copied().collect();
         for port in ports {
@@ -537,7 +544,7 @@ impl Muxer {
         }
     }
 
-    /// Whether anything waits to be sent to the guest.
+    /// Whether any packet is queued for the guest.
     pub fn has_packets(&self) -> bool {
         !self.replies.is_empty() || !self.senders.is_empty()
     }
@@ -555,7 +562,7 @@ impl Muxer {
         self.connections.get_mut(self.senders.front()?)
     }
 
-    /// The connection whose turn it was has sent something, or can't.
+    /// The connection whose turn it was has been served.
     pub fn sender_served(&mut self, ops: &mut EventOps) {
         if let Some(port) = self.senders.pop_front() {
             if let Some(connection) = self.connections.get_mut(&port) {
@@ -565,7 +572,7 @@ impl Muxer {
         }
     }
 
-    /// Logs something that the guest can cause, not too often.
+    /// Logs a warning that the guest can cause, rate-limited.
     pub fn warn(&mut self, message: std::fmt::Arguments<'_>) {
         self.warnings.warn("vsock", message);
     }

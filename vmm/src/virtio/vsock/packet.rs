@@ -13,7 +13,8 @@ pub(super) const HEADER_SIZE: usize = 44;
 /// The largest payload of one packet, in bytes: what Linux calls `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`.
 pub(super) const MAX_PAYLOAD: usize = 64 * 1024;
 
-/// Descriptors in one chain. Linux needs at most 19: a header, and 64 KiB in unaligned pages.
+/// The most descriptors in one chain. Linux needs at most 19: a header, and 64 KiB in unaligned
+/// pages.
 const MAX_DESCRIPTORS: usize = 64;
 
 /// `VIRTIO_VSOCK_TYPE_STREAM`, the only socket type served.
@@ -37,7 +38,7 @@ pub(super) mod op {
     pub(in crate::virtio::vsock) const CREDIT_REQUEST: u16 = 7;
 }
 
-/// Why a descriptor chain is no packet. Only a broken or hostile driver makes one.
+/// Why a descriptor chain is malformed, which happens with a broken or hostile driver only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PacketError {
     #[error("a descriptor chain of the wrong direction")]
@@ -64,9 +65,9 @@ pub(super) struct Header {
     pub type_: u16,
     pub op: u16,
     pub flags: u32,
-    /// The sender's receive buffer in bytes.
+    /// The size of the sender's receive buffer in bytes.
     pub buf_alloc: u32,
-    /// Bytes that left the sender's receive buffer so far, modulo 2^32.
+    /// The bytes that have left the sender's receive buffer so far, modulo 2^32.
     pub fwd_cnt: u32,
 }
 
@@ -120,7 +121,7 @@ impl Header {
     }
 }
 
-/// A packet that the guest sent. The header is a copy: the guest cannot change it any more.
+/// A packet from the guest. The header is a copy, which the guest can't change any more.
 #[derive(Debug)]
 pub(super) struct TxPacket<'m> {
     pub header: Header,
@@ -160,7 +161,7 @@ pub(super) struct RxBuffer<'m> {
     /// The chain's head, as the used ring names it.
     pub head: u16,
     header: Vec<VolatileSlice<'m>>,
-    /// Where a payload goes; may be empty, never more than [`MAX_PAYLOAD`].
+    /// The memory for the payload; may be empty, at most [`MAX_PAYLOAD`] bytes.
     pub payload: Vec<VolatileSlice<'m>>,
 }
 
@@ -186,12 +187,12 @@ impl<'m> RxBuffer<'m> {
         })
     }
 
-    /// Bytes of payload that fit.
+    /// The number of bytes of payload that fit.
     pub fn room(&self) -> usize {
         total_len(&self.payload)
     }
 
-    /// Writes the header. The payload must be there already: the guest owns the buffer afterwards.
+    /// Writes the header. To be called after the payload was written.
     pub fn write_header(&self, header: &Header) {
         let bytes = header.encode();
         let mut written = 0;

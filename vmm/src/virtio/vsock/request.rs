@@ -1,4 +1,5 @@
-//! What the control socket's clients say: request lines, and the descriptors that come with them.
+//! The requests of the control socket's clients: lines, and the descriptors that are sent with
+//! them.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -15,30 +16,30 @@ use super::Direction;
 /// The longest request line in bytes, with its newline.
 const MAX_LINE: usize = 64;
 
-/// Descriptors in one request.
+/// The most descriptors in one request.
 const MAX_FDS: usize = 3;
 
-/// What to do with a process's streams.
+/// How stdin, stdout and stderr are used; `None` for one that isn't.
 pub(super) type Modes = [Option<Direction>; MAX_FDS];
 
-/// What a client's line asks for.
+/// A client's request.
 #[derive(Debug)]
 pub(super) enum Request {
     Connect(u32),
-    /// What to do with each descriptor, and the descriptors there are.
+    /// The use of each standard stream, and the descriptors of those that are used.
     Attach(Modes, Vec<OwnedFd>),
-    /// Something that isn't about streams.
+    /// A request that isn't about streams: its line and descriptors.
     Other(String, Vec<OwnedFd>),
 }
 
-/// Why a client is sent away.
+/// Why a client is disconnected.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RequestError {
     #[error("it left before its request was complete")]
     Left,
     #[error("a line of more than {MAX_LINE} bytes")]
     TooLong,
-    #[error("a line that asks for nothing that there is")]
+    #[error("an unknown request")]
     Unknown,
     #[error("{found} descriptors came for {expected} streams")]
     Descriptors { expected: usize, found: usize },
@@ -46,8 +47,8 @@ pub(super) enum RequestError {
     Socket(#[from] Errno),
 }
 
-/// Sends a short line, whole, without waiting: it fits in any socket's buffer unless something is
-/// wrong.
+/// Sends a short line as a whole, without blocking: the socket's buffer has room for it unless the
+/// client doesn't read.
 pub(super) fn send_line(socket: BorrowedFd<'_>, line: &[u8]) -> io::Result<()> {
     match send(socket, line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)? {
         count if count == line.len() => Ok(()),
@@ -55,7 +56,8 @@ pub(super) fn send_line(socket: BorrowedFd<'_>, line: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Reads a request if it is there, and nothing behind it: that may be the stream's already.
+/// Reads a request if it is complete, and nothing beyond its newline, since that may be data of the
+/// stream already.
 pub(super) fn read_request(socket: BorrowedFd<'_>) -> Result<Option<Request>, RequestError> {
     let mut line = [0; MAX_LINE];
     let seen = match recv(socket, &mut line, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
@@ -77,8 +79,8 @@ pub(super) fn read_request(socket: BorrowedFd<'_>) -> Result<Option<Request>, Re
     parse_request(&line[..newline], fds).map(Some)
 }
 
-/// Takes a line of `len` bytes, which is known to be there, from the socket, with the descriptors that
-/// came along.
+/// Receives a line of `len` bytes, which are known to be available, and returns the descriptors
+/// that were sent with it.
 fn receive_line(socket: BorrowedFd<'_>, len: usize) -> Result<Vec<OwnedFd>, RequestError> {
     let mut fds = Vec::new();
     let mut received = 0;

@@ -1,4 +1,5 @@
-//! The device as its users see it: a played guest on one side, descriptors and clients on the other.
+//! The device between a simulated guest on one side, and descriptors and control clients on the
+//! other.
 
 mod control;
 mod driver;

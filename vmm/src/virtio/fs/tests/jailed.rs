@@ -12,7 +12,7 @@ use virtiofsd::fuse::Opcode;
 
 use super::driver::{Guest, c_string, options, word};
 use crate::jail::test_child::{End, is_root, run};
-use crate::jail::tree::{self, Mounted, Share, Source};
+use crate::jail::tree::{self, BindMount, Share, Source};
 use crate::jail::{Identity, Role, confine, limits};
 
 const ROOT: u64 = 1;
@@ -351,15 +351,15 @@ fn every_kind_of_request_is_served_in_the_jail() {
         limits::apply().expect("the limits");
         let share = Share {
             name: "the share".into(),
-            source: Source::Mounted(Mounted::new(o_path(source.path()))),
+            source: Source::Bind(BindMount::new(o_path(source.path()))),
             target: "c1/rootfs".into(),
         };
         let tree = tree::enter(vec![share]).expect("the tree");
         let guest = Guest::new(options(Path::new("/")), |mut needed| {
-            let own = tree.threads.own_descriptors();
+            let own = tree.task_dir.open_thread_fds();
             let own = own.map_err(io::Error::other)?;
             needed.push(own.as_raw_fd());
-            confine(Role::Filesystem, Identity::Kept, &needed).map_err(io::Error::other)?;
+            confine(Role::Filesystem, Identity::Unchanged, &needed).map_err(io::Error::other)?;
             Ok(own)
         });
         let mut jailed = Jailed(guest);

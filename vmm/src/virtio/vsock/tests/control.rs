@@ -1,4 +1,4 @@
-//! The control socket: what its clients can ask for, and what becomes of those who misbehave.
+//! The control socket: the requests of its clients, and clients that misbehave.
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -216,7 +216,7 @@ fn more_descriptors_than_a_request_has_are_not_taken() {
 }
 
 #[test]
-fn a_client_that_says_nothing_is_sent_away() {
+fn a_client_without_a_request_is_disconnected() {
     let mut guest = Guest::new();
     guest.device().shorten_timeouts();
     let mut client = guest.client();
@@ -225,7 +225,7 @@ fn a_client_that_says_nothing_is_sent_away() {
 }
 
 #[test]
-fn other_requests_go_to_who_takes_them() {
+fn other_requests_go_to_the_handler() {
     let mut guest = Guest::new();
     let mut unheard = guest.client();
     unheard.write_all(b"DISK a ro\n").expect("write");

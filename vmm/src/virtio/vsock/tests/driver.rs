@@ -1,4 +1,4 @@
-//! A driver and a guest, played in memory: queues, buffers, and the loop that the device lives in.
+//! A simulated guest with its driver: queues, buffers, and the event loop that serves the device.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +20,7 @@ use crate::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 
 pub(crate) const GUEST_CID: u64 = 3;
 pub(crate) const FIRST_PORT: u32 = 0x1_0000;
-/// What the played guest says of its own buffers.
+/// The credit that the simulated guest gives.
 pub(crate) const GUEST_BUFFER: u32 = 256 * 1024;
 
 const QUEUE_SIZE: u16 = 64;

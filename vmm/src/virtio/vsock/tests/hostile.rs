@@ -1,4 +1,4 @@
-//! A guest that breaks every rule: nothing panics, and nothing grows.
+//! A guest that violates the protocol: nothing panics, and nothing grows without bound.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -156,7 +156,9 @@ fn nothing_but_a_token_is_taken_from_who_claims_a_port() {
 fn a_dial_that_is_given_up_leaves_the_offer_without_a_token_too() {
     let mut guest = Guest::new();
     let (reader, writer) = pipe();
-    let offered = guest.device().attach_open(1, Direction::FromGuest, writer);
+    let offered = guest
+        .device()
+        .attach_without_token(1, Direction::FromGuest, writer);
     offered.expect("offer");
     guest.claim(PORT, 1);
     guest.send_op(PORT, 1, op::RST);
@@ -173,7 +175,7 @@ fn a_port_without_a_token_stays_with_who_speaks_first() {
     let (_ours, theirs) = UnixStream::pair().expect("a pair");
     let offered = guest
         .device()
-        .attach_open(3, Direction::Duplex, theirs.into());
+        .attach_without_token(3, Direction::Duplex, theirs.into());
     offered.expect("offer");
     guest.claim(PORT + 1, 3);
     guest.claim(PORT, 3);

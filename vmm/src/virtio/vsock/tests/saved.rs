@@ -1,4 +1,4 @@
-//! What becomes of a device that is saved and put back.
+//! Saving and restoring the device.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -22,7 +22,7 @@ fn vsock() -> Vsock {
 
 fn offer(bench: &Bench<Vsock>, fd: OwnedFd) {
     let mut device = bench.device.lock().expect("free");
-    let offered = device.attach_open(HOST_PORT, Direction::FromGuest, fd);
+    let offered = device.attach_without_token(HOST_PORT, Direction::FromGuest, fd);
     offered.expect("a free port");
 }
 

@@ -1,14 +1,14 @@
-//! What a machine starts from: a kernel that is booted.
+//! The initial state of a machine that boots a kernel.
 //!
-//! [`FirstState`] is all that will tell such a machine from one that goes on from a snapshot: what lies in
-//! its memory, what its vCPUs start with, and what happens once all devices are attached and the platform is
-//! there. A snapshot is to make it an enum of the two, with the same functions, which put back what
-//! [`state`](crate::state) has, in its order; and nothing else of a machine.
+//! This is the only part of a machine that will differ when it is restored from a snapshot: the
+//! contents of guest memory, the initial state of the vCPUs, and what is done once all devices are
+//! attached. With snapshots, [`InitialState`] is to become an enum of the two cases with the same
+//! functions, which then restore what [`state`](crate::state) lists, in the order given there.
 
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use crate::arch::{self, BootData, BootError, DeviceAt, KernelImage};
+use crate::arch::{self, BootData, BootError, DeviceLocation, KernelImage};
 use crate::image::Image;
 use crate::kernel::{self, KernelError, low_memory};
 use crate::machine::{MachineConfig, MachineError};
@@ -18,23 +18,23 @@ use crate::vm::VmError;
 /// The page size that the initramfs is aligned to.
 const PAGE: u64 = 4096;
 
-/// The state, as far as it isn't in guest memory yet.
+/// What of the initial state isn't in guest memory yet.
 #[derive(Debug)]
-pub(crate) struct FirstState {
+pub(crate) struct InitialState {
     setup: arch::VcpuSetup,
     cmdline: String,
     /// Guest physical address and size of the initramfs.
     initramfs: (u64, u64),
 }
 
-impl FirstState {
-    /// Makes guest memory with kernel and initramfs in it.
+impl InitialState {
+    /// Allocates guest memory, and loads the kernel and the initramfs into it.
     pub(crate) fn load(
         kvm: &Kvm,
         config: &MachineConfig<'_>,
     ) -> Result<(Self, GuestMemoryMmap), MachineError> {
         let memory = memory::allocate(config.memory_mib)?;
-        memory::expect_page_descriptors(&memory);
+        memory::prefer_huge_pages_for_memmap(&memory);
         let (entry, initramfs) = place(&memory, config.kernel, &config.initramfs)?;
         let setup = arch::VcpuSetup::new(kvm, config.vcpus.get(), entry)?;
         let state = Self {
@@ -45,17 +45,18 @@ impl FirstState {
         Ok((state, memory))
     }
 
-    /// Sets up a vCPU; number 0 is the one that boots.
+    /// Sets up a vCPU; number 0 is the boot processor.
     pub(crate) fn apply(&mut self, vcpu: &VcpuFd, number: u8) -> Result<(), VmError> {
         self.setup.apply(vcpu, number)
     }
 
-    /// Tells the guest of its `vcpus` vCPUs, and of its devices, which are all there now.
-    pub(crate) fn complete(
+    /// Writes the boot data, which describes the vCPUs and the devices. To be called once all
+    /// devices are attached.
+    pub(crate) fn write_boot_data(
         &self,
         memory: &GuestMemoryMmap,
         vcpus: u8,
-        devices: &[DeviceAt],
+        devices: &[DeviceLocation],
     ) -> Result<(), BootError> {
         let boot = BootData {
             cmdline: &self.cmdline,
@@ -67,8 +68,8 @@ impl FirstState {
     }
 }
 
-/// Puts the kernel, and the initramfs right behind it, into guest memory. Returns the address of the first
-/// instruction, and the address and the size of the initramfs.
+/// Loads the kernel, and the initramfs right after it, into guest memory. Returns the kernel's
+/// entry point, and the address and the size of the initramfs.
 fn place(
     memory: &GuestMemoryMmap,
     kernel: Image<'_>,

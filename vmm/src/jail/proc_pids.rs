@@ -1,5 +1,5 @@
-//! The numbers that /proc has for this process's children and threads. It is the host's, and this process may
-//! be in a process id namespace of its own, in which they have others.
+//! The pids and thread ids of this process's children and threads in /proc. That is the host's
+//! /proc, and this process may be in a pid namespace, in which the ids are different.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,11 +9,11 @@ use rustix::fs::{Dir, Mode, OFlags, openat};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::gettid;
 
-/// A child's.
+/// The pid of a child.
 ///
 /// # Errors
 /// When there is none, or /proc is not mounted.
-pub(super) fn of_child(child: Pid) -> io::Result<u32> {
+pub(super) fn pid_of_child(child: Pid) -> io::Result<u32> {
     let pidfd = pidfd_open(child, PidfdFlags::empty())?;
     let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
     let number = about.lines().find_map(|line| line.strip_prefix("Pid:"));
@@ -22,27 +22,28 @@ pub(super) fn of_child(child: Pid) -> io::Result<u32> {
         .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// The calling thread's, in a `/proc/<pid>/task` of this process.
+/// The thread id of the calling thread in `threads`, a `/proc/<pid>/task` of this process.
 ///
 /// # Errors
 /// When it isn't there.
-pub(super) fn of_this_thread(threads: BorrowedFd<'_>) -> io::Result<u32> {
+pub(super) fn tid_of_this_thread(threads: BorrowedFd<'_>) -> io::Result<u32> {
     let own = gettid().as_raw_nonzero().to_string();
-    // It may be a descriptor that only stands for the directory (O_PATH).
+    // `threads` may be an O_PATH descriptor, which can't be read.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     for thread in Dir::new(openat(threads, c".", flags, Mode::empty())?)? {
         let name = thread?.file_name().to_string_lossy().into_owned();
-        // Others come and go meanwhile.
+        // Other threads start and end meanwhile.
         let Ok(number) = name.parse() else { continue };
-        if number_of(threads, &name).is_ok_and(|number| number == own) {
+        if own_tid_of(threads, &name).is_ok_and(|number| number == own) {
             return Ok(number);
         }
     }
     Err(io::ErrorKind::NotFound.into())
 }
 
-/// What a thread calls itself: the last of its numbers, from the outermost namespace inwards.
-fn number_of(threads: BorrowedFd<'_>, name: &str) -> io::Result<String> {
+/// A thread's id in its own pid namespace: the last one of `NSpid`, which lists them from the
+/// outermost namespace inwards.
+fn own_tid_of(threads: BorrowedFd<'_>, name: &str) -> io::Result<String> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let status = openat(threads, format!("{name}/status"), flags, Mode::empty())?;
     let mut text = String::new();
@@ -69,7 +70,7 @@ mod tests {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             let threads = rustix::fs::open("/proc/self/task", flags, Mode::empty()).expect("/proc");
             let told = fs::read_link("/proc/thread-self").expect("/proc");
-            let number = of_this_thread(threads.as_fd()).expect("a number");
+            let number = tid_of_this_thread(threads.as_fd()).expect("a number");
             assert!(told.ends_with(number.to_string()), "{told:?}: {number}");
         };
         std::thread::spawn(find).join().expect("outside of one");

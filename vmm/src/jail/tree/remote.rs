@@ -1,10 +1,12 @@
-//! The tree of a process that runs already, changed from outside: the process itself has no right to mount.
+//! Changes the tree of another, running process, which has no privilege to mount itself.
 //!
-//! Shares that [`join`] are cloned in the caller's mount namespace. Then a thread enters the tree's and clones its
-//! root; that clone is made writable, for the tmpfs itself is so and only its mount isn't, and mount points are made
-//! through it. What [`leave`]s is unmounted lazily: the guest may have files of it open.
+//! [`add_shares`] clones the shares in the caller's mount namespace. Then a thread enters the
+//! tree's mount namespace and clones its root; the clone is made writable, which the tmpfs itself
+//! is (only its mount is read-only), and mount points are created through it. [`remove_shares`]
+//! unmounts lazily: the guest may have files of a share open.
 //!
-//! Root's tree alone: what an ordinary user has cloned belongs to another user namespace than the tree.
+//! This works for root's trees only: the mounts that an ordinary user has cloned belong to another
+//! user namespace than the tree.
 #![allow(unsafe_code)] // rustix's unshare, and fork
 
 use std::ffi::CString;
@@ -26,12 +28,12 @@ use super::attributes::{Depth, change, read_only};
 use super::share::{Prepared, Share};
 use super::{Error, call, check_targets, clone_mount};
 
-/// Adds shares, all of which lie in `folder` of the tree that the process has entered. Something of that name which
-/// an earlier call was cut off at is removed before.
+/// Adds shares, all of whose targets are within `folder`, to the tree that the process has entered.
+/// What an interrupted earlier call has left in that folder is removed first.
 ///
 /// # Errors
-/// See [`Error`]. Some of the shares may be there then: [`leave`] removes them.
-pub fn join(process: BorrowedFd<'_>, folder: &str, shares: Vec<Share>) -> Result<(), Error> {
+/// See [`Error`]. Some of the shares may have been added then: [`remove_shares`] removes them.
+pub fn add_shares(process: BorrowedFd<'_>, folder: &str, shares: Vec<Share>) -> Result<(), Error> {
     check_targets(&shares)?;
     if let Some(stray) = shares
         .iter()
@@ -48,9 +50,9 @@ pub fn join(process: BorrowedFd<'_>, folder: &str, shares: Vec<Share>) -> Result
         .into_iter()
         .map(prepare)
         .collect::<Result<Vec<_>, Error>>()?;
-    inside(process, || {
-        let (root, writable) = roots()?;
-        clear(&root, &writable, folder)?;
+    in_tree_of(process, || {
+        let (root, writable) = open_roots()?;
+        remove_folder(&root, &writable, folder)?;
         for share in &shares {
             share.make_mount_point(&writable)?;
             share.attach(&root)?;
@@ -59,22 +61,23 @@ pub fn join(process: BorrowedFd<'_>, folder: &str, shares: Vec<Share>) -> Result
     })
 }
 
-/// Removes `folder` with all shares in it from the tree that the process has entered; that there is none is no error.
+/// Removes `folder` with all shares in it from the tree that the process has entered; it isn't an
+/// error if there is no such folder.
 ///
 /// # Errors
-/// When the process is gone, and its tree with it; or when a call fails.
-pub fn leave(process: BorrowedFd<'_>, folder: &str) -> Result<(), Error> {
-    inside(process, || {
-        let (root, writable) = roots()?;
-        clear(&root, &writable, folder)
+/// When the process has ended, and its tree with it, or when a system call fails.
+pub fn remove_shares(process: BorrowedFd<'_>, folder: &str) -> Result<(), Error> {
+    in_tree_of(process, || {
+        let (root, writable) = open_roots()?;
+        remove_folder(&root, &writable, folder)
     })
 }
 
-/// Makes a share read-only in the tree that another process has entered, in a user namespace of its own
-/// or not: the mount itself, for good.
+/// Makes the mount of a share read-only in the tree that another process has entered; the process
+/// can't undo it. `user_namespace` says whether the process is in a user namespace of its own.
 ///
 /// # Errors
-/// When the process is gone, or a file is open for writing.
+/// When the process has ended, or a file of the share is open for writing.
 pub fn make_read_only(
     process: BorrowedFd<'_>,
     target: &Path,
@@ -110,8 +113,8 @@ pub fn make_read_only(
     }
 }
 
-/// The tree's root as the process has it, and a clone of it in which mount points can be made.
-fn roots() -> Result<(OwnedFd, OwnedFd), Error> {
+/// Opens the tree's root, and a writable clone of its mount in which mount points can be created.
+fn open_roots() -> Result<(OwnedFd, OwnedFd), Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, c"/", flags, Mode::empty()).map_err(call("open"))?;
     let writable = clone_mount(CWD, c"/", OpenTreeFlags::empty()).map_err(call("open_tree"))?;
@@ -119,20 +122,22 @@ fn roots() -> Result<(OwnedFd, OwnedFd), Error> {
     Ok((root, writable))
 }
 
-/// Removes what there is of a folder. Through the clone it is the tmpfs's own directories, not what is mounted there.
-fn clear(root: &OwnedFd, writable: &OwnedFd, folder: &str) -> Result<(), Error> {
+/// Unmounts and removes what there is in a folder. Through the clone, its entries are the tmpfs's
+/// own directories and not what is mounted on them.
+fn remove_folder(root: &OwnedFd, writable: &OwnedFd, folder: &str) -> Result<(), Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = match openat(writable, folder, flags, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(()),
         other => other.map_err(call("open"))?,
     };
     fchdir(root).map_err(call("fchdir"))?;
-    empty(directory, Path::new(folder))?;
+    empty_directory(directory, Path::new(folder))?;
     unlinkat(writable, folder, AtFlags::REMOVEDIR).map_err(call("rmdir"))
 }
 
-/// Empties a directory of the tmpfs, whose path in the tree is given, once nothing is mounted in it.
-fn empty(directory: OwnedFd, path: &Path) -> Result<(), Error> {
+/// Removes the entries of a directory of the tmpfs, after unmounting what is mounted on them.
+/// `path` is its path in the tree.
+fn empty_directory(directory: OwnedFd, path: &Path) -> Result<(), Error> {
     let mut entries = Dir::read_from(&directory).map_err(call("readdir"))?;
     while let Some(entry) = entries.read() {
         let entry = entry.map_err(call("readdir"))?;
@@ -141,19 +146,19 @@ fn empty(directory: OwnedFd, path: &Path) -> Result<(), Error> {
             continue;
         }
         let below = path.join(name.to_string_lossy().as_ref());
-        // The guest may still have files of it, and is to change them no more.
+        // The guest may still have files of the share open, and must not change them any more.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         if let Ok(mount) = openat(CWD, &below, flags, Mode::empty()) {
             // Fails where a file is open for writing, or nothing is mounted.
             let _ = change(mount.as_fd(), Depth::All, read_only(true));
         }
-        // Nothing is mounted at a place of which an earlier call was cut off.
+        // Nothing is mounted there if an earlier call was interrupted.
         while unmount(&below, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok() {}
         let flags = match entry.file_type() {
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let inner = openat(&directory, name, flags, Mode::empty());
-                empty(inner.map_err(call("open"))?, &below)?;
+                empty_directory(inner.map_err(call("open"))?, &below)?;
                 AtFlags::REMOVEDIR
             }
             _ => AtFlags::empty(),
@@ -163,8 +168,9 @@ fn empty(directory: OwnedFd, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Does something in the tree that a process has entered, on a thread of its own: a mount namespace is a thread's.
-fn inside<T: Send>(
+/// Runs `work` in the mount namespace of a process, on a new thread, since setns(2) changes that of
+/// a single thread.
+fn in_tree_of<T: Send>(
     process: BorrowedFd<'_>,
     work: impl FnOnce() -> Result<T, Error> + Send,
 ) -> Result<T, Error> {
@@ -176,7 +182,7 @@ fn inside<T: Send>(
     })
 }
 
-/// Does something on a thread of its own, which ends before this returns.
+/// Runs `work` on a new thread, and waits for it.
 pub(super) fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let done = thread::scope(|scope| scope.spawn(work).join());
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -1,14 +1,16 @@
-//! The life of a device, the same for all, and what its loop waits for.
+//! The lifecycle of a device, which is the same for all, and the eventfds that its event loop
+//! watches.
 //!
 //! ```text
 //!            activate                        kicks
-//! inactive ───────────▶ active, with queues ───────▶ turns at the queues
+//! inactive ───────────▶ active, with queues ───────▶ the queues are served
 //!     ▲                          │
-//!     └──────────────────────────┘ stop, also as a part of a reset: the queues' states are given back
+//!     └──────────────────────────┘ stop, also as part of a reset: returns the queues' states
 //! ```
 //!
-//! A device is activated and stopped by a vCPU's thread, or by whoever saves it, and served by its loop:
-//! the loop is told by an eventfd, and then watches the kicks of the queues that there are.
+//! A device is activated and stopped by a vCPU thread, or by whoever saves it, and served by the
+//! thread of its event loop. An eventfd notifies the loop, which then watches the kick eventfds of
+//! the current queues.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -20,75 +22,76 @@ use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::device::{ActivateError, Activation, ActiveQueue, Interrupt};
-use super::memory::View;
+use super::memory::MemoryView;
 use super::queue::DeviceQueue;
 use crate::rate_limit::RateLimit;
 use crate::stop::StopFlag;
 
-/// The data of a device's own events: these and up to 127 above them. What else a device has its loop
-/// watch has other data.
+/// The event data from here up to 127 above are for the events of this module. Whatever else a
+/// device watches must use other data.
 pub(super) const FIRST_EVENT: u32 = u32::MAX - 0xff;
 
-/// The driver has come or gone; the kick of queue `n` is this and `n`.
-const CHANGED: u32 = FIRST_EVENT;
-const KICK: u32 = CHANGED + 1;
+/// The event data of the activation eventfd.
+const ACTIVATION_CHANGED: u32 = FIRST_EVENT;
+/// The event data of the kick of queue 0; that of queue `n` is `n` higher.
+const KICK: u32 = ACTIVATION_CHANGED + 1;
 
-/// What an event tells.
+/// What an event of the device's loop means.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    /// The driver has come or gone. All queues are to be served: a kick may have come before it was
-    /// watched.
-    Changed,
-    /// The driver has kicked the queue of this number, if there is one.
-    Kick(usize),
-    /// Something else that the device has its loop watch, by the event's data.
+pub(super) enum DeviceEvent {
+    /// The device was activated or stopped. All queues must be served: a kick may have come before
+    /// it was watched.
+    ActivationChanged,
+    /// The driver has kicked the queue with this index, if the device is active.
+    QueueKick(usize),
+    /// An event of something else that the device watches, by the event's data.
     Other(u32),
 }
 
-/// What there is between activation and stop.
+/// What a device has between activation and stop.
 #[derive(Debug)]
 pub(super) struct Active<const QUEUES: usize> {
-    pub(super) memory: View,
+    pub(super) memory: MemoryView,
     pub(super) queues: [DeviceQueue; QUEUES],
-    /// What both sides agreed on.
+    /// The negotiated features.
     pub(super) features: u64,
     pub(super) interrupt: Interrupt,
     pub(super) stop: StopFlag,
 }
 
-/// Whether a device is active, and the eventfds that it has its loop watch.
+/// The activation state of a device, and the eventfds that its event loop watches.
 #[derive(Debug)]
-pub(super) struct Life<const QUEUES: usize> {
-    /// The device, for messages.
+pub(super) struct Lifecycle<const QUEUES: usize> {
+    /// The device's name, for messages.
     device: String,
-    /// Tells the loop that the driver has come or gone.
-    changed: EventFd,
+    /// Notifies the loop that the device was activated or stopped.
+    activation_changed: EventFd,
     active: Option<Active<QUEUES>>,
-    /// The kicks that the loop watches, maybe those of an activation that is over.
+    /// The kick eventfds that the loop watches, which may still be those of an earlier activation.
     watched: Vec<Arc<EventFd>>,
     warnings: RateLimit,
 }
 
-impl<const QUEUES: usize> Life<QUEUES> {
-    /// Of a device that no driver has found yet.
+impl<const QUEUES: usize> Lifecycle<QUEUES> {
+    /// The lifecycle of an inactive device.
     pub(super) fn new(device: String) -> io::Result<Self> {
         Ok(Self {
             device,
-            changed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            activation_changed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             active: None,
             watched: Vec::new(),
             warnings: RateLimit::default(),
         })
     }
 
-    /// The same with another name for messages.
-    pub(super) fn named(self, device: String) -> Self {
+    /// Changes the name for messages.
+    pub(super) fn with_name(self, device: String) -> Self {
         Self { device, ..self }
     }
 
-    /// See [`VirtioDevice::doorbell`](super::VirtioDevice::doorbell).
-    pub(super) fn doorbell(&self) -> RawFd {
-        self.changed.as_raw_fd()
+    /// See [`VirtioDevice::activation_eventfd`](super::VirtioDevice::activation_eventfd).
+    pub(super) fn activation_eventfd(&self) -> RawFd {
+        self.activation_changed.as_raw_fd()
     }
 
     /// See [`VirtioDevice::activate`](super::VirtioDevice::activate).
@@ -100,24 +103,24 @@ impl<const QUEUES: usize> Life<QUEUES> {
         let features = activation.features;
         let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         self.active = Some(Active {
-            memory: View::new(activation.memory).map_err(io::Error::other)?,
+            memory: MemoryView::new(activation.memory).map_err(io::Error::other)?,
             queues: queues.map(|queue| DeviceQueue::new(queue, event_idx)),
             features,
             interrupt: activation.interrupt,
             stop: activation.stop,
         });
-        Ok(self.changed.write(1)?)
+        Ok(self.activation_changed.write(1)?)
     }
 
     /// See [`VirtioDevice::stop`](super::VirtioDevice::stop).
     pub(super) fn stop(&mut self) -> Vec<QueueState> {
-        let _ = self.changed.write(1); // if full, the loop is told already
+        let _ = self.activation_changed.write(1); // a full eventfd is readable too
         let queues = self.active.take().map(|active| active.queues);
         let queues = queues.iter().flatten();
         queues.map(DeviceQueue::state).collect()
     }
 
-    /// What there is if the device is active.
+    /// Memory, queues and so on if the device is active.
     pub(super) fn active(&mut self) -> Option<&mut Active<QUEUES>> {
         self.active.as_mut()
     }
@@ -126,35 +129,35 @@ impl<const QUEUES: usize> Life<QUEUES> {
         self.active.is_some()
     }
 
-    /// Has the loop wait for the driver.
+    /// Makes the loop watch for activation.
     pub(super) fn init(&self, ops: &mut EventOps<'_>) {
-        self.watch(&self.changed, CHANGED, ops);
+        self.watch(&self.activation_changed, ACTIVATION_CHANGED, ops);
     }
 
-    /// Takes an event.
-    pub(super) fn on_event(&mut self, events: &Events, ops: &mut EventOps<'_>) -> Told {
+    /// Acknowledges an event, and returns what it means.
+    pub(super) fn on_event(&mut self, events: &Events, ops: &mut EventOps<'_>) -> DeviceEvent {
         match events.data() {
-            CHANGED => {
-                let _ = self.changed.read();
-                self.follow(ops);
-                Told::Changed
+            ACTIVATION_CHANGED => {
+                let _ = self.activation_changed.read();
+                self.rewatch_queues(ops);
+                DeviceEvent::ActivationChanged
             }
             data => match data.checked_sub(KICK).map(|index| index as usize) {
                 Some(index) if index < QUEUES => {
                     if let Some(kick) = self.watched.get(index) {
                         let _ = kick.read();
                     }
-                    Told::Kick(index)
+                    DeviceEvent::QueueKick(index)
                 }
-                _ => Told::Other(data),
+                _ => DeviceEvent::Other(data),
             },
         }
     }
 
-    /// Watches the queues that there are now.
-    fn follow(&mut self, ops: &mut EventOps<'_>) {
+    /// Makes the loop watch the kicks of the current queues instead of the former ones.
+    fn rewatch_queues(&mut self, ops: &mut EventOps<'_>) {
         for kick in self.watched.drain(..) {
-            let _ = ops.remove(Events::empty(&*kick)); // fails for one that could not be watched
+            let _ = ops.remove(Events::empty(&*kick)); // fails for one that could not be added
         }
         let queues = self.active.iter().flat_map(|active| &active.queues);
         self.watched = queues.map(|queue| Arc::clone(queue.kick())).collect();
@@ -166,12 +169,14 @@ impl<const QUEUES: usize> Life<QUEUES> {
     fn watch(&self, eventfd: &EventFd, data: u32, ops: &mut EventOps<'_>) {
         if let Err(error) = ops.add(Events::with_data(eventfd, data, EventSet::IN)) {
             let device = &self.device;
-            log::error!("{device}: cannot watch for its driver or a queue: {error:?}");
+            log::error!(
+                "{device}: cannot watch for its activation or for a queue's kicks: {error:?}"
+            );
         }
     }
 
-    /// To be called after the queues were served: interrupts the driver if it wants that, and says which
-    /// queues are out of order now.
+    /// To be called after the queues were served: interrupts the driver if it wants that, and logs
+    /// which queues are broken now.
     pub(super) fn end_turn(&mut self) {
         let Some(active) = &mut self.active else {
             return;
@@ -179,10 +184,10 @@ impl<const QUEUES: usize> Life<QUEUES> {
         let mut wanted = false;
         for (index, queue) in active.queues.iter_mut().enumerate() {
             wanted |= queue.take_interrupt(active.memory.guest());
-            if let Some(error) = queue.take_trouble() {
+            if let Some(error) = queue.take_failure() {
                 self.warnings.warn(
                     &self.device,
-                    format_args!("queue {index} is out of order until a reset: {error}"),
+                    format_args!("queue {index} is not served until a reset: {error}"),
                 );
             }
         }
