@@ -16,7 +16,7 @@ use crate::event_loop::{EventLoop, StopHandle};
 #[derive(Debug)]
 pub struct FsThread {
     stop: StopHandle,
-    thread: JoinHandle<io::Result<()>>,
+    thread: JoinHandle<()>,
 }
 
 impl FsThread {
@@ -26,7 +26,7 @@ impl FsThread {
     /// stop the thread first.
     pub fn stop(self) {
         self.stop.stop();
-        // A panic of the thread, or a failure of its loop, has been logged already.
+        // A panic of the thread has been reported already.
         let _ = self.thread.join();
     }
 }
