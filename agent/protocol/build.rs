@@ -18,7 +18,7 @@ fn main() -> std::io::Result<()> {
         .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(true))
         .run()?;
 
-    // The generated files open with inner attributes, which a file that is `include!`d can't have.
+    // The generated files begin with inner attributes, which an `include!`d file can't have.
     let out = env::var("OUT_DIR").map_err(std::io::Error::other)?;
     for name in ["agent.rs", "agent_ttrpc.rs"] {
         let path = Path::new(&out).join(name);

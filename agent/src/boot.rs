@@ -1,4 +1,4 @@
-//! The guest's first moments: the kernel has started this program as PID 1 and there is nothing else.
+//! What the agent does at boot: the kernel has started this program as PID 1, and nothing else runs.
 //!
 //! Only what every guest needs is done before the host is greeted. What only containers need is done
 //! before the first of them, in `prepare_for_containers`.
@@ -26,29 +26,29 @@ use crate::{cgroup, clock, console, server, sys};
 /// The guest's own host name. Containers have theirs.
 const HOSTNAME: &[u8] = b"hull";
 
-/// As many open files as a process can be allowed, `sysctl_nr_open_max` of fs/file.c: engines hand on the
-/// limits of hosts that allow as many.
-const MOST_FILES: &str = "2147483584";
+/// The largest fs.nr_open that the kernel takes, `sysctl_nr_open_max` of fs/file.c: engines pass on the
+/// RLIMIT_NOFILE of hosts that allow as many.
+const MAX_NR_OPEN: &str = "2147483584";
 
-/// Memory counts when it is touched, `OVERCOMMIT_ALWAYS` of linux/mman.h. The container's limit is what
-/// bounds it, by the kernel's OOM killer, as on a host that has more memory than the container may use.
+/// Allocations are never refused, `OVERCOMMIT_ALWAYS` of linux/mman.h. The container's memory limit applies
+/// when pages are touched, as on a host that has more memory than the container may use.
 const OVERCOMMIT_ALWAYS: &str = "1";
 
-/// Where the agent finds itself.
-const PROGRAM: &str = "/proc/self/exe";
+/// The agent's own program, which helpers execute.
+const AGENT_PROGRAM: &str = "/proc/self/exe";
 
-/// PID 1's whole life. It doesn't return: the machine ends with it.
+/// The main function of PID 1. It doesn't return: on an error it ends the VM.
 pub fn run() -> ExitCode {
-    sys::take_no_faults();
-    let result = start().and_then(|()| live());
+    sys::reset_fault_handlers();
+    let result = start().and_then(|()| serve());
     if let Err(fatal) = result {
-        console::say(Level::Error, &format!("cannot go on: {fatal}"));
+        console::write(Level::Error, &format!("cannot continue: {fatal}"));
     }
     power_off();
     ExitCode::FAILURE
 }
 
-/// Ends the machine: by a triple fault, which the VMM sees as a shutdown. Does nothing outside a guest.
+/// Ends the VM: by a triple fault, which the VMM sees as a shutdown. Does nothing outside a guest.
 pub fn power_off() {
     if std::process::id() == 1 {
         rustix::fs::sync();
@@ -57,29 +57,29 @@ pub fn power_off() {
 }
 
 fn start() -> Result<(), Fatal> {
-    make_root_movable().map_err(Fatal::at("make / a mount that can be left"))?;
-    let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    make_root_pivotable().map_err(Fatal::io("make / a mount that pivot_root can leave"))?;
+    let noexec = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount_at("devtmpfs", "devtmpfs", "/dev", MountFlags::NOSUID, None)?;
-    mount_at("proc", "proc", "/proc", quiet, None)?;
+    mount_at("proc", "proc", "/proc", noexec, None)?;
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    console::start(console::level(&command_line));
-    mount_at("sysfs", "sysfs", "/sys", quiet, None)?;
-    let private = MountFlags::NOSUID | MountFlags::NODEV;
-    mount_at("tmpfs", "run", "/run", private, Some(c"mode=0755"))?;
+    console::init(console::level(&command_line));
+    mount_at("sysfs", "sysfs", "/sys", noexec, None)?;
+    let nodev = MountFlags::NOSUID | MountFlags::NODEV;
+    mount_at("tmpfs", "run", "/run", nodev, Some(c"mode=0755"))?;
     mount_at(
         "cgroup2",
         "cgroup2",
         cgroup::MOUNT,
-        quiet,
+        noexec,
         Some(c"nsdelegate"),
     )?;
-    sys::bring_loopback_up().map_err(Fatal::at("bring lo up"))?;
-    sethostname(HOSTNAME).map_err(Fatal::at("set the host name"))
+    sys::bring_loopback_up().map_err(Fatal::io("bring lo up"))?;
+    sethostname(HOSTNAME).map_err(Fatal::io("set the host name"))
 }
 
-/// The kernel's first root can't be left by pivot_root(2), as containers do: only a mount on top of it
-/// can. A bind mount of it onto itself is one.
-fn make_root_movable() -> rustix::io::Result<()> {
+/// Bind-mounts the root onto itself: pivot_root(2), which containers are entered by, fails on the kernel's
+/// rootfs, but not on a mount on top of it.
+fn make_root_pivotable() -> rustix::io::Result<()> {
     mount_bind("/", "/run")?;
     chdir("/run")?;
     mount_move(".", "/")?;
@@ -95,19 +95,19 @@ fn mount_at(
     data: Option<&CStr>,
 ) -> Result<(), Fatal> {
     mount(source, target, filesystem, flags, data)
-        .map_err(Fatal::at(format!("mount {filesystem} at {target}")))
+        .map_err(Fatal::io(format!("mount {filesystem} at {target}")))
 }
 
-/// Mounts the shared tree, and prepares the cgroups and the limit of limits.
+/// Mounts the shared tree, prepares the cgroups, and raises the sysctls that bound what containers may ask for.
 fn prepare_for_containers() -> Result<(), Fatal> {
-    fs::write("/proc/sys/fs/nr_open", MOST_FILES).map_err(Fatal::at("set fs.nr_open"))?;
-    // Else an allocation that is larger than the guest fails, which a host lets pass.
+    fs::write("/proc/sys/fs/nr_open", MAX_NR_OPEN).map_err(Fatal::io("set fs.nr_open"))?;
+    // Otherwise an allocation larger than the guest's memory fails, which succeeds on a host.
     fs::write("/proc/sys/vm/overcommit_memory", OVERCOMMIT_ALWAYS)
-        .map_err(Fatal::at("set vm.overcommit_memory"))?;
+        .map_err(Fatal::io("set vm.overcommit_memory"))?;
     cgroup::prepare()?;
     let share = Path::new(paths::SHARE);
-    fs::create_dir_all(share).map_err(Fatal::at(format!("make {}", paths::SHARE)))?;
-    // No nosuid, no nodev: a container's root is as a container's root is.
+    fs::create_dir_all(share).map_err(Fatal::io(format!("make {}", paths::SHARE)))?;
+    // Without nosuid and nodev: containers' roots are on it.
     mount_at(
         "virtiofs",
         ports::SHARE_TAG,
@@ -117,27 +117,27 @@ fn prepare_for_containers() -> Result<(), Fatal> {
     )
 }
 
-fn live() -> Result<(), Fatal> {
+fn serve() -> Result<(), Fatal> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(Fatal::at("start the runtime"))?;
+        .map_err(Fatal::io("start the runtime"))?;
     runtime.block_on(async {
-        let reaper = Reaper::start().map_err(Fatal::at("listen to SIGCHLD"))?;
+        let reaper = Reaper::start().map_err(Fatal::io("listen to SIGCHLD"))?;
         let sandbox = Sandbox::new(
-            PathBuf::from(PROGRAM),
+            PathBuf::from(AGENT_PROGRAM),
             Box::new(Vsock),
             reaper,
             Box::new(prepare_for_containers),
         );
-        let listener = Vsock::listen().map_err(Fatal::at("listen on vsock"))?;
+        let listener = Vsock::listen().map_err(Fatal::io("listen on vsock"))?;
         let _server = server::serve(Arc::clone(&sandbox), listener)
             .await
-            .map_err(|e| Fatal::at("serve ttrpc")(io::Error::other(e)))?;
-        let on_signal = Box::new(move |signal| sandbox.signalled(signal));
-        let notices = meet(&Vsock, on_signal)
+            .map_err(|e| Fatal::io("serve ttrpc")(io::Error::other(e)))?;
+        let on_signal = Box::new(move |signal| sandbox.signal_owner(signal));
+        let notices = connect_to_host(&Vsock, on_signal)
             .await
-            .map_err(Fatal::at("greet the host on its vsock port"))?;
+            .map_err(Fatal::io("greet the host on its vsock port"))?;
         log::info!("serving");
         if let Some(notices) = notices {
             clock::follow(notices).await;
@@ -146,12 +146,14 @@ fn live() -> Result<(), Fatal> {
     })
 }
 
-/// Listens to the host's notices, and greets the host. In this order: the notices' port has no token, so it
-/// must be taken before there is a container, and once it was greeted the host asks for one.
-async fn meet(host: &dyn Dial, on_signal: OnSignal) -> io::Result<Option<Notices>> {
+/// Connects to the host's notices port, then sends the host the hello. In this order: the notices port has no
+/// token, so it must be taken before there is a container, and the host asks for one once it has the hello.
+async fn connect_to_host(host: &dyn Dial, on_signal: OnSignal) -> io::Result<Option<Notices>> {
     let notices = Notices::connect(host, on_signal).await;
     let notices = notices.inspect_err(|e| {
-        log::warn!("neither the host's clock nor signals to the VM process are heard of: {e}");
+        log::warn!(
+            "cannot receive notices of the host's clock and of signals to the VM process: {e}"
+        );
     });
     transport::greet(host).await?;
     Ok(notices.ok())
@@ -168,7 +170,7 @@ mod tests {
 
     use crate::transport::Stream;
 
-    /// A host that refuses a port, and has been dialled on others.
+    /// A host that refuses connections to one port and accepts those to others.
     struct Host {
         refuses: u32,
         dialled: Mutex<Vec<(u32, DuplexStream)>>,
@@ -187,31 +189,33 @@ mod tests {
         }
     }
 
-    /// The ports that such a host is dialled on, with what it hears there once both are met, and whether
-    /// its notices are listened to.
-    fn heard(refuses: u32) -> (Vec<(u32, Vec<u8>)>, bool) {
+    /// The ports that such a host is dialled on, with the bytes that it receives there, and whether the agent
+    /// has a connection for notices.
+    fn received(refuses: u32) -> (Vec<(u32, Vec<u8>)>, bool) {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         runtime.expect("a runtime").block_on(async {
             let dialled = Mutex::default();
             let host = Host { refuses, dialled };
-            let notices = meet(&host, Box::new(|_| ())).await.expect("it greets");
-            let is_listened_to = notices.is_some();
+            let notices = connect_to_host(&host, Box::new(|_| ()))
+                .await
+                .expect("it greets");
+            let has_notices = notices.is_some();
             drop(notices);
-            let mut heard = Vec::new();
+            let mut received = Vec::new();
             for (port, mut stream) in host.dialled.into_inner().expect("no panic") {
                 let mut bytes = Vec::new();
                 stream.read_to_end(&mut bytes).await.expect("read");
-                heard.push((port, bytes));
+                received.push((port, bytes));
             }
-            (heard, is_listened_to)
+            (received, has_notices)
         })
     }
 
     #[test]
-    fn the_notices_port_is_taken_before_the_host_is_greeted() {
+    fn the_notices_port_is_connected_before_the_hello_is_sent() {
         let greeting = (ports::READY, hello::encode().to_vec());
         let listens = (ports::NOTICES, vec![notices::LISTENING]);
-        assert_eq!(heard(0), (vec![listens, greeting.clone()], true));
-        assert_eq!(heard(ports::NOTICES), (vec![greeting], false));
+        assert_eq!(received(0), (vec![listens, greeting.clone()], true));
+        assert_eq!(received(ports::NOTICES), (vec![greeting], false));
     }
 }

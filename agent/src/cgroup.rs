@@ -1,4 +1,4 @@
-//! The guest's cgroup2 tree: `/hull/<container>`, all controllers on.
+//! The guest's cgroup2 tree: `/hull/<container>`, with all controllers enabled.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -13,39 +13,38 @@ use crate::sys;
 /// Where cgroup2 is mounted.
 pub const MOUNT: &str = "/sys/fs/cgroup";
 
-/// The cgroup, from the mount's root, that holds the containers' ones.
+/// The parent cgroup of all containers' cgroups, relative to the mount.
 pub const PARENT: &str = "hull";
 
-/// How long the kernel may take to end what was killed.
+/// How long killed processes may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long it may take to stop processes, which it does when they next leave it.
+/// How long the kernel may take to freeze processes, which it does when they next return to user mode.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes the tree ready for containers: every controller that the kernel has, in every level above
-/// theirs.
+/// Prepares the tree for containers: enables every controller that the kernel has on every level above theirs.
 ///
 /// # Errors
 /// When there is no cgroup2 at [`MOUNT`].
 pub fn prepare() -> Result<(), Fatal> {
     let root = Path::new(MOUNT);
     let available = fs::read_to_string(root.join("cgroup.controllers"))
-        .map_err(Fatal::at("read cgroup.controllers"))?;
+        .map_err(Fatal::io("read cgroup.controllers"))?;
     let enable: String = available
         .split_ascii_whitespace()
         .map(|controller| format!("+{controller} "))
         .collect();
     let parent = root.join(PARENT);
-    fs::create_dir_all(&parent).map_err(Fatal::at("make the containers' cgroup"))?;
+    fs::create_dir_all(&parent).map_err(Fatal::io("make the containers' cgroup"))?;
     for level in [root, &parent] {
         let file = level.join("cgroup.subtree_control");
         let what = format!("write {:?} to {}", enable.trim_end(), file.display());
-        fs::write(file, enable.trim_end()).map_err(Fatal::at(what))?;
+        fs::write(file, enable.trim_end()).map_err(Fatal::io(what))?;
     }
     Ok(())
 }
 
-/// A container's cgroup. It is removed by [`Cgroup::remove`] only.
+/// A container's cgroup. Dropping this doesn't remove it; [`Cgroup::remove`] does.
 #[derive(Debug, Clone)]
 pub struct Cgroup {
     directory: PathBuf,
@@ -64,7 +63,7 @@ impl Cgroup {
         match fs::create_dir(&directory) {
             Ok(()) => Ok(Self { directory, path }),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                Err(Error::Exists(format!("cgroup {path}")))
+                Err(Error::AlreadyExists(format!("cgroup {path}")))
             }
             Err(e) => Err(Error::io(format!("make the cgroup {path}"))(e)),
         }
@@ -82,24 +81,24 @@ impl Cgroup {
         &self.directory
     }
 
-    /// How often the kernel has killed a process for want of memory in it.
+    /// How many of its processes the kernel's OOM killer has killed.
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
         stats::oom_kills(&self.directory)
     }
 
-    /// The directory of a cgroup below it, as the container sees its path: its own is `/`.
+    /// The directory of a cgroup below it, by its path as the container sees it: its own is `/`.
     ///
     /// # Errors
-    /// When the path leads elsewhere.
-    pub fn below(&self, path: &str) -> Result<PathBuf, Error> {
+    /// When the path leads out of it.
+    pub fn subgroup(&self, path: &str) -> Result<PathBuf, Error> {
         let mut directory = self.directory.clone();
         for part in Path::new(path).components() {
             match part {
                 Component::Normal(name) => directory.push(name),
                 Component::RootDir | Component::CurDir => {}
                 Component::ParentDir | Component::Prefix(_) => {
-                    return Err(Error::Invalid {
+                    return Err(Error::InvalidRequest {
                         field: "--cgroup",
                         problem: format!("{path} is not a sub cgroup path"),
                     });
@@ -128,25 +127,25 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Kills all in it and below; they are dead some time later.
+    /// Sends SIGKILL to every process in it and below, and doesn't wait until they have ended.
     ///
     /// # Errors
-    /// When the cgroup is gone.
+    /// When the cgroup doesn't exist any more.
     pub fn kill(&self) -> Result<(), Error> {
         let file = self.directory.join("cgroup.kill");
         fs::write(&file, "1").map_err(Error::io(format!("write {}", file.display())))
     }
 
-    /// Kills what is left in it and removes it.
+    /// Kills every process in it and below, and removes it.
     ///
     /// # Errors
-    /// When something in it doesn't die in time.
+    /// When a process doesn't end in time.
     pub async fn remove(&self) -> Result<(), Error> {
         if !self.directory.exists() {
             return Ok(());
         }
         self.kill()?;
-        let emptied = self.changed("cgroup.events", |text| text.contains("populated 0"));
+        let emptied = self.wait_until("cgroup.events", |text| text.contains("populated 0"));
         tokio::time::timeout(KILL_TIMEOUT, emptied)
             .await
             .map_err(|_| Error::Timeout {
@@ -156,29 +155,29 @@ impl Cgroup {
         remove_tree(&self.directory).map_err(Error::io(format!("remove the cgroup {}", self.path)))
     }
 
-    /// Stops all in it and below, and returns once they stand.
+    /// Freezes every process in it and below, and waits until they are frozen.
     ///
     /// # Errors
-    /// When one of them doesn't in time; they all go on then.
+    /// When one of them isn't frozen in time; all are thawed then.
     pub async fn freeze(&self) -> Result<(), Error> {
         self.set_frozen(true)?;
-        let frozen = self.changed("cgroup.events", |text| text.contains("frozen 1"));
+        let frozen = self.wait_until("cgroup.events", |text| text.contains("frozen 1"));
         match tokio::time::timeout(FREEZE_TIMEOUT, frozen).await {
             Ok(result) => result,
             Err(_) => {
                 self.set_frozen(false)?;
                 Err(Error::Timeout {
-                    what: format!("stopping the processes of cgroup {}", self.path),
+                    what: format!("freezing the processes of cgroup {}", self.path),
                     seconds: FREEZE_TIMEOUT.as_secs(),
                 })
             }
         }
     }
 
-    /// Lets all in it and below go on.
+    /// Thaws every process in it and below.
     ///
     /// # Errors
-    /// When the cgroup is gone.
+    /// When the cgroup doesn't exist any more.
     pub fn thaw(&self) -> Result<(), Error> {
         self.set_frozen(false)
     }
@@ -189,14 +188,18 @@ impl Cgroup {
         fs::write(&file, value).map_err(Error::io(format!("write {}", file.display())))
     }
 
-    /// Waits until one of its files that tell of changes has a text of some kind.
+    /// Waits until the text of one of its files meets a condition. The file must notify of changes by POLLPRI.
     ///
     /// # Errors
-    /// When the cgroup goes away meanwhile.
-    pub async fn changed(&self, file: &str, is: impl Fn(&str) -> bool) -> Result<(), Error> {
+    /// When the cgroup is removed meanwhile.
+    pub async fn wait_until(
+        &self,
+        file: &str,
+        condition: impl Fn(&str) -> bool,
+    ) -> Result<(), Error> {
         let file = self.directory.join(file);
         let failed = || Error::io(format!("watch {}", file.display()));
-        let events = sys::watch_priority(File::open(&file).map_err(failed())?).map_err(failed())?;
+        let events = sys::watch_pollpri(File::open(&file).map_err(failed())?).map_err(failed())?;
         loop {
             let mut text = String::new();
             let mut events_file = events.get_ref();
@@ -204,7 +207,7 @@ impl Cgroup {
                 .rewind()
                 .and_then(|()| events_file.read_to_string(&mut text))
                 .map_err(failed())?;
-            if is(&text) {
+            if condition(&text) {
                 return Ok(());
             }
             let mut ready = events
@@ -215,7 +218,7 @@ impl Cgroup {
         }
     }
 
-    /// The pids of all in it and below.
+    /// The pids of every process in it and below.
     ///
     /// # Errors
     /// When it can't be read.
@@ -225,10 +228,10 @@ impl Cgroup {
     }
 }
 
-/// Puts a process into a cgroup, given the directory of it.
+/// Moves a process into the cgroup with this directory.
 ///
 /// # Errors
-/// `EBUSY` when the cgroup has given its controllers to cgroups below it.
+/// `EBUSY` when the cgroup has enabled controllers for the cgroups below it.
 pub fn enter(directory: &Path, pid: i32) -> io::Result<()> {
     let mut file = File::options()
         .write(true)
@@ -246,9 +249,9 @@ mod tests {
             directory: PathBuf::from("/mount/hull/c"),
             path: "/hull/c".to_owned(),
         };
-        let below = |path| cgroup.below(path).ok();
-        assert_eq!(below("/"), Some(PathBuf::from("/mount/hull/c")));
-        assert_eq!(below("/a/./b"), Some(PathBuf::from("/mount/hull/c/a/b")));
-        assert_eq!(below("a/../../other"), None);
+        let subgroup = |path| cgroup.subgroup(path).ok();
+        assert_eq!(subgroup("/"), Some(PathBuf::from("/mount/hull/c")));
+        assert_eq!(subgroup("/a/./b"), Some(PathBuf::from("/mount/hull/c/a/b")));
+        assert_eq!(subgroup("a/../../other"), None);
     }
 }

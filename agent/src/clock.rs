@@ -1,12 +1,11 @@
-//! The guest's wall clock follows the host's, which tells when the two may differ.
+//! Keeps the guest's wall clock in step with the host's. The host sends a notice when the two may differ.
 //!
-//! How far they are apart is measured by asking the host for its time: the answer was given at some moment
-//! between question and answer, so half of that time is what the measure may be wrong by. On a busy machine
-//! that is much, so some questions are asked, and what they leave uncertain is left alone.
+//! The offset is measured by asking the host for its time: it read its clock at some moment between question
+//! and answer, so half of the round trip is what the offset may be wrong by. On a busy machine that is much, so
+//! several questions are asked, and an offset within the uncertainty isn't corrected.
 //!
-//! Only the wall clock is set. The guest's CLOCK_MONOTONIC stands still while the host is suspended, as a
-//! host's does. So does its CLOCK_BOOTTIME, other than a host's: the guest's kernel counts only the time of
-//! suspends of its own.
+//! Only the wall clock is set. The guest's CLOCK_MONOTONIC stops while the host is suspended, as a host's does.
+//! So does its CLOCK_BOOTTIME, unlike a host's: the guest's kernel counts only suspends of its own.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -16,22 +15,22 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use crate::notices::Notices;
 use crate::sys;
 
-/// So many questions for one measure.
-const MOST_QUESTIONS: u8 = 4;
+/// How many questions are asked for one measurement at most.
+const MAX_QUESTIONS: u8 = 4;
 
-/// An answer within this time needs no further question.
-const GOOD: Duration = Duration::from_millis(1);
+/// After an answer within this time no further question is asked.
+const GOOD_ROUND_TRIP: Duration = Duration::from_millis(1);
 
-/// The clock is set, not slewed, if it is off by more: the kernel slews by this in 20 seconds.
-const SLEWED: Duration = Duration::from_millis(10);
+/// If the clock is off by more, it is set, not slewed: the kernel takes 20 seconds to slew by this.
+const MAX_SLEW: Duration = Duration::from_millis(10);
 
 /// How far the host's clock is ahead of the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Offset {
-    /// Nanoseconds; less than none if it is behind.
+    /// Nanoseconds; negative if it is behind.
     nanoseconds: i128,
-    /// What this may be wrong by.
-    uncertain: Duration,
+    /// What the offset may be wrong by.
+    uncertainty: Duration,
 }
 
 /// What is to be done about an offset.
@@ -45,53 +44,53 @@ enum Correction {
 }
 
 impl Offset {
-    /// From the host's time at some moment of the last `took`.
-    fn told(time: Duration, took: Duration) -> Self {
-        let uncertain = took / 2;
-        let then = time + uncertain;
+    /// From the host's time at some moment during the last `round_trip`.
+    fn from_answer(time: Duration, round_trip: Duration) -> Self {
+        let uncertainty = round_trip / 2;
+        let then = time + uncertainty;
         Self {
             nanoseconds: i128::try_from(then.as_nanos()).unwrap_or(i128::MAX) - now(),
-            uncertain,
+            uncertainty,
         }
     }
 
     fn correction(self) -> Correction {
         let size = self.nanoseconds.unsigned_abs();
         match i64::try_from(self.nanoseconds) {
-            _ if size <= self.uncertain.as_nanos() => Correction::Nothing,
-            Ok(nanoseconds) if size <= SLEWED.as_nanos() => Correction::Slew(nanoseconds),
+            _ if size <= self.uncertainty.as_nanos() => Correction::Nothing,
+            Ok(nanoseconds) if size <= MAX_SLEW.as_nanos() => Correction::Slew(nanoseconds),
             _ => Correction::Set(self.nanoseconds),
         }
     }
 }
 
-/// Follows the host's clock for as long as there is a host.
+/// Follows the host's clock until the connection ends.
 pub async fn follow(mut notices: Notices) {
     if let Err(e) = try_follow(&mut notices).await {
-        log::warn!("the host's clock is not followed: {e}");
+        log::warn!("the guest's clock no longer follows the host's: {e}");
     }
 }
 
 async fn try_follow(notices: &mut Notices) -> io::Result<()> {
     loop {
         notices.clock_changed().await?;
-        // Without a time limit: nobody else waits, and an answer that took long counts for little.
+        // Without a time limit: nobody waits for this, and a slow answer only has a large uncertainty.
         correct(measure(notices).await?.correction())?;
     }
 }
 
-/// Asks the host, and takes the answer that was there soonest. If the host's clock was changed meanwhile,
-/// answers from before count no more.
+/// Asks the host several times, and uses the answer with the shortest round trip. If the host's clock was
+/// changed meanwhile, earlier answers are discarded.
 async fn measure(notices: &mut Notices) -> io::Result<Offset> {
     let mut best: Option<Offset> = None;
-    for number in 1..=MOST_QUESTIONS {
+    for number in 1..=MAX_QUESTIONS {
         let asked = Instant::now();
-        let answer = notices.ask(number).await?;
-        let offset = Offset::told(answer.time, asked.elapsed());
-        if answer.changed || best.is_none_or(|best| offset.uncertain < best.uncertain) {
+        let answer = notices.ask_time(number).await?;
+        let offset = Offset::from_answer(answer.time, asked.elapsed());
+        if answer.changed || best.is_none_or(|best| offset.uncertainty < best.uncertainty) {
             best = Some(offset);
         }
-        if offset.uncertain <= GOOD / 2 {
+        if offset.uncertainty <= GOOD_ROUND_TRIP / 2 {
             break;
         }
     }
@@ -109,7 +108,7 @@ fn correct(correction: Correction) -> io::Result<()> {
         Correction::Nothing => Ok(()),
         Correction::Slew(nanoseconds) => sys::slew_clock(nanoseconds / 1000),
         Correction::Set(nanoseconds) => {
-            log::info!("the clock is set by {} ms", nanoseconds / 1_000_000);
+            log::info!("step the clock by {} ms", nanoseconds / 1_000_000);
             set(now().saturating_add(nanoseconds))
         }
     }
@@ -135,11 +134,11 @@ mod tests {
     const MILLISECOND: i128 = 1_000_000;
 
     #[test]
-    fn what_is_uncertain_is_left_alone_and_what_is_far_is_set() {
-        let correction = |milliseconds, uncertain| {
+    fn an_uncertain_offset_is_ignored_and_a_large_one_is_set() {
+        let correction = |milliseconds, uncertainty| {
             let offset = Offset {
                 nanoseconds: milliseconds * MILLISECOND,
-                uncertain: Duration::from_millis(uncertain),
+                uncertainty: Duration::from_millis(uncertainty),
             };
             offset.correction()
         };
@@ -151,8 +150,8 @@ mod tests {
         assert_eq!(correction(-hour, 900), Correction::Set(-hour * MILLISECOND));
     }
 
-    /// What is measured with a host that answers so: the number of the question and the guest's time give
-    /// the records.
+    /// Measures the offset from a host that sends `before`, and answers each question with the notices that
+    /// `answer` makes of its number and the guest's time.
     async fn measured(
         answer: impl AsyncFn(u8, Duration) -> Vec<Notice>,
         before: &[Notice],
@@ -181,7 +180,7 @@ mod tests {
     #[track_caller]
     fn assert_is(offset: Offset, seconds: i128) {
         let wrong = (offset.nanoseconds - seconds * 1000 * MILLISECOND).unsigned_abs();
-        assert!(wrong <= offset.uncertain.as_nanos() + 1000, "{offset:?}");
+        assert!(wrong <= offset.uncertainty.as_nanos() + 1000, "{offset:?}");
     }
 
     #[tokio::test]
@@ -199,12 +198,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_from_before_a_further_change_does_not_count() {
+    async fn an_answer_from_before_a_clock_change_is_discarded() {
         let changed_after_the_first = async |question, now| {
-            // The first answer is the soonest, yet too slow to be the only one.
+            // The first answer is the fastest, yet too slow to be the only one.
             let (delay, ahead) = if question == 1 { (2, 3600) } else { (20, 0) };
-            tokio::time::sleep(GOOD * delay).await;
-            let time = now + GOOD * delay + Duration::from_secs(ahead);
+            tokio::time::sleep(GOOD_ROUND_TRIP * delay).await;
+            let time = now + GOOD_ROUND_TRIP * delay + Duration::from_secs(ahead);
             let answer = Notice::Time { question, time };
             match question {
                 2 => vec![Notice::ClockChanged, answer],

@@ -1,4 +1,4 @@
-//! The agent's log: the kernel's, which is the guest's console.
+//! The agent's log, which goes to the kernel's log (/dev/kmsg), and so to the guest's console.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// The longest record that the kernel takes in one piece, `LOG_LINE_MAX` less its prefix, in bytes.
-const LONGEST: usize = 900;
+/// The longest text that fits into one record of the kernel's log (`LOG_LINE_MAX` less the prefix), in bytes.
+const MAX_LENGTH: usize = 900;
 
 struct Console;
 
@@ -16,14 +16,14 @@ static KMSG: OnceLock<File> = OnceLock::new();
 /// Sends the program's log records to the kernel's log from now on.
 ///
 /// Where there is no kernel log to write to, they are dropped.
-pub fn start(level: LevelFilter) {
+pub fn init(level: LevelFilter) {
     if log::set_logger(&Console).is_ok()
         && let Ok(file) = OpenOptions::new().write(true).open("/dev/kmsg")
     {
         let _ = KMSG.set(file);
     }
     log::set_max_level(level);
-    std::panic::set_hook(Box::new(|panic| say(Level::Error, &panic.to_string())));
+    std::panic::set_hook(Box::new(|panic| write(Level::Error, &panic.to_string())));
 }
 
 /// The level that the kernel's command line asks for with `hull.log=`; warnings if it doesn't.
@@ -36,8 +36,8 @@ pub fn level(command_line: &str) -> LevelFilter {
         .unwrap_or(LevelFilter::Warn)
 }
 
-/// Writes one line, whatever the level that is logged.
-pub fn say(level: Level, text: &str) {
+/// Writes one line, whatever the log level is.
+pub fn write(level: Level, text: &str) {
     // The numbers of syslog(2).
     let priority = match level {
         Level::Error => 3,
@@ -46,7 +46,7 @@ pub fn say(level: Level, text: &str) {
         Level::Debug | Level::Trace => 7,
     };
     let text = text.replace('\n', " ");
-    let end = text.floor_char_boundary(LONGEST);
+    let end = text.floor_char_boundary(MAX_LENGTH);
     let text = text.get(..end).unwrap_or_default();
     if let Some(mut kmsg) = KMSG.get() {
         let _ = kmsg.write_all(format!("<{priority}>hull-agent: {text}\n").as_bytes());
@@ -60,7 +60,7 @@ impl Log for Console {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            say(record.level(), &record.args().to_string());
+            write(record.level(), &record.args().to_string());
         }
     }
 

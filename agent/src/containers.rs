@@ -1,4 +1,4 @@
-//! The table of a sandbox's containers, by id: those that are there, and those that come and go.
+//! The table of a sandbox's containers by id: those that exist, and those being created or deleted.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,29 +8,29 @@ use tokio::sync::watch;
 use crate::container::Container;
 use crate::error::Error;
 
-/// The containers.
+/// The table.
 #[derive(Clone, Default)]
 pub struct Containers(Arc<Mutex<HashMap<String, Slot>>>);
 
 enum Slot {
-    /// It is being created, until the other end is dropped.
+    /// The container is being created, until the sender is dropped.
     Creating(watch::Receiver<()>),
     Created(Arc<Container>),
-    /// It is being deleted, until the other end is dropped, and can't be used any more.
+    /// The container is being deleted, until the sender is dropped, and can't be used any more.
     Deleting(watch::Receiver<()>),
 }
 
-/// An id that is free again unless it is filled.
+/// A reserved id. Dropped without [`Reservation::fill`], it is free again.
 pub struct Reservation {
     containers: Containers,
     id: String,
     filled: bool,
-    /// Dropped last of all, when the table has changed.
-    _is_over: watch::Sender<()>,
+    /// The last field to be dropped: the table has changed by then.
+    _done: watch::Sender<()>,
 }
 
 impl Reservation {
-    /// Puts the container there.
+    /// Puts the container under the id.
     pub fn fill(mut self, container: Arc<Container>) {
         self.filled = true;
         self.containers
@@ -42,28 +42,28 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.filled {
-            self.containers.forget(&self.id);
+            self.containers.remove(&self.id);
         }
     }
 }
 
 impl Containers {
-    /// Sets an id aside.
+    /// Reserves an id for a container that is being created.
     ///
     /// # Errors
     /// When it is taken.
     pub fn reserve(&self, id: &str) -> Result<Reservation, Error> {
         let mut slots = self.lock();
         if slots.contains_key(id) {
-            return Err(Error::Exists(format!("container {id}")));
+            return Err(Error::AlreadyExists(format!("container {id}")));
         }
-        let (is_over, creation) = watch::channel(());
+        let (done, creation) = watch::channel(());
         slots.insert(id.to_owned(), Slot::Creating(creation));
         Ok(Reservation {
             containers: self.clone(),
             id: id.to_owned(),
             filled: false,
-            _is_over: is_over,
+            _done: done,
         })
     }
 
@@ -74,16 +74,16 @@ impl Containers {
     pub fn find(&self, id: &str) -> Result<Arc<Container>, Error> {
         match self.lock().get(id) {
             Some(Slot::Created(container)) => Ok(Arc::clone(container)),
-            Some(Slot::Creating(_)) => Err(Error::State {
+            Some(Slot::Creating(_)) => Err(Error::WrongState {
                 what: format!("container {id}"),
                 state: "being created",
                 wanted: "created",
             }),
-            Some(Slot::Deleting(_)) | None => Err(Error::Missing(format!("container {id}"))),
+            Some(Slot::Deleting(_)) | None => Err(Error::NotFound(format!("container {id}"))),
         }
     }
 
-    /// All that are there.
+    /// All containers that are neither being created nor deleted.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Container>> {
         let created = |slot: &Slot| match slot {
@@ -94,35 +94,35 @@ impl Containers {
     }
 
     /// Waits until nobody creates or deletes a container of this id.
-    pub async fn settled(&self, id: &str) {
-        while let Some(mut change) = self.change(id) {
-            let _ = change.changed().await; // it only ends
+    pub async fn wait_until_settled(&self, id: &str) {
+        while let Some(mut change) = self.pending_change(id) {
+            let _ = change.changed().await; // nothing is ever sent: it returns when the sender is dropped
         }
     }
 
-    fn change(&self, id: &str) -> Option<watch::Receiver<()>> {
+    fn pending_change(&self, id: &str) -> Option<watch::Receiver<()>> {
         match self.lock().get(id) {
             Some(Slot::Creating(change) | Slot::Deleting(change)) => Some(change.clone()),
             _ => None,
         }
     }
 
-    /// Keeps everybody from a container that is being deleted. What is returned is to be dropped once that is over.
+    /// Makes a container unavailable while it is being deleted. The caller drops the sender once that is done.
     #[must_use]
-    pub fn hide(&self, id: &str) -> watch::Sender<()> {
-        let (is_over, deletion) = watch::channel(());
+    pub fn begin_deletion(&self, id: &str) -> watch::Sender<()> {
+        let (done, deletion) = watch::channel(());
         self.lock().insert(id.to_owned(), Slot::Deleting(deletion));
-        is_over
+        done
     }
 
-    /// Shows one again that could not be deleted.
-    pub fn show(&self, container: Arc<Container>) {
+    /// Makes a container available again that could not be deleted.
+    pub fn restore(&self, container: Arc<Container>) {
         self.lock()
             .insert(container.id.clone(), Slot::Created(container));
     }
 
     /// Frees an id.
-    pub fn forget(&self, id: &str) {
+    pub fn remove(&self, id: &str) {
         self.lock().remove(id);
     }
 
@@ -137,18 +137,24 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test]
-    async fn a_creation_that_fails_is_waited_for_and_frees_its_id() {
+    async fn a_failed_creation_is_waited_for_and_frees_its_id() {
         let containers = Containers::default();
-        containers.settled("c").await;
+        containers.wait_until_settled("c").await;
         let reservation = containers.reserve("c").expect("free");
-        assert!(matches!(containers.reserve("c"), Err(Error::Exists(_))));
-        assert!(matches!(containers.find("c"), Err(Error::State { .. })));
+        assert!(matches!(
+            containers.reserve("c"),
+            Err(Error::AlreadyExists(_))
+        ));
+        assert!(matches!(
+            containers.find("c"),
+            Err(Error::WrongState { .. })
+        ));
         let waiting = containers.clone();
-        let waiting = tokio::spawn(async move { waiting.settled("c").await });
+        let waiting = tokio::spawn(async move { waiting.wait_until_settled("c").await });
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert!(!waiting.is_finished());
         drop(reservation);
         waiting.await.expect("it is over");
-        assert!(matches!(containers.find("c"), Err(Error::Missing(_))));
+        assert!(matches!(containers.find("c"), Err(Error::NotFound(_))));
     }
 }

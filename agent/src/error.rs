@@ -1,4 +1,4 @@
-//! What can go wrong with a request of the host, and the ttrpc status that tells it.
+//! The errors of the host's requests, and the ttrpc status codes for them.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use ttrpc::{Code, get_status};
 /// Why a request was not carried out. The guest is then as it was before.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// config.json, or the `process` of a further process, asks for what makes no sense or can't be had.
+    /// config.json, or the `process` object of a further process, is invalid or asks for what the guest can't do.
     #[error("config.json: {field}: {problem}")]
     Config {
         /// The field.
@@ -18,9 +18,9 @@ pub enum Error {
         /// What is wrong with it, and what is expected.
         problem: String,
     },
-    /// The request itself makes no sense.
+    /// A field of the request is invalid.
     #[error("{field}: {problem}")]
-    Invalid {
+    InvalidRequest {
         /// The field of the request.
         field: &'static str,
         /// What is wrong with it, and what is expected.
@@ -34,18 +34,18 @@ pub enum Error {
         /// Where, and why.
         source: serde_json::Error,
     },
-    /// There is something of this name already.
+    /// A container, process or cgroup of this name exists.
     #[error("{0} already exists")]
-    Exists(String),
-    /// There is nothing of this name.
+    AlreadyExists(String),
+    /// There is no container, process or disk of this name.
     #[error("{0} does not exist")]
-    Missing(String),
+    NotFound(String),
     /// The process that a signal was for has ended.
     #[error("{0} has ended")]
-    Ended(String),
-    /// Not in this state.
+    ProcessEnded(String),
+    /// The container isn't in the state that the request needs.
     #[error("{what} is {state}, not {wanted}")]
-    State {
+    WrongState {
         /// The container or process.
         what: String,
         /// The state it is in.
@@ -55,17 +55,17 @@ pub enum Error {
     },
     /// A further process in a container that has ended, in runc's words.
     #[error("cannot exec in a stopped container")]
-    Stopped,
-    /// A table is full.
+    ExecInStopped,
+    /// A container has as many processes as are allowed.
     #[error("{0}: that is the most there can be")]
-    Full(String),
-    /// A limit makes no sense, or the kernel refuses it.
-    #[error("config.json: {}: {}", .0.field(), why(.0))]
+    TooMany(String),
+    /// A limit is invalid, or the kernel refuses it.
+    #[error("config.json: {}: {}", .0.field(), limit_reason(.0))]
     Limit(#[from] LimitError),
     /// A process couldn't be made, for a reason that the helper found.
     #[error(transparent)]
-    Launch(#[from] Failure),
-    /// The kernel killed what was to become the container's process for want of memory, in runc's words.
+    Helper(#[from] Failure),
+    /// The kernel's OOM killer killed the container's first process before it was made, in runc's words.
     #[error("container init was OOM-killed (memory limit too low?)")]
     OutOfMemory,
     /// Something took too long.
@@ -98,14 +98,14 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::Config { .. }
-            | Self::Invalid { .. }
+            | Self::InvalidRequest { .. }
             | Self::Json { .. }
             | Self::Limit(LimitError::Invalid { .. }) => Code::INVALID_ARGUMENT,
-            Self::Exists(_) => Code::ALREADY_EXISTS,
-            Self::Missing(_) | Self::Ended(_) => Code::NOT_FOUND,
-            Self::State { .. } | Self::Stopped => Code::FAILED_PRECONDITION,
-            Self::Full(_) | Self::OutOfMemory => Code::RESOURCE_EXHAUSTED,
-            Self::Launch(failure) => failure.kind.code(),
+            Self::AlreadyExists(_) => Code::ALREADY_EXISTS,
+            Self::NotFound(_) | Self::ProcessEnded(_) => Code::NOT_FOUND,
+            Self::WrongState { .. } | Self::ExecInStopped => Code::FAILED_PRECONDITION,
+            Self::TooMany(_) | Self::OutOfMemory => Code::RESOURCE_EXHAUSTED,
+            Self::Helper(failure) => failure.kind.code(),
             // Not DEADLINE_EXCEEDED: that is the host's own limit, and the host says how long it was.
             Self::Timeout { .. } => Code::ABORTED,
             Self::Io { .. } | Self::Limit(LimitError::Write { .. }) => Code::INTERNAL,
@@ -113,10 +113,10 @@ impl Error {
     }
 }
 
-/// A limit's error in the words for a user, without its field.
-fn why(error: &LimitError) -> String {
+/// The text of a limit's error, without its field.
+fn limit_reason(error: &LimitError) -> String {
     match error {
-        LimitError::Write { source, .. } => format!("{error}: {}", Message(source)),
+        LimitError::Write { source, .. } => format!("{error}: {}", Strerror(source)),
         LimitError::Invalid { .. } => error.to_string(),
     }
 }
@@ -124,29 +124,29 @@ fn why(error: &LimitError) -> String {
 impl From<Error> for ttrpc::Error {
     fn from(error: Error) -> Self {
         let mut reason = error.to_string();
-        reason.truncate(reason.floor_char_boundary(answers::LONGEST_REASON));
+        reason.truncate(reason.floor_char_boundary(answers::MAX_REASON_LENGTH));
         Self::RpcStatus(get_status(error.code(), reason))
     }
 }
 
-/// Why a helper could not make a process: what it sends to the agent.
+/// Why a helper could not make a process. The helper sends this to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// What sort of failure.
+    /// Which kind of failure.
     pub kind: FailureKind,
-    /// For the user, in runc's words where runc has words for it.
+    /// For the user, in runc's words where runc has a message for it.
     pub message: String,
 }
 
-/// The sorts of failure that the host may want to tell apart.
+/// The kinds of failure that the host distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailureKind {
     /// The program doesn't exist.
-    ProgramMissing,
-    /// The program may not be executed.
-    ProgramForbidden,
-    /// config.json asks for something that is invalid or can't be had here.
+    ProgramNotFound,
+    /// The program is a directory, or may not be executed.
+    ProgramNotExecutable,
+    /// config.json asks for something that is invalid or that the guest can't do.
     Config,
     /// Anything else.
     Other,
@@ -155,8 +155,8 @@ pub enum FailureKind {
 impl FailureKind {
     fn code(self) -> Code {
         match self {
-            Self::ProgramMissing => Code::NOT_FOUND,
-            Self::ProgramForbidden => Code::PERMISSION_DENIED,
+            Self::ProgramNotFound => Code::NOT_FOUND,
+            Self::ProgramNotExecutable => Code::PERMISSION_DENIED,
             Self::Config => Code::INVALID_ARGUMENT,
             Self::Other => Code::ABORTED,
         }
@@ -172,7 +172,7 @@ impl Failure {
         }
     }
 
-    /// What config.json asks for can't be had. The message begins with the field.
+    /// A field of config.json is invalid or asks for what the guest can't do. The message begins with the field.
     pub fn config(message: impl std::fmt::Display) -> Self {
         Self {
             kind: FailureKind::Config,
@@ -183,21 +183,20 @@ impl Failure {
     /// The kernel refuses what a field of config.json asks for: the field, and the error.
     pub fn field<E: Into<io::Error>>(field: impl Into<String>) -> impl FnOnce(E) -> Self {
         let field = field.into();
-        move |source| Self::config(format!("{field}: {}", Message(&source.into())))
+        move |source| Self::config(format!("{field}: {}", Strerror(&source.into())))
     }
 
     /// A system call of the helper failed: what was attempted, and the error.
     pub fn io<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
-        move |source| Self::other(format!("{what}: {}", Message(&source.into())))
+        move |source| Self::other(format!("{what}: {}", Strerror(&source.into())))
     }
 }
 
-/// An I/O error as C and Go programs print it: the plain words, without Rust's "(os error 2)", and in
-/// lower case.
-pub struct Message<'a>(pub &'a io::Error);
+/// An I/O error's text as strerror(3) and Go have it, without Rust's "(os error 2)", and in lower case.
+pub struct Strerror<'a>(pub &'a io::Error);
 
-impl std::fmt::Display for Message<'_> {
+impl std::fmt::Display for Strerror<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let text = self.0.to_string();
         let text = text.split(" (os error").next().unwrap_or(&text);
@@ -209,7 +208,7 @@ impl std::fmt::Display for Message<'_> {
     }
 }
 
-/// Why the agent itself can't go on.
+/// An error after which the agent can't serve the host.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {source}")]
 pub struct Fatal {
@@ -221,8 +220,8 @@ pub struct Fatal {
 }
 
 impl Fatal {
-    /// What was attempted, for `map_err`.
-    pub fn at<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
+    /// An I/O error, with what was attempted.
+    pub fn io<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
         move |source| Self {
             what,
@@ -238,13 +237,13 @@ mod tests {
     #[test]
     fn an_io_error_reads_as_runc_would_print_it() {
         let error = io::Error::from_raw_os_error(libc::ENOENT);
-        assert_eq!(Message(&error).to_string(), "no such file or directory");
+        assert_eq!(Strerror(&error).to_string(), "no such file or directory");
     }
 
     #[test]
-    fn a_missing_program_is_told_by_its_code() {
+    fn a_missing_program_has_a_status_code_of_its_own() {
         let error = Error::from(Failure {
-            kind: FailureKind::ProgramMissing,
+            kind: FailureKind::ProgramNotFound,
             message: "exec: \"x\": executable file not found in $PATH".into(),
         });
         assert_eq!(error.code(), Code::NOT_FOUND);

@@ -20,8 +20,8 @@ use crate::helper::{Report, Reporter};
 use crate::process::{Launch, attributes, capabilities, cwd, keyring, rlimits, terminal, user};
 use crate::sys;
 
-/// The file of a cgroup that a process is put into it by.
-const PROCESSES: &str = "cgroup.procs";
+/// The file of a cgroup that pids are written to.
+const CGROUP_PROCS: &str = "cgroup.procs";
 
 /// What to start.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,10 +32,10 @@ pub struct Task {
     pub init_pid: i32,
     /// The namespaces to enter, `CLONE_NEW*`.
     pub namespaces: u32,
-    /// The directory of the cgroup to be in: the container's, or one below it.
+    /// The directory of the cgroup to join: the container's, or one below it.
     pub cgroup: PathBuf,
-    /// Whether it must be that one, and not the first process's instead.
-    pub only_there: bool,
+    /// Whether to fail if that cgroup takes no process, rather than to join that of the first process.
+    pub cgroup_required: bool,
     /// The process.
     pub launch: Launch,
 }
@@ -46,32 +46,33 @@ pub struct Task {
 /// When there is no process.
 pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
     let process = &task.launch.process;
-    let init = sys::inherited(task.init).map_err(Failure::io("use the container's pidfd"))?;
-    attributes::set_oom_score(process)?;
-    rlimits::allow(process)?;
-    let nested = match task.only_there {
+    let init =
+        sys::take_inherited_fd(task.init).map_err(Failure::io("use the container's pidfd"))?;
+    attributes::set_oom_score_adj(process)?;
+    rlimits::raise_hard_limits(process)?;
+    let init_cgroup = match task.cgroup_required {
         true => None,
-        false => nested_cgroup(task.init_pid),
+        false => cgroup_of_init(task.init_pid),
     };
     let affinity = process.exec_cpu_affinity().as_ref();
-    // The child inherits it, and has it until it is in the container's cgroup.
-    attributes::bind_to_cpus(
+    // The child inherits the affinity, and keeps it until it is in the container's cgroup.
+    attributes::set_cpu_affinity(
         "process.execCPUAffinity.initial",
         affinity.and_then(|affinity| affinity.initial().as_deref()),
     )?;
 
-    // From here on, the container's processes could otherwise look into this one.
+    // From here on, the container's processes could otherwise ptrace this one and read its /proc files.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(Failure::io("become undumpable"))?;
-    // Opened here, where the guest's cgroup tree is still to be seen.
+    // Opened here, where the guest's cgroup tree is still visible.
     let own = cgroup_file(&task.cgroup);
-    let nested = nested.and_then(|path| cgroup_file(&path).ok());
+    let init_cgroup = init_cgroup.and_then(|path| cgroup_file(&path).ok());
     let namespaces = ThreadNameSpaceType::from_bits_retain(task.namespaces);
     move_into_thread_name_spaces(init.as_fd(), namespaces)
         .map_err(Failure::io("enter the container's namespaces"))?;
 
-    // The pid namespace is the children's, not the helper's own. The child waits until it is in the
-    // container's cgroup: a fork in there could fail for pids.max, and must not escape the limits.
+    // setns(2) changes the pid namespace of children only, so the helper forks. The child waits until it is in
+    // the container's cgroup: forked in there it could fail for pids.max, and it must not escape the limits.
     let (wait, go) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(Failure::io("make a pipe"))?;
     match sys::fork_sibling(0, None).map_err(Failure::io("fork"))? {
@@ -84,47 +85,48 @@ pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
             exit(1);
         }
         Some(pid) => {
-            let entered = own.and_then(|own| Ok(enter_cgroup(&own, nested.as_ref(), pid)?));
-            let file = task.cgroup.join(PROCESSES);
+            let entered = own.and_then(|own| Ok(enter_cgroup(&own, init_cgroup.as_ref(), pid)?));
+            let file = task.cgroup.join(CGROUP_PROCS);
             let what = format!("adding pid {pid} to cgroups: {}", file.display());
             entered.map_err(Failure::io::<io::Error>(what))?;
             reporter
-                .send(&Report::Made(pid), None)
+                .send(&Report::Pid(pid), None)
                 .map_err(Failure::io("report the process"))?;
-            rustix::io::write(&go, &[1]).map_err(Failure::io("let the process go"))?;
+            rustix::io::write(&go, &[1]).map_err(Failure::io("let the process continue"))?;
             Ok(())
         }
     }
 }
 
-/// The process's own part, in the container's namespaces. Returns why it failed.
+/// Runs in the new process, in the container's namespaces. Returns only if it fails, with the reason.
 fn become_process(launch: &Launch, reporter: &Reporter) -> Failure {
     let affinity = launch.process.exec_cpu_affinity().as_ref();
     let last = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref());
-    let become_it = || {
-        attributes::bind_to_cpus("process.execCPUAffinity.final", last)?;
-        // In a user namespace this process is nobody yet.
-        capabilities::keep_as(Uid::ROOT, Gid::ROOT)?;
+    let set_up = || {
+        attributes::set_cpu_affinity("process.execCPUAffinity.final", last)?;
+        // In a user namespace this process still has the overflow uid.
+        capabilities::change_ids_keeping_capabilities(Uid::ROOT, Gid::ROOT)?;
         keyring::join(&launch.keyring)?;
-        enter(&launch.process, reporter)?;
+        enter_session(&launch.process, reporter)?;
         launch.prepare()
     };
-    match become_it() {
+    match set_up() {
         Ok(ready) => ready.execute(),
         Err(failure) => failure,
     }
 }
 
-/// Session, terminal, user, directory.
-fn enter(process: &Process, reporter: &Reporter) -> Result<(), Failure> {
+/// Sets the session, the terminal, the user and the working directory.
+fn enter_session(process: &Process, reporter: &Reporter) -> Result<(), Failure> {
     setsid().map_err(Failure::io("make a session"))?;
     if process.terminal().unwrap_or(false) {
-        let master = terminal::take(false)?;
+        let master = terminal::set_up(false)?;
         reporter
             .send(&Report::Terminal, Some(master.as_fd()))
             .map_err(Failure::io("report the terminal"))?;
     }
-    sys::close_the_rest_on_exec().map_err(Failure::io("close the helper's files on exec"))?;
+    sys::set_cloexec_above_stderr()
+        .map_err(Failure::io("mark the helper's files close-on-exec"))?;
     user::become_user(process)?;
     cwd::enter(process)
 }
@@ -132,25 +134,27 @@ fn enter(process: &Process, reporter: &Reporter) -> Result<(), Failure> {
 fn cgroup_file(directory: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(
-        directory.join(PROCESSES),
+        directory.join(CGROUP_PROCS),
         flags,
         Mode::empty(),
     )?)
 }
 
-/// Where the container's first process is, if the container has moved it to a cgroup of its own.
-fn nested_cgroup(init_pid: i32) -> Option<PathBuf> {
+/// The directory of the cgroup that the container's first process is in: the container may have moved it to a
+/// cgroup below its own.
+fn cgroup_of_init(init_pid: i32) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{init_pid}/cgroup")).ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
     Some(Path::new(cgroup::MOUNT).join(path))
 }
 
-/// A cgroup that has handed its controllers on takes no process: then it is the first process's.
-fn enter_cgroup(own: &OwnedFd, nested: Option<&OwnedFd>, pid: i32) -> rustix::io::Result<()> {
+/// Moves a process into the container's cgroup. If that has processes only in cgroups below it (EBUSY, as
+/// cgroup2 allows none beside enabled controllers), the process joins `init_cgroup`.
+fn enter_cgroup(own: &OwnedFd, init_cgroup: Option<&OwnedFd>, pid: i32) -> rustix::io::Result<()> {
     let pid = pid.to_string();
-    match (rustix::io::write(own, pid.as_bytes()), nested) {
-        (Err(rustix::io::Errno::BUSY), Some(nested)) => {
-            rustix::io::write(nested, pid.as_bytes()).map(drop)
+    match (rustix::io::write(own, pid.as_bytes()), init_cgroup) {
+        (Err(rustix::io::Errno::BUSY), Some(init_cgroup)) => {
+            rustix::io::write(init_cgroup, pid.as_bytes()).map(drop)
         }
         (result, _) => result.map(drop),
     }

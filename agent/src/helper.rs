@@ -1,10 +1,9 @@
-//! The agent's helpers: this program once more, with one thread, one task and a way to report.
+//! The agent's helpers: the agent's program executed again, with one thread, for one task.
 //!
-//! A helper gets its task as JSON in a memory file, the process's stdio as its own, and one end of a
-//! socket. On that it sends packets: the terminal's master, if there is one; the pid of the process that
-//! it made, or why it failed. The process that is being made holds the same socket until it
-//! executes its program, so that whatever fails first is heard first. A container's first process waits at
-//! it to be started.
+//! A helper gets its task as JSON in a memfd, the process's stdio as its own, and one end of a socket. On that
+//! it sends packets: the terminal's master, if there is one; the pid of the process that it made, or why it
+//! failed. The process that is being made has the same socket open until it executes its program, so the first
+//! failure of either arrives first. On the socket a container's first process also waits to be started.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
@@ -32,15 +31,15 @@ use crate::exec;
 use crate::stdio::ProcessEnds;
 use crate::sys;
 
-/// The first argument that makes this program a helper; the task's and the report's fds follow, and the
-/// level to log at.
+/// The first argument that makes this program a helper; it is followed by the fds of the task and of the report
+/// socket, and the log level.
 pub const SUBCOMMAND: &str = "helper";
 
 /// The longest packet, in bytes.
-const LONGEST: usize = 16 << 10;
+const MAX_PACKET_LENGTH: usize = 16 << 10;
 
-/// The longest reason for a failure, in bytes, of which JSON may make six times as many.
-const LONGEST_REASON: usize = 2 << 10;
+/// The longest reason for a failure, in bytes; escaped as JSON it may be six times as long.
+const MAX_REASON_LENGTH: usize = 2 << 10;
 
 /// What a helper is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,23 +50,23 @@ pub enum Task {
     Exec(exec::Task),
 }
 
-/// What a helper, or the process that it makes, has to say.
+/// A packet from a helper, or from the process that it makes.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Report {
-    /// There is a process, with this pid in the agent's pid namespace.
-    Made(i32),
-    /// Its terminal's master comes with this.
+    /// The process was made. It has this pid in the agent's pid namespace.
+    Pid(i32),
+    /// The master of its terminal is attached.
     Terminal,
-    /// There is none.
+    /// It could not be made.
     Failed(Failure),
 }
 
 /// A process that a helper has made.
 #[derive(Debug)]
-pub struct Made {
+pub struct NewProcess {
     /// Its pid in the agent's pid namespace.
     pub pid: i32,
-    /// The master of its terminal.
+    /// The master of its terminal, if it has one.
     pub terminal: Option<OwnedFd>,
 }
 
@@ -79,10 +78,10 @@ impl Reporter {
     /// Sends a report, with a file descriptor if there is one to hand over.
     ///
     /// # Errors
-    /// When the agent has hung up.
+    /// When the agent has closed its end.
     pub fn send(&self, report: &Report, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let mut packet = serde_json::to_vec(report)?;
-        packet.truncate(LONGEST);
+        packet.truncate(MAX_PACKET_LENGTH);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
@@ -94,17 +93,17 @@ impl Reporter {
         Ok(())
     }
 
-    /// Sends why there is no process. If the agent has hung up, nobody wants to know.
+    /// Sends why the process could not be made. If the agent has closed its end, the error is only logged.
     pub fn fail(&self, mut failure: Failure) {
         log::debug!("{failure}");
-        failure.message = shortened(failure.message);
+        failure.message = shorten(failure.message);
         let _ = self.send(&Report::Failed(failure), None);
     }
 
-    /// Waits until the agent lets the process go, [`Reports::let_go`].
+    /// Waits until the agent calls [`ReportReceiver::start_process`].
     ///
     /// # Errors
-    /// When the agent has hung up.
+    /// When the agent has closed its end.
     pub fn wait_for_start(&self) -> io::Result<()> {
         match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut [0]))? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -113,12 +112,12 @@ impl Reporter {
     }
 }
 
-/// A text that is not too long a reason: what failed is at its beginning, and why at its end.
-fn shortened(text: String) -> String {
-    if text.len() <= LONGEST_REASON {
+/// Cuts a reason that is too long in the middle: it begins with what failed, and ends with why.
+fn shorten(text: String) -> String {
+    if text.len() <= MAX_REASON_LENGTH {
         return text;
     }
-    let half = LONGEST_REASON / 2;
+    let half = MAX_REASON_LENGTH / 2;
     let (start, _) = text.split_at(text.floor_char_boundary(half));
     let (_, end) = text.split_at(text.ceil_char_boundary(text.len() - half));
     format!("{start}…{end}")
@@ -126,50 +125,56 @@ fn shortened(text: String) -> String {
 
 /// The agent's end of the socket.
 #[derive(Debug)]
-pub struct Reports(UnixStream);
+pub struct ReportReceiver(UnixStream);
 
-impl Reports {
-    /// Collects what is said until a process is made, or with `to_the_end` until it executes its
-    /// program. A failure ends it at once. `made` learns the pid as soon as there is one, for who does
-    /// not wait that long.
+impl ReportReceiver {
+    /// Receives reports until the process is made, or with `until_exec` until it executes its program.
+    /// `made` gets the pid as soon as it is known, for a caller that stops waiting.
     ///
     /// # Errors
-    /// When there is no process.
-    pub async fn outcome(&self, to_the_end: bool, made: &mut Option<i32>) -> Result<Made, Failure> {
+    /// When the process could not be made, as soon as that is reported.
+    pub async fn wait_for_process(
+        &self,
+        until_exec: bool,
+        made: &mut Option<i32>,
+    ) -> Result<NewProcess, Failure> {
         let mut terminal = None;
-        while let Some((report, fd)) = self.next().await.map_err(Failure::io("read a report"))? {
+        while let Some((report, fd)) = self
+            .next_report()
+            .await
+            .map_err(Failure::io("read a report"))?
+        {
             match report {
-                Report::Made(pid) => *made = Some(pid),
+                Report::Pid(pid) => *made = Some(pid),
                 Report::Terminal => terminal = fd,
                 Report::Failed(failure) => return Err(failure),
             }
-            if made.is_some() && !to_the_end {
+            if made.is_some() && !until_exec {
                 break;
             }
         }
-        let pid = made.ok_or_else(|| Failure::other("the helper ended without a word"))?;
-        Ok(Made { pid, terminal })
+        let pid = made.ok_or_else(|| Failure::other("the helper ended without a report"))?;
+        Ok(NewProcess { pid, terminal })
     }
 
-    /// Lets the process go that waits at the other end.
+    /// Starts the process that waits in [`Reporter::wait_for_start`].
     ///
     /// # Errors
-    /// When it has ended.
-    pub fn let_go(&self) -> io::Result<()> {
+    /// When that process has ended.
+    pub fn start_process(&self) -> io::Result<()> {
         send(self.0.as_fd(), &[1], SendFlags::NOSIGNAL)?;
         Ok(())
     }
 
-    /// The next report, with the file descriptor that came with it; `None` when nobody is left who
-    /// could send one.
-    async fn next(&self) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
+    /// The next report, with the file descriptor that came with it; `None` when all other ends are closed.
+    async fn next_report(&self) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
         let read = || receive(self.0.as_fd());
         self.0.async_io(Interest::READABLE, read).await
     }
 }
 
 fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
-    let mut packet = vec![0; LONGEST];
+    let mut packet = vec![0; MAX_PACKET_LENGTH];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let message = recvmsg(
@@ -190,17 +195,17 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Report, Option<OwnedFd>
     Ok(Some((serde_json::from_slice(packet)?, fd)))
 }
 
-/// A helper on its way.
+/// A running helper.
 #[derive(Debug)]
 pub struct Helper {
     /// Its pid.
     pub pid: i32,
-    /// What it says.
-    pub reports: Reports,
+    /// The agent's end of its socket.
+    pub reports: ReportReceiver,
 }
 
-/// Starts a helper: `program` (the agent itself) with this task and this stdio. `keep` are the file
-/// descriptors that the task names by their numbers.
+/// Starts a helper: `program` (the agent itself) with this task and this stdio. `inherit` are the file
+/// descriptors that the task names by their numbers, which the helper inherits.
 ///
 /// # Errors
 /// When the program can't be started.
@@ -208,19 +213,19 @@ pub fn start(
     program: &PathBuf,
     task: &Task,
     stdio: ProcessEnds,
-    keep: &[BorrowedFd<'_>],
+    inherit: &[BorrowedFd<'_>],
 ) -> Result<Helper, Error> {
     let failed = || Error::io("start a helper");
     let mut file =
         File::from(memfd_create("task", MemfdFlags::CLOEXEC).map_err(|e| failed()(e.into()))?);
-    // Both ways in one piece: a file doesn't buffer, and serde_json would call the kernel for each token
-    // that it writes, and for each byte that it reads.
+    // Written in one piece, and read so: File doesn't buffer, and serde_json would make a system call for each
+    // token that it writes, and for each byte that it reads.
     serde_json::to_vec(task)
         .map_err(io::Error::from)
         .and_then(|text| file.write_all(&text))
         .and_then(|()| file.rewind())
         .map_err(failed())?;
-    let (ours, theirs) = socketpair(
+    let (agent_end, helper_end) = socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC,
@@ -228,18 +233,18 @@ pub fn start(
     )
     .map_err(|e| failed()(e.into()))?;
 
-    // What the helper is to inherit may not be closed on exec. Nothing else is started between here and
-    // there: the agent has one thread, and this function doesn't await.
-    let passed: Vec<BorrowedFd<'_>> = [file.as_fd(), theirs.as_fd()]
+    // What the helper inherits may not be close-on-exec while it is spawned. Nothing else is spawned meanwhile:
+    // the agent has one thread, and this function doesn't await.
+    let passed: Vec<BorrowedFd<'_>> = [file.as_fd(), helper_end.as_fd()]
         .into_iter()
-        .chain(keep.iter().copied())
+        .chain(inherit.iter().copied())
         .collect();
     let close_on_exec = |flags| passed.iter().try_for_each(|fd| fcntl_setfd(fd, flags));
     close_on_exec(FdFlags::empty()).map_err(|e| failed()(e.into()))?;
     let child = Command::new(program)
         .arg(SUBCOMMAND)
         .arg(file.as_raw_fd().to_string())
-        .arg(theirs.as_raw_fd().to_string())
+        .arg(helper_end.as_raw_fd().to_string())
         .arg(log::max_level().as_str())
         .env_clear()
         .current_dir("/")
@@ -248,29 +253,29 @@ pub fn start(
         .stderr(Stdio::from(stdio.stderr))
         .spawn();
     close_on_exec(FdFlags::CLOEXEC).map_err(|e| failed()(e.into()))?;
-    // Dropping the Child neither kills nor awaits it: that is the reaper's business.
+    // Dropping the Child neither kills nor waits for it: the reaper does that.
     let pid = child.map_err(failed())?.id().cast_signed();
 
-    let ours = StdUnixStream::from(ours);
-    ours.set_nonblocking(true).map_err(failed())?;
-    let reports = Reports(UnixStream::from_std(ours).map_err(failed())?);
+    let agent_end = StdUnixStream::from(agent_end);
+    agent_end.set_nonblocking(true).map_err(failed())?;
+    let reports = ReportReceiver(UnixStream::from_std(agent_end).map_err(failed())?);
     Ok(Helper { pid, reports })
 }
 
-/// The helper's whole life. `arguments` are those after [`SUBCOMMAND`].
+/// The main function of a helper. `arguments` are those after [`SUBCOMMAND`].
 #[must_use]
 pub fn run(arguments: &[String]) -> ExitCode {
     let fd = |index: usize| -> Option<OwnedFd> {
         let number: RawFd = arguments.get(index)?.parse().ok()?;
-        sys::inherited(number).ok()
+        sys::take_inherited_fd(number).ok()
     };
     let (Some(task), Some(reporter)) = (fd(0), fd(1).map(Reporter)) else {
-        eprintln!("hull-agent: a helper is started by the agent only");
+        eprintln!("hull-agent: only the agent starts a helper");
         return ExitCode::FAILURE;
     };
     let level = arguments.get(2).and_then(|level| level.parse().ok());
-    console::start(level.unwrap_or(LevelFilter::Off));
-    sys::look_users_up_in_files();
+    console::init(level.unwrap_or(LevelFilter::Off));
+    sys::look_up_users_in_files_only();
     let result = read(File::from(task))
         .map_err(|e| Failure::other(format!("read the task: {e}")))
         .and_then(|task| match task {
@@ -297,16 +302,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_heard_however_long_its_reason_is() {
+    fn a_failure_with_a_long_reason_is_received() {
         let flags = SocketFlags::CLOEXEC;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-            .expect("a socket pair");
+        let (agent_end, helper_end) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+                .expect("a socket pair");
         let name = "\u{1}ü".repeat(50_000);
-        Reporter(theirs).fail(Failure::other(format!("exec: {name}: not found")));
-        let heard = match receive(ours.as_fd()).expect("a packet") {
+        Reporter(helper_end).fail(Failure::other(format!("exec: {name}: not found")));
+        let received = match receive(agent_end.as_fd()).expect("a packet") {
             Some((Report::Failed(failure), None)) => failure.message,
             other => panic!("{other:?}"),
         };
-        assert!(heard.starts_with("exec: ") && heard.ends_with(": not found"));
+        assert!(received.starts_with("exec: ") && received.ends_with(": not found"));
     }
 }

@@ -1,10 +1,9 @@
 //! PID 1 of the guest: it prepares the guest, makes containers and processes when the host asks for
-//! them, carries their stdio, and reports what becomes of them.
+//! them, forwards their stdio, and reports their exit statuses.
 //!
-//! It is a library so that the tests can run it over UNIX sockets, outside a VM; the binary beside it
-//! is only the choice between PID 1 and a helper. What must happen in a process with one thread and
-//! nothing else in it (entering namespaces, changing credentials) happens in such a
-//! [`helper`], which is this same program once more.
+//! It is a library so that the tests can run it over UNIX sockets, outside a VM; the binary only chooses
+//! between PID 1 and a helper. What takes a single-threaded process of its own (entering namespaces,
+//! changing credentials) is done in a [`helper`]: the same program, executed again.
 
 pub mod boot;
 pub mod cgroup;
@@ -18,7 +17,7 @@ pub mod helper;
 pub mod limits;
 pub mod notices;
 pub mod process;
-pub mod processes;
+pub mod procfs;
 pub mod reaper;
 pub mod sandbox;
 pub mod server;

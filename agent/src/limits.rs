@@ -1,4 +1,4 @@
-//! A container's limits: set before its first process is made, and changed while it runs.
+//! A container's cgroup limits: set before its first process is made, and changed while it runs.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::error::Error;
 /// Changes the limits that `json`, a `linux.resources` object, names: all of them or none.
 ///
 /// # Errors
-/// When a value makes no sense, or the kernel refuses it; the limits are then as they were.
+/// When a value is invalid, or the kernel refuses it; the limits are then as they were.
 pub fn update(directory: &Path, json: &[u8]) -> Result<(), Error> {
     let resources: LinuxResources = serde_json::from_slice(json).map_err(|source| Error::Json {
         document: "linux.resources",
@@ -19,23 +19,23 @@ pub fn update(directory: &Path, json: &[u8]) -> Result<(), Error> {
     if let Some(memory) = resources.memory() {
         check_before_update(directory, memory)?;
     }
-    let values = limits::values(directory, &resources)?;
-    limits::apply(directory, &values)?;
+    let settings = limits::settings(directory, &resources)?;
+    limits::apply(directory, &settings)?;
     Ok(())
 }
 
-/// Sets the limits of a container that has no process yet, but for its devices, which need more than a file.
+/// Sets the limits of a container that has no process yet, except the device rules, which take a BPF program.
 ///
 /// # Errors
-/// When a value makes no sense, or the kernel refuses it.
+/// When a value is invalid, or the kernel refuses it.
 pub fn set(directory: &Path, resources: &LinuxResources) -> Result<(), Error> {
-    let values = limits::values(directory, resources)?;
-    limits::apply(directory, &values)?;
+    let settings = limits::settings(directory, resources)?;
+    limits::apply(directory, &settings)?;
     Ok(())
 }
 
-/// With `checkBeforeUpdate`, a limit that the container exceeds already is refused: the kernel would
-/// kill for it.
+/// With `checkBeforeUpdate`, refuses a limit that the container exceeds already: the OOM killer would enforce
+/// it.
 fn check_before_update(directory: &Path, memory: &LinuxMemory) -> Result<(), Error> {
     let limit = memory.limit().filter(|limit| *limit > 0);
     let (Some(limit), Some(true)) = (limit, memory.check_before_update()) else {
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_below_the_usage_is_refused_if_asked() {
+    fn check_before_update_refuses_a_limit_below_the_usage() {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(directory.path().join("memory.current"), "2000\n").expect("write");
         let json = json!({"memory": {"limit": 1000, "checkBeforeUpdate": true}}).to_string();

@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         }
         _ if std::process::id() == 1 => boot::run(),
         _ => {
-            eprintln!("hull-agent: this is PID 1 of hull's guests, and of no use elsewhere");
+            eprintln!("hull-agent: this program runs as PID 1 of a hull guest only");
             ExitCode::FAILURE
         }
     }

@@ -1,7 +1,8 @@
-//! What the VM process tells without being asked ([`hull_protocol::notices`]), and the time when it is asked.
+//! The connection for notices of the VM process ([`hull_protocol::notices`]): clock changes and signals, and the
+//! time when the agent asks for it.
 //!
-//! Signals are handed on as they come, also between a question and its answer. What the clock is set to is
-//! the business of [`clock`](crate::clock).
+//! Signals are passed on as they come, also between a question and its answer. [`clock`](crate::clock) decides
+//! how the guest's clock is set.
 
 use std::io;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::transport::{self, Dial, Stream};
 
-/// What is done with a signal that was sent to the VM process.
+/// Called with each signal that was sent to the VM process.
 pub type OnSignal = Box<dyn Fn(i32) + Send>;
 
 /// The connection.
@@ -21,18 +22,17 @@ pub struct Notices {
     on_signal: OnSignal,
 }
 
-/// What the host has answered.
+/// The host's answer to a question for the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The host's wall clock since the epoch, at some moment after the question.
     pub time: Duration,
-    /// Whether the host said, after the question and before this, that its clock was changed.
+    /// Whether a notice that the host's clock was changed came between the question and the answer.
     pub changed: bool,
 }
 
 impl Notices {
-    /// Makes the connection, and says that it listens: the host then has it joined to its port, which
-    /// nobody else gets any more.
+    /// Connects, and sends [`LISTENING`]: the host accepts one such connection, so no later one gets the port.
     ///
     /// # Errors
     /// When the host refuses.
@@ -45,21 +45,21 @@ impl Notices {
     /// Waits until the host's clock may differ from the guest's.
     ///
     /// # Errors
-    /// When there is no host any more.
+    /// When the connection has ended.
     pub async fn clock_changed(&mut self) -> io::Result<()> {
-        while self.about_the_clock().await? != Notice::ClockChanged {}
+        while self.next_clock_notice().await? != Notice::ClockChanged {}
         Ok(())
     }
 
-    /// Asks for the time.
+    /// Asks for the time, with the question's number.
     ///
     /// # Errors
-    /// When there is no host any more.
-    pub async fn ask(&mut self, number: u8) -> io::Result<Answer> {
+    /// When the connection has ended.
+    pub async fn ask_time(&mut self, number: u8) -> io::Result<Answer> {
         self.host.write_all(&[number]).await?;
         let mut changed = false;
         loop {
-            match self.about_the_clock().await? {
+            match self.next_clock_notice().await? {
                 Notice::Time { question, time } if question == number => {
                     return Ok(Answer { time, changed });
                 }
@@ -69,7 +69,7 @@ impl Notices {
     }
 
     /// The next notice that isn't a signal.
-    async fn about_the_clock(&mut self) -> io::Result<Notice> {
+    async fn next_clock_notice(&mut self) -> io::Result<Notice> {
         loop {
             let mut record = [0; LENGTH];
             self.host.read_exact(&mut record).await?;
@@ -87,20 +87,20 @@ pub(crate) mod tests {
     use std::sync::{Arc, Mutex};
     use tokio::io::{DuplexStream, duplex};
 
-    /// A connection, the host's end of it, and the signals that were handed on.
+    /// A connection, the host's end of it, and the signals that were passed on.
     pub fn connection() -> (Notices, DuplexStream, Arc<Mutex<Vec<i32>>>) {
         let (ours, hosts) = duplex(1024);
         let signals = Arc::new(Mutex::new(Vec::new()));
-        let heard = Arc::clone(&signals);
+        let received = Arc::clone(&signals);
         let notices = Notices {
             host: Box::new(ours),
-            on_signal: Box::new(move |signal| heard.lock().expect("no panic").push(signal)),
+            on_signal: Box::new(move |signal| received.lock().expect("no panic").push(signal)),
         };
         (notices, hosts, signals)
     }
 
     #[tokio::test]
-    async fn signals_are_handed_on_between_a_question_and_its_answer_too() {
+    async fn signals_are_passed_on_between_a_question_and_its_answer_too() {
         let (mut notices, mut host, signals) = connection();
         let time = Duration::from_secs(1);
         for notice in [
@@ -113,7 +113,7 @@ pub(crate) mod tests {
         }
 
         notices.clock_changed().await.expect("a change");
-        let answer = notices.ask(1).await.expect("an answer");
+        let answer = notices.ask_time(1).await.expect("an answer");
 
         let changed = false;
         assert_eq!(answer, Answer { time, changed });

@@ -1,9 +1,9 @@
-//! PID 1's first duty: whatever ends is reaped here, and whoever asked about it is told.
+//! Reaps all children, as PID 1 has to, and reports their exit statuses to those who watch them.
 //!
 //! Nothing else in the agent may wait for a child. The agent has one thread, so a process that it has
-//! started can't be reaped before [`Reaper::watch`] was called, as long as no await lies between. A
-//! process that a helper has made is different: its pid arrives in a message, and it may be reaped
-//! before. For that, statuses nobody asked for are kept while a [`Birth`] is on its way.
+//! started can't be reaped before [`Reaper::watch`] is called, as long as there is no await in between. A
+//! process that a helper has made may be: its pid arrives in a message, after it was made. So while a
+//! [`PendingPid`] exists, the statuses of processes that nobody watches are kept.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 /// How a process ended, as a shell reports it: its exit code, or 128 + the signal's number.
 pub type ExitStatus = i32;
 
-/// Tells when one process has ended, and how.
+/// Waits for the end of one process, and has its exit status.
 #[derive(Debug, Clone)]
 pub struct Exit(watch::Receiver<Option<ExitStatus>>);
 
@@ -27,32 +27,32 @@ impl Exit {
         *self.0.borrow()
     }
 
-    /// Waits for the end.
-    pub async fn ended(&self) -> ExitStatus {
+    /// Waits for the process to end.
+    pub async fn wait(&self) -> ExitStatus {
         let mut receiver = self.0.clone();
         match receiver.wait_for(Option::is_some).await {
-            Ok(status) => status.unwrap_or(LOST),
-            Err(_) => LOST,
+            Ok(status) => status.unwrap_or(UNKNOWN_STATUS),
+            Err(_) => UNKNOWN_STATUS,
         }
     }
 }
 
-/// The status of a process that ended unseen. It can't happen while the reaper lives.
-const LOST: ExitStatus = 255;
+/// The status of a process that the reaper didn't see end. That can't happen while the reaper runs.
+const UNKNOWN_STATUS: ExitStatus = 255;
 
 #[derive(Debug, Default)]
 struct Table {
     watched: HashMap<i32, watch::Sender<Option<ExitStatus>>>,
-    /// Who ended while a birth was on its way, and wasn't asked for yet.
+    /// Processes that ended while a pid was pending, and that nobody has watched yet.
     unclaimed: HashMap<i32, ExitStatus>,
-    births: usize,
+    pending_pids: usize,
 }
 
 impl Table {
-    fn ended(&mut self, pid: i32, status: ExitStatus) {
+    fn record_exit(&mut self, pid: i32, status: ExitStatus) {
         match self.watched.remove(&pid) {
             Some(sender) => drop(sender.send(Some(status))),
-            None if self.births > 0 => drop(self.unclaimed.insert(pid, status)),
+            None if self.pending_pids > 0 => drop(self.unclaimed.insert(pid, status)),
             None => {}
         }
     }
@@ -67,14 +67,14 @@ impl Table {
     }
 }
 
-/// The table of who ended and how.
+/// Reaps children and records their exit statuses.
 #[derive(Debug, Clone, Default)]
 pub struct Reaper {
     table: Arc<Mutex<Table>>,
 }
 
 impl Reaper {
-    /// Starts to reap, on the current runtime and for its whole life.
+    /// Starts to reap, on the current runtime, for as long as that runs.
     ///
     /// # Errors
     /// When SIGCHLD can't be listened to.
@@ -93,26 +93,26 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// Asks about a child of the agent.
+    /// Watches a child of the agent.
     #[must_use]
     pub fn watch(&self, pid: i32) -> Exit {
         self.lock().watch(pid)
     }
 
-    /// Announces a child whose pid is yet to be learnt.
+    /// Announces a child whose pid isn't known yet.
     #[must_use]
-    pub fn expect(&self) -> Birth {
-        self.lock().births += 1;
-        Birth(self.clone())
+    pub fn expect_child(&self) -> PendingPid {
+        self.lock().pending_pids += 1;
+        PendingPid(self.clone())
     }
 
     fn reap(&self) {
-        // One signal may stand for many children.
+        // One SIGCHLD may stand for several children.
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if let Some(status) = exit_status(status) {
                 let pid = pid.as_raw_nonzero().get();
                 log::debug!("pid {pid} ended with {status}");
-                self.lock().ended(pid, status);
+                self.lock().record_exit(pid, status);
             }
         }
     }
@@ -122,21 +122,21 @@ impl Reaper {
     }
 }
 
-/// While it lives, nobody's end goes unnoticed.
+/// While this exists, the status of every child that ends is kept.
 #[derive(Debug)]
-pub struct Birth(Reaper);
+pub struct PendingPid(Reaper);
 
-impl Drop for Birth {
+impl Drop for PendingPid {
     fn drop(&mut self) {
         let mut table = self.0.lock();
-        table.births -= 1;
-        if table.births == 0 {
+        table.pending_pids -= 1;
+        if table.pending_pids == 0 {
             table.unclaimed.clear();
         }
     }
 }
 
-/// `None` for one that merely stopped or went on.
+/// `None` for a process that was stopped or continued.
 fn exit_status(status: WaitStatus) -> Option<ExitStatus> {
     status
         .exit_status()
@@ -148,44 +148,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_watched_is_told() {
+    fn the_status_of_a_watched_process_is_reported() {
         let mut table = Table::default();
         let exit = table.watch(7);
         assert_eq!(exit.status(), None);
-        table.ended(7, 3);
+        table.record_exit(7, 3);
         assert_eq!(exit.status(), Some(3));
         assert!(table.watched.is_empty());
     }
 
     #[test]
-    fn an_orphan_leaves_no_trace() {
+    fn the_status_of_an_orphan_is_not_kept() {
         let mut table = Table::default();
-        table.ended(8, 0);
+        table.record_exit(8, 0);
         assert!(table.unclaimed.is_empty());
     }
 
     #[test]
-    fn an_end_before_the_pid_was_known_is_kept_until_the_birth_is_over() {
+    fn a_status_is_kept_while_a_pid_is_pending() {
         let reaper = Reaper::default();
-        let birth = reaper.expect();
-        reaper.lock().ended(9, 137);
+        let pending = reaper.expect_child();
+        reaper.lock().record_exit(9, 137);
         assert_eq!(reaper.watch(9).status(), Some(137));
-        reaper.lock().ended(10, 1);
-        drop(birth);
+        reaper.lock().record_exit(10, 1);
+        drop(pending);
         assert_eq!(reaper.watch(10).status(), None);
     }
 
     #[tokio::test]
-    async fn many_waiters_and_a_late_one_see_the_same_end() {
+    async fn all_waiters_get_the_same_status() {
         let reaper = Reaper::default();
         let exit = reaper.watch(11);
         let waiter = tokio::spawn({
             let exit = exit.clone();
-            async move { exit.ended().await }
+            async move { exit.wait().await }
         });
         tokio::task::yield_now().await;
-        reaper.lock().ended(11, 7);
+        reaper.lock().record_exit(11, 7);
         assert_eq!(waiter.await.ok(), Some(7));
-        assert_eq!(exit.ended().await, 7);
+        assert_eq!(exit.wait().await, 7);
     }
 }

@@ -19,14 +19,14 @@ use tokio::time::timeout;
 use crate::cgroup::Cgroup;
 use crate::container::devices::{self, Disks};
 use crate::container::notify::NotifySocket;
-use crate::container::{self, Bundle, Container, Process, init, spec};
+use crate::container::{self, Container, ContainerDirectory, Process, init, spec};
 use crate::containers::{Containers, Reservation};
 use crate::error::{Error, Failure, Fatal};
 use crate::exec;
-use crate::helper::{self, Made, Reports, Task};
+use crate::helper::{self, NewProcess, ReportReceiver, Task};
 use crate::limits;
 use crate::process::{Launch, seccomp};
-use crate::processes;
+use crate::procfs;
 use crate::reaper::{ExitStatus, Reaper};
 use crate::stdio::{self, AgentEnds, ProcessEnds};
 use crate::transport::{self, Dial};
@@ -35,17 +35,17 @@ use crate::transport::{self, Dial};
 /// has limits of its own.
 const MAKE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long the host may take to answer on the ports of a process's stdio. Long, as it may be busy; it
-/// waits longer itself, and refuses at once when its own side has gone.
+/// How long the host may take to answer on the ports of a process's stdio. Long, as it may be busy; it waits even
+/// longer for the agent, and refuses the connections at once if its caller has gone.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// How long, at the sandbox's end, the further processes may take to be reported.
-const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long, at the sandbox's end, the output of all other processes may take to be sent.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a killed container may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Prepares what containers need, once, before the first of them.
+/// Prepares the guest for containers. Called once, before the first of them is made.
 pub type Prepare = Box<dyn Fn() -> Result<(), Fatal> + Send + Sync>;
 
 /// The sandbox.
@@ -60,7 +60,7 @@ pub struct Sandbox {
     owner: OnceLock<Weak<Container>>,
 }
 
-/// Kills a process for which nobody waits any more.
+/// Kills a process once the caller that waits for it has gone.
 struct KillOnDrop<'a>(&'a Process);
 
 impl Drop for KillOnDrop<'_> {
@@ -93,7 +93,7 @@ impl Sandbox {
 
     /// Makes a container up to the point where its process waits to be started. Returns its pid.
     ///
-    /// If whoever asks goes away meanwhile, it is made all the same, for somebody to delete.
+    /// If the client disconnects meanwhile, the container is still made, and has to be deleted.
     ///
     /// # Errors
     /// When it can't be made; nothing of it is left then.
@@ -111,13 +111,13 @@ impl Sandbox {
         reservation: Reservation,
     ) -> Result<i32, Error> {
         let cgroup = Cgroup::create(&request.container_id)?;
-        let result = self.create_in(&request, &cgroup).await;
+        let result = self.create_in_cgroup(&request, &cgroup).await;
         let container = match result {
             Ok(container) => Arc::new(container),
             Err(error) => {
-                // All that its helper can say then is that a process was gone.
+                // The helper can't tell an OOM kill from another death of the process.
                 let killed = cgroup.oom_kills() > 0;
-                // What is left of a container that came half to life ends with its cgroup.
+                // The processes of a half-made container are killed with its cgroup.
                 if let Err(e) = cgroup.remove().await {
                     log::error!("{e}");
                 }
@@ -127,78 +127,81 @@ impl Sandbox {
         let pid = container.init.pid;
         reservation.fill(Arc::clone(&container));
         if let Some(host) = request.exit_status.into_option() {
-            let _ = self.owner.set(Arc::downgrade(&container)); // a host that makes two has the first's signals sent
-            tokio::spawn(Arc::clone(&self).end_with(container, host));
+            let _ = self.owner.set(Arc::downgrade(&container)); // if the host makes two, the first stays the owner
+            tokio::spawn(Arc::clone(&self).end_when_owner_exits(container, host));
         }
         Ok(pid)
     }
 
-    async fn create_in(
+    async fn create_in_cgroup(
         &self,
         request: &CreateContainerRequest,
         cgroup: &Cgroup,
     ) -> Result<Container, Error> {
         let id = &request.container_id;
-        let mut prepared = spec::prepare(&request.spec_json, id, &request.bundle)?;
-        prepared.launch.seccomp = request.seccomp.as_ref().map(seccomp::Program::from);
+        let mut config = spec::split(&request.spec_json, id, &request.bundle)?;
+        config.launch.seccomp = request.seccomp.as_ref().map(seccomp::Program::from);
         let disks = Disks::find(&request.block_devices);
-        let disks = within(MAKE_TIMEOUT, "finding the disks", disks).await??;
-        if let Some(linux) = prepared.spec.linux_mut() {
+        let disks = with_timeout(MAKE_TIMEOUT, "finding the disks", disks).await??;
+        if let Some(linux) = config.spec.linux_mut() {
             devices::prepare(linux, &disks)?;
             if let Some(resources) = linux.resources() {
                 limits::set(cgroup.directory(), resources)?;
             }
         }
-        let bundle = Bundle::create(id)?;
-        let notify = request.notify.then(|| NotifySocket::make(bundle.path()));
+        let directory = ContainerDirectory::create(id)?;
+        let notify = request.notify.then(|| NotifySocket::make(directory.path()));
         let notify = notify.transpose()?;
         if let Some(socket) = &notify {
-            socket.offer(&mut prepared);
+            socket.add_to(&mut config);
         }
-        let (theirs, mut ours) = self.open_stdio(request.stdio.get_or_default()).await?;
+        let (process_ends, mut agent_ends) =
+            self.open_stdio(request.stdio.get_or_default()).await?;
         if request.exit_status.is_some() {
-            ours = ours.of_the_last_process();
+            agent_ends = agent_ends.held_until_sandbox_ends();
         }
         let task = Task::Create(init::Task {
-            directory: bundle.path().to_owned(),
+            directory: directory.path().to_owned(),
             cgroup: cgroup.directory().to_owned(),
-            spec: Box::new(prepared.spec.clone()),
+            spec: Box::new(config.spec.clone()),
             root_options: request.root_options.clone(),
-            launch: prepared.launch.clone(),
+            launch: config.launch.clone(),
         });
-        let size = prepared.launch.process.console_size();
-        let (init, waits_at) = self.make(&task, theirs, ours, size, &[]).await?;
-        let made = container::Made {
-            bundle,
+        let size = config.launch.process.console_size();
+        let (init, start_socket) = self
+            .make_process(&task, process_ends, agent_ends, size, &[])
+            .await?;
+        let parts = container::Parts {
+            directory,
             cgroup: cgroup.clone(),
             init,
-            waits_at,
+            start_socket,
             notify,
         };
-        Ok(Container::created(id.clone(), made, &prepared))
+        Ok(Container::new(id.clone(), parts, &config))
     }
 
-    /// Has a helper make a process, and joins its stdio to the host. A container's first process waits at
-    /// the socket that is returned.
-    async fn make(
+    /// Has a helper make a process, and connects its stdio to the host. A container's first process waits at
+    /// the returned socket to be started.
+    async fn make_process(
         &self,
         task: &Task,
-        theirs: ProcessEnds,
-        ours: AgentEnds,
+        process_ends: ProcessEnds,
+        agent_ends: AgentEnds,
         size: Option<oci_spec::runtime::Box>,
-        keep: &[std::os::fd::BorrowedFd<'_>],
-    ) -> Result<(Process, Reports), Error> {
-        let _birth = self.reaper.expect();
-        let helper = helper::start(&self.program, task, theirs, keep)?;
-        let to_the_end = matches!(task, Task::Exec(_));
+        inherit: &[std::os::fd::BorrowedFd<'_>],
+    ) -> Result<(Process, ReportReceiver), Error> {
+        let _pending = self.reaper.expect_child();
+        let helper = helper::start(&self.program, task, process_ends, inherit)?;
+        let until_exec = matches!(task, Task::Exec(_));
         let helper_exit = self.reaper.watch(helper.pid);
         let mut made = None;
-        let outcome = helper.reports.outcome(to_the_end, &mut made);
+        let outcome = helper.reports.wait_for_process(until_exec, &mut made);
         let Ok(outcome) = timeout(MAKE_TIMEOUT, outcome).await else {
             if helper_exit.status().is_none() {
                 let _ = crate::sys::kill(helper.pid, libc::SIGKILL);
             }
-            // In a paused container it has not become the program yet, and must not later.
+            // In a paused container the process has not executed its program yet, and must not do so later.
             if let Some(pid) = made.filter(|pid| self.reaper.watch(*pid).status().is_none()) {
                 let _ = crate::sys::kill(pid, libc::SIGKILL);
             }
@@ -207,20 +210,20 @@ impl Sandbox {
                 seconds: MAKE_TIMEOUT.as_secs(),
             });
         };
-        let Made { pid, terminal } = outcome?;
+        let NewProcess { pid, terminal } = outcome?;
         if let Some((terminal, size)) = terminal.as_ref().zip(size) {
             let side = |length: u64| u16::try_from(length).unwrap_or(u16::MAX);
             stdio::resize(terminal.as_fd(), side(size.height()), side(size.width()))
                 .map_err(Error::io("config.json: process.consoleSize"))?;
         }
-        let finished = ours.start(pid, self.reaper.watch(pid), terminal)?;
-        Ok((Process { pid, finished }, helper.reports))
+        let completion = agent_ends.start(pid, self.reaper.watch(pid), terminal)?;
+        Ok((Process { pid, completion }, helper.reports))
     }
 
-    /// Lets a container's process go.
+    /// Starts a created container: its first process executes its program.
     ///
     /// # Errors
-    /// When it isn't waiting.
+    /// When the container isn't in the state `created`.
     pub fn start(&self, id: &str) -> Result<(), Error> {
         self.containers.find(id)?.start()
     }
@@ -233,22 +236,22 @@ impl Sandbox {
         container::check_id("exec_id", &request.exec_id)?;
         let container = self.containers.find(&request.container_id)?;
         let reservation = container.reserve(&request.exec_id)?;
-        let process = further_process(&request.process_json, &container.defaults)?;
+        let process = exec_process_spec(&request.process_json, &container.defaults)?;
         let size = process.console_size();
-        let (theirs, ours) = self.open_stdio(request.stdio.get_or_default()).await?;
-        // The dialling took its time.
-        container.must_live()?;
+        let (process_ends, agent_ends) = self.open_stdio(request.stdio.get_or_default()).await?;
+        // The container may have ended while the host was dialled.
+        container.check_not_stopped()?;
 
         let init = Pid::from_raw(container.init.pid)
-            .ok_or_else(|| Error::Missing(format!("the first process of {}", container.id)))?;
+            .ok_or_else(|| Error::NotFound(format!("the first process of {}", container.id)))?;
         let pidfd = pidfd_open(init, PidfdFlags::empty())
             .map_err(|e| Error::io(format!("open container {}", container.id))(e.into()))?;
         let task = Task::Exec(exec::Task {
             init: std::os::fd::AsRawFd::as_raw_fd(&pidfd),
             init_pid: container.init.pid,
             namespaces: container.namespaces,
-            cgroup: container.cgroup.below(&request.cgroup)?,
-            only_there: !request.cgroup.is_empty(),
+            cgroup: container.cgroup.subgroup(&request.cgroup)?,
+            cgroup_required: !request.cgroup.is_empty(),
             launch: Launch {
                 process,
                 keyring: spec::keyring(&container.id),
@@ -259,21 +262,21 @@ impl Sandbox {
             },
         });
         let (process, _) = self
-            .make(&task, theirs, ours, size, &[pidfd.as_fd()])
+            .make_process(&task, process_ends, agent_ends, size, &[pidfd.as_fd()])
             .await?;
         let pid = process.pid;
         reservation.fill(process);
         Ok(pid)
     }
 
-    /// Signals one process, or all of a container.
+    /// Sends a signal to one process, or to all of a container.
     ///
     /// # Errors
     /// When there is no such process any more.
     pub fn signal(&self, request: &SignalProcessRequest) -> Result<(), Error> {
         let signal = i32::try_from(request.signal).unwrap_or(i32::MAX);
         if !(1..=64).contains(&signal) {
-            return Err(Error::Invalid {
+            return Err(Error::InvalidRequest {
                 field: "signal",
                 problem: format!("{} isn't one of 1 to 64", request.signal),
             });
@@ -289,9 +292,9 @@ impl Sandbox {
         container.process(&request.exec_id)?.signal(&name, signal)
     }
 
-    /// Somebody on the host has sent the VM process a signal, whose pid is that of the sandbox's owner there: it is
-    /// for that container's own process.
-    pub fn signalled(&self, signal: i32) {
+    /// Passes on a signal that was sent to the VM process: on the host its pid stands for the first process of the
+    /// sandbox's owner.
+    pub fn signal_owner(&self, signal: i32) {
         let owner = self.owner.get().and_then(Weak::upgrade);
         if let Some(Err(e)) = owner.map(|owner| owner.signal(signal)) {
             log::info!("signal {signal} from the host: {e}");
@@ -311,49 +314,49 @@ impl Sandbox {
         };
         // The container may be deleted meanwhile.
         drop(container);
-        // The server drops this when the connection has ended.
+        // ttrpc drops this future when the connection has ended.
         let abandoned = request.kill_if_abandoned.then(|| KillOnDrop(&process));
-        let status = process.finished.wait().await;
+        let status = process.completion.wait().await;
         std::mem::forget(abandoned);
         Ok(status)
     }
 
-    /// Removes what is left of a container. One that is being created is waited for. If whoever asks goes away
-    /// meanwhile, it is removed all the same.
+    /// Removes what is left of a container, once it is created if that is under way. If the client disconnects
+    /// meanwhile, the container is still removed.
     ///
     /// # Errors
-    /// When it is running and `force` isn't given. It stays then, as it was.
+    /// When it is running and `force` isn't given. It stays as it was.
     pub async fn delete(&self, id: &str, force: bool) -> Result<(), Error> {
-        self.containers.settled(id).await;
+        self.containers.wait_until_settled(id).await;
         let container = self.containers.find(id)?;
         if !force && container.state() == "running" {
-            return Err(Error::State {
+            return Err(Error::WrongState {
                 what: format!("container {id}"),
                 state: "running",
                 wanted: "stopped",
             });
         }
         let containers = self.containers.clone();
-        let is_over = containers.hide(id);
+        let deletion = containers.begin_deletion(id);
         let removed = tokio::spawn(async move {
             let removed = remove(&container).await;
             match &removed {
-                Ok(()) => containers.forget(&container.id),
-                Err(_) => containers.show(container),
+                Ok(()) => containers.remove(&container.id),
+                Err(_) => containers.restore(container),
             }
-            drop(is_over);
+            drop(deletion);
             removed
         });
         removed.await.map_err(|e| Failure::other(e.to_string()))?
     }
 
-    /// Stops or resumes all processes of a container.
+    /// Pauses or resumes all processes of a container, by the cgroup freezer.
     ///
     /// # Errors
-    /// When there is none that lives, or one of them can't be stopped.
+    /// When the container has ended, or a process can't be frozen.
     pub async fn set_paused(&self, id: &str, paused: bool) -> Result<(), Error> {
         let container = self.containers.find(id)?;
-        container.must_live()?;
+        container.check_not_stopped()?;
         if paused {
             container.cgroup.freeze().await
         } else {
@@ -364,7 +367,7 @@ impl Sandbox {
     /// Changes a container's limits.
     ///
     /// # Errors
-    /// When a limit makes no sense, or the kernel refuses it; all are then as they were.
+    /// When a limit is invalid, or the kernel refuses it; all limits are then as they were.
     pub fn update(&self, request: &UpdateContainerRequest) -> Result<(), Error> {
         let container = self.containers.find(&request.container_id)?;
         limits::update(container.cgroup.directory(), &request.resources_json)
@@ -378,9 +381,9 @@ impl Sandbox {
         let mut pids = self.containers.find(id)?.cgroup.processes()?;
         pids.retain(|pid| *pid > after);
         pids.sort_unstable();
-        // Those that have just ended leave their places to the next ones: an answer with room left is the last.
-        let processes = pids.into_iter().filter_map(processes::describe);
-        Ok(processes.take(answers::PROCESSES).collect())
+        // Processes that have just ended aren't counted: an answer that isn't full is the last one.
+        let processes = pids.into_iter().filter_map(procfs::describe);
+        Ok(processes.take(answers::MAX_PROCESSES).collect())
     }
 
     /// Reads a container's statistics.
@@ -391,7 +394,7 @@ impl Sandbox {
         Ok(stats::read(self.containers.find(id)?.cgroup.directory()))
     }
 
-    /// Waits until more processes of a container were killed for want of memory than `known`, and
+    /// Waits until the kernel's OOM killer has killed more than `known` processes of a container, and
     /// returns how many.
     ///
     /// # Errors
@@ -399,66 +402,70 @@ impl Sandbox {
     pub async fn wait_oom(&self, id: &str, known: u64) -> Result<u64, Error> {
         let cgroup = self.containers.find(id)?.cgroup.clone();
         let kills = || stats::oom_kills(cgroup.directory());
-        cgroup.changed("memory.events", |_| kills() > known).await?;
+        cgroup
+            .wait_until("memory.events", |_| kills() > known)
+            .await?;
         Ok(kills())
     }
 
-    /// Waits until a container says that it is ready, or has ended. Returns whether it is ready.
+    /// Waits until a container reports by sd_notify(3) that it is ready, or has ended. Returns whether it is ready.
     ///
     /// # Errors
-    /// When it was made without a socket to say it.
+    /// When it was made without a notify socket.
     pub async fn wait_ready(&self, id: &str) -> Result<bool, Error> {
         let container = self.containers.find(id)?;
         let Some(socket) = &container.notify else {
-            return Err(Error::Missing(format!("a notify socket of container {id}")));
+            return Err(Error::NotFound(format!(
+                "a notify socket of container {id}"
+            )));
         };
         tokio::select! {
             ready = socket.ready() => ready.map(|()| true),
-            _ = container.init.finished.exit.ended() => Ok(false),
+            _ = container.init.completion.exit.wait() => Ok(false),
         }
     }
 
-    /// Ends the sandbox with its owner: all is written back, and the host told the exit status.
-    async fn end_with(self: Arc<Self>, owner: Arc<Container>, host: HostStream) {
-        owner.init.finished.exit.ended().await;
-        // What is left of the container, without a pid namespace of its own, ends with its first process.
-        // So does what was started in it later, and every other container. Those who wait for these get their
-        // answers.
+    /// Waits for the owner's end, ends all other containers, writes all file systems back and reports the exit
+    /// status to the host.
+    async fn end_when_owner_exits(self: Arc<Self>, owner: Arc<Container>, host: HostStream) {
+        owner.init.completion.exit.wait().await;
+        // Kills the owner's remaining processes (without a pid namespace the kernel doesn't), and every other
+        // container. Calls that wait for these processes are answered below.
         let containers = self.containers.all();
         for container in &containers {
             if let Err(e) = container.cgroup.kill() {
-                log::warn!("the rest of {} goes on: {e}", container.id);
+                log::warn!("kill the remaining processes of {}: {e}", container.id);
             }
         }
-        let status = owner.init.finished.wait().await;
+        let status = owner.init.completion.wait().await;
         let inits = containers.iter().map(|container| container.init.clone());
         let mut others: Vec<_> = containers
             .iter()
             .flat_map(|container| container.processes())
             .collect();
         others.extend(inits.filter(|init| init.pid != owner.init.pid));
-        let last_words = async {
+        let drained = async {
             for process in &others {
-                process.finished.wait().await;
+                process.completion.wait().await;
             }
         };
-        if timeout(LAST_WORDS_TIMEOUT, last_words).await.is_err() {
+        if timeout(DRAIN_TIMEOUT, drained).await.is_err() {
             log::warn!(
                 "at the end of {}, a process holds its output open",
                 owner.id
             );
         }
         container::mounts::write_back();
-        // While the host is dialled, this runtime's other tasks go first: their answers are sent.
-        if let Err(e) = self.tell_host(status, &host).await {
+        // While this task dials the host, the runtime's other tasks send their answers.
+        if let Err(e) = self.report_exit_status(status, &host).await {
             log::error!("tell the host the exit status {status}: {e}");
             crate::boot::power_off();
         }
     }
 
-    async fn tell_host(&self, status: ExitStatus, to: &HostStream) -> std::io::Result<()> {
+    async fn report_exit_status(&self, status: ExitStatus, to: &HostStream) -> std::io::Result<()> {
         let byte = u8::try_from(status).unwrap_or(u8::MAX);
-        // Without a time limit: nothing is left to do but this, and a lost status can't be made up for.
+        // Without a time limit: nothing else is left to do, and a lost status can't be recovered.
         let mut stream = transport::open(&*self.host, to, &[byte]).await?;
         // The host ends the VM. Until then the connection stays open.
         let _ = stream.read(&mut [0]).await;
@@ -470,7 +477,7 @@ impl Sandbox {
         streams: &hull_protocol::agent::Stdio,
     ) -> Result<(ProcessEnds, AgentEnds), Error> {
         let what = "dialling the host's ports for stdio";
-        within(DIAL_TIMEOUT, what, stdio::open(&*self.host, streams)).await?
+        with_timeout(DIAL_TIMEOUT, what, stdio::open(&*self.host, streams)).await?
     }
 
     fn prepare(&self) -> Result<(), Error> {
@@ -487,14 +494,14 @@ impl Sandbox {
 async fn remove(container: &Container) -> Result<(), Error> {
     container.cgroup.remove().await?;
     let what = format!("the end of container {}", container.id);
-    within(KILL_TIMEOUT, what, container.init.finished.exit.ended()).await?;
-    // Not left to its drop: somebody may hold the container for longer than its name is taken.
-    container.bundle.remove();
+    with_timeout(KILL_TIMEOUT, what, container.init.completion.exit.wait()).await?;
+    // Not left to drop: somebody may still hold the container when its id is used again.
+    container.directory.remove();
     Ok(())
 }
 
-/// Waits for something, no longer than that.
-async fn within<T>(
+/// Awaits a future for no longer than `limit`.
+async fn with_timeout<T>(
     limit: Duration,
     what: impl Into<String>,
     awaited: impl Future<Output = T>,
@@ -505,9 +512,9 @@ async fn within<T>(
     })
 }
 
-/// The `process` object of a further process. Of what it doesn't name, the container's own process's are
-/// taken, as with runc: capabilities, limits, scheduler, I/O priority and CPUs.
-fn further_process(json: &[u8], defaults: &ProcessSpec) -> Result<ProcessSpec, Error> {
+/// The `process` object of a further process. Capabilities, rlimits, scheduler, I/O priority and CPU affinity that
+/// it doesn't name are those of the container's config.json, as with runc.
+fn exec_process_spec(json: &[u8], defaults: &ProcessSpec) -> Result<ProcessSpec, Error> {
     let mut process: ProcessSpec = serde_json::from_slice(json).map_err(|source| Error::Json {
         document: "process",
         source,
@@ -536,7 +543,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_further_process_has_what_the_containers_has_where_it_says_nothing() {
+    fn a_further_process_inherits_what_it_does_not_name() {
         let defaults = serde_json::from_str(
             r#"{"user":{"uid":0,"gid":0},"cwd":"/","args":["a"],
                 "rlimits":[{"type":"RLIMIT_NOFILE","soft":9,"hard":9}],
@@ -546,7 +553,7 @@ mod tests {
         .expect("valid JSON");
         let json = br#"{"user":{"uid":1,"gid":1},"cwd":"/","args":["b"],
             "scheduler":{"policy":"SCHED_IDLE"}}"#;
-        let process = further_process(json, &defaults).expect("valid");
+        let process = exec_process_spec(json, &defaults).expect("valid");
         assert_eq!(process.rlimits(), defaults.rlimits());
         assert_eq!(process.capabilities(), defaults.capabilities());
         assert_eq!(process.io_priority(), defaults.io_priority());

@@ -20,7 +20,7 @@ use crate::sandbox::Sandbox;
 
 struct Service(Arc<Sandbox>);
 
-/// Serves the sandbox on a listener, on the current runtime. It ends with the server that is returned.
+/// Serves the sandbox on a listener, on the current runtime, until the returned server is dropped.
 ///
 /// # Errors
 /// When the server can't be started.
@@ -33,7 +33,7 @@ pub async fn serve(sandbox: Arc<Sandbox>, listener: Listener) -> ttrpc::Result<S
     Ok(server)
 }
 
-/// Logs a failed request, by its name, and makes a status of it.
+/// Logs a failed request, by its name, and converts the error into a ttrpc status.
 fn answer<T>(request: &str, result: Result<T, Error>) -> ttrpc::Result<T> {
     result.map_err(|error| {
         log::info!("{request}: {error}");

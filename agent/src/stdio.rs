@@ -1,8 +1,8 @@
-//! A process's stdio: pipes or a terminal in the guest, each joined to a vsock port of the host.
+//! A process's stdio: pipes or a terminal in the guest, each connected to a vsock port of the host.
 //!
-//! Pipes lie between, rather than the sockets themselves, so that the process can open /dev/stdout and
-//! its kind again. Bytes are copied one buffer at a time: a reader that doesn't read holds the writer
-//! up, on both sides.
+//! The process gets pipes rather than the sockets themselves, so that it can open /dev/stdout and the like.
+//! Bytes are copied one buffer at a time, so a reader that doesn't read blocks the writer, in both
+//! directions.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,11 +17,11 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::{mpsc, watch};
 
 use crate::error::Error;
-use crate::processes;
+use crate::procfs;
 use crate::reaper::{Exit, ExitStatus};
 use crate::transport::{self, Dial, Stream};
 
-/// The unit of copying, in bytes: a pipe's capacity.
+/// The size of the copy buffer, in bytes: a pipe's capacity.
 const BUFFER: usize = 64 << 10;
 
 /// The process's ends.
@@ -35,40 +35,32 @@ pub struct ProcessEnds {
     pub stderr: OwnedFd,
 }
 
-/// The agent's ends, each with the host's stream that it is joined to.
+/// The agent's ends, each with the host's stream that it is connected to.
 pub struct AgentEnds {
     stdin: Option<(OwnedFd, Box<dyn Stream>)>,
     outputs: Vec<(OwnedFd, Box<dyn Stream>)>,
     terminal: Option<TerminalStreams>,
-    last: Last,
-}
-
-/// What comes last: the end of a process's streams, or that of the sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Last {
-    /// The process is one of many.
-    Sandbox,
-    /// The sandbox ends with the process, and the host ends the streams with the sandbox. By then it knows
-    /// the exit status: who sees the end of the output finds the container stopped.
-    Streams,
+    /// Whether the host's streams stay open when the process ends, until the sandbox does. They do for the
+    /// sandbox's owner: a reader that reaches the end of its output then finds the container stopped.
+    held_until_sandbox_ends: bool,
 }
 
 /// The host's streams of a terminal.
 struct TerminalStreams {
-    /// What is typed and shown.
-    text: Box<dyn Stream>,
-    /// Its sizes, as `hull_protocol::terminal` has them.
+    /// Input and output.
+    data: Box<dyn Stream>,
+    /// Its size changes, encoded as in `hull_protocol::terminal`.
     sizes: Option<Box<dyn Stream>>,
 }
 
-/// Makes the pipes of a process and dials the host's streams for them. Where there is none, and for a
-/// process with a terminal, the process's end is /dev/null.
+/// Makes the pipes of a process and dials the host's streams for them. The process's end is /dev/null where
+/// the host has no stream, and if the process gets a terminal.
 ///
 /// # Errors
 /// When the host refuses a stream.
 pub async fn open(host: &dyn Dial, streams: &Streams) -> Result<(ProcessEnds, AgentEnds), Error> {
     if streams.terminal {
-        let (text, sizes) = tokio::try_join!(
+        let (data, sizes) = tokio::try_join!(
             dial(host, "stdin", streams.stdin.as_ref()),
             dial(host, "stdout", streams.stdout.as_ref()),
         )?;
@@ -80,8 +72,8 @@ pub async fn open(host: &dyn Dial, streams: &Streams) -> Result<(ProcessEnds, Ag
         let agent = AgentEnds {
             stdin: None,
             outputs: Vec::new(),
-            terminal: text.map(|text| TerminalStreams { text, sizes }),
-            last: Last::Sandbox,
+            terminal: data.map(|data| TerminalStreams { data, sizes }),
+            held_until_sandbox_ends: false,
         };
         return Ok((ends, agent));
     }
@@ -115,7 +107,7 @@ pub async fn open(host: &dyn Dial, streams: &Streams) -> Result<(ProcessEnds, Ag
         stdin: our_stdin,
         outputs,
         terminal: None,
-        last: Last::Sandbox,
+        held_until_sandbox_ends: false,
     };
     Ok((ends, agent))
 }
@@ -144,44 +136,51 @@ fn null() -> Result<OwnedFd, Error> {
         .map_err(|e| Error::io("open /dev/null")(e.into()))
 }
 
-/// Tells when a process has ended and all that it wrote was sent.
+/// Waits for a process to end and for all of its output to be sent.
 #[derive(Debug, Clone)]
-pub struct Finished {
-    /// Its end alone.
+pub struct Completion {
+    /// Its end only.
     pub exit: Exit,
     drained: watch::Receiver<bool>,
 }
 
-impl Finished {
-    /// Waits for both, for as long as it takes: a host that doesn't read holds this up as it would hold
-    /// a pipe's writer up.
+impl Completion {
+    /// Waits for both, without a time limit: a host that doesn't read blocks this as it would block a pipe's
+    /// writer.
     pub async fn wait(&self) -> ExitStatus {
-        let status = self.exit.ended().await;
-        // Its sender goes away only when the copying is over.
+        let status = self.exit.wait().await;
+        // The sender is dropped only once the copying has ended.
         let _ = self.drained.clone().wait_for(|drained| *drained).await;
         status
     }
 }
 
 impl AgentEnds {
-    /// Says that the sandbox ends with the process, whose streams end with the sandbox then.
+    /// Keeps the host's streams open until the sandbox ends, for the process that it ends with.
     #[must_use]
-    pub fn of_the_last_process(self) -> Self {
-        let last = Last::Streams;
-        Self { last, ..self }
+    pub fn held_until_sandbox_ends(self) -> Self {
+        Self {
+            held_until_sandbox_ends: true,
+            ..self
+        }
     }
 
-    /// Starts to copy. `pid` is the process's, `terminal` the master of its terminal.
+    /// Starts copying. `pid` is the process's, `terminal` the master of its terminal.
     ///
     /// # Errors
     /// When a descriptor can't be watched.
-    pub fn start(self, pid: i32, exit: Exit, terminal: Option<OwnedFd>) -> Result<Finished, Error> {
-        let held = (self.last == Last::Streams).then_some(pid);
+    pub fn start(
+        self,
+        pid: i32,
+        exit: Exit,
+        terminal: Option<OwnedFd>,
+    ) -> Result<Completion, Error> {
+        let held = self.held_until_sandbox_ends.then_some(pid);
         let failed = || Error::io("watch the process's stdio");
         let nonblocking = |fd: &OwnedFd| -> Result<(), Error> {
             rustix::io::ioctl_fionbio(fd, true).map_err(|e| failed()(e.into()))
         };
-        let (done, mut undone) = mpsc::channel::<()>(1);
+        let (draining, mut all_drained) = mpsc::channel::<()>(1);
         if let Some((fd, stream)) = self.stdin {
             nonblocking(&fd)?;
             let pipe = Sender::from_owned_fd(fd).map_err(failed())?;
@@ -190,7 +189,7 @@ impl AgentEnds {
             tokio::spawn(async move {
                 tokio::select! {
                     () = copy_in(reader, pipe) => {}
-                    _ = exit.ended() => {}
+                    _ = exit.wait() => {}
                 }
             });
         }
@@ -198,44 +197,44 @@ impl AgentEnds {
             nonblocking(&fd)?;
             let pipe = Receiver::from_owned_fd(fd).map_err(failed())?;
             let (_, writer) = tokio::io::split(stream);
-            let (exit, mut done) = (exit.clone(), Some(done.clone()));
+            let (exit, mut draining) = (exit.clone(), Some(draining.clone()));
             tokio::spawn(async move {
                 if let Some(mut stream) =
-                    copy_out(pipe, writer, &exit, &mut done, AtExit::GoOn).await
+                    copy_out(pipe, writer, &exit, &mut draining, AtExit::KeepCopying).await
                 {
-                    end_stream(&mut stream, held, &exit, done).await;
+                    end_stream(&mut stream, held, &exit, draining).await;
                 }
             });
         }
         if let Some((master, streams)) = terminal.zip(self.terminal) {
             nonblocking(&master)?;
             let again = || master.try_clone().map_err(failed());
-            let sized = again()?;
+            let resized = again()?;
             let input = Sender::from_owned_fd_unchecked(again()?).map_err(failed())?;
             let output = Receiver::from_owned_fd_unchecked(master).map_err(failed())?;
-            let (reader, writer) = tokio::io::split(streams.text);
-            let (exit, mut done) = (exit.clone(), Some(done.clone()));
+            let (reader, writer) = tokio::io::split(streams.data);
+            let (exit, mut draining) = (exit.clone(), Some(draining.clone()));
             tokio::spawn(async move {
-                // What ends first hangs the terminal up, by dropping all that is left of the master: its
-                // process, or the host. As with runc, what others still write to it is lost.
+                // When the process or the host's stream ends, the master is dropped, which hangs the terminal
+                // up. As with runc, what other processes still write to it is lost.
                 let stream = tokio::select! {
-                    stream = copy_out(output, writer, &exit, &mut done, AtExit::HangUp) => stream,
+                    stream = copy_out(output, writer, &exit, &mut draining, AtExit::HangUp) => stream,
                     () = copy_in(reader, input) => None,
-                    () = follow_sizes(streams.sizes, sized) => None,
+                    () = follow_sizes(streams.sizes, resized) => None,
                 };
                 if let Some(mut stream) = stream {
-                    end_stream(&mut stream, held, &exit, done).await;
+                    end_stream(&mut stream, held, &exit, draining).await;
                 }
             });
         }
-        drop(done);
+        drop(draining);
         let (report, drained) = watch::channel(false);
         tokio::spawn(async move {
-            // It ends when the last copy has dropped its sender.
-            let _ = undone.recv().await;
+            // Returns when every copying task has dropped its sender.
+            let _ = all_drained.recv().await;
             report.send_replace(true);
         });
-        Ok(Finished { exit, drained })
+        Ok(Completion { exit, drained })
     }
 }
 
@@ -253,8 +252,8 @@ pub fn resize(terminal: impl AsFd, rows: u16, columns: u16) -> io::Result<()> {
     Ok(tcsetwinsize(terminal, size)?)
 }
 
-/// From the host to the process, until either ends. The end of the host's stream closes the pipe; a
-/// process that closes its stdin merely ends the copying.
+/// Copies from the host to the process until either ends. The end of the host's stream closes the pipe; if
+/// the process closes its stdin, only the copying ends.
 async fn copy_in(mut from: ReadHalf<Box<dyn Stream>>, mut to: Sender) {
     let mut buffer = vec![0; BUFFER];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
@@ -265,7 +264,7 @@ async fn copy_in(mut from: ReadHalf<Box<dyn Stream>>, mut to: Sender) {
     }
 }
 
-/// Gives the terminal the sizes that the host tells. Does not end.
+/// Sets the terminal's size whenever the host sends one. Never returns.
 async fn follow_sizes(sizes: Option<Box<dyn Stream>>, terminal: OwnedFd) {
     let mut record = [0; terminal::LENGTH];
     if let Some(mut sizes) = sizes {
@@ -279,32 +278,32 @@ async fn follow_sizes(sizes: Option<Box<dyn Stream>>, terminal: OwnedFd) {
     std::future::pending().await
 }
 
-/// What becomes of a stream when its process has ended, and others may still hold it open.
+/// What is done with a stream when its process has ended, but others may still hold it open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AtExit {
-    /// What they write is still copied.
-    GoOn,
-    /// It ends.
+    /// What others write is still copied.
+    KeepCopying,
+    /// The copying ends.
     HangUp,
 }
 
-/// From the process to the host, until nobody can write any more. What the process has written by its
-/// end counts as sent (`done` is dropped) once the pipe was found empty after it. Returns the host's stream,
-/// if it can be written still.
+/// Copies from the process to the host, until nobody can write any more. Once the process has ended and the
+/// pipe is empty, all of its output has been sent, and `draining` is dropped. Returns the host's stream if it
+/// can still be written to.
 async fn copy_out(
     mut from: Receiver,
     mut to: WriteHalf<Box<dyn Stream>>,
     exit: &Exit,
-    done: &mut Option<mpsc::Sender<()>>,
+    draining: &mut Option<mpsc::Sender<()>>,
     at_exit: AtExit,
 ) -> Option<WriteHalf<Box<dyn Stream>>> {
     let mut buffer = vec![0; BUFFER];
     loop {
-        let read = if exit.status().is_some() && done.is_some() {
+        let read = if exit.status().is_some() && draining.is_some() {
             match rustix::io::read(&from, &mut buffer) {
                 Err(rustix::io::Errno::AGAIN) if at_exit == AtExit::HangUp => break,
                 Err(rustix::io::Errno::AGAIN) => {
-                    *done = None;
+                    *draining = None;
                     continue;
                 }
                 result => result.map_err(io::Error::from),
@@ -313,7 +312,7 @@ async fn copy_out(
             tokio::select! {
                 biased;
                 read = from.read(&mut buffer) => read,
-                _ = exit.ended(), if done.is_some() => continue,
+                _ = exit.wait(), if draining.is_some() => continue,
             }
         };
         // A terminal's master reports EIO when the last process has left it.
@@ -326,16 +325,16 @@ async fn copy_out(
     Some(to)
 }
 
-/// Ends the host's stream, to which all was written. That of the `held` process stays open if it is the
-/// process's end that has ended it; a process that closes its output and goes on is not held.
+/// Ends the host's stream after all output was written to it. If `held` is a process that has ended or is
+/// exiting, the stream stays open instead; if that process has closed its output and runs on, it doesn't.
 async fn end_stream(
     stream: &mut WriteHalf<Box<dyn Stream>>,
     held: Option<i32>,
     exit: &Exit,
-    done: Option<mpsc::Sender<()>>,
+    draining: Option<mpsc::Sender<()>>,
 ) {
-    if held.is_some_and(|pid| exit.status().is_some() || processes::is_ending(pid)) {
-        drop(done);
+    if held.is_some_and(|pid| exit.status().is_some() || procfs::is_ending(pid)) {
+        drop(draining);
         std::future::pending::<()>().await;
     }
     let _ = stream.shutdown().await;

@@ -1,4 +1,4 @@
-//! The system calls that no crate wraps safely, one thin function each.
+//! System calls that no crate wraps safely, one thin function for each.
 #![allow(unsafe_code)] // bare system calls
 
 use std::ffi::{CStr, CString};
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Turns the -1 of a system call into the error that it stands for.
+/// Turns the -1 of a failed system call into the error in errno.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result == -1 {
         return Err(io::Error::last_os_error());
@@ -20,38 +20,38 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     Ok(result)
 }
 
-/// Takes back the handlers by which Rust's runtime tells of a stack that has overflowed. A signal that PID 1 has a
-/// handler for reaches it from anybody who may send one, and two of these at once are its end; without
-/// a handler the kernel keeps them from it, and a fault of its own is its end as before.
-pub fn take_no_faults() {
+/// Removes the handlers by which Rust's runtime reports a stack overflow. The kernel drops signals to PID 1 unless
+/// it has a handler for them: with these, any process that may signal it could kill it by sending two in a row.
+/// A fault of PID 1 itself still kills it.
+pub fn reset_fault_handlers() {
     for fault in [libc::SIGSEGV, libc::SIGBUS] {
-        // SAFETY: the default is no code of this program's.
+        // SAFETY: the default action runs no code of this program.
         unsafe { libc::signal(fault, libc::SIG_DFL) };
     }
 }
 
-/// Sends a signal by its number, real-time signals included; a negative pid is a process group.
+/// Sends a signal by its number, which may be a real-time signal's; a negative pid is a process group.
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: kill takes no pointers.
     check(libc::c_long::from(unsafe { libc::kill(pid, signal) })).map(drop)
 }
 
-/// The news of children's ends (SIGCHLD), kept for who waits for it. Dropped, they are passed over as before.
+/// Blocks SIGCHLD for the calling thread, so that it can wait for it. Dropping this restores the signal mask.
 #[derive(Debug)]
-pub struct ChildrensEnds {
+pub struct BlockedSigchld {
     before: SigSet,
 }
 
-impl ChildrensEnds {
-    /// Keeps them from now on, for the calling thread.
-    pub fn hold() -> io::Result<Self> {
+impl BlockedSigchld {
+    /// Blocks it from now on.
+    pub fn block() -> io::Result<Self> {
         let mut chld = SigSet::empty();
         chld.add(Signal::SIGCHLD);
         let before = chld.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         Ok(Self { before })
     }
 
-    /// Waits for one, no longer than that. Returns whether there may have been one.
+    /// Waits for a SIGCHLD for no longer than `limit`. Returns whether one may have come.
     pub fn wait(&self, limit: Duration) -> io::Result<bool> {
         let mut chld = SigSet::empty();
         chld.add(Signal::SIGCHLD);
@@ -71,33 +71,33 @@ impl ChildrensEnds {
     }
 }
 
-impl Drop for ChildrensEnds {
+impl Drop for BlockedSigchld {
     fn drop(&mut self) {
         let _ = self.before.thread_set_mask();
     }
 }
 
-/// Has the kernel run the wall clock faster or slower, by 500 ppm, until it has gone so many microseconds
-/// more or less (adjtimex(2)).
+/// Has the kernel run the wall clock 500 ppm faster or slower until it has gained, or lost if negative, so many
+/// microseconds (adjtimex(2)).
 pub fn slew_clock(microseconds: i64) -> io::Result<()> {
     // SAFETY: all zeroes is a valid timex.
     let mut change: libc::timex = unsafe { std::mem::zeroed() };
     change.modes = libc::ADJ_OFFSET_SINGLESHOT;
     change.offset = microseconds;
-    // SAFETY: the struct is the kernel's to read and write for the length of the call.
+    // SAFETY: the pointer is to a timex, which the kernel reads and writes during the call.
     check(libc::c_long::from(unsafe {
         libc::adjtimex(&raw mut change)
     }))
     .map(drop)
 }
 
-/// CLONE_INTO_CGROUP of linux/sched.h; libc's has lost its bits.
+/// CLONE_INTO_CGROUP of linux/sched.h; libc's constant is an int, which this doesn't fit into.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// Forks a child whose parent is the caller's parent, in new namespaces (`CLONE_NEW*`) and, where one is given,
-/// in another cgroup, from its first moment on. `None` in the child.
+/// Forks a child whose parent is the caller's parent, born in new namespaces (`CLONE_NEW*`) and, if one is given,
+/// in another cgroup. Returns `None` in the child.
 ///
-/// Only for a process with one thread: the child then is a whole copy and may do anything.
+/// Only for a process with one thread: in the child of another only async-signal-safe functions may be called.
 pub fn fork_sibling(namespaces: u32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<i32>> {
     // SAFETY: all zeroes is a valid clone_args: it asks for fork(), without a signal at the end.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -114,17 +114,17 @@ pub fn fork_sibling(namespaces: u32, cgroup: Option<BorrowedFd<'_>>) -> io::Resu
     Ok(i32::try_from(pid).ok().filter(|pid| *pid != 0))
 }
 
-/// Gives the caller new namespaces, `CLONE_NEW*`.
+/// Moves the caller into new namespaces, `CLONE_NEW*`.
 pub fn unshare(namespaces: u32) -> io::Result<()> {
-    // SAFETY: of a process with one thread nothing is shared that these flags could take away.
+    // SAFETY: these flags unshare nothing that memory safety depends on; the process has one thread.
     check(libc::c_long::from(unsafe {
         libc::unshare(namespaces.cast_signed())
     }))
     .map(drop)
 }
 
-/// Loads a compiled seccomp program, with the `SECCOMP_FILTER_FLAG_*` in `flags`. Each instruction is as
-/// `struct sock_filter` lies in memory.
+/// Loads a compiled seccomp program, with the `SECCOMP_FILTER_FLAG_*` in `flags`. Each instruction has the
+/// memory layout of `struct sock_filter`.
 pub fn load_seccomp(program: &[u64], flags: u64) -> io::Result<()> {
     let filters: Vec<libc::sock_filter> = program
         .iter()
@@ -145,17 +145,17 @@ pub fn load_seccomp(program: &[u64], flags: u64) -> io::Result<()> {
         .map(drop)
 }
 
-/// Gives the caller a session keyring of this name, so that it doesn't share its parent's. Returns the
-/// keyring's number.
+/// Joins the session keyring of this name, which is made if there is none, so that the caller doesn't share its
+/// parent's. Returns the keyring's serial number.
 pub fn join_session_keyring(name: &CStr) -> io::Result<libc::c_long> {
     let operation = libc::KEYCTL_JOIN_SESSION_KEYRING;
     // SAFETY: the name is a NUL-terminated string that outlives the call.
     check(unsafe { libc::syscall(libc::SYS_keyctl, operation, name.as_ptr()) })
 }
 
-/// Makes root the owner of a keyring, with so many more permissions (`KEY_USR_*`) than a new one has.
-pub fn give_keyring(keyring: libc::c_long, more: u32) -> io::Result<()> {
-    // What a keyring's possessor and owner may do with a new one (keyctl_setperm(3)).
+/// Makes root the owner of a keyring, and adds permissions (`KEY_USR_*`) to those that a new one has.
+pub fn give_keyring_to_root(keyring: libc::c_long, more: u32) -> io::Result<()> {
+    // The permissions of a new keyring's possessor and owner (keyctl_setperm(3)).
     const NEW: u32 = 0x3f13_0000;
     // SAFETY: neither call takes a pointer.
     unsafe {
@@ -177,8 +177,9 @@ pub fn give_keyring(keyring: libc::c_long, more: u32) -> io::Result<()> {
     }
 }
 
-/// Makes the caller another user to file systems; the capabilities about files come and go with root.
-pub fn set_file_system_ids(uid: u32, gid: u32) {
+/// Sets the caller's fsuid and fsgid; the kernel clears the capabilities about files when the fsuid changes from
+/// root's, and restores them when it changes back.
+pub fn set_fsuid_and_fsgid(uid: u32, gid: u32) {
     // SAFETY: neither call takes a pointer. They report no errors.
     unsafe {
         libc::setfsgid(gid);
@@ -187,16 +188,16 @@ pub fn set_file_system_ids(uid: u32, gid: u32) {
 }
 
 /// Marks every file descriptor above stderr close-on-exec.
-pub fn close_the_rest_on_exec() -> io::Result<()> {
+pub fn set_cloexec_above_stderr() -> io::Result<()> {
     let flags = libc::CLOSE_RANGE_CLOEXEC;
-    // SAFETY: nothing is closed before an exec; the call takes no pointers.
+    // SAFETY: nothing is closed before execve; the call takes no pointers.
     check(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) }).map(drop)
 }
 
 /// Sets the calling thread's scheduler, sched_setattr(2).
 pub fn set_scheduler(attributes: &libc::sched_attr) -> io::Result<()> {
     let attributes: *const libc::sched_attr = attributes;
-    // SAFETY: the attributes say their own size, and outlive the call.
+    // SAFETY: the attributes contain their size, and outlive the call.
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, attributes, 0) }).map(drop)
 }
 
@@ -213,13 +214,13 @@ pub fn set_personality(persona: u64) -> io::Result<()> {
     check(libc::c_long::from(unsafe { libc::personality(persona) })).map(drop)
 }
 
-/// Puts the signals back that a Rust program starts with otherwise: SIGPIPE isn't ignored.
-pub fn restore_signals() {
+/// Restores the default action of SIGPIPE, which Rust's runtime ignores.
+pub fn restore_sigpipe() {
     // SAFETY: the default disposition of a signal involves no handler of ours.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
-/// Becomes another program; returns only if that fails.
+/// Executes another program, execve(2); returns only if that fails.
 pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
         let ends = [ptr::null()];
@@ -236,11 +237,11 @@ pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
 pub struct MountChange {
     /// Attributes to set, `MOUNT_ATTR_*`.
     pub set: u64,
-    /// Attributes to clear, before.
+    /// Attributes to clear first.
     pub clear: u64,
-    /// The kind of propagation, `MS_*`.
+    /// The propagation type, `MS_*`.
     pub propagation: u64,
-    /// For the mounts below as well.
+    /// Whether the mounts below are changed as well.
     pub recursive: bool,
 }
 
@@ -274,29 +275,29 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, change: MountChange) -> Result<(), E
         .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
 }
 
-/// Takes over a file descriptor that this program was started with, by its number.
-pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+/// Takes ownership of a file descriptor that this program was started with, by its number.
+pub fn take_inherited_fd(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_GETFD takes no pointers; it fails for a number that isn't open.
     check(libc::c_long::from(unsafe {
         libc::fcntl(fd, libc::F_GETFD)
     }))?;
-    // SAFETY: it is open, and the parent handed this number to nobody else in this program.
+    // SAFETY: it is open, and nothing else in this program was given this number.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Watches a file for `POLLPRI`, by which cgroup files tell that they changed.
-pub fn watch_priority(file: std::fs::File) -> io::Result<AsyncFd<std::fs::File>> {
+/// Watches a file for `POLLPRI`, by which cgroup files notify of a change.
+pub fn watch_pollpri(file: std::fs::File) -> io::Result<AsyncFd<std::fs::File>> {
     // SAFETY: a File keeps its descriptor open and never changes it.
     unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map_err(Into::into)
 }
 
-/// Watches a socket for when it can be written to: by that a connection tells its outcome.
-pub fn watch_writing(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+/// Watches a socket until it is writable: then a connect in progress has succeeded or failed.
+pub fn watch_writable(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd keeps its descriptor open and never changes it.
     unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE) }.map_err(Into::into)
 }
 
-/// Begins to connect to a vsock port of the host, which has this long to answer.
+/// Starts to connect to a vsock port of the host, which has `limit` to answer.
 pub fn dial_host(port: u32, limit: Duration) -> io::Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     /// `SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD` (linux/vm_sockets.h), with the C library's own timeval.
@@ -340,7 +341,7 @@ pub fn dial_host(port: u32, limit: Duration) -> io::Result<OwnedFd> {
     }
 }
 
-/// Brings the interface `lo` of the caller's network namespace up.
+/// Brings up the interface `lo` of the caller's network namespace.
 pub fn bring_loopback_up() -> io::Result<()> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let socket = socket_with(
@@ -366,7 +367,7 @@ pub fn bring_loopback_up() -> io::Result<()> {
     .map(drop)
 }
 
-/// Has the kernel make the loop device of this number, unless there is one.
+/// Has the kernel add the loop device of this number, unless it exists.
 pub fn add_loop_device(number: i64) -> io::Result<()> {
     /// `LOOP_CTL_ADD` (linux/loop.h).
     const ADD: libc::c_ulong = 0x4c80;
@@ -380,11 +381,11 @@ pub fn add_loop_device(number: i64) -> io::Result<()> {
     }
 }
 
-/// Keeps the C library's lookups of users and groups to /etc/passwd and /etc/group.
+/// Restricts the C library's lookups of users and groups to /etc/passwd and /etc/group.
 ///
-/// Otherwise the static C library would load, in a container, the libraries that the *container's*
-/// nsswitch.conf names.
-pub fn look_users_up_in_files() {
+/// Otherwise, in a container, the static C library would load the libraries that the *container's* nsswitch.conf
+/// names.
+pub fn look_up_users_in_files_only() {
     unsafe extern "C" {
         fn __nss_configure_lookup(
             database: *const libc::c_char,

@@ -1,7 +1,7 @@
-//! How the agent and the host reach each other: vsock, and whatever else the tests put in its place.
+//! How the agent and the host connect to each other: vsock, or in tests what replaces it.
 //!
-//! The agent serves the host and nobody else, a bounded number of connections. When it dials, a host that
-//! is slow to answer is dialled again; one that says no is not.
+//! The agent serves connections of the host only, and a bounded number of them. When it dials a port of the host
+//! and that doesn't answer in time, it dials again; when the host refuses, it doesn't.
 
 use std::io;
 use std::pin::Pin;
@@ -20,15 +20,15 @@ use ttrpc::asynchronous::transport::Listener;
 
 use crate::sys;
 
-/// How long one try to reach a port of the host may take; the kernel's own limit is two seconds. An
-/// answer that comes later finds nobody, so on a host that is always slower no number of tries helps.
+/// How long one attempt to connect to a port of the host may take; the kernel's default is two seconds. An answer
+/// that comes later is lost, so if the host is always slower, dialling again doesn't help.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Connections of the host's that live at a time: each command and each stand-in of an exec has one, and
-/// the files that the agent may have open suffice for fewer of them.
+/// How many connections of the host are served at a time: each command and each stand-in of an exec has one.
+/// Beyond that the agent would run out of file descriptors.
 const MAX_CONNECTIONS: usize = 256;
 
-/// How long no connection is accepted after one failed for want of files or memory.
+/// How long the agent waits after accept(2) failed for lack of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 
 /// A connection to the host.
@@ -51,7 +51,7 @@ pub struct Vsock;
 impl Dial for Vsock {
     async fn dial(&self, port: u32) -> io::Result<Box<dyn Stream>> {
         let socket = sys::dial_host(port, CONNECT_TIMEOUT)?;
-        let socket = sys::watch_writing(socket)?;
+        let socket = sys::watch_writable(socket)?;
         socket.writable().await?.retain_ready();
         rustix::net::sockopt::socket_error(socket.get_ref())??;
         let stream = VsockStream::new(vsock::VsockStream::from(socket.into_inner()))?;
@@ -69,34 +69,34 @@ impl Vsock {
         let accepted = stream::unfold(listener, |listener| async {
             let accepted = listener.accept().await;
             if accepted.is_err() {
-                // Else it would be tried again at once, until there are files again.
+                // Otherwise this would loop without a pause until there are file descriptors again.
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
             let accepted = accepted.map(|(stream, peer)| (stream, peer.cid()));
             Some((accepted, listener))
         });
-        Ok(Listener::new(from_the_host(accepted, MAX_CONNECTIONS)))
+        Ok(Listener::new(only_from_host(accepted, MAX_CONNECTIONS)))
     }
 }
 
-/// Of connections that come with their peer's context id, those of the host, as long as no more than
-/// `most` live. All others are closed at once, so that nobody waits behind them.
-fn from_the_host<S: Send>(
+/// Passes on connections from the host, at most `max` at a time. `accepted` has them with their peer's context
+/// id. All others are closed at once, so that they don't block the queue.
+fn only_from_host<S: Send>(
     accepted: impl Connections<Item = io::Result<(S, u32)>> + Send,
-    most: usize,
-) -> impl Connections<Item = io::Result<Counted<S>>> + Send {
-    let free = Arc::new(Semaphore::new(most));
+    max: usize,
+) -> impl Connections<Item = io::Result<CountedConnection<S>>> + Send {
+    let free = Arc::new(Semaphore::new(max));
     accepted.filter_map(move |accepted| {
         let admitted = accepted.map(|(stream, peer)| {
             if peer != VMADDR_CID_HOST {
-                log::warn!("a connection from context {peer}, which isn't the host, is closed");
+                log::warn!("close a connection from context {peer}, which isn't the host");
                 return None;
             }
             let Ok(permit) = Arc::clone(&free).try_acquire_owned() else {
-                log::warn!("a connection of the host's is closed: there are {most} already");
+                log::warn!("close a connection of the host: there are {max} already");
                 return None;
             };
-            Some(Counted {
+            Some(CountedConnection {
                 stream,
                 _permit: permit,
             })
@@ -105,13 +105,13 @@ fn from_the_host<S: Send>(
     })
 }
 
-/// A connection that counts as long as it lives.
-struct Counted<S> {
+/// A connection that counts towards the limit until it is dropped.
+struct CountedConnection<S> {
     stream: S,
     _permit: OwnedSemaphorePermit,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for CountedConnection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -121,7 +121,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for CountedConnection<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -139,8 +139,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     }
 }
 
-/// Dials a port of the host for as long as it doesn't answer. Each try waits by itself, so this doesn't
-/// turn in circles.
+/// Dials a port of the host again and again until it answers. Each attempt waits for its timeout, so this doesn't
+/// busy-loop.
 ///
 /// # Errors
 /// When the host refuses.
@@ -155,7 +155,7 @@ pub async fn dial(host: &dyn Dial, port: u32) -> io::Result<Box<dyn Stream>> {
     }
 }
 
-/// Dials a stream of the host's, for as long as it takes, and sends its token and then `first`, in one.
+/// Dials a stream of the host, without a time limit, and sends its token followed by `first`, in one write.
 ///
 /// # Errors
 /// When the host refuses.
@@ -171,7 +171,7 @@ pub async fn open(
     Ok(connection)
 }
 
-/// Tells the host that the agent serves, for as long as that takes: the host knows how long it waits.
+/// Sends the host the hello: the agent serves. Without a time limit, as the host has one.
 ///
 /// # Errors
 /// When the host refuses.
@@ -187,7 +187,7 @@ mod tests {
     use std::sync::Mutex;
     use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 
-    /// A host that answers the dials in turn.
+    /// A host that gives each attempt to connect the next of these answers.
     struct Answers(Mutex<Vec<Result<DuplexStream, io::ErrorKind>>>);
 
     #[async_trait]
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_refuses_is_not() {
+    fn a_host_that_refuses_is_not_dialled_again() {
         let refused = Err(io::ErrorKind::ConnectionReset);
         let host = Answers(Mutex::new(vec![refused]));
         let error = run(greet(&host)).expect_err("refused");
@@ -245,11 +245,11 @@ mod tests {
     }
 
     #[test]
-    fn only_the_host_is_served_and_no_flood_keeps_it_out() {
+    fn only_the_host_is_served_however_many_others_connect() {
         let others = [1, 3, 4, VMADDR_CID_ANY].into_iter().cycle().take(2000);
         let callers = others.chain([VMADDR_CID_HOST, 3, VMADDR_CID_HOST, VMADDR_CID_HOST]);
         let accepted = stream::iter(callers.enumerate().map(|(n, peer)| Ok((n, peer))));
-        let mut served = Box::pin(from_the_host(accepted, 2));
+        let mut served = Box::pin(only_from_host(accepted, 2));
         run(async {
             let first = served.next().await.expect("one").expect("served");
             let second = served.next().await.expect("one").expect("served");
@@ -259,9 +259,9 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_ends_makes_room() {
+    fn a_connection_that_ends_makes_room_for_another() {
         let accepted = stream::iter((0..3).map(|n| Ok((n, VMADDR_CID_HOST))));
-        let mut served = Box::pin(from_the_host(accepted, 1));
+        let mut served = Box::pin(only_from_host(accepted, 1));
         run(async {
             for _ in 0..3 {
                 assert!(served.next().await.is_some());

@@ -1,8 +1,8 @@
-//! The agent's service from end to end, without a VM: an agent in namespaces of its own, its vsock ports
-//! played by UNIX sockets, its containers made of busybox.
+//! End-to-end tests of the agent's service without a VM: the agent runs in namespaces of its own, with UNIX sockets
+//! for its vsock ports, and containers of busybox.
 //!
-//! They need root, cgroup2 with its controllers, and a static busybox, and say so when these are not
-//! there: `tests/host/run` has them.
+//! They need root, cgroup2 with its controllers, and a static busybox, and are skipped with a message without these:
+//! `tests/host/run` has them.
 
 mod support;
 
@@ -43,7 +43,7 @@ async fn megabytes_pass_from_stdin_to_stdout_unchanged() {
     let sent: Vec<u8> = (0..8_u32 << 20)
         .map(|i| (i ^ (i >> 9)).to_le_bytes()[0])
         .collect();
-    let received = cat.converse(&sent).await;
+    let received = cat.write_and_read(&sent).await;
     assert!(
         received == sent,
         "{} bytes came back of {}",
@@ -65,13 +65,13 @@ async fn a_process_that_closes_its_stdin_goes_on() {
         )
         .await;
     guest.start_container("c3").await.expect("start");
-    made.type_in(&[b'x'; 200_000]).await;
+    made.write_stdin(&[b'x'; 200_000]).await;
     assert_eq!(made.wait().await, 0);
     assert_eq!(made.output().await, "still here\n");
 }
 
 #[tokio::test]
-async fn a_missing_program_is_told_as_runc_tells_it() {
+async fn a_missing_program_is_reported_as_by_runc() {
     let Some(guest) = Guest::start().await else {
         return;
     };
@@ -91,7 +91,7 @@ async fn a_missing_program_is_told_as_runc_tells_it() {
         tell("c4", &["/etc/passwd"]).await,
         Some((Code::PERMISSION_DENIED, forbidden))
     );
-    // Nothing is left of the three: the name is free.
+    // Nothing is left of the three: the id is free.
     let _made = guest.create("c4", &config(&["true"])).await;
     guest
         .delete("c4", false)
@@ -100,7 +100,7 @@ async fn a_missing_program_is_told_as_runc_tells_it() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_program_ends_the_container_after_its_start() {
+async fn a_file_that_cannot_be_executed_ends_the_container_after_start() {
     let Some(guest) = Guest::start().await else {
         return;
     };
@@ -114,7 +114,7 @@ async fn a_file_that_is_no_program_ends_the_container_after_its_start() {
 }
 
 #[tokio::test]
-async fn signals_reach_one_or_all_and_deaths_are_128_and_more() {
+async fn signals_reach_one_process_or_all_and_give_128_plus_the_signal() {
     let Some(guest) = Guest::start().await else {
         return;
     };
@@ -144,7 +144,7 @@ async fn signals_reach_one_or_all_and_deaths_are_128_and_more() {
 }
 
 #[tokio::test]
-async fn a_created_container_dies_of_a_signal_and_can_be_deleted() {
+async fn a_signal_kills_a_created_container_which_can_be_deleted() {
     let Some(guest) = Guest::start().await else {
         return;
     };
@@ -159,7 +159,7 @@ async fn a_created_container_dies_of_a_signal_and_can_be_deleted() {
 }
 
 #[tokio::test]
-async fn a_running_container_is_deleted_by_force_only() {
+async fn a_running_container_is_deleted_only_by_force() {
     let Some(guest) = Guest::start().await else {
         return;
     };
@@ -191,7 +191,7 @@ async fn ten_further_processes_at_once_have_their_own_stdio_and_exit_codes() {
     }
     for (i, process) in running.iter_mut().enumerate() {
         assert_eq!(
-            process.converse(b"hello\n").await,
+            process.write_and_read(b"hello\n").await,
             format!("hello {i}\n").into_bytes()
         );
         assert_eq!(process.wait().await, i32::try_from(i).expect("small"));
@@ -206,7 +206,7 @@ async fn ten_further_processes_at_once_have_their_own_stdio_and_exit_codes() {
 }
 
 #[tokio::test]
-async fn a_further_process_is_confined_as_the_first_is() {
+async fn a_further_process_is_confined_like_the_first() {
     let Some(mut guest) = Guest::start().await else {
         return;
     };
@@ -229,12 +229,12 @@ async fn a_further_process_is_confined_as_the_first_is() {
         let mut first = guest.create(&id, &spec).await;
         guest.start_container(&id).await.expect("start");
         let mut further = guest.exec(&id, "e", &spec["process"]).await;
-        let seen = String::from_utf8(further.converse(b"").await).expect("text");
+        let seen = String::from_utf8(further.write_and_read(b"").await).expect("text");
         assert!(
             further.errors().await.contains("not supported"),
             "seccomp refuses mkdir"
         );
-        let expected = String::from_utf8(first.converse(b"").await).expect("text");
+        let expected = String::from_utf8(first.write_and_read(b"").await).expect("text");
         assert_eq!(seen, expected);
         assert!(seen.contains("CapEff:\t0000000000000020"), "{seen}");
         assert!(seen.contains("CapBnd:\t0000000000000021"), "{seen}");
@@ -268,7 +268,7 @@ fn without_mkdir() -> SeccompFilter {
 }
 
 #[tokio::test]
-async fn the_environment_is_the_containers_with_a_home() {
+async fn home_is_added_to_the_environment() {
     let Some(guest) = Guest::start().await else {
         return;
     };
@@ -289,7 +289,7 @@ async fn the_environment_is_the_containers_with_a_home() {
 }
 
 #[tokio::test]
-async fn the_owners_end_is_reported_after_all_output() {
+async fn the_owners_exit_status_is_sent_after_its_output() {
     let Some(mut guest) = Guest::start().await else {
         return;
     };
@@ -320,7 +320,7 @@ async fn the_owners_output_ends_with_the_sandbox_unless_it_closes_it() {
     guest.start_container("c17").await.expect("start");
     assert_eq!(made.output().await, "out\n", "it is closed");
 
-    made.type_in(b"\n").await;
+    made.write_stdin(b"\n").await;
     assert_eq!(guest.exit_status().await, 0);
     let errors = tokio::time::timeout(Duration::from_millis(200), made.errors());
     assert!(
@@ -330,7 +330,7 @@ async fn the_owners_output_ends_with_the_sandbox_unless_it_closes_it() {
 }
 
 #[tokio::test]
-async fn what_the_owner_leaves_behind_ends_with_it() {
+async fn processes_that_the_owner_leaves_behind_are_killed() {
     let Some(mut guest) = Guest::start().await else {
         return;
     };
@@ -345,7 +345,7 @@ async fn what_the_owner_leaves_behind_ends_with_it() {
     let sleep = process(&["sleep", "1000"]);
     let mut further = guest.exec("c18", "e", &sleep).await;
 
-    made.type_in(b"\n").await;
+    made.write_stdin(b"\n").await;
 
     let status = tokio::time::timeout(Duration::from_secs(20), guest.exit_status());
     assert_eq!(status.await.ok(), Some(3));
@@ -353,7 +353,7 @@ async fn what_the_owner_leaves_behind_ends_with_it() {
 }
 
 #[tokio::test]
-async fn the_owners_end_is_every_containers() {
+async fn every_container_ends_with_the_owner() {
     let Some(mut guest) = Guest::start().await else {
         return;
     };
@@ -365,7 +365,7 @@ async fn the_owners_end_is_every_containers() {
         .await;
     guest.start_container("c19").await.expect("start");
 
-    owner.type_in(b"\n").await;
+    owner.write_stdin(b"\n").await;
 
     let status = tokio::time::timeout(Duration::from_secs(20), guest.exit_status());
     assert_eq!(status.await.ok(), Some(3));
@@ -373,7 +373,7 @@ async fn the_owners_end_is_every_containers() {
 }
 
 #[tokio::test]
-async fn a_grandchild_that_holds_the_output_does_not_delay_the_report() {
+async fn a_grandchild_that_keeps_the_output_open_does_not_delay_the_exit_status() {
     let Some(guest) = Guest::start().await else {
         return;
     };
@@ -389,7 +389,7 @@ async fn a_grandchild_that_holds_the_output_does_not_delay_the_report() {
 }
 
 #[tokio::test]
-async fn a_terminal_is_one() {
+async fn a_process_gets_a_terminal() {
     let Some(guest) = Guest::start().await else {
         return;
     };
@@ -398,7 +398,7 @@ async fn a_terminal_is_one() {
     spec["process"]["consoleSize"] = serde_json::json!({"height": 33, "width": 44});
     let mut made: Process = guest.create("c15", &spec).await;
     guest.start_container("c15").await.expect("start");
-    let seen = String::from_utf8(made.converse_on_terminal(b"word\n").await).expect("text");
+    let seen = String::from_utf8(made.write_and_read_terminal(b"word\n").await).expect("text");
     assert!(seen.contains("/dev/pts/0\r\n33 44\r\n"), "{seen:?}");
     assert!(seen.ends_with("got word\r\n"), "{seen:?}");
     assert_eq!(made.wait().await, 0);
@@ -410,7 +410,7 @@ async fn a_terminal_is_one() {
     let mut process = process(&["sh", "-c", "tty; read line; echo got $line"]);
     process["terminal"] = true.into();
     let mut further = guest.exec("c16", "e", &process).await;
-    let seen = String::from_utf8(further.converse_on_terminal(b"word\n").await).expect("text");
+    let seen = String::from_utf8(further.write_and_read_terminal(b"word\n").await).expect("text");
     assert!(
         seen.contains("/dev/pts/0\r\n") && seen.ends_with("got word\r\n"),
         "{seen:?}"
@@ -419,7 +419,7 @@ async fn a_terminal_is_one() {
 }
 
 #[tokio::test]
-async fn a_mount_that_cannot_be_had_is_named_by_its_place() {
+async fn a_mount_that_fails_is_named_by_its_index() {
     let Some(guest) = Guest::start().await else {
         return;
     };
@@ -486,20 +486,20 @@ async fn a_user_namespace_has_its_ids_its_devices_and_its_time() {
 }
 
 #[tokio::test]
-async fn what_is_read_only_has_its_mount_points_and_its_folder() {
+async fn mount_points_and_cwd_are_made_before_mounts_become_read_only() {
     let Some(guest) = Guest::start().await else {
         return;
     };
     let script = "pwd; for d in / /data /data/below /dev; do echo x >$d/x || echo $d; done";
     let mut spec = config(&["sh", "-c", script]);
     spec["root"]["readonly"] = true.into();
-    spec["process"]["cwd"] = "/new/folder".into();
+    spec["process"]["cwd"] = "/new/directory".into();
     let tmpfs = |destination, option| json!({"destination": destination, "type": "tmpfs", "options": [option]});
     let mounts = spec["mounts"].as_array_mut().expect("mounts");
     mounts[1]["options"] = json!(["ro", "mode=755"]);
     mounts.extend([tmpfs("/link/../data", "ro"), tmpfs("/data/below", "nosuid")]);
     let mut made = guest.create("c21", &spec).await;
     guest.start_container("c21").await.expect("start");
-    assert_eq!(made.output().await, "/new/folder\n/\n/data\n/dev\n");
+    assert_eq!(made.output().await, "/new/directory\n/\n/data\n/dev\n");
     assert_eq!(made.wait().await, 0);
 }

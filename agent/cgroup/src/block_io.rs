@@ -1,34 +1,34 @@
-//! Limits of block devices: `linux.resources.blockIO`, and what was written before (cgroup-v2.rst, "IO").
+//! Limits of block devices: `linux.resources.blockIO`, and the previous settings (cgroup-v2.rst, "IO").
 
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxThrottleDevice};
 
-use crate::limits::{Value, read};
+use crate::limits::{Setting, read};
 
 const MAX: &str = "io.max";
 const WEIGHT: &str = "io.weight";
 
-/// The weights of the scheduler BFQ, where it is there.
+/// The weights of the scheduler BFQ, if the kernel has it.
 const BFQ_WEIGHT: &str = "io.bfq.weight";
 
-/// The values for a `blockIO` object.
-pub fn values(directory: &Path, io: &LinuxBlockIo, values: &mut Vec<Value>) {
+/// Adds the settings for a `blockIO` object.
+pub fn settings(directory: &Path, io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
     let bfq = directory.join(BFQ_WEIGHT).exists();
-    let weighed = |weight: u16| match bfq {
+    let weight_setting = |weight: u16| match bfq {
         true => (BFQ_WEIGHT, weight.into()),
         false => (WEIGHT, weight_of(weight)),
     };
     if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
-        let (file, weight) = weighed(weight);
-        values.push(Value::new(field("weight"), file, weight));
+        let (file, weight) = weight_setting(weight);
+        settings.push(Setting::new(field("weight"), file, weight));
     }
     for (index, device) in io.weight_device().iter().flatten().enumerate() {
         if let Some(weight) = device.weight().filter(|weight| *weight != 0) {
-            let (file, weight) = weighed(weight);
+            let (file, weight) = weight_setting(weight);
             let value = format!("{}:{} {weight}", device.major(), device.minor());
             let field = field(&format!("weightDevice[{index}]"));
-            values.push(Value::new(field, file, value));
+            settings.push(Setting::new(field, file, value));
         }
     }
     let throttles = [
@@ -54,7 +54,7 @@ pub fn values(directory: &Path, io: &LinuxBlockIo, values: &mut Vec<Value>) {
         ),
     ];
     for (name, what, devices) in throttles {
-        throttle(&field(name), what, devices, values);
+        throttle(&field(name), what, devices, settings);
     }
 }
 
@@ -62,12 +62,12 @@ fn field(name: &str) -> String {
     format!("linux.resources.blockIO.{name}")
 }
 
-/// cgroup v1 knows no limit by zero.
+/// Adds the settings of one kind of limit. In cgroup v1, a rate of 0 means no limit.
 fn throttle(
     field: &str,
     what: &str,
     devices: &Option<Vec<LinuxThrottleDevice>>,
-    values: &mut Vec<Value>,
+    settings: &mut Vec<Setting>,
 ) {
     for (index, device) in devices.iter().flatten().enumerate() {
         let rate = match device.rate() {
@@ -75,17 +75,17 @@ fn throttle(
             rate => rate.to_string(),
         };
         let value = format!("{}:{} {what}={rate}", device.major(), device.minor());
-        values.push(Value::new(format!("{field}[{index}]"), MAX, value));
+        settings.push(Setting::new(format!("{field}[{index}]"), MAX, value));
     }
 }
 
-/// The weight of cgroup2 (1 to 10000) for one of cgroup v1 (10 to 1000), as runc has it.
+/// Converts a weight of cgroup v1 (10 to 1000) into one of cgroup2 (1 to 10000), as runc does.
 fn weight_of(weight: u16) -> u64 {
     1 + u64::from(weight.clamp(10, 1000) - 10) * 9999 / 990
 }
 
-/// What has to be written to take back `value`: such a file has a line for each device, and a value
-/// changes one of them.
+/// What has to be written to undo writing `value`: these files have a line for each device, and a write changes one
+/// of them.
 pub fn previous(directory: &Path, file: &str, value: &str) -> Option<String> {
     let text = read(directory, file)?;
     let device = value.split(' ').next().filter(|word| word.contains(':'));
@@ -108,7 +108,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn each_limit_of_a_device_is_a_value_of_its_own() {
+    fn each_limit_of_a_device_is_a_setting_of_its_own() {
         let directory = tempfile::tempdir().expect("a directory");
         let device = |rate: u64| json!([{"major": 8, "minor": 0, "rate": rate}]);
         let io = json!({
@@ -117,24 +117,24 @@ mod tests {
         });
         let io = serde_json::from_value(io).expect("blockIO");
         let mut found = Vec::new();
-        values(directory.path(), &io, &mut found);
+        settings(directory.path(), &io, &mut found);
         let expected = [
             ("weight", WEIGHT, "10000"),
             ("weightDevice[0]", WEIGHT, "8:16 1"),
             ("throttleReadBpsDevice[0]", MAX, "8:0 rbps=1000"),
             ("throttleWriteIOPSDevice[0]", MAX, "8:0 wiops=max"),
         ];
-        let expected = expected.map(|(name, file, value)| Value::new(field(name), file, value));
+        let expected = expected.map(|(name, file, value)| Setting::new(field(name), file, value));
         assert_eq!(found, expected);
 
         fs::write(directory.path().join(BFQ_WEIGHT), "default 100\n").expect("write");
         let mut found = Vec::new();
-        values(directory.path(), &io, &mut found);
-        assert_eq!(found[0], Value::new(field("weight"), BFQ_WEIGHT, 1000));
+        settings(directory.path(), &io, &mut found);
+        assert_eq!(found[0], Setting::new(field("weight"), BFQ_WEIGHT, 1000));
     }
 
     #[test]
-    fn what_was_is_found_line_by_line() {
+    fn the_previous_setting_is_found_by_device() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = |name: &str, text: &str| {
             fs::write(directory.path().join(name), text).expect("write");

@@ -1,11 +1,11 @@
-//! The files of a cgroup2: a container's limits written to them, its statistics read off them.
+//! Writes a container's limits to the files of a cgroup2, and reads its statistics from them.
 //!
-//! The agent does that for containers in the guest, hull for the VM's process on the host, and both the
-//! same way. Nothing here makes a cgroup or moves a process: each side does that for itself.
+//! The agent uses this for containers in the guest, and hull for the VMM process on the host. Nothing here makes a
+//! cgroup or moves a process: each side does that itself.
 //!
-//! libcgroups has code for this too, but not for a part of the limits only: it would replace the device
-//! filter by its default, and it can't take back what it has written when a later limit is refused. The
-//! values are computed as runc does.
+//! libcgroups has code for this too, but can't set only some of the limits: it would replace the device filter by
+//! its default. Nor can it undo what it has written when a later limit is refused. Values are converted as runc
+//! does.
 
 mod block_io;
 pub mod limits;
@@ -15,10 +15,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Removes a cgroup with those below it, none of which may have a process.
+/// Removes a cgroup and those below it, none of which may have a process.
 ///
 /// # Errors
-/// `EBUSY` when one has, and what else the system says.
+/// `EBUSY` when one has, or another error of rmdir(2).
 pub fn remove_tree(directory: &Path) -> io::Result<()> {
     for child in children(directory)? {
         remove_tree(&child)?;
@@ -26,8 +26,8 @@ pub fn remove_tree(directory: &Path) -> io::Result<()> {
     fs::remove_dir(directory)
 }
 
-/// The pids of all in a cgroup and below it, as this process's pid namespace has them: 0 for each that is
-/// outside of that.
+/// The pids of every process in a cgroup and below it, in this process's pid namespace: 0 for each process outside
+/// of that.
 ///
 /// # Errors
 /// When it can't be read.
@@ -46,7 +46,7 @@ fn collect(directory: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
     Ok(())
 }
 
-/// The directories of the cgroups right below one.
+/// The directories of a cgroup's direct children.
 ///
 /// # Errors
 /// When it can't be read.

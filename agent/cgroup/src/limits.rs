@@ -1,4 +1,4 @@
-//! From `linux.resources` to the files of a cgroup.
+//! Converts `linux.resources` into settings of a cgroup's files, and writes them.
 
 use std::fs;
 use std::io;
@@ -8,9 +8,9 @@ use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResource
 
 use crate::block_io;
 
-/// What to write to a file of a cgroup.
+/// A value for a file of a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Value {
+pub struct Setting {
     /// The field of config.json that asks for it.
     pub field: String,
     /// The cgroup's file.
@@ -19,8 +19,8 @@ pub struct Value {
     pub value: String,
 }
 
-impl Value {
-    /// A value for a file, as a field asks for it.
+impl Setting {
+    /// A setting for a field of config.json.
     pub fn new(
         field: impl Into<String>,
         file: impl Into<String>,
@@ -37,7 +37,7 @@ impl Value {
 /// A limit that can't be set.
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {
-    /// It makes no sense.
+    /// It is invalid.
     #[error("{problem}")]
     Invalid {
         /// The field of config.json.
@@ -46,10 +46,10 @@ pub enum LimitError {
         problem: String,
     },
     /// The kernel refuses it, or doesn't have it.
-    #[error("cannot set {} to {:?}", .limit.file, .limit.value)]
+    #[error("cannot set {} to {:?}", .setting.file, .setting.value)]
     Write {
-        /// What was to be written.
-        limit: Value,
+        /// The setting that was to be written.
+        setting: Setting,
         /// Why it couldn't be.
         #[source]
         source: io::Error,
@@ -57,12 +57,12 @@ pub enum LimitError {
 }
 
 impl LimitError {
-    /// The field of config.json that asks for the limit. The error's own words don't name it.
+    /// The field of config.json that asks for the limit. The error's text doesn't name it.
     #[must_use]
     pub fn field(&self) -> &str {
         match self {
             Self::Invalid { field, .. } => field,
-            Self::Write { limit, .. } => &limit.field,
+            Self::Write { setting, .. } => &setting.field,
         }
     }
 }
@@ -71,110 +71,109 @@ impl LimitError {
 #[derive(Debug)]
 pub struct Applied {
     directory: PathBuf,
-    /// The files with what was in them, in the order in which they were changed.
+    /// The files and their previous values, in the order in which they were changed.
     previous: Vec<(String, String)>,
 }
 
 impl Applied {
-    /// The files with what was in them before, in the order in which they were changed.
+    /// The files and their previous values, in the order in which they were changed.
     #[must_use]
     pub fn previous(&self) -> &[(String, String)] {
         &self.previous
     }
 
-    /// Takes it back.
+    /// Restores the previous values.
     pub fn undo(self) {
         for (file, value) in self.previous.iter().rev() {
             if let Err(e) = write(&self.directory, file, value) {
-                log::warn!("take back {file}: {e}");
+                log::warn!("restore {file}: {e}");
             }
         }
     }
 }
 
-/// Writes values to the files of the cgroup with this directory: all of them or none.
+/// Writes settings to the cgroup with this directory: all of them or none.
 ///
 /// # Errors
 /// When the kernel refuses one; the limits are then as they were.
-pub fn apply(directory: &Path, values: &[Value]) -> Result<Applied, LimitError> {
+pub fn apply(directory: &Path, settings: &[Setting]) -> Result<Applied, LimitError> {
     let mut applied = Applied {
         directory: directory.to_owned(),
         previous: Vec::new(),
     };
-    for limit in values {
-        let Value { file, value, .. } = limit;
+    for setting in settings {
+        let Setting { file, value, .. } = setting;
         let old = match file.starts_with("io.") {
             true => block_io::previous(directory, file, value),
             false => read(directory, file),
         };
         if let Err(source) = write(directory, file, value) {
             applied.undo();
-            let limit = limit.clone();
-            return Err(LimitError::Write { limit, source });
+            let setting = setting.clone();
+            return Err(LimitError::Write { setting, source });
         }
         applied.previous.extend(old.map(|old| (file.clone(), old)));
     }
     Ok(applied)
 }
 
-/// What a file of a cgroup says; nothing if it isn't there.
+/// The text of a file of a cgroup; `None` if it doesn't exist.
 pub(crate) fn read(directory: &Path, file: &str) -> Option<String> {
     let text = fs::read_to_string(directory.join(file)).ok()?;
     Some(text.trim_end().to_owned())
 }
 
 fn write(directory: &Path, file: &str, value: &str) -> io::Result<()> {
-    // Opened as it is: a file that isn't there must not be made where the directory isn't a cgroup.
+    // Without O_CREAT: no file must be made if the directory isn't a cgroup's.
     let mut file = fs::File::options().write(true).open(directory.join(file))?;
     io::Write::write_all(&mut file, value.as_bytes())
 }
 
-/// What to write for a `linux.resources` object, for the cgroup with this directory. Devices are not among
-/// it.
+/// The settings for a `linux.resources` object, for the cgroup with this directory, without the device rules.
 ///
 /// # Errors
-/// When a limit makes no sense.
-pub fn values(directory: &Path, resources: &LinuxResources) -> Result<Vec<Value>, LimitError> {
-    let mut values = Vec::new();
+/// When a limit is invalid.
+pub fn settings(directory: &Path, resources: &LinuxResources) -> Result<Vec<Setting>, LimitError> {
+    let mut settings = Vec::new();
     if let Some(memory) = resources.memory() {
-        memory_values(memory, &mut values)?;
+        memory_settings(memory, &mut settings)?;
     }
     if let Some(cpu) = resources.cpu() {
-        cpu_values(directory, cpu, &mut values);
+        cpu_settings(directory, cpu, &mut settings);
     }
-    // To runc, a limit of no processes is none.
+    // As with runc, 0 means no limit.
     if let Some(pids) = resources.pids().as_ref().filter(|pids| pids.limit() != 0) {
         let field = "linux.resources.pids.limit";
-        values.push(Value::new(field, "pids.max", or_max(pids.limit())));
+        settings.push(Setting::new(field, "pids.max", or_max(pids.limit())));
     }
     if let Some(io) = resources.block_io() {
-        block_io::values(directory, io, &mut values);
+        block_io::settings(directory, io, &mut settings);
     }
     for (index, pages) in resources.hugepage_limits().iter().flatten().enumerate() {
-        hugetlb_values(directory, index, pages, &mut values)?;
+        hugetlb_settings(directory, index, pages, &mut settings)?;
     }
     let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
-    // Not by chance: `cpu.weight` comes before `cpu.idle`, after which the kernel takes no weight.
+    // In reverse order, so that `cpu.weight` comes before `cpu.idle`, after which the kernel refuses a weight.
     unified.sort_unstable_by(|a, b| b.cmp(a));
     for (file, value) in unified {
-        if !is_name(file) {
+        if !is_file_name(file) {
             return Err(LimitError::Invalid {
                 field: "linux.resources.unified",
                 problem: format!("{file:?} is not a file of a cgroup"),
             });
         }
         let field = format!("linux.resources.unified[{file:?}]");
-        values.push(Value::new(field, file, value));
+        settings.push(Setting::new(field, file, value));
     }
-    Ok(values)
+    Ok(settings)
 }
 
-/// Whether there can be a file of this name in a cgroup's directory.
-fn is_name(file: &str) -> bool {
+/// Whether this can be the name of a file in a cgroup's directory.
+fn is_file_name(file: &str) -> bool {
     !file.contains('/') && !file.starts_with('.')
 }
 
-/// The spec's -1 is the kernel's `max`.
+/// A negative limit of the spec is the kernel's `max`.
 fn or_max(value: i64) -> String {
     if value < 0 {
         "max".to_owned()
@@ -183,9 +182,9 @@ fn or_max(value: i64) -> String {
     }
 }
 
-/// In the spec, swap is memory and swap together; cgroup2 has a limit for each. 0 is less than any memory:
-/// no swap is meant.
-fn memory_values(memory: &LinuxMemory, values: &mut Vec<Value>) -> Result<(), LimitError> {
+/// In the spec, `swap` is the limit of memory and swap together; cgroup2 has a limit for each. A `swap` of 0 means
+/// no swap.
+fn memory_settings(memory: &LinuxMemory, settings: &mut Vec<Setting>) -> Result<(), LimitError> {
     const SWAP: &str = "linux.resources.memory.swap";
     let limit = memory.limit().filter(|limit| *limit != 0);
     let invalid = |problem: &str| LimitError::Invalid {
@@ -203,22 +202,22 @@ fn memory_values(memory: &LinuxMemory, values: &mut Vec<Value>) -> Result<(), Li
         (Some(swap), Some(limit)) => Some(swap - limit),
     };
     if let Some(swap) = swap {
-        values.push(Value::new(SWAP, "memory.swap.max", or_max(swap)));
+        settings.push(Setting::new(SWAP, "memory.swap.max", or_max(swap)));
     }
     if let Some(limit) = limit {
         let field = "linux.resources.memory.limit";
-        values.push(Value::new(field, "memory.max", or_max(limit)));
+        settings.push(Setting::new(field, "memory.max", or_max(limit)));
     }
     if let Some(reservation) = memory.reservation().filter(|value| *value != 0) {
         let field = "linux.resources.memory.reservation";
-        values.push(Value::new(field, "memory.low", or_max(reservation)));
+        settings.push(Setting::new(field, "memory.low", or_max(reservation)));
     }
     Ok(())
 }
 
-fn cpu_values(directory: &Path, cpu: &LinuxCpu, values: &mut Vec<Value>) {
+fn cpu_settings(directory: &Path, cpu: &LinuxCpu, settings: &mut Vec<Setting>) {
     let mut set = |field: &str, file: &str, value: String| {
-        values.push(Value::new(
+        settings.push(Setting::new(
             format!("linux.resources.cpu.{field}"),
             file,
             value,
@@ -227,7 +226,7 @@ fn cpu_values(directory: &Path, cpu: &LinuxCpu, values: &mut Vec<Value>) {
     if let Some(idle) = cpu.idle() {
         set("idle", "cpu.idle", idle.to_string());
     }
-    // The kernel takes no weight for what runs only when nobody else wants to.
+    // The kernel refuses a weight for an idle cgroup.
     let shares = cpu.shares().filter(|shares| *shares != 0);
     if let (Some(shares), None | Some(0)) = (shares, cpu.idle()) {
         set("shares", "cpu.weight", weight(shares).to_string());
@@ -250,15 +249,15 @@ fn cpu_values(directory: &Path, cpu: &LinuxCpu, values: &mut Vec<Value>) {
     }
 }
 
-/// As runc, where the kernel can it also limits what is only reserved.
-fn hugetlb_values(
+/// As with runc, reservations are limited as well, if the kernel supports that.
+fn hugetlb_settings(
     directory: &Path,
     index: usize,
     pages: &LinuxHugepageLimit,
-    values: &mut Vec<Value>,
+    settings: &mut Vec<Setting>,
 ) -> Result<(), LimitError> {
     let size = pages.page_size();
-    if !is_name(size) {
+    if !is_file_name(size) {
         return Err(LimitError::Invalid {
             field: "linux.resources.hugepageLimits",
             problem: format!("{size:?} is not a size of pages, like 2MB"),
@@ -271,19 +270,19 @@ fn hugetlb_values(
         Some(format!("hugetlb.{size}.max")),
         has_reserved.then_some(reserved),
     ] {
-        values.extend(file.map(|file| Value::new(&field, file, pages.limit())));
+        settings.extend(file.map(|file| Setting::new(&field, file, pages.limit())));
     }
     Ok(())
 }
 
-/// The weight of cgroup2 (1 to 10000, usually 100) for the shares of cgroup v1 (2 to 262144, usually
-/// 1024): runc's curve through the three, since its 1.3.2.
+/// Converts the shares of cgroup v1 (2 to 262144, 1024 by default) into a weight of cgroup2 (1 to 10000, 100 by
+/// default), by runc's formula since 1.3.2, which maps the limits and defaults to each other.
 fn weight(shares: u64) -> u64 {
     match shares {
         ..=2 => 1,
         262_144.. => 10_000,
         _ => {
-            // Exact: there are fewer shares than an f64 has integers.
+            // Exact: an f64 has every integer up to 262144.
             #[allow(clippy::cast_precision_loss)]
             let log = (shares as f64).log2();
             let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
@@ -304,11 +303,11 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(directory.path().join("cpu.max"), "50000 100000\n").expect("write");
         let resources = serde_json::from_value(resources).expect("resources");
-        let values = values(directory.path(), &resources).expect("valid");
-        values.into_iter().map(|v| (v.file, v.value)).collect()
+        let settings = settings(directory.path(), &resources).expect("valid");
+        settings.into_iter().map(|v| (v.file, v.value)).collect()
     }
 
-    fn is(found: &[(String, String)], expected: &[(&str, &str)]) {
+    fn assert_settings(found: &[(String, String)], expected: &[(&str, &str)]) {
         let found: Vec<_> = found
             .iter()
             .map(|(f, v)| (f.as_str(), v.as_str()))
@@ -317,9 +316,9 @@ mod tests {
     }
 
     #[test]
-    fn swap_is_what_is_beyond_memory() {
+    fn swap_is_the_limit_without_memory() {
         let both = written(json!({"memory": {"limit": 1000, "swap": 1500, "reservation": -1}}));
-        is(
+        assert_settings(
             &both,
             &[
                 ("memory.swap.max", "500"),
@@ -328,15 +327,15 @@ mod tests {
             ],
         );
         let same = written(json!({"memory": {"limit": 1000, "swap": 1000}}));
-        is(&same, &[("memory.swap.max", "0"), ("memory.max", "1000")]);
+        assert_settings(&same, &[("memory.swap.max", "0"), ("memory.max", "1000")]);
         for none in [json!({"swap": 0}), json!({"swap": 0, "limit": 0})] {
-            is(
+            assert_settings(
                 &written(json!({"memory": none})),
                 &[("memory.swap.max", "0")],
             );
         }
         let unlimited = written(json!({"memory": {"limit": -1}}));
-        is(
+        assert_settings(
             &unlimited,
             &[("memory.swap.max", "max"), ("memory.max", "max")],
         );
@@ -344,41 +343,41 @@ mod tests {
 
     #[test]
     fn a_period_alone_keeps_the_quota() {
-        is(
+        assert_settings(
             &written(json!({"cpu": {"period": 200_000}})),
             &[("cpu.max", "50000 200000")],
         );
-        is(
+        assert_settings(
             &written(json!({"cpu": {"quota": -1}})),
             &[("cpu.max", "max")],
         );
         let both = written(json!({"cpu": {"quota": 7, "period": 9, "burst": 3}}));
-        is(&both, &[("cpu.max", "7 9"), ("cpu.max.burst", "3")]);
+        assert_settings(&both, &[("cpu.max", "7 9"), ("cpu.max.burst", "3")]);
     }
 
     #[test]
     fn an_idle_cgroup_has_no_weight() {
-        is(
+        assert_settings(
             &written(json!({"cpu": {"idle": 1, "shares": 1024}})),
             &[("cpu.idle", "1")],
         );
-        is(
+        assert_settings(
             &written(json!({"cpu": {"shares": 1024}})),
             &[("cpu.weight", "100")],
         );
     }
 
     #[test]
-    fn shares_meet_the_weights_that_they_stand_for() {
+    fn shares_are_converted_to_weights() {
         assert_eq!([2, 1024, 262_144].map(weight), [1, 100, 10_000]);
     }
 
     #[test]
-    fn what_fails_changes_nothing() {
+    fn a_failed_apply_changes_nothing() {
         let directory = tempfile::tempdir().expect("a directory");
         let low = directory.path().join("pids.max");
         fs::write(&low, "5\n").expect("write");
-        let value = |file: &str| Value::new(format!("field of {file}"), file, 9);
+        let value = |file: &str| Setting::new(format!("field of {file}"), file, 9);
         let failed = apply(directory.path(), &[value("pids.max"), value("no.such")]);
         let error = failed.expect_err("no.such isn't there");
         assert_eq!(error.field(), "field of no.such");
@@ -390,7 +389,7 @@ mod tests {
     fn no_file_outside_of_the_cgroup_is_written() {
         let refused = |resources| {
             let resources = serde_json::from_value(resources).expect("resources");
-            values(Path::new("/nonexistent"), &resources).is_err()
+            settings(Path::new("/nonexistent"), &resources).is_err()
         };
         assert!(refused(json!({"unified": {"../pids.max": "1"}})));
         let pages = json!([{"pageSize": "/../pids", "limit": 1}]);
@@ -398,15 +397,15 @@ mod tests {
     }
 
     #[test]
-    fn each_value_knows_the_field_that_asks_for_it() {
+    fn each_setting_names_its_field() {
         let resources = json!({
             "memory": {"limit": 1000, "swap": 1000}, "cpu": {"shares": 2, "period": 9},
             "pids": {"limit": 5}, "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
             "unified": {"cpu.idle": "1", "memory.high": "1", "cpu.weight": "9"},
         });
         let resources = serde_json::from_value(resources).expect("resources");
-        let values = values(Path::new("/nonexistent"), &resources).expect("valid");
-        let found: Vec<_> = values.iter().map(|v| (&*v.file, &*v.field)).collect();
+        let settings = settings(Path::new("/nonexistent"), &resources).expect("valid");
+        let found: Vec<_> = settings.iter().map(|v| (&*v.file, &*v.field)).collect();
         let expected = [
             ("memory.swap.max", "memory.swap"),
             ("memory.max", "memory.limit"),

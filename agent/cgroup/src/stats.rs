@@ -1,6 +1,6 @@
-//! A container's statistics, read off its cgroup's files.
+//! A container's statistics, read from its cgroup's files.
 //!
-//! A file that the kernel doesn't have counts as one that says nothing.
+//! A file that the kernel doesn't have is treated as an empty one.
 
 use std::collections::HashMap;
 use std::fs;
@@ -26,7 +26,7 @@ pub fn read(directory: &Path) -> ContainerStatsResponse {
     }
 }
 
-/// How often the kernel has killed a process of this cgroup for want of memory.
+/// How many processes of this cgroup the kernel's OOM killer has killed.
 #[must_use]
 pub fn oom_kills(directory: &Path) -> u64 {
     Files(directory)
@@ -39,13 +39,13 @@ pub fn oom_kills(directory: &Path) -> u64 {
 /// What has been read from and written to a block device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceIo {
-    /// The device's numbers.
+    /// The device's major number.
     pub major: u32,
-    /// See `major`.
+    /// The device's minor number.
     pub minor: u32,
-    /// Bytes.
+    /// How many bytes were read.
     pub bytes_read: u64,
-    /// Bytes.
+    /// How many bytes were written.
     pub bytes_written: u64,
     /// How many requests to read.
     pub reads: u64,
@@ -96,7 +96,7 @@ fn cpu(cgroup: &Files<'_>) -> CpuStats {
     }
 }
 
-/// One for each size of huge pages that the kernel has.
+/// The statistics for each huge page size that the kernel has.
 fn hugetlb(cgroup: &Files<'_>) -> Vec<HugetlbStats> {
     let mut sizes: Vec<String> = fs::read_dir(cgroup.0)
         .into_iter()
@@ -135,7 +135,7 @@ impl Files<'_> {
         }
     }
 
-    /// A file with a key and a number a line.
+    /// A file with a key and a number on each line.
     fn table(&self, file: &str) -> HashMap<String, u64> {
         let text = self.text(file);
         text.lines()
@@ -144,7 +144,7 @@ impl Files<'_> {
             .collect()
     }
 
-    /// What is used and limited; `failure` is the event of having met the limit.
+    /// Usage and limit of a resource; `failure` is the event that counts how often the limit was hit.
     fn limited(&self, name: &str, failure: &str) -> Limited {
         let events = self.table(&format!("{name}.events"));
         Limited {
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_files_are_understood() {
+    fn the_files_are_parsed() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = |name: &str, text: &str| {
             fs::write(directory.path().join(name), text).expect("write");

@@ -1,4 +1,4 @@
-//! The handshake: what the agent says on [`ports::READY`](crate::ports::READY) once it serves.
+//! The handshake: what the agent sends on [`ports::READY`](crate::ports::READY) once it serves.
 //!
 //! Eight bytes: the magic `hull`, and the protocol's version as a little-endian u32.
 
@@ -13,7 +13,7 @@ const MAGIC: [u8; 4] = *b"hull";
 /// Why a hello was not accepted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HelloError {
-    /// The first bytes are something else.
+    /// It doesn't begin with the magic.
     #[error("the guest's greeting is not an agent's")]
     Magic,
     /// An agent of another version.
@@ -21,7 +21,7 @@ pub enum HelloError {
         "the guest's agent speaks protocol {found}, this hull speaks {VERSION}; rebuild the initramfs"
     )]
     Version {
-        /// The version that the agent named.
+        /// The agent's version.
         found: u32,
     },
 }
@@ -37,7 +37,7 @@ pub fn encode() -> [u8; LENGTH] {
 /// Checks a hello that came from a guest.
 ///
 /// # Errors
-/// When it isn't an agent's, or an agent's of another version.
+/// When it is no hello, or has another version.
 pub fn check(bytes: [u8; LENGTH]) -> Result<(), HelloError> {
     let [m0, m1, m2, m3, v0, v1, v2, v3] = bytes;
     if [m0, m1, m2, m3] != MAGIC {
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_own_hello_is_accepted() {
+    fn a_hello_of_this_version_is_accepted() {
         assert_eq!(check(encode()), Ok(()));
     }
 

@@ -1,7 +1,7 @@
-//! The contract between the host and the agent in the guest: RPC stubs, vsock ports, the handshake.
+//! The protocol between the host and the agent in the guest: RPC stubs, vsock ports, the handshake.
 //!
-//! Both sides are built from one tree and shipped in one file, so there is one version and no
-//! negotiation: the handshake only makes a mismatch loud.
+//! Both sides are built from one tree and shipped in one file, so versions aren't negotiated: the handshake only
+//! detects a mismatch.
 
 pub mod answers;
 pub mod hello;

@@ -1,9 +1,9 @@
-//! What the VM process tells the agent that the guest can't learn by itself, on one connection: that the
-//! host's clock was set, or may have drifted from the guest's; the time, when the agent asks for it; and the
-//! signals that somebody on the host has sent to the VM process, which are the container's.
+//! What the VM process sends to the agent without being asked, on one connection: that the host's clock was set or
+//! may have drifted from the guest's, and the signals that were sent to the VM process, which are meant for the
+//! container. On the same connection the agent asks for the host's time.
 //!
-//! The agent first says [`LISTENING`]. It asks for the time with one byte, a number that it chooses, and is
-//! answered with that number. By it the agent knows how old an answer is at most, and so what it is worth.
+//! The agent first sends [`LISTENING`]. It asks for the time with one byte, a number that it chooses, and the answer
+//! has the same number. So the agent knows which question is answered, and how old the answer is at most.
 
 use std::time::Duration;
 
@@ -13,22 +13,22 @@ pub const LENGTH: usize = 9;
 /// The agent's first byte.
 pub const LISTENING: u8 = 0;
 
-/// The largest number of a question; the least is 1.
-pub const LAST_QUESTION: u8 = 254;
+/// The largest number of a question; the smallest is 1.
+pub const MAX_QUESTION: u8 = 254;
 
 const CLOCK_CHANGED: u8 = 0;
 const SIGNAL: u8 = 255;
 
-/// One thing that the VM process tells.
+/// One message from the VM process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// The host's wall clock may differ from the guest's.
     ClockChanged,
     /// The host's wall clock at one moment.
     Time {
-        /// The question's number, 1 to [`LAST_QUESTION`].
+        /// The question's number, 1 to [`MAX_QUESTION`].
         question: u8,
-        /// Since the epoch, in steps of a nanosecond, up to the year 2554.
+        /// Since the epoch, in nanoseconds, up to the year 2554.
         time: Duration,
     },
     /// The VM process was sent this signal (signal(7)).
@@ -36,14 +36,15 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// Its record: what it is, or the question's number, and a little-endian u64: nanoseconds, or the signal.
+    /// Its record: a byte with the kind of notice, or the question's number, and a little-endian u64 with the
+    /// nanoseconds, or the signal.
     #[must_use]
     pub fn encode(self) -> [u8; LENGTH] {
         let (what, value) = match self {
             Self::ClockChanged => (CLOCK_CHANGED, 0),
             Self::Time { question, time } => {
                 let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-                (question.clamp(1, LAST_QUESTION), nanoseconds)
+                (question.clamp(1, MAX_QUESTION), nanoseconds)
             }
             Self::Signal(signal) => (SIGNAL, u64::try_from(signal).unwrap_or(0)),
         };
@@ -77,7 +78,7 @@ mod tests {
         let notices = [
             Notice::ClockChanged,
             time(1, Duration::ZERO),
-            time(LAST_QUESTION, Duration::new(1_800_000_000, 7)),
+            time(MAX_QUESTION, Duration::new(1_800_000_000, 7)),
             Notice::Signal(15),
             Notice::Signal(64),
         ];

@@ -1,27 +1,28 @@
-//! Paths in the guest that both sides name: the host writes them into the config.json that it sends.
+//! Paths in the guest that both sides use: the host writes them into the config.json that it sends.
 
 /// Where the agent mounts the shared tree. A container's root is `<SHARE>/<id>/rootfs`, and the
 /// source of its n-th bind mount is `<SHARE>/<id>/mounts/<n>`.
 pub const SHARE: &str = "/run/hull/share";
 
-/// The longest id of a container or a process, in bytes: it becomes a file's name (NAME_MAX).
-pub const LONGEST_ID: usize = 255;
+/// The longest id of a container or a process, in bytes: it becomes a file name (NAME_MAX).
+pub const MAX_ID_LENGTH: usize = 255;
 
 /// Whether a text can be the id of a container or a process: runc's rule, by which it is one component of a
 /// path. (That the comma is among the characters comes from runc's expression, `[\w+-\.]`.)
 #[must_use]
-pub fn is_id(text: &str) -> bool {
+pub fn is_valid_id(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_+,-.".contains(c);
-    let named = !text.is_empty() && text.len() <= LONGEST_ID && !matches!(text, "." | "..");
+    let named = !text.is_empty() && text.len() <= MAX_ID_LENGTH && !matches!(text, "." | "..");
     named && text.chars().all(allowed)
 }
 
-/// Begins a mount option for the agent alone, of a further mount that the host has below a bind mount's
-/// source: `ATTRIBUTES:PATH`, the attributes as /proc/self/mountinfo has them. By custom, options that begin with `x-` are comments to a file system.
-pub const BELOW: &str = "x-hull.below=";
+/// The prefix of a mount option that the host adds for the agent, for each mount that the host has below a bind
+/// mount's source: `ATTRIBUTES:PATH` follows, the attributes as in /proc/self/mountinfo. By convention, options that
+/// begin with `x-` are comments, which file systems ignore.
+pub const SUBMOUNT_OPTION: &str = "x-hull.below=";
 
-/// Where the agent makes a node for each block device of the host, by the disk's serial number: what a
-/// bind mount of one binds.
+/// Where the agent makes a node for each block device of the host, named by the disk's serial number: the source of
+/// a bind mount of the device.
 pub const DISKS: &str = "/dev/hull";
 
 #[cfg(test)]
@@ -30,13 +31,13 @@ mod tests {
 
     #[test]
     fn an_id_is_one_component_of_a_path() {
-        let longest = "x".repeat(LONGEST_ID);
+        let longest = "x".repeat(MAX_ID_LENGTH);
         for id in ["a-1_b.c+d", "-a", "..a", ".a", "a,b", "...", &longest] {
-            assert!(is_id(id), "{id}");
+            assert!(is_valid_id(id), "{id}");
         }
-        let longer = "x".repeat(LONGEST_ID + 1);
+        let longer = "x".repeat(MAX_ID_LENGTH + 1);
         for text in ["", ".", "..", "a/b", "a b", "a\n", "a\0", "\u{e4}", &longer] {
-            assert!(!is_id(text), "{text:?}");
+            assert!(!is_valid_id(text), "{text:?}");
         }
     }
 }

@@ -1,21 +1,20 @@
 //! The vsock ports, and who dials whom.
 //!
-//! The guest's ports below [`FIRST_STREAM`] are fixed; the host hands out ports from there on, one for
-//! each stream that it joins to a file descriptor, and never one twice in a sandbox's life.
+//! The ports below [`FIRST_STREAM`] are fixed. From there on the host allocates a port for each stream that it
+//! connects to a file descriptor, and none twice in a sandbox's life.
 
 /// The agent listens here, in the guest, and serves ttrpc.
 pub const AGENT: u32 = 1024;
 
-/// The agent dials this port of the host once it listens, and sends a [`hello`](crate::hello). It and
-/// [`NOTICES`] need no token, as every other port does: there is no container yet whose processes could be
-/// quicker.
+/// The agent dials this port of the host once it serves, and sends a [`hello`](crate::hello). Unlike all other ports,
+/// this one and [`NOTICES`] take no token: no container exists yet whose processes could dial them first.
 pub const READY: u32 = 1;
 
-/// On this port of the host the exit status of the sandbox's own container is awaited.
+/// The agent dials this port of the host to send the exit status of the container that the sandbox ends with.
 pub const EXIT_STATUS: u32 = 2;
 
-/// The agent dials this port of the host to hear what the VM process tells: see [`notices`](crate::notices). It
-/// is taken before the host is greeted, so before there is a container, and for good.
+/// The agent dials this port of the host to receive [`notices`](crate::notices). It does so once, before it sends the
+/// hello, and so before there is a container.
 pub const NOTICES: u32 = 3;
 
 /// The first of the host's ports for stdio streams.

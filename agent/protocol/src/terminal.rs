@@ -1,4 +1,4 @@
-//! How the host tells a terminal's size: a stream of records, one for each change.
+//! How the host sends a terminal's size: a stream of records, one for each change.
 //!
 //! A record is four bytes: rows, then columns, each a little-endian u16.
 

@@ -1,8 +1,8 @@
 //! A helper's task: to make a container.
 //!
-//! It runs in two processes. The helper has all rights in the guest and makes ready what takes them; then it
-//! makes the container's first process, in new namespaces and in the container's cgroup. That process makes
-//! its own surroundings, in the order of `become_container`, and waits to be started.
+//! This runs in two processes. The helper has all privileges in the guest, and prepares what takes them; then it
+//! makes the container's first process, in new namespaces and in the container's cgroup. That process sets up its
+//! mounts, devices and so on, in the order of `enter_container`, and waits to be started.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -14,19 +14,19 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior, setsid};
 use rustix::stdio::stderr;
 use serde::{Deserialize, Serialize};
 
-use super::devices::{self, Nodes};
+use super::devices::{self, DeviceNodes};
 use super::mounts::Mounts;
-use super::namespaces::{Line, Namespaces};
-use super::paths::Paths;
+use super::namespaces::{Namespaces, SyncSocket};
+use super::restricted_paths::RestrictedPaths;
 use super::root;
 use super::sysctl::Sysctls;
 use crate::error::Failure;
 use crate::helper::{Report, Reporter};
-use crate::process::{Launch, Ready, attributes, cwd, keyring, rlimits, terminal, user};
+use crate::process::{Launch, ReadyToExec, attributes, cwd, keyring, rlimits, terminal, user};
 use crate::sys;
 
-/// runc's exit status when a container's program turns out not to be one after it was started.
-const NOT_A_PROGRAM: i32 = 255;
+/// The exit status when execve(2) fails after `start`, as with runc.
+const EXEC_FAILED: i32 = 255;
 
 /// What to make.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,67 +37,70 @@ pub struct Task {
     pub cgroup: PathBuf,
     /// Its config.json.
     pub spec: Box<Spec>,
-    /// What its root has of the host's mounts, as options of a mount.
+    /// Mount options for its root: the attributes that the mounts have on the host.
     pub root_options: Vec<String>,
-    /// The last step.
+    /// The process to start.
     pub launch: Launch,
 }
 
-/// What the first process makes its surroundings of.
-struct Parts {
+/// What the helper has prepared for the first process.
+struct ContainerSetup {
     namespaces: Namespaces,
     root: PathBuf,
     mounts: Mounts,
-    nodes: Nodes,
+    nodes: DeviceNodes,
     sysctls: Option<Sysctls>,
-    paths: Paths,
+    restricted_paths: RestrictedPaths,
     launch: Launch,
 }
 
-/// Makes the container and reports its first process. An error of that one is reported by itself.
+/// Makes the container and reports its first process, which reports its own errors.
 ///
 /// # Errors
-/// When there is none now.
+/// When the container could not be made.
 pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
     let process = &task.launch.process;
-    // Here, as what a user namespace's root may do is not enough. The container's process inherits them.
-    rlimits::allow(process)?;
-    attributes::set_oom_score(process)?;
+    // Set here, as the root of a user namespace lacks the privileges. The container's process inherits them.
+    rlimits::raise_hard_limits(process)?;
+    attributes::set_oom_score_adj(process)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let cgroup = openat(CWD, &task.cgroup, flags, Mode::empty())
         .map_err(Failure::io("open the container's cgroup"))?;
-    let mut parts = Parts::prepare(task, cgroup.as_fd())?;
-    // From here on, the container's processes could otherwise look into these two.
+    let mut setup = ContainerSetup::prepare(task, cgroup.as_fd())?;
+    // From here on, the container's processes could otherwise ptrace these two and read their /proc files.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(Failure::io("become undumpable"))?;
-    let (here, there) = Line::pair().map_err(Failure::io("make a socket"))?;
-    let namespaces = parts.namespaces.of_the_process();
+    let (helper_end, process_end) = SyncSocket::pair().map_err(Failure::io("make a socket"))?;
+    let namespaces = setup.namespaces.clone_flags();
     let pid = sys::fork_sibling(namespaces, Some(cgroup.as_fd()))
         .map_err(Failure::field("linux.namespaces"))?;
     let Some(pid) = pid else {
-        drop(here);
-        match become_container(&mut parts, &there, reporter) {
-            Ok(ready) => start(ready, &there, reporter),
+        drop(helper_end);
+        match enter_container(&mut setup, &process_end, reporter) {
+            Ok(ready) => wait_and_execute(ready, &process_end, reporter),
             Err(failure) => reporter.fail(failure),
         }
-        // Nothing is dropped: what the helper cleans up is not this process's.
+        // exit() drops nothing: the cleanup on drop is the helper's to do, not this process's.
         exit(1);
     };
-    drop(there);
-    parts.namespaces.describe(pid, &here).inspect_err(|_| {
-        // It would say that the helper is gone, which explains nothing.
-        let _ = sys::kill(pid, libc::SIGKILL);
-    })?;
-    here.hear().map_err(|_| {
+    drop(process_end);
+    setup
+        .namespaces
+        .write_mappings(pid, &helper_end)
+        .inspect_err(|_| {
+            // Otherwise the process would report that the helper has ended, which hides the error.
+            let _ = sys::kill(pid, libc::SIGKILL);
+        })?;
+    helper_end.wait().map_err(|_| {
         Failure::other("the container's process has ended before it could be started")
     })?;
-    parts.mounts.keep();
+    setup.mounts.keep_disks();
     reporter
-        .send(&Report::Made(pid), None)
+        .send(&Report::Pid(pid), None)
         .map_err(Failure::io("report the container's process"))
 }
 
-impl Parts {
+impl ContainerSetup {
     fn prepare(task: Task, cgroup: BorrowedFd<'_>) -> Result<Self, Failure> {
         let spec = &task.spec;
         if let Some(linux) = spec.linux() {
@@ -109,59 +112,60 @@ impl Parts {
         Ok(Self {
             namespaces: Namespaces::of(spec),
             root: root.unwrap_or_default(),
-            nodes: Nodes::prepare(spec, terminal, mounts.of_dev(), &task.directory)?,
+            nodes: DeviceNodes::prepare(spec, terminal, mounts.dev_binds(), &task.directory)?,
             mounts,
             sysctls: Sysctls::of(spec)?,
-            paths: Paths::of(spec),
+            restricted_paths: RestrictedPaths::of(spec),
             launch: task.launch,
         })
     }
 }
 
-/// The first process's way into the container.
-fn become_container(
-    parts: &mut Parts,
-    helper: &Line,
+/// Runs in the first process: sets the container up and enters it.
+fn enter_container(
+    setup: &mut ContainerSetup,
+    helper: &SyncSocket,
     reporter: &Reporter,
-) -> Result<Ready, Failure> {
-    let process = &parts.launch.process;
+) -> Result<ReadyToExec, Failure> {
+    let process = &setup.launch.process;
     setsid().map_err(Failure::io("make a session"))?;
-    parts.namespaces.enter(helper)?;
+    setup.namespaces.unshare(helper)?;
 
-    root::mount(&parts.root)?;
-    let (root, finish) = parts.mounts.make()?;
+    root::mount(&setup.root)?;
+    let (root, deferred) = setup.mounts.mount_all()?;
     let root = root.as_fd();
-    parts.nodes.make(root)?;
-    root::own_null(root)?;
-    root::enter(root, parts.namespaces.has(LinuxNamespaceType::Mount))?;
+    setup.nodes.make(root)?;
+    root::reopen_dev_null(root)?;
+    root::enter(root, setup.namespaces.has(LinuxNamespaceType::Mount))?;
     if process.terminal() == Some(true) {
-        let master = terminal::take(true)?;
+        let master = terminal::set_up(true)?;
         reporter
             .send(&Report::Terminal, Some(master.as_fd()))
             .map_err(Failure::io("report the terminal"))?;
     }
-    cwd::make(process);
-    finish.apply(root)?;
-    if let Some(sysctls) = &parts.sysctls {
+    cwd::create(process);
+    deferred.apply(root)?;
+    if let Some(sysctls) = &setup.sysctls {
         sysctls.write()?;
     }
-    parts.paths.apply(root)?;
-    finish.propagate_root(root)?;
+    setup.restricted_paths.apply(root)?;
+    deferred.set_root_propagation(root)?;
 
-    keyring::join(&parts.launch.keyring)?;
-    sys::close_the_rest_on_exec().map_err(Failure::io("close the helper's files on exec"))?;
+    keyring::join(&setup.launch.keyring)?;
+    sys::set_cloexec_above_stderr()
+        .map_err(Failure::io("mark the helper's files close-on-exec"))?;
     user::become_user(process)?;
     cwd::enter(process)?;
-    parts.launch.prepare()
+    setup.launch.prepare()
 }
 
-/// Waits to be started, and becomes the program. Nobody waits for an error any more: as with runc, it goes to
-/// the container's stderr.
-fn start(ready: Ready, helper: &Line, reporter: &Reporter) {
-    if helper.say().is_err() || reporter.wait_for_start().is_err() {
+/// Waits to be started, and executes the program. The agent no longer waits for an error by then: as with runc, it
+/// goes to the container's stderr.
+fn wait_and_execute(ready: ReadyToExec, helper: &SyncSocket, reporter: &Reporter) {
+    if helper.notify().is_err() || reporter.wait_for_start().is_err() {
         return;
     }
     let failure = ready.execute();
     let _ = rustix::io::write(stderr(), format!("{failure}\n").as_bytes());
-    exit(NOT_A_PROGRAM);
+    exit(EXEC_FAILED);
 }

@@ -1,12 +1,12 @@
-//! A container: what the agent knows of it, and how its first process comes to be.
+//! A container: the agent's record of it, and how its first process is made.
 
 pub mod devices;
+mod in_root;
 pub mod init;
-mod inside;
 pub mod mounts;
 mod namespaces;
 pub mod notify;
-mod paths;
+mod restricted_paths;
 mod root;
 pub mod spec;
 mod sysctl;
@@ -16,93 +16,93 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hull_protocol::paths::{LONGEST_ID, is_id};
+use hull_protocol::paths::{MAX_ID_LENGTH, is_valid_id};
 use oci_spec::runtime::{LinuxPersonality, Process as ProcessSpec};
 
 use crate::cgroup::Cgroup;
 use crate::error::Error;
-use crate::helper::Reports;
+use crate::helper::ReportReceiver;
 use crate::process::seccomp;
-use crate::stdio::Finished;
+use crate::stdio::Completion;
 use crate::sys;
 
-/// Under it, a directory for each container.
-pub const BUNDLES: &str = "/run/hull/containers";
+/// The parent of the containers' directories.
+pub const CONTAINERS: &str = "/run/hull/containers";
 
-/// Of so many further processes of a container the exit status is kept.
-const MOST_PROCESSES: usize = 1024;
+/// How many further processes of a container are kept, including those that have ended, for their exit status.
+const MAX_PROCESSES: usize = 1024;
 
 /// A process of a container.
 #[derive(Debug, Clone)]
 pub struct Process {
-    /// In the agent's pid namespace.
+    /// Its pid in the agent's pid namespace.
     pub pid: i32,
-    /// Its end, and that of its output.
-    pub finished: Finished,
+    /// Its end, and the end of its output.
+    pub completion: Completion,
 }
 
 impl Process {
-    /// Signals it.
+    /// Sends it a signal.
     ///
-    /// The pid is its own as long as it wasn't reaped, and it is reaped on this thread.
+    /// The pid can't be another process's: it isn't reused before the process is reaped, which this thread does.
     ///
     /// # Errors
     /// When it has ended.
     pub fn signal(&self, name: &str, signal: i32) -> Result<(), Error> {
-        if self.finished.exit.status().is_some() {
-            return Err(Error::Ended(name.to_owned()));
+        if self.completion.exit.status().is_some() {
+            return Err(Error::ProcessEnded(name.to_owned()));
         }
         sys::kill(self.pid, signal).map_err(|e| match e.raw_os_error() {
-            Some(libc::ESRCH) => Error::Ended(name.to_owned()),
+            Some(libc::ESRCH) => Error::ProcessEnded(name.to_owned()),
             _ => Error::io(format!("signal {name}"))(e),
         })
     }
 }
 
-/// A container that was made and not yet deleted.
+/// A container that has been created and not yet deleted.
 #[derive(Debug)]
 pub struct Container {
     /// Its id.
     pub id: String,
-    /// Its files in the guest.
-    pub bundle: Bundle,
-    /// Where its processes are accounted.
+    /// Its directory in the guest.
+    pub directory: ContainerDirectory,
+    /// Its cgroup.
     pub cgroup: Cgroup,
     /// Its first process.
     pub init: Process,
-    /// What a further process gets where its own description says nothing.
+    /// The `process` object of config.json, whose fields are defaults for further processes.
     pub defaults: ProcessSpec,
-    /// The namespaces to enter, `CLONE_NEW*`.
+    /// The namespaces that a further process enters, `CLONE_NEW*`.
     pub namespaces: u32,
     /// The personality of all its processes.
     pub personality: Option<LinuxPersonality>,
     /// The seccomp filter of all its processes.
     pub seccomp: Option<seccomp::Program>,
-    /// Where its processes say that it is ready, if somebody wants to know.
+    /// The socket on which its processes report that it is ready, if the host has asked for one.
     pub notify: Option<notify::NotifySocket>,
     state: Mutex<State>,
 }
 
-/// What a container is made of.
+/// What a new container consists of.
 #[derive(Debug)]
-pub struct Made {
-    /// Its files in the guest.
-    pub bundle: Bundle,
-    /// Where its processes are accounted.
+pub struct Parts {
+    /// Its directory in the guest.
+    pub directory: ContainerDirectory,
+    /// Its cgroup.
     pub cgroup: Cgroup,
     /// Its first process.
     pub init: Process,
-    /// Where that one waits to be started.
-    pub waits_at: Reports,
-    /// Where its processes say that it is ready, if somebody wants to know.
+    /// The socket on which that process waits to be started.
+    pub start_socket: ReportReceiver,
+    /// The socket on which its processes report that it is ready, if the host has asked for one.
     pub notify: Option<notify::NotifySocket>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Where the first process waits; nothing once it was started.
-    waits_at: Option<Reports>,
-    /// In the order of their start; without a process while one is being started.
+    /// The socket on which the first process waits to be started; `None` once it was.
+    start_socket: Option<ReportReceiver>,
+    /// Further processes by exec id, in the order of their start; `None` while one is being started.
     processes: VecDeque<(String, Option<Process>)>,
 }
 
@@ -112,68 +112,70 @@ impl State {
         processes.find_map(|(id, process)| (id == exec_id).then_some(process))
     }
 
-    /// Forgets the process that ended first of those that were started first, if there are too many:
-    /// nobody has to say that no one will ask about it any more.
+    /// If there are too many processes, removes the oldest that has ended: the host doesn't tell the agent when it
+    /// no longer needs one. Returns whether there is room for another.
     fn make_room(&mut self) -> bool {
         let ended = |(_, process): &(String, Option<Process>)| {
-            let exit = process.as_ref().map(|process| &process.finished.exit);
+            let exit = process.as_ref().map(|process| &process.completion.exit);
             exit.is_some_and(|exit| exit.status().is_some())
         };
-        if self.processes.len() >= MOST_PROCESSES
+        if self.processes.len() >= MAX_PROCESSES
             && let Some(oldest) = self.processes.iter().position(ended)
         {
             self.processes.remove(oldest);
         }
-        self.processes.len() < MOST_PROCESSES
+        self.processes.len() < MAX_PROCESSES
     }
 }
 
 impl Container {
     /// A container whose first process waits to be started.
     #[must_use]
-    pub fn created(id: String, made: Made, prepared: &spec::Prepared) -> Self {
+    pub fn new(id: String, parts: Parts, config: &spec::SplitConfig) -> Self {
         Self {
             id,
-            bundle: made.bundle,
-            cgroup: made.cgroup,
-            init: made.init,
-            defaults: prepared.launch.process.clone(),
-            namespaces: prepared.namespaces,
-            personality: prepared.launch.personality.clone(),
-            seccomp: prepared.launch.seccomp.clone(),
-            notify: made.notify,
+            directory: parts.directory,
+            cgroup: parts.cgroup,
+            init: parts.init,
+            defaults: config.launch.process.clone(),
+            namespaces: config.namespaces,
+            personality: config.launch.personality.clone(),
+            seccomp: config.launch.seccomp.clone(),
+            notify: parts.notify,
             state: Mutex::new(State {
-                waits_at: Some(made.waits_at),
+                start_socket: Some(parts.start_socket),
                 processes: VecDeque::new(),
             }),
         }
     }
 
-    /// The state by the name that the OCI runtime spec gives it.
+    /// The state, by its name in the OCI runtime spec.
     #[must_use]
     pub fn state(&self) -> &'static str {
-        match (self.init.finished.exit.status(), &self.lock().waits_at) {
+        match (
+            self.init.completion.exit.status(),
+            &self.lock().start_socket,
+        ) {
             (Some(_), _) => "stopped",
             (None, None) => "running",
             (None, Some(_)) => "created",
         }
     }
 
-    /// Lets the first process go.
+    /// Starts the container: the first process executes its program.
     ///
     /// # Errors
-    /// When it isn't waiting.
+    /// When the container isn't in the state `created`.
     pub fn start(&self) -> Result<(), Error> {
-        self.must_be("created")?;
-        let waits_at = self.lock().waits_at.take();
-        let started = waits_at.map_or(Ok(()), |socket| socket.let_go());
+        self.check_state("created")?;
+        let start_socket = self.lock().start_socket.take();
+        let started = start_socket.map_or(Ok(()), |socket| socket.start_process());
         started.map_err(Error::io(format!("start {}", self.id)))
     }
 
-    /// Signals the first process, as runc does.
+    /// Sends a signal to the first process, as runc does.
     ///
-    /// Before the container is started there is no program that could handle a signal. Then it does what it
-    /// does to runc's own process.
+    /// Before the container is started, the signal has the effect that it has on runc's process at that point.
     ///
     /// # Errors
     /// When it has ended.
@@ -183,9 +185,9 @@ impl Container {
             return self.init.signal(&name, signal);
         }
         match before_start(signal) {
-            BeforeStart::Ends => self.init.signal(&name, libc::SIGKILL),
-            BeforeStart::Acts => self.init.signal(&name, signal),
-            BeforeStart::Nothing => Ok(()),
+            BeforeStart::Kill => self.init.signal(&name, libc::SIGKILL),
+            BeforeStart::Deliver => self.init.signal(&name, signal),
+            BeforeStart::Ignore => Ok(()),
         }
     }
 
@@ -195,7 +197,7 @@ impl Container {
     /// When there is none of this id.
     pub fn process(&self, exec_id: &str) -> Result<Process, Error> {
         let found = self.lock().find(exec_id).cloned().flatten();
-        found.ok_or_else(|| Error::Missing(self.name_of(exec_id)))
+        found.ok_or_else(|| Error::NotFound(self.name_of(exec_id)))
     }
 
     /// All further processes that are known.
@@ -209,19 +211,19 @@ impl Container {
             .collect()
     }
 
-    /// Sets a further process's id aside. Unless [`Reservation::fill`]ed, it is free again.
+    /// Reserves the id of a further process. It is free again unless the reservation is [filled](Reservation::fill).
     ///
     /// # Errors
     /// When the container has ended, the id is taken, or there are too many processes.
     pub fn reserve(self: &Arc<Self>, exec_id: &str) -> Result<Reservation, Error> {
-        self.must_live()?;
+        self.check_not_stopped()?;
         let mut state = self.lock();
         if state.find(exec_id).is_some() {
-            return Err(Error::Exists(self.name_of(exec_id)));
+            return Err(Error::AlreadyExists(self.name_of(exec_id)));
         }
         if !state.make_room() {
-            let what = format!("{MOST_PROCESSES} processes run in container {}", self.id);
-            return Err(Error::Full(what));
+            let what = format!("{MAX_PROCESSES} processes run in container {}", self.id);
+            return Err(Error::TooMany(what));
         }
         state.processes.push_back((exec_id.to_owned(), None));
         Ok(Reservation {
@@ -231,11 +233,13 @@ impl Container {
         })
     }
 
+    /// Checks that the container has not ended. A created one takes further processes, as with runc.
+    ///
     /// # Errors
-    /// When it has ended. A created container takes further processes, as with runc.
-    pub fn must_live(&self) -> Result<(), Error> {
+    /// When it has ended.
+    pub fn check_not_stopped(&self) -> Result<(), Error> {
         match self.state() {
-            "stopped" => Err(Error::Stopped),
+            "stopped" => Err(Error::ExecInStopped),
             _ => Ok(()),
         }
     }
@@ -244,10 +248,10 @@ impl Container {
         format!("process {exec_id} of container {}", self.id)
     }
 
-    fn must_be(&self, wanted: &'static str) -> Result<(), Error> {
+    fn check_state(&self, wanted: &'static str) -> Result<(), Error> {
         match self.state() {
             state if state == wanted => Ok(()),
-            state => Err(Error::State {
+            state => Err(Error::WrongState {
                 what: format!("container {}", self.id),
                 state,
                 wanted,
@@ -269,7 +273,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Puts the process there.
+    /// Puts the process under the reserved id.
     pub fn fill(mut self, process: Process) {
         self.filled = true;
         if let Some(place) = self.container.lock().find(&self.exec_id) {
@@ -289,19 +293,19 @@ impl Drop for Reservation {
 
 /// The directory of a container in the guest's memory; dropping it removes it.
 #[derive(Debug)]
-pub struct Bundle {
+pub struct ContainerDirectory {
     path: PathBuf,
 }
 
-impl Bundle {
+impl ContainerDirectory {
     /// Makes a container's directory.
     ///
     /// # Errors
-    /// When there is one.
+    /// When it exists.
     pub fn create(id: &str) -> Result<Self, Error> {
-        let path = Path::new(BUNDLES).join(id);
+        let path = Path::new(CONTAINERS).join(id);
         let failed = || Error::io(format!("make {}", path.display()));
-        fs::create_dir_all(BUNDLES).map_err(failed())?;
+        fs::create_dir_all(CONTAINERS).map_err(failed())?;
         fs::create_dir(&path).map_err(failed())?;
         Ok(Self { path })
     }
@@ -312,7 +316,7 @@ impl Bundle {
         &self.path
     }
 
-    /// Removes the directory, if it is there.
+    /// Removes the directory, if it exists.
     pub fn remove(&self) {
         match fs::remove_dir_all(&self.path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -323,7 +327,7 @@ impl Bundle {
     }
 }
 
-impl Drop for Bundle {
+impl Drop for ContainerDirectory {
     fn drop(&mut self) {
         self.remove();
     }
@@ -332,13 +336,15 @@ impl Drop for Bundle {
 /// What a signal does to a process that waits to be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BeforeStart {
-    Ends,
-    /// What it does to any process.
-    Acts,
-    Nothing,
+    /// The process is killed.
+    Kill,
+    /// The signal is sent to the process.
+    Deliver,
+    /// The signal has no effect.
+    Ignore,
 }
 
-/// As it is with runc, whose waiting process is a program in Go: see the table `sigtable` of its runtime.
+/// As with runc, whose waiting process is a Go program: see the table `sigtable` of Go's runtime.
 fn before_start(signal: i32) -> BeforeStart {
     match signal {
         libc::SIGHUP
@@ -353,22 +359,23 @@ fn before_start(signal: i32) -> BeforeStart {
         | libc::SIGSEGV
         | libc::SIGSTKFLT
         | libc::SIGSYS
-        | libc::SIGTERM => BeforeStart::Ends,
-        libc::SIGSTOP | libc::SIGCONT => BeforeStart::Acts,
-        _ => BeforeStart::Nothing,
+        | libc::SIGTERM => BeforeStart::Kill,
+        libc::SIGSTOP | libc::SIGCONT => BeforeStart::Deliver,
+        _ => BeforeStart::Ignore,
     }
 }
 
-/// Checks a container's or process's id: it becomes a file's name.
+/// Checks a container's or process's id, which becomes a file name.
 ///
 /// # Errors
-/// When it can't be one.
+/// When it isn't valid.
 pub fn check_id(field: &'static str, id: &str) -> Result<(), Error> {
-    if is_id(id) {
+    if is_valid_id(id) {
         return Ok(());
     }
-    let problem = format!("{id:?} isn't up to {LONGEST_ID} of the letters A-Z a-z 0-9 _ + , - .");
-    Err(Error::Invalid { field, problem })
+    let problem =
+        format!("{id:?} isn't up to {MAX_ID_LENGTH} of the letters A-Z a-z 0-9 _ + , - .");
+    Err(Error::InvalidRequest { field, problem })
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
-//! The namespaces of a container, which are all new, and what is written about them from outside.
+//! The namespaces of a container, which are all new, and their id maps and time offsets, which the helper writes
+//! from outside.
 //!
-//! Two are made with the container's first process: a pid namespace is for those who are born in it, and the
-//! user namespace owns all others. The rest it makes by itself, once it is the root there: a cgroup namespace
-//! has the process's own cgroup as its root, and the queues of an IPC namespace (mq_overview(7)) belong to
-//! whoever makes it. A time namespace comes before: it takes its offsets from outside, and only as long as
-//! no process is in it.
+//! The pid and user namespaces are made by the clone that makes the first process: a pid namespace applies only to
+//! processes born in it, and the user namespace must own all others. The first process unshares the others once it
+//! is root in the user namespace: a cgroup namespace's root is the cgroup of the process that makes it, and the
+//! message queues of an IPC namespace (mq_overview(7)) belong to the user that makes it. The time namespace is
+//! unshared before that: its offsets are written from outside, and only while no process is in it.
 
 use std::fmt::Write;
 use std::fs;
@@ -23,10 +24,10 @@ use rustix::thread::{
 use crate::error::Failure;
 use crate::sys;
 
-/// Those that are made with the first process.
-const OF_THE_PROCESS: u32 = (libc::CLONE_NEWUSER | libc::CLONE_NEWPID).cast_unsigned();
+/// The namespaces that are made by the clone of the first process.
+const AT_CLONE: u32 = (libc::CLONE_NEWUSER | libc::CLONE_NEWPID).cast_unsigned();
 
-const TIME: u32 = libc::CLONE_NEWTIME.cast_unsigned();
+const NEWTIME: u32 = libc::CLONE_NEWTIME.cast_unsigned();
 
 /// The namespaces of a container.
 #[derive(Debug, Default)]
@@ -41,7 +42,7 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// Those of a config.json.
+    /// The namespaces of a config.json.
     pub fn of(spec: &Spec) -> Self {
         let mut found = Self {
             host_name: spec.hostname().clone(),
@@ -58,44 +59,45 @@ impl Namespaces {
         found
     }
 
-    /// Those that are made with the process.
-    pub fn of_the_process(&self) -> u32 {
-        self.flags & OF_THE_PROCESS
+    /// The flags of the namespaces that are made by the clone of the first process.
+    pub fn clone_flags(&self) -> u32 {
+        self.flags & AT_CLONE
     }
 
-    /// Whether one of this kind is the container's own.
+    /// Whether the container has a namespace of this type of its own.
     pub fn has(&self, kind: LinuxNamespaceType) -> bool {
         self.flags & clone_flag(kind) != 0
     }
 
-    /// The first process's part: it becomes the root of its user namespace, and makes the rest of them.
+    /// Called by the first process: becomes root of its user namespace, and unshares the remaining namespaces.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn enter(&self, helper: &Line) -> Result<(), Failure> {
-        sys::unshare(self.flags & TIME).map_err(Failure::field("linux.namespaces"))?;
-        helper.say().map_err(Failure::io("speak to the helper"))?;
-        helper.hear().map_err(Failure::io("hear of the helper"))?;
+    pub fn unshare(&self, helper: &SyncSocket) -> Result<(), Failure> {
+        sys::unshare(self.flags & NEWTIME).map_err(Failure::field("linux.namespaces"))?;
+        helper.notify().map_err(Failure::io("notify the helper"))?;
+        helper.wait().map_err(Failure::io("wait for the helper"))?;
         if self.has(LinuxNamespaceType::User) {
             set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
                 .and_then(|()| set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT))
                 .map_err(Failure::io("become the container's root"))?;
         }
-        let rest = self.flags & !(OF_THE_PROCESS | TIME);
-        sys::unshare(rest).map_err(Failure::field("linux.namespaces"))?;
+        let remaining = self.flags & !(AT_CLONE | NEWTIME);
+        sys::unshare(remaining).map_err(Failure::field("linux.namespaces"))?;
         if self.has(LinuxNamespaceType::Time) {
-            enter_time().map_err(Failure::io("enter the time namespace"))?;
+            enter_time_namespace().map_err(Failure::io("enter the time namespace"))?;
         }
-        self.name().map_err(Failure::io("name the container"))
+        self.set_host_names()
+            .map_err(Failure::io("set the host name"))
     }
 
-    /// The helper's part, which may do what the process may not: to write who is who, and what time it is.
-    /// Nothing is done if the process has ended.
+    /// Called by the helper, as the process lacks the privileges: writes the process's id maps and time offsets.
+    /// Does nothing if the process has ended, which reports why by itself.
     ///
     /// # Errors
     /// Names the field that the kernel refuses.
-    pub fn describe(&self, process: i32, line: &Line) -> Result<(), Failure> {
-        if line.hear().is_err() {
+    pub fn write_mappings(&self, process: i32, socket: &SyncSocket) -> Result<(), Failure> {
+        if socket.wait().is_err() {
             return Ok(());
         }
         let write = |file: &str, text: &str, field: &str| match text {
@@ -107,10 +109,10 @@ impl Namespaces {
         write("uid_map", &self.uid_map, "linux.uidMappings")?;
         write("gid_map", &self.gid_map, "linux.gidMappings")?;
         write("timens_offsets", &self.time_offsets, "linux.timeOffsets")?;
-        line.say().map_err(Failure::io("speak to the process"))
+        socket.notify().map_err(Failure::io("notify the process"))
     }
 
-    fn name(&self) -> Result<(), rustix::io::Errno> {
+    fn set_host_names(&self) -> Result<(), rustix::io::Errno> {
         if !self.has(LinuxNamespaceType::Uts) {
             return Ok(());
         }
@@ -124,19 +126,19 @@ impl Namespaces {
     }
 }
 
-/// Enters the time namespace that was made for children: a process that executes a program has it, too.
-fn enter_time() -> Result<(), rustix::io::Errno> {
+/// Enters the time namespace that unshare(2) has made for children, as execve(2) would do.
+fn enter_time_namespace() -> Result<(), rustix::io::Errno> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let path = "/proc/self/ns/time_for_children";
     let namespace = openat(CWD, path, flags, Mode::empty())?;
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Time))
 }
 
-/// What a helper and the process that it makes tell each other: that they have done their part.
+/// A socket by which a helper and the process that it makes wait for each other.
 #[derive(Debug)]
-pub struct Line(OwnedFd);
+pub struct SyncSocket(OwnedFd);
 
-impl Line {
+impl SyncSocket {
     /// Both ends.
     ///
     /// # Errors
@@ -147,21 +149,21 @@ impl Line {
         Ok((Self(one), Self(other)))
     }
 
-    /// Tells the other end.
+    /// Lets the other end's [`wait`](Self::wait) return.
     ///
     /// # Errors
     /// When it has ended.
-    pub fn say(&self) -> io::Result<()> {
+    pub fn notify(&self) -> io::Result<()> {
         let flags = rustix::net::SendFlags::NOSIGNAL;
         rustix::net::send(&self.0, &[1], flags)?;
         Ok(())
     }
 
-    /// Waits for the other end.
+    /// Waits until the other end calls [`notify`](Self::notify).
     ///
     /// # Errors
     /// When it has ended.
-    pub fn hear(&self) -> io::Result<()> {
+    pub fn wait(&self) -> io::Result<()> {
         match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut [0]))? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
@@ -169,7 +171,7 @@ impl Line {
     }
 }
 
-/// A kind as `CLONE_NEW*`.
+/// The flag `CLONE_NEW*` of a type of namespace.
 pub fn clone_flag(kind: LinuxNamespaceType) -> u32 {
     let flag = match kind {
         LinuxNamespaceType::User => libc::CLONE_NEWUSER,
@@ -221,7 +223,7 @@ mod tests {
         assert_eq!(found.time_offsets, "boottime 7 8\n");
         assert_eq!(found.gid_map, "");
         let user = clone_flag(LinuxNamespaceType::User);
-        assert_eq!(found.of_the_process(), user);
+        assert_eq!(found.clone_flags(), user);
         assert!(found.has(LinuxNamespaceType::Time) && !found.has(LinuxNamespaceType::Uts));
     }
 }

@@ -1,4 +1,4 @@
-//! A container's root: made a mount of its own, and entered.
+//! A container's root: makes it a mount of its own, and enters it.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -12,17 +12,17 @@ use rustix::mount::{
 use rustix::process::{chdir, chroot, fchdir, pivot_root};
 use rustix::stdio;
 
-use super::inside::{self, Links};
+use super::in_root::{self, Symlinks};
 use crate::error::Failure;
 
-/// Makes a folder a mount, with what is mounted below it, as the caller's mount namespace has it. Nothing
-/// that is mounted in the namespace shows elsewhere.
+/// Bind-mounts a directory onto itself, recursively, in the caller's mount namespace, whose mounts no longer
+/// propagate to others.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn mount(path: &Path) -> Result<(), Failure> {
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    mount_change("/", flags).map_err(Failure::io("keep the container's mounts apart"))?;
+    mount_change("/", flags).map_err(Failure::io("make the container's mounts slaves"))?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
@@ -34,8 +34,8 @@ pub fn mount(path: &Path) -> Result<(), Failure> {
         .map_err(Failure::field("root.path"))
 }
 
-/// Makes an opened mount the caller's root, and leaves the old one: it is unmounted in the caller's mount
-/// namespace, or if that is the guest's own, stays.
+/// Makes an opened mount the caller's root. With a mount namespace of its own (`own_mounts`) the caller changes it
+/// by pivot_root(2) and unmounts the old root, otherwise by chroot(2).
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -45,7 +45,7 @@ pub fn enter(root: BorrowedFd<'_>, own_mounts: bool) -> Result<(), Failure> {
         if !own_mounts {
             return chroot(".");
         }
-        // The old root is put on top of the new one, pivot_root(2), which is still the working folder.
+        // This stacks the old root on top of the new one, so that "." can be unmounted next; see pivot_root(2).
         pivot_root(".", ".")?;
         unmount(".", UnmountFlags::DETACH)
     };
@@ -55,25 +55,25 @@ pub fn enter(root: BorrowedFd<'_>, own_mounts: bool) -> Result<(), Failure> {
 }
 
 /// The device number of /dev/null (Documentation/admin-guide/devices.txt of Linux).
-const NULL: (u32, u32) = (1, 3);
+const DEV_NULL: (u32, u32) = (1, 3);
 
-/// The container's /dev/null; `EINVAL` if another file has its name.
+/// Opens the container's /dev/null with O_PATH.
 ///
 /// # Errors
-/// When it isn't there.
-pub fn null(root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let null = inside::find(root, Path::new("/dev/null"), Links::Followed)?;
+/// `EINVAL` when it is not the null device; when it is missing.
+pub fn dev_null(root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let null = in_root::open(root, Path::new("/dev/null"), Symlinks::Follow)?;
     match is_null(&null)? {
         true => Ok(null),
         false => Err(Errno::INVAL),
     }
 }
 
-/// Makes the container's /dev/null the caller's stdio where that is the guest's.
+/// Replaces the guest's /dev/null by the container's in the caller's stdio.
 ///
 /// # Errors
 /// When it can't be opened.
-pub fn own_null(root: BorrowedFd<'_>) -> Result<(), Failure> {
+pub fn reopen_dev_null(root: BorrowedFd<'_>) -> Result<(), Failure> {
     let failed = |e| Failure::io("open the container's /dev/null")(e);
     let uses = |file: BorrowedFd<'_>| is_null(file).unwrap_or(false);
     let (stdin, stdout, stderr) = (
@@ -84,7 +84,7 @@ pub fn own_null(root: BorrowedFd<'_>) -> Result<(), Failure> {
     if !(stdin || stdout || stderr) {
         return Ok(());
     }
-    let null = null(root).and_then(reopen).map_err(failed)?;
+    let null = dev_null(root).and_then(reopen).map_err(failed)?;
     if stdin {
         stdio::dup2_stdin(&null).map_err(failed)?;
     }
@@ -97,7 +97,7 @@ pub fn own_null(root: BorrowedFd<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Opens for reading and writing what was opened with O_PATH.
+/// Reopens for reading and writing a file that was opened with O_PATH.
 fn reopen(file: OwnedFd) -> Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
@@ -107,7 +107,7 @@ fn reopen(file: OwnedFd) -> Result<OwnedFd, Errno> {
 fn is_null(file: impl AsFd) -> Result<bool, Errno> {
     let stat = fstat(file)?;
     let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-    Ok(is_device && (major(stat.st_rdev), minor(stat.st_rdev)) == NULL)
+    Ok(is_device && (major(stat.st_rdev), minor(stat.st_rdev)) == DEV_NULL)
 }
 
 #[cfg(test)]
@@ -116,13 +116,13 @@ mod tests {
     use std::fs::{self, File};
 
     #[test]
-    fn nothing_but_the_null_device_is_null() {
+    fn only_the_null_device_is_accepted_as_dev_null() {
         let host = File::open("/").expect("the root");
-        assert!(null(host.as_fd()).is_ok());
-        let folder = tempfile::tempdir().expect("a folder");
-        fs::create_dir(folder.path().join("dev")).expect("a folder");
-        fs::write(folder.path().join("dev/null"), "").expect("a file");
-        let root = File::open(folder.path()).expect("the root");
-        assert_eq!(null(root.as_fd()).err(), Some(Errno::INVAL));
+        assert!(dev_null(host.as_fd()).is_ok());
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::create_dir(directory.path().join("dev")).expect("a directory");
+        fs::write(directory.path().join("dev/null"), "").expect("a file");
+        let root = File::open(directory.path()).expect("the root");
+        assert_eq!(dev_null(root.as_fd()).err(), Some(Errno::INVAL));
     }
 }

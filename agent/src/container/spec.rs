@@ -1,28 +1,28 @@
-//! config.json, divided: what makes the container, and what is left for the last step, the same for a further
-//! process: [`crate::process`].
+//! Splits config.json into what the container is made from, and what is needed to start its process, which is the
+//! same as for a further process: [`crate::process`].
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::namespaces::clone_flag;
 use crate::error::Error;
-use crate::process::{Launch, StartHooks};
+use crate::process::{Launch, StartContainerHooks};
 
-/// A config.json, divided.
+/// A config.json that was split.
 #[derive(Debug)]
-pub struct Prepared {
-    /// What makes the container.
+pub struct SplitConfig {
+    /// What the container is made from.
     pub spec: Spec,
-    /// The last step's part.
+    /// What its process is started from.
     pub launch: Launch,
     /// The namespaces that a further process enters, `CLONE_NEW*`.
     pub namespaces: u32,
 }
 
-/// Divides a config.json. `bundle` is where it lies on the host, for the hooks.
+/// Splits a config.json. `bundle` is the bundle's path on the host, for the hooks.
 ///
 /// # Errors
-/// When something is missing, or asked for that can't be had in the guest.
-pub fn prepare(json: &[u8], id: &str, bundle: &str) -> Result<Prepared, Error> {
+/// When a field is missing, or asks for what the guest can't do.
+pub fn split(json: &[u8], id: &str, bundle: &str) -> Result<SplitConfig, Error> {
     let mut spec: Spec = serde_json::from_slice(json).map_err(|source| Error::Json {
         document: "config.json",
         source,
@@ -47,10 +47,10 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str) -> Result<Prepared, Error> {
         namespaces |= clone_flag(namespace.typ());
         new_network |= namespace.typ() == LinuxNamespaceType::Network && namespace.path().is_none();
     }
-    let hooks = StartHooks::of(&spec, id, bundle);
+    let hooks = StartContainerHooks::of(&spec, id, bundle);
     spec.set_process(None).set_hooks(None);
 
-    Ok(Prepared {
+    Ok(SplitConfig {
         spec,
         launch: Launch {
             process,
@@ -64,7 +64,7 @@ pub fn prepare(json: &[u8], id: &str, bundle: &str) -> Result<Prepared, Error> {
     })
 }
 
-/// Checks a `process` object for what the guest can't do, so that nothing is dropped silently.
+/// Refuses a `process` object that asks for what the guest can't do, so that nothing is ignored silently.
 ///
 /// # Errors
 /// Names the field.
@@ -125,32 +125,32 @@ mod tests {
                   "namespaces": [{"type": "pid"}, {"type": "network"}],
                   "personality": {"domain": "LINUX32"}}}"#;
 
-    fn with(from: &str, to: &str) -> Result<Prepared, Error> {
+    fn with(from: &str, to: &str) -> Result<SplitConfig, Error> {
         let json = CONFIG.replace(from, to);
         assert!(from.is_empty() || json != CONFIG, "{from} is in the config");
-        prepare(json.as_bytes(), "c", "/b")
+        split(json.as_bytes(), "c", "/b")
     }
 
     #[test]
-    fn each_side_gets_its_part() {
-        let prepared = with("", "").expect("valid");
-        assert!(prepared.spec.process().is_none() && prepared.launch.personality.is_some());
-        let ours = prepared.launch.process;
-        assert_eq!(ours.env().as_deref(), Some(&["A=1".to_owned()][..]));
-        assert!(ours.capabilities().is_some() && prepared.launch.new_network);
+    fn config_json_is_split() {
+        let config = with("", "").expect("valid");
+        assert!(config.spec.process().is_none() && config.launch.personality.is_some());
+        let process = config.launch.process;
+        assert_eq!(process.env().as_deref(), Some(&["A=1".to_owned()][..]));
+        assert!(process.capabilities().is_some() && config.launch.new_network);
         let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNET).cast_unsigned();
-        assert_eq!(prepared.namespaces, flags);
+        assert_eq!(config.namespaces, flags);
     }
 
     #[test]
-    fn the_start_hooks_are_left_for_the_last_step() {
+    fn the_start_container_hooks_go_with_the_process() {
         let hooks = r#""hooks": {"startContainer": [{"path": "/h"}]}, "linux""#;
-        let prepared = with(r#""linux""#, hooks).expect("valid");
-        assert!(prepared.launch.hooks.is_some() && prepared.spec.hooks().is_none());
+        let config = with(r#""linux""#, hooks).expect("valid");
+        assert!(config.launch.hooks.is_some() && config.spec.hooks().is_none());
     }
 
     #[test]
-    fn what_is_missing_or_impossible_is_named() {
+    fn the_field_that_is_missing_or_impossible_is_named() {
         let field = |from, to| match with(from, to).expect_err("refused") {
             Error::Config { field, .. } => field,
             other => panic!("{other}"),

@@ -7,21 +7,21 @@ use std::os::fd::OwnedFd;
 use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
-use crate::error::{Failure, Message};
+use crate::error::{Failure, Strerror};
 
-/// Where the kernel shows them.
-const FOLDER: &str = "/proc/sys";
+/// The directory of the sysctls' files.
+const PROC_SYS: &str = "/proc/sys";
 
 /// The sysctls of a container.
 #[derive(Debug)]
 pub struct Sysctls {
     values: BTreeMap<String, String>,
-    folder: OwnedFd,
+    directory: OwnedFd,
 }
 
 impl Sysctls {
-    /// Those of a config.json, if it has any. Opens the folder that they are in, which a container may hide or
-    /// write-protect.
+    /// The sysctls of a config.json, if it has any. Opens /proc/sys, which a container may hide or write-protect
+    /// later.
     ///
     /// # Errors
     /// When it can't be opened.
@@ -35,22 +35,22 @@ impl Sysctls {
             return Ok(None);
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = openat(CWD, FOLDER, flags, Mode::empty())
-            .map_err(Failure::io(format!("open {FOLDER}")))?;
-        Ok(Some(Self { values, folder }))
+        let directory = openat(CWD, PROC_SYS, flags, Mode::empty())
+            .map_err(Failure::io(format!("open {PROC_SYS}")))?;
+        Ok(Some(Self { values, directory }))
     }
 
-    /// Writes them. The caller is in the container's namespaces, as the root there: the kernel shows everybody
-    /// those of his own.
+    /// Writes them. The caller is in the container's namespaces, as root there: in /proc/sys the kernel shows each
+    /// process the sysctls of its own namespaces.
     ///
     /// # Errors
-    /// Names the first that the kernel refuses.
+    /// Names the first one that the kernel refuses.
     pub fn write(&self) -> Result<(), Failure> {
         for (key, value) in &self.values {
-            set(&self.folder, key, value).map_err(|e| {
+            set(&self.directory, key, value).map_err(|e| {
                 let why = match e.kind() {
                     io::ErrorKind::NotFound => "the guest's kernel has no such sysctl".to_owned(),
-                    _ => format!("set it to {value:?}: {}", Message(&e)),
+                    _ => format!("set it to {value:?}: {}", Strerror(&e)),
                 };
                 Failure::config(format!("linux.sysctl[{key:?}]: {why}"))
             })?;
@@ -59,9 +59,9 @@ impl Sysctls {
     }
 }
 
-fn set(folder: &OwnedFd, key: &str, value: &str) -> io::Result<()> {
+fn set(directory: &OwnedFd, key: &str, value: &str) -> io::Result<()> {
     let file = openat2(
-        folder,
+        directory,
         path(key),
         OFlags::WRONLY | OFlags::CLOEXEC,
         Mode::empty(),
@@ -71,8 +71,8 @@ fn set(folder: &OwnedFd, key: &str, value: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Its file. Whichever of `.` and `/` comes first separates its parts; the other one then is part of a
-/// name, and written the other way round (sysctl.d(5)).
+/// The path of a sysctl's file below /proc/sys. Whichever of `.` and `/` comes first is the separator; the other
+/// one is part of a name, in which the two are swapped (sysctl.d(5)).
 fn path(key: &str) -> String {
     match key.find(['.', '/']) {
         Some(first) if key.as_bytes().get(first) == Some(&b'.') => key
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_that_there_is_not_is_named() {
+    fn a_sysctl_that_does_not_exist_is_named() {
         let json = r#"{"ociVersion":"1.2.0","linux":{"sysctl":{"no.such/one":"1"}}}"#;
         let spec = serde_json::from_str(json).expect("a config.json");
         let sysctls = Sysctls::of(&spec).expect("/proc/sys").expect("some");

@@ -1,5 +1,5 @@
-//! What else a process inherits besides its identity and its privileges: scheduler, I/O priority, CPUs,
-//! personality, and how soon it is killed for want of memory.
+//! Attributes of a process besides its credentials: scheduler, I/O priority, CPU affinity, personality and OOM
+//! score adjustment.
 
 use std::fs;
 
@@ -12,10 +12,10 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use crate::error::Failure;
 use crate::sys;
 
-/// The personality of a kernel with 32 bits, <linux/personality.h>.
+/// The personality of a 32-bit kernel, <linux/personality.h>.
 const PER_LINUX32: u64 = 8;
 
-/// Sets the calling process's, all but its CPUs: these depend on when it joins the container's cgroup.
+/// Sets the calling process's scheduler, I/O priority and personality.
 ///
 /// # Errors
 /// When the kernel refuses; the message names the field.
@@ -38,11 +38,11 @@ pub fn apply(process: &Process, personality: Option<&LinuxPersonality>) -> Resul
     Ok(())
 }
 
-/// Sets how soon the calling process, and what it makes, is killed for want of memory.
+/// Sets the OOM score adjustment of the calling process, which its children inherit.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn set_oom_score(process: &Process) -> Result<(), Failure> {
+pub fn set_oom_score_adj(process: &Process) -> Result<(), Failure> {
     match process.oom_score_adj() {
         Some(score) => fs::write("/proc/self/oom_score_adj", score.to_string())
             .map_err(Failure::field("process.oomScoreAdj")),
@@ -50,11 +50,12 @@ pub fn set_oom_score(process: &Process) -> Result<(), Failure> {
     }
 }
 
-/// Binds the calling process to some of the guest's CPUs; `field` is whence the list comes.
+/// Sets the CPU affinity of the calling process from a list like `0-2,4`; `field` is the list's field of
+/// config.json.
 ///
 /// # Errors
-/// When it is no list, or the guest has none of them.
-pub fn bind_to_cpus(field: &str, list: Option<&str>) -> Result<(), Failure> {
+/// When it is not a list, or the guest has none of the CPUs.
+pub fn set_cpu_affinity(field: &str, list: Option<&str>) -> Result<(), Failure> {
     let Some(list) = list.filter(|list| !list.is_empty()) else {
         return Ok(());
     };
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scheduler_is_what_the_kernel_takes_it_for() {
+    fn a_scheduler_becomes_a_sched_attr() {
         let json = r#"{"policy":"SCHED_DEADLINE","flags":["SCHED_RESET_ON_FORK","SCHED_FLAG_RECLAIM"],
             "runtime":1,"deadline":2,"period":3}"#;
         let scheduler = serde_json::from_str(json).expect("a scheduler");

@@ -11,7 +11,7 @@ use rustix::thread::{
 
 use crate::error::Failure;
 
-/// What a process may keep.
+/// The capability sets of config.json.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sets {
     bounding: CapabilitySet,
@@ -21,17 +21,17 @@ pub struct Sets {
     ambient: CapabilitySet,
 }
 
-/// Makes the caller another user and group, with all of its capabilities.
-pub fn keep_as(uid: Uid, gid: Gid) -> Result<(), Failure> {
+/// Changes the caller's user and group, and keeps all of its capabilities.
+pub fn change_ids_keeping_capabilities(uid: Uid, gid: Gid) -> Result<(), Failure> {
     set_keep_capabilities(true).map_err(Failure::io("keep the capabilities"))?;
     set_thread_res_gid(gid, gid, gid).map_err(Failure::field("process.user.gid"))?;
     set_thread_res_uid(uid, uid, uid).map_err(Failure::field("process.user.uid"))?;
     set_keep_capabilities(false).map_err(Failure::io("keep the capabilities"))?;
-    raise()
+    make_permitted_effective()
 }
 
 /// Makes all permitted capabilities effective.
-pub fn raise() -> Result<(), Failure> {
+pub fn make_permitted_effective() -> Result<(), Failure> {
     let all = capabilities(None).map_err(Failure::io("read the capabilities"))?;
     let raised = CapabilitySets {
         effective: all.permitted,
@@ -60,8 +60,8 @@ impl Sets {
         }
     }
 
-    /// Runs something with no more effective capabilities than the process will have.
-    pub fn hold_while<T>(&self, work: impl FnOnce() -> T) -> Result<T, Failure> {
+    /// Calls `work` with no more effective capabilities than the process will have.
+    pub fn with_effective<T>(&self, work: impl FnOnce() -> T) -> Result<T, Failure> {
         let all = capabilities(None).map_err(Failure::io("read the capabilities"))?;
         let held = CapabilitySets {
             effective: self.effective & all.permitted,
@@ -73,9 +73,9 @@ impl Sets {
         Ok(result)
     }
 
-    /// Takes away what the process and its children may never gain.
+    /// Drops every capability from the bounding set that config.json's bounding set lacks.
     pub fn drop_bounding(&self) -> Result<(), Failure> {
-        for capability in every_one().filter(|c| !self.bounding.contains(*c)) {
+        for capability in all_capabilities().filter(|c| !self.bounding.contains(*c)) {
             match remove_capability_from_bounding_set(capability) {
                 // The kernel knows no capability of this number, nor any higher one.
                 Err(io::Errno::INVAL) => break,
@@ -85,11 +85,11 @@ impl Sets {
         Ok(())
     }
 
-    /// Sets the other four.
+    /// Sets the four other sets.
     ///
     /// # Errors
-    /// When the kernel grants one of them less. The host has seen to that config.json asks for no such
-    /// sets (capset(2), prctl(2) `PR_CAP_AMBIENT`).
+    /// When the kernel refuses one of them. The host has checked that config.json asks for no such sets
+    /// (capset(2), prctl(2) `PR_CAP_AMBIENT`).
     pub fn apply(&self) -> Result<(), Failure> {
         let sets = CapabilitySets {
             effective: self.effective,
@@ -98,7 +98,7 @@ impl Sets {
         };
         set_capabilities(None, sets).map_err(Failure::field("process.capabilities"))?;
         clear_ambient_capability_set().map_err(Failure::io("clear the ambient capabilities"))?;
-        for capability in every_one().filter(|c| self.ambient.contains(*c)) {
+        for capability in all_capabilities().filter(|c| self.ambient.contains(*c)) {
             configure_capability_in_ambient_set(capability, true)
                 .map_err(Failure::field("process.capabilities.ambient"))?;
         }
@@ -106,12 +106,12 @@ impl Sets {
     }
 }
 
-/// A capability by its name, which is the same for both but for the `CAP_`.
+/// A capability by its name, which oci-spec and rustix have in common apart from the prefix `CAP_`.
 fn capability(named: &Capability) -> Option<CapabilitySet> {
     CapabilitySet::from_name(&named.to_string())
 }
 
-fn every_one() -> impl Iterator<Item = CapabilitySet> {
+fn all_capabilities() -> impl Iterator<Item = CapabilitySet> {
     (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number))
 }
 
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn every_capability_is_known_by_its_name() {
-        let numbers: Vec<_> = every_one().take(41).collect();
+        let numbers: Vec<_> = all_capabilities().take(41).collect();
         for one in numbers {
             let (name, _) = one.iter_names().next().expect("a name");
             let parsed: Capability =
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn each_set_is_its_own() {
+    fn each_set_has_its_own_capabilities() {
         let json = r#"{"bounding":["CAP_CHOWN","CAP_KILL"],"effective":["CAP_KILL"]}"#;
         let given: LinuxCapabilities = serde_json::from_str(json).expect("valid JSON");
         let sets = Sets::of(Some(&given));

@@ -11,28 +11,29 @@ use super::capabilities;
 use crate::error::Failure;
 use crate::sys;
 
-/// Makes it, if it isn't there, the caller's: for a container's first process, as with runc, when it is still
-/// root and nothing is read-only yet. Whatever fails here, entering it fails of.
-pub fn make(process: &Process) {
-    let users = umask(Mode::empty());
+/// Creates the directory if it is missing, owned by the caller. As with runc, a container's first process does so
+/// while it is root and nothing is read-only yet. Errors are left to [`enter`].
+pub fn create(process: &Process) {
+    let old_umask = umask(Mode::empty());
     let _ = DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(process.cwd());
-    umask(users);
+    umask(old_umask);
 }
 
-/// Enters it as root, and if that fails as the user, who may enter what root may not (NFS, FUSE).
+/// Enters the directory as root, and if that fails as the user, who may have access where root has none (NFS,
+/// FUSE).
 ///
 /// # Errors
 /// When it can't be entered, or is outside of the container.
 pub fn enter(process: &Process) -> Result<(), Failure> {
     let (path, user) = (process.cwd(), process.user());
-    sys::set_file_system_ids(0, 0);
+    sys::set_fsuid_and_fsgid(0, 0);
     let entered = chdir(path);
-    sys::set_file_system_ids(user.uid(), user.gid());
-    // Those about files went with root.
-    capabilities::raise()?;
+    sys::set_fsuid_and_fsgid(user.uid(), user.gid());
+    // setfsuid(2) has cleared the effective capabilities about files.
+    capabilities::make_permitted_effective()?;
     let what = || format!("chdir to cwd ({path:?}) set in config.json failed");
     entered
         .or_else(|_| chdir(path))

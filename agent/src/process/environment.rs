@@ -1,4 +1,4 @@
-//! A process's environment: what config.json says, each name once, and HOME.
+//! A process's environment: config.json's, without duplicates and with HOME.
 
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -6,15 +6,15 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use oci_spec::runtime::Process;
 
-/// More than this of a container's /etc/passwd isn't read.
-const LONGEST_PASSWD: u64 = 1 << 20;
+/// How much of a container's /etc/passwd is read at most, in bytes.
+const MAX_PASSWD_LENGTH: u64 = 1 << 20;
 
 /// The environment of a process, to be called in its container.
 ///
-/// Of a name given twice the last value counts. Without HOME, or with an empty one, it is the home of
-/// the process's user in the container's /etc/passwd, and `/` when that names none.
+/// If a name is given twice, the last value counts. If HOME is missing or empty, it is set to the home of the
+/// process's user in the container's /etc/passwd, or to `/` if that names none.
 pub fn of(process: &Process) -> Vec<String> {
-    let mut env = last_of_each(process.env().as_deref().unwrap_or_default());
+    let mut env = last_value_of_each(process.env().as_deref().unwrap_or_default());
     if get(&env, "HOME").is_none_or(str::is_empty) {
         let home = passwd().and_then(|passwd| home_in(&passwd, process.user().uid()));
         let home = format!("HOME={}", home.as_deref().unwrap_or("/"));
@@ -32,10 +32,10 @@ pub fn get<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
     env.iter().rev().find_map(value)
 }
 
-fn last_of_each(given: &[String]) -> Vec<String> {
+fn last_value_of_each(given: &[String]) -> Vec<String> {
     let name = |entry: &str| entry.split_once('=').map(|(name, _)| name.to_owned());
     let mut env: Vec<String> = Vec::with_capacity(given.len());
-    // The host has refused what has no "=".
+    // The host has refused entries without "=".
     for (name, entry) in given.iter().filter_map(|e| Some((name(e)?, e))) {
         let earlier = env
             .iter_mut()
@@ -48,8 +48,8 @@ fn last_of_each(given: &[String]) -> Vec<String> {
     env
 }
 
-/// The container's /etc/passwd, if it is a file of sane length. The C library isn't asked: it would go
-/// by the container's nsswitch.conf.
+/// The container's /etc/passwd, if it is a regular file. The C library isn't used, as it would follow the
+/// container's nsswitch.conf.
 fn passwd() -> Option<String> {
     let file = OpenOptions::new()
         .read(true)
@@ -60,7 +60,7 @@ fn passwd() -> Option<String> {
         return None;
     }
     let mut bytes = Vec::new();
-    file.take(LONGEST_PASSWD).read_to_end(&mut bytes).ok()?;
+    file.take(MAX_PASSWD_LENGTH).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn the_last_value_of_a_name_counts() {
-        let env = last_of_each(&strings(&["A=1", "B=2", "A=3", "novalue"]));
+        let env = last_value_of_each(&strings(&["A=1", "B=2", "A=3", "novalue"]));
         assert_eq!(env, strings(&["A=3", "B=2"]));
         assert_eq!(get(&env, "A"), Some("3"));
         assert_eq!(get(&env, ""), None);

@@ -1,5 +1,5 @@
-//! The `startContainer` hooks: they run in the container, between `start` and its program, and are no more
-//! privileged than that: these programs come from the container's own root.
+//! The `startContainer` hooks. They run in the container, after `start` and before its program, with no more
+//! privileges than the program: they come from the container's own root.
 
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::{Hook, Spec, VERSION};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Failure, Message};
+use crate::error::{Failure, Strerror};
 use crate::sys;
 
-/// The hooks, and what they are told. It travels to the helper as JSON.
+/// The hooks, and the state that they get on stdin. The helper gets this as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct StartHooks {
+pub struct StartContainerHooks {
     hooks: Vec<Hook>,
     state: State,
 }
@@ -35,21 +35,21 @@ struct State {
     annotations: Option<HashMap<String, String>>,
 }
 
-/// What became of a hook that failed.
+/// Why a hook failed.
 #[derive(Debug, thiserror::Error)]
 enum HookError {
-    #[error("{}", Message(.0))]
+    #[error("{}", Strerror(.0))]
     Run(#[from] io::Error),
-    #[error("{}", Message(.0))]
-    Tell(io::Error),
+    #[error("{}", Strerror(.0))]
+    WriteState(io::Error),
     #[error("it has not ended after {0} s")]
-    Time(u64),
+    Timeout(u64),
     #[error("{0}")]
     Status(ExitStatus),
 }
 
-impl StartHooks {
-    /// Those of a config.json, if it has any; `bundle` is where it lies on the host.
+impl StartContainerHooks {
+    /// The hooks of a config.json, if it has any; `bundle` is the path of the bundle on the host.
     #[must_use]
     pub fn of(spec: &Spec, id: &str, bundle: &str) -> Option<Self> {
         let hooks = spec.hooks().as_ref()?.start_container().clone()?;
@@ -64,8 +64,8 @@ impl StartHooks {
         (!hooks.is_empty()).then_some(Self { hooks, state })
     }
 
-    /// Runs them, one after the other, in the calling process's place and with its privileges. One
-    /// without an environment of its own has the process's, as with runc.
+    /// Runs them, one after the other, as children of the calling process and with its privileges. A hook
+    /// without an environment of its own gets the process's, as with runc.
     ///
     /// # Errors
     /// When one fails; those after it don't run.
@@ -97,15 +97,15 @@ fn run(hook: &Hook, state: &[u8], env: &[CString]) -> Result<(), HookError> {
         .stdout(Stdio::null())
         .stderr(Stdio::inherit());
     let mut child = command.spawn()?;
-    let told = match child.stdin.take() {
+    let written = match child.stdin.take() {
         Some(mut stdin) => stdin.write_all(state),
         None => Ok(()),
     };
-    match told {
-        // Who doesn't listen may succeed all the same.
+    match written {
+        // A hook that doesn't read its stdin may still succeed.
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {
             let _ = child.kill();
-            return Err(HookError::Tell(e));
+            return Err(HookError::WriteState(e));
         }
         _ => {}
     }
@@ -122,18 +122,18 @@ fn run(hook: &Hook, state: &[u8], env: &[CString]) -> Result<(), HookError> {
     }
 }
 
-/// Waits for a hook's end for so many seconds, and kills it then. The calling process has one thread, or the news
-/// of a child's end might reach another one.
+/// Waits for a hook to end, and kills it after `limit` seconds. The calling process has one thread; otherwise
+/// another thread might get the SIGCHLD.
 fn wait(child: &mut Child, limit: u64) -> Result<ExitStatus, HookError> {
-    let news = sys::ChildrensEnds::hold()?;
+    let sigchld = sys::BlockedSigchld::block()?;
     let end = Instant::now() + Duration::from_secs(limit);
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        if !news.wait(end.saturating_duration_since(Instant::now()))? {
+        if !sigchld.wait(end.saturating_duration_since(Instant::now()))? {
             let _ = child.kill();
-            return Err(HookError::Time(limit));
+            return Err(HookError::Timeout(limit));
         }
     }
 }
@@ -149,7 +149,7 @@ fn variable(entry: &CString) -> Option<(&OsStr, &OsStr)> {
 mod tests {
     use super::*;
 
-    fn hooks(script: &str, timeout: Option<u64>) -> StartHooks {
+    fn hooks(script: &str, timeout: Option<u64>) -> StartContainerHooks {
         let spec = serde_json::json!({
             "ociVersion": "1.2.0",
             "annotations": {"org.example.color": "green"},
@@ -157,7 +157,7 @@ mod tests {
                 {"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": timeout}]},
         });
         let spec = serde_json::from_value(spec).expect("a config.json");
-        StartHooks::of(&spec, "c", "/on/the/host").expect("hooks")
+        StartContainerHooks::of(&spec, "c", "/on/the/host").expect("hooks")
     }
 
     #[test]

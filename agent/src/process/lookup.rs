@@ -1,37 +1,37 @@
-//! Finding a program as runc does, which is as Go's `exec.LookPath` does, with its words for failing.
+//! Finds a program as runc does, by the rules of Go's `exec.LookPath` and with its error messages.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
 
-use crate::error::Message;
+use crate::error::Strerror;
 
-/// Why there is nothing to execute.
+/// Why no program was found.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
     /// A name without a slash, and no directory of PATH has it.
     #[error("executable file not found in $PATH")]
     NotInPath,
-    /// A path that leads nowhere.
-    #[error("stat {path}: {}", Message(.source))]
+    /// The path can't be looked up.
+    #[error("stat {path}: {}", Strerror(.source))]
     Stat {
         /// The path.
         path: String,
         /// Why.
         source: io::Error,
     },
-    /// A directory.
+    /// The path is a directory's.
     #[error("is a directory")]
-    Directory,
-    /// Not executable for this user.
+    IsDirectory,
+    /// This user may not execute the file.
     #[error("permission denied")]
-    Forbidden,
+    PermissionDenied,
 }
 
-/// Finds the program of a name: as it stands if there is a slash in it, else along `PATH`.
+/// Finds the program of a name: taken as a path if there is a slash in it, otherwise searched for in `PATH`.
 ///
-/// To be called in the container: it looks at the world as the caller sees it.
+/// To be called in the container, as the process's user.
 pub fn find(name: &str, path: Option<&str>) -> Result<PathBuf, LookupError> {
     if name.contains('/') {
         return check(Path::new(name)).map(|()| PathBuf::from(name));
@@ -40,7 +40,7 @@ pub fn find(name: &str, path: Option<&str>) -> Result<PathBuf, LookupError> {
         .into_iter()
         .flat_map(|path| path.split(':'))
         .map(|directory| Path::new(directory).join(name))
-        // What a relative directory of PATH holds isn't executed, lest cwd decide.
+        // Relative directories of PATH are skipped, as which program they name depends on cwd.
         .find(|candidate| candidate.is_absolute() && check(candidate).is_ok())
         .ok_or(LookupError::NotInPath)
 }
@@ -51,9 +51,10 @@ fn check(path: &Path) -> Result<(), LookupError> {
         source: e.into(),
     })?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        return Err(LookupError::Directory);
+        return Err(LookupError::IsDirectory);
     }
-    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS).map_err(|_| LookupError::Forbidden)
+    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
+        .map_err(|_| LookupError::PermissionDenied)
 }
 
 #[cfg(test)]
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_executable_along_the_path_is_taken() {
+    fn the_first_executable_in_the_path_is_found() {
         let dir = tempfile::tempdir().expect("a directory");
         let (first, second) = (dir.path().join("1"), dir.path().join("2"));
         fs::create_dir(&first).expect("create");
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn each_failure_has_runcs_words() {
+    fn each_failure_has_runcs_message() {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("file");
         program(&file, 0o644);

@@ -1,10 +1,9 @@
-//! The last step into a container: what is left to do once a process stands in its namespaces, with
-//! its user and its root, and still all capabilities. The same for a container's first process and for
-//! every later one.
+//! The last steps of starting a process in a container: it is in the namespaces, with its user and its root, and
+//! still has all capabilities. They are the same for a container's first process and for every later one.
 //!
-//! The order follows runc's. A seccomp filter is loaded as late as possible, so that a profile need not
-//! allow what only the runtime does: after the load come capset(2), prctl(2) and execve(2), or with
-//! `noNewPrivileges` execve(2) alone.
+//! The order is runc's. The seccomp filter is loaded as late as possible, so that a profile need not allow what
+//! only the runtime does: after that come only capset(2), prctl(2) and execve(2), or with `noNewPrivileges` only
+//! execve(2).
 
 pub mod attributes;
 pub mod capabilities;
@@ -28,56 +27,57 @@ use rustix::fs::{Gid, Uid, fchown, fstat};
 use rustix::thread::set_no_new_privs;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Failure, FailureKind, Message};
+use crate::error::{Failure, FailureKind, Strerror};
 use crate::sys;
 use capabilities::Sets;
-pub use hooks::StartHooks;
+pub use hooks::StartContainerHooks;
 
-/// What to become: the part of config.json that this step needs. It travels to the helper as JSON.
+/// What to execute, and with which attributes: the part of config.json for these steps. The helper gets it as
+/// JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Launch {
     /// The `process` object of config.json.
     pub process: Process,
-    /// The session keyring to join, by runc's naming.
+    /// The name of the session keyring to join, as runc has it.
     pub keyring: String,
-    /// The network namespace is new: its `lo` is still down.
+    /// Whether the network namespace is new, so that its `lo` is still down.
     pub new_network: bool,
     /// The container's personality, which all of its processes have.
     pub personality: Option<LinuxPersonality>,
     /// The compiled seccomp filter.
     pub seccomp: Option<seccomp::Program>,
     /// The hooks to run before the program, for a container's first process.
-    pub hooks: Option<StartHooks>,
+    pub hooks: Option<StartContainerHooks>,
 }
 
-/// A process that has only its privileges to lose and its program to execute.
+/// What a prepared process needs to drop its privileges and execute its program.
 #[derive(Debug, Clone)]
-pub struct Ready {
+pub struct ReadyToExec {
     path: CString,
     args: Vec<CString>,
     env: Vec<CString>,
     sets: Sets,
     rlimits: Vec<PosixRlimit>,
     seccomp: Option<seccomp::Program>,
-    hooks: Option<StartHooks>,
+    hooks: Option<StartContainerHooks>,
     no_new_privileges: bool,
 }
 
 impl Launch {
-    /// Does all that may fail before the process is told to start.
+    /// Does everything that may fail before the container is started.
     ///
     /// To be called in the container, as the process's user, with all capabilities in the permitted
     /// and effective sets.
     ///
     /// # Errors
-    /// When the program can't be found or executed, or config.json asks for what can't be had.
-    pub fn prepare(&self) -> Result<Ready, Failure> {
+    /// When the program can't be found or executed, or the kernel refuses what config.json asks for.
+    pub fn prepare(&self) -> Result<ReadyToExec, Failure> {
         let process = &self.process;
         if self.new_network {
             sys::bring_loopback_up().map_err(Failure::io("bring lo up"))?;
         }
         attributes::apply(process, self.personality.as_ref())?;
-        give_stdio_to(process.user().uid())?;
+        chown_stdio(process.user().uid())?;
 
         let sets = Sets::of(process.capabilities().as_ref());
         let env = environment::of(process);
@@ -86,13 +86,13 @@ impl Launch {
             return Err(Failure::config("process.args: it is empty"));
         };
         // The program is looked up with the capabilities that it will be executed with.
-        let found = sets.hold_while(|| lookup::find(name, environment::get(&env, "PATH")))?;
+        let found = sets.with_effective(|| lookup::find(name, environment::get(&env, "PATH")))?;
         let path = found.map_err(|e| Failure {
             kind: match e {
-                lookup::LookupError::Forbidden | lookup::LookupError::Directory => {
-                    FailureKind::ProgramForbidden
+                lookup::LookupError::PermissionDenied | lookup::LookupError::IsDirectory => {
+                    FailureKind::ProgramNotExecutable
                 }
-                _ => FailureKind::ProgramMissing,
+                _ => FailureKind::ProgramNotFound,
             },
             message: format!("exec: {name:?}: {e}"),
         })?;
@@ -100,7 +100,7 @@ impl Launch {
         let strings = |field, list: &[String]| -> Result<Vec<CString>, Failure> {
             list.iter().map(|text| c_string(field, text)).collect()
         };
-        Ok(Ready {
+        Ok(ReadyToExec {
             path: c_string("process.args[0]", &path.to_string_lossy())?,
             args: strings("process.args", args)?,
             env: strings("process.env", &env)?,
@@ -113,29 +113,29 @@ impl Launch {
     }
 }
 
-impl Ready {
-    /// Becomes the program; returns only if that fails.
+impl ReadyToExec {
+    /// Drops privileges, runs the hooks and executes the program; returns only if that fails.
     pub fn execute(self) -> Failure {
         if let Err(failure) = rlimits::apply(&self.rlimits) {
             return failure;
         }
         let ready = match &self.hooks {
             None => {
-                sys::restore_signals();
+                sys::restore_sigpipe();
                 self.drop_privileges()
             }
-            // As with runc they are no more privileged than the program. A hook that doesn't read what
-            // it is told must not end this process by SIGPIPE, so that stays ignored meanwhile.
+            // As with runc, hooks have no more privileges than the program. SIGPIPE stays ignored while they
+            // run: a hook that doesn't read its stdin must not kill this process.
             Some(hooks) => self.drop_privileges().and_then(|()| {
                 hooks.run(&self.env)?;
-                sys::restore_signals();
+                sys::restore_sigpipe();
                 Ok(())
             }),
         };
         let Err(failure) = ready else {
             let error = sys::execve(&self.path, &self.args, &self.env);
             let path = PathBuf::from(self.path.to_string_lossy().into_owned());
-            return Failure::other(format!("exec {}: {}", path.display(), Message(&error)));
+            return Failure::other(format!("exec {}: {}", path.display(), Strerror(&error)));
         };
         failure
     }
@@ -160,8 +160,8 @@ impl Ready {
     }
 }
 
-/// Makes the process's user the owner of its stdio, so that it can open /dev/stdout and its kind again.
-fn give_stdio_to(uid: u32) -> Result<(), Failure> {
+/// Makes the process's user the owner of its stdio, so that it can open /dev/stdout and the like.
+fn chown_stdio(uid: u32) -> Result<(), Failure> {
     let null = rustix::fs::stat("/dev/null").map(|s| s.st_rdev).ok();
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let fds: [BorrowedFd<'_>; 3] = [
@@ -176,7 +176,7 @@ fn give_stdio_to(uid: u32) -> Result<(), Failure> {
         }
         let owner = Some(Uid::from_raw(uid));
         match fchown(fd, owner, Some(Gid::from_raw(stat.st_gid))) {
-            // What can't be given away can still be used.
+            // A file whose owner can't be changed can still be used.
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM) => {}
             Err(rustix::io::Errno::ROFS) => {}
             Err(e) => return Err(Failure::field("process.user: give it the stdio")(e)),

@@ -1,7 +1,7 @@
 //! The resource limits of a process (getrlimit(2)).
 //!
-//! They are set in two steps, as the way to a program needs more than the program may: descriptors, for
-//! one. What only the privileged may do comes first, where an error is still heard.
+//! They are set in two steps, as starting a program may take more than the program itself is allowed, such as
+//! file descriptors. Hard limits are raised first, while the process is privileged and errors are still reported.
 
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
 use rustix::io::Errno;
@@ -12,9 +12,9 @@ use crate::error::Failure;
 /// Raises the hard limits that are below those of config.json, and changes nothing else.
 ///
 /// # Errors
-/// Names the limit that can't be had.
-pub fn allow(process: &Process) -> Result<(), Failure> {
-    each(of(process), |resource, wanted| {
+/// Names the limit that can't be set.
+pub fn raise_hard_limits(process: &Process) -> Result<(), Failure> {
+    for_each(of(process), |resource, wanted| {
         let now = getrlimit(resource);
         if above(wanted.current, wanted.maximum) {
             return Err(Errno::INVAL);
@@ -27,12 +27,12 @@ pub fn allow(process: &Process) -> Result<(), Failure> {
     })
 }
 
-/// Sets the limits, the last thing before the program.
+/// Sets the limits, as the last step before the program is executed.
 ///
 /// # Errors
-/// Names the limit that can't be had, which [`allow`] would have said.
+/// Names the limit that can't be set, which [`raise_hard_limits`] would have reported.
 pub fn apply(limits: &[PosixRlimit]) -> Result<(), Failure> {
-    each(limits, setrlimit)
+    for_each(limits, setrlimit)
 }
 
 /// The limits of a process.
@@ -40,7 +40,7 @@ pub fn of(process: &Process) -> &[PosixRlimit] {
     process.rlimits().as_deref().unwrap_or_default()
 }
 
-fn each(
+fn for_each(
     limits: &[PosixRlimit],
     set: impl Fn(Resource, Rlimit) -> Result<(), Errno>,
 ) -> Result<(), Failure> {
@@ -51,7 +51,7 @@ fn each(
     Ok(())
 }
 
-/// Whether a limit allows more than another one; none at all allows most.
+/// Whether a limit is higher than another one; no limit is the highest.
 fn above(limit: Option<u64>, other: Option<u64>) -> bool {
     other.is_some_and(|other| limit.is_none_or(|limit| limit > other))
 }
@@ -96,15 +96,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lower_waits() {
+    fn lower_limits_are_not_set_yet() {
         let before = getrlimit(Resource::Nofile);
-        allow(&process(8, 8)).expect("lower is allowed");
+        raise_hard_limits(&process(8, 8)).expect("lower is allowed");
         assert_eq!(getrlimit(Resource::Nofile), before);
-        assert!(allow(&process(9, 8)).is_err());
+        assert!(raise_hard_limits(&process(9, 8)).is_err());
     }
 
     #[test]
-    fn no_limit_is_above_all() {
+    fn no_limit_is_the_highest() {
         assert!(above(None, Some(u64::MAX - 1)) && above(Some(2), Some(1)));
         assert!(!above(None, None) && !above(Some(1), Some(1)));
     }

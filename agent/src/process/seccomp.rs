@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys;
 
-/// A compiled filter. It travels to the helper as JSON.
+/// A compiled filter. The helper gets it as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
     instructions: Vec<u64>,

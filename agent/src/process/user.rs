@@ -8,16 +8,16 @@ use rustix::thread::{Gid, Uid, set_thread_groups};
 use super::capabilities;
 use crate::error::Failure;
 
-/// runc's, for a process that has none in config.json.
+/// The umask of a process for which config.json has none, as with runc.
 const DEFAULT_UMASK: u32 = 0o022;
 
-/// Changes user, groups and umask, and keeps all capabilities for the last step.
+/// Changes user, groups and umask, and keeps all capabilities, which are dropped later.
 ///
 /// # Errors
-/// Names the field that can't be had.
+/// Names the field that the kernel refuses.
 pub fn become_user(process: &Process) -> Result<(), Failure> {
     let user = process.user();
-    // umask(2) passes over all other bits.
+    // umask(2) ignores all other bits.
     umask(Mode::from_raw_mode(
         user.umask().unwrap_or(DEFAULT_UMASK) & 0o777,
     ));
@@ -29,5 +29,5 @@ pub fn become_user(process: &Process) -> Result<(), Failure> {
         .collect();
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
     set_thread_groups(&groups).map_err(Failure::field("process.user.additionalGids"))?;
-    capabilities::keep_as(uid, gid)
+    capabilities::change_ids_keeping_capabilities(uid, gid)
 }

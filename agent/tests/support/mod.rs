@@ -1,4 +1,4 @@
-//! An agent outside a VM, and the host's side of it.
+//! Runs an agent outside a VM, and plays the host's side.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -26,13 +26,13 @@ use tokio::time::timeout;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::{Code, context};
 
-/// No single step of a test takes as long.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a single step of a test may take.
+const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where the test that is no test finds its sockets.
+/// The environment variable with the directory of the sockets, for [`agent`].
 const DIRECTORY: &str = "HULL_AGENT_TEST_DIRECTORY";
 
-/// Not a test, but the agent of the other tests, in a process of its own: it reaps all children.
+/// Not a test, but the agent that the tests start, in a process of its own as it reaps all children.
 #[test]
 fn agent() {
     let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else {
@@ -68,7 +68,7 @@ impl Dial for UnixDial {
     }
 }
 
-/// An agent, and what the host has of it.
+/// A running agent, and the host's connections to it.
 pub struct Guest {
     directory: TempDir,
     agent: Child,
@@ -76,20 +76,20 @@ pub struct Guest {
     next_port: AtomicU32,
     exit_status: UnixListener,
     pub sandbox_owner: bool,
-    /// The seccomp filter of the containers to come.
+    /// The seccomp filter of containers that are created from now on.
     pub seccomp: Option<SeccompFilter>,
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // It is PID 1 of its namespace: all that it made ends with it.
+        // It is PID 1 of its pid namespace, so all of its processes end with it.
         let _ = self.agent.kill();
         let _ = self.agent.wait();
     }
 }
 
 impl Guest {
-    /// `None` where this machine can't play a guest.
+    /// `None` if this machine lacks what the tests need.
     pub async fn start() -> Option<Self> {
         let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
         let able = controllers.is_ok_and(|list| list.contains("memory"));
@@ -123,7 +123,7 @@ impl Guest {
             .stdout(ChildStdio::null())
             .spawn()
             .expect("start the agent");
-        let (mut stream, _) = soon("the agent's greeting", ready.accept())
+        let (mut stream, _) = in_time("the agent's greeting", ready.accept())
             .await
             .expect("accept");
         let mut greeting = [0; hello::LENGTH];
@@ -154,14 +154,14 @@ impl Guest {
     pub async fn try_create(&self, id: &str, spec: &Value) -> Result<Process, (Code, String)> {
         let mut spec = spec.clone();
         spec["root"]["path"] = json!(self.directory.path().join("rootfs"));
-        let (stdio, ears) = self.stdio(&spec["process"]);
+        let (stdio, listeners) = self.stdio(&spec["process"]);
         let request = CreateContainerRequest {
             container_id: id.to_owned(),
             spec_json: spec.to_string().into_bytes(),
             stdio: Some(stdio).into(),
             exit_status: self
                 .sandbox_owner
-                .then(|| on_offer(ports::EXIT_STATUS))
+                .then(|| host_stream(ports::EXIT_STATUS))
                 .into(),
             seccomp: self.seccomp.clone().into(),
             ..Default::default()
@@ -171,7 +171,7 @@ impl Guest {
             .create_container(context::with_timeout(0), &request)
             .await;
         let pid = made.map_err(status)?.pid;
-        Ok(self.process(id, "", pid, ears).await)
+        Ok(self.process(id, "", pid, listeners).await)
     }
 
     pub async fn exec(&self, id: &str, exec_id: &str, process: &Value) -> Process {
@@ -184,7 +184,7 @@ impl Guest {
         exec_id: &str,
         process: &Value,
     ) -> Result<Process, (Code, String)> {
-        let (stdio, ears) = self.stdio(process);
+        let (stdio, listeners) = self.stdio(process);
         let request = ExecProcessRequest {
             container_id: id.to_owned(),
             exec_id: exec_id.to_owned(),
@@ -197,7 +197,7 @@ impl Guest {
             .exec_process(context::with_timeout(0), &request)
             .await;
         let pid = made.map_err(status)?.pid;
-        Ok(self.process(id, exec_id, pid, ears).await)
+        Ok(self.process(id, exec_id, pid, listeners).await)
     }
 
     pub async fn start_container(&self, id: &str) -> Result<(), Code> {
@@ -255,12 +255,12 @@ impl Guest {
         let terminal = process["terminal"] == true;
         let streams = if terminal { 1 } else { 3 };
         let mut offered = [const { None }; 3];
-        let mut ears = Vec::new();
+        let mut listeners = Vec::new();
         for stream in offered.iter_mut().take(streams) {
             let port = self.next_port.fetch_add(1, Ordering::Relaxed);
             let path = self.directory.path().join(port.to_string());
-            ears.push(UnixListener::bind(path).expect("bind"));
-            *stream = Some(on_offer(port));
+            listeners.push(UnixListener::bind(path).expect("bind"));
+            *stream = Some(host_stream(port));
         }
         let [stdin, stdout, stderr] = offered;
         let stdio = Stdio {
@@ -270,13 +270,19 @@ impl Guest {
             terminal,
             ..Default::default()
         };
-        (stdio, ears)
+        (stdio, listeners)
     }
 
-    async fn process(&self, id: &str, exec_id: &str, pid: i32, ears: Vec<UnixListener>) -> Process {
+    async fn process(
+        &self,
+        id: &str,
+        exec_id: &str,
+        pid: i32,
+        listeners: Vec<UnixListener>,
+    ) -> Process {
         let mut streams = Vec::new();
-        for ear in ears {
-            streams.push(Some(accept(&ear).await));
+        for listener in listeners {
+            streams.push(Some(accept(&listener).await));
         }
         let client = self.client.clone();
         let request = WaitProcessRequest {
@@ -298,8 +304,8 @@ impl Guest {
     }
 }
 
-/// A stream, as the host offers it: each port's token is its own.
-fn on_offer(port: u32) -> HostStream {
+/// The stream of a port, each with a token of its own.
+fn host_stream(port: u32) -> HostStream {
     HostStream {
         port,
         token: port.to_le_bytes().repeat(4),
@@ -308,20 +314,22 @@ fn on_offer(port: u32) -> HostStream {
 }
 
 /// Accepts a stream, which must begin with the token of its port.
-async fn accept(ear: &UnixListener) -> UnixStream {
-    let (mut stream, _) = soon("a stream", ear.accept()).await.expect("accept");
+async fn accept(listener: &UnixListener) -> UnixStream {
+    let (mut stream, _) = in_time("a stream", listener.accept())
+        .await
+        .expect("accept");
     let mut token = [0; 16];
-    soon("a token", stream.read_exact(&mut token))
+    in_time("a token", stream.read_exact(&mut token))
         .await
         .expect("read");
-    let address = ear.local_addr().expect("an address");
+    let address = listener.local_addr().expect("an address");
     let port = address.as_pathname().and_then(Path::file_name);
     let port = port.and_then(|name| name.to_str()?.parse().ok());
-    assert_eq!(on_offer(port.expect("a port")).token, token);
+    assert_eq!(host_stream(port.expect("a port")).token, token);
     stream
 }
 
-/// A process, as the host holds it.
+/// A process, and the host's ends of its stdio.
 pub struct Process {
     pub pid: i32,
     streams: Vec<Option<UnixStream>>,
@@ -331,7 +339,7 @@ pub struct Process {
 impl Process {
     pub async fn wait(&mut self) -> i32 {
         let waiter = self.waiter.take().expect("waited for once");
-        soon("the process's end", waiter)
+        in_time("the process's end", waiter)
             .await
             .expect("no panic")
             .expect("an answer")
@@ -345,11 +353,11 @@ impl Process {
         String::from_utf8(self.all(2).await).expect("text")
     }
 
-    /// Reads so many bytes of stdout.
+    /// Reads `length` bytes of stdout.
     pub async fn read(&mut self, length: usize) -> Vec<u8> {
         let stream = self.streams[1].as_mut().expect("stdout");
         let mut bytes = vec![0; length];
-        soon("the output", stream.read_exact(&mut bytes))
+        in_time("the output", stream.read_exact(&mut bytes))
             .await
             .expect("all of it");
         bytes
@@ -359,19 +367,19 @@ impl Process {
         let stream = self.streams[1].as_mut().expect("stdout");
         let mut line = Vec::new();
         while line.last() != Some(&b'\n') {
-            line.push(soon("a line", stream.read_u8()).await.expect("a byte"));
+            line.push(in_time("a line", stream.read_u8()).await.expect("a byte"));
         }
         String::from_utf8(line).expect("text")
     }
 
     /// Writes to stdin, whether or not anybody reads it.
-    pub async fn type_in(&mut self, bytes: &[u8]) {
+    pub async fn write_stdin(&mut self, bytes: &[u8]) {
         let stream = self.streams[0].as_mut().expect("stdin");
-        let _ = soon("stdin", stream.write_all(bytes)).await;
+        let _ = in_time("stdin", stream.write_all(bytes)).await;
     }
 
     /// Writes all of stdin, closes it, and reads all of stdout at the same time.
-    pub async fn converse(&mut self, bytes: &[u8]) -> Vec<u8> {
+    pub async fn write_and_read(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut stdin = self.streams[0].take().expect("stdin");
         let write = async {
             stdin.write_all(bytes).await.expect("write stdin");
@@ -381,8 +389,8 @@ impl Process {
         read
     }
 
-    /// Types at the terminal and reads until it is left.
-    pub async fn converse_on_terminal(&mut self, bytes: &[u8]) -> Vec<u8> {
+    /// Writes to the terminal, and reads its output until the last process has closed it.
+    pub async fn write_and_read_terminal(&mut self, bytes: &[u8]) -> Vec<u8> {
         let stream = self.streams[0].as_mut().expect("the terminal");
         stream.write_all(bytes).await.expect("type");
         self.all(0).await
@@ -391,7 +399,7 @@ impl Process {
     async fn all(&mut self, stream: usize) -> Vec<u8> {
         let mut stream = self.streams[stream].take().expect("read once");
         let mut bytes = Vec::new();
-        soon("the end of a stream", stream.read_to_end(&mut bytes))
+        in_time("the end of a stream", stream.read_to_end(&mut bytes))
             .await
             .expect("read");
         bytes
@@ -455,7 +463,7 @@ fn make_rootfs(root: &Path) {
     fs::set_permissions(garbage, fs::Permissions::from_mode(0o755)).expect("chmod");
     let passwd = "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n";
     fs::write(root.join("etc/passwd"), passwd).expect("write");
-    // The tests' users are others than root.
+    // The containers' users aren't root.
     let world = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755));
     world(root)
         .and_then(|()| world(root.parent().expect("a parent")))
@@ -469,9 +477,9 @@ fn status(error: ttrpc::Error) -> (Code, String) {
     }
 }
 
-async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let Ok(done) = timeout(PATIENCE, future).await else {
-        panic!("{what} took longer than {PATIENCE:?}");
+async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let Ok(done) = timeout(STEP_TIMEOUT, future).await else {
+        panic!("{what} took longer than {STEP_TIMEOUT:?}");
     };
     done
 }

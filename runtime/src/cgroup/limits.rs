@@ -14,14 +14,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use hull_cgroup::limits::values as cgroup_values;
+use hull_cgroup::limits::settings as cgroup_settings;
 use hull_vmm::jail::limits::NOFILE;
 use hull_vmm::virtio::fs;
 use oci_spec::runtime::{LinuxMemory, LinuxPids, LinuxResources};
 
 use super::{CgroupError, Limits};
 
-pub use hull_cgroup::limits::Value;
+pub use hull_cgroup::limits::Setting;
 
 /// The threads of a VM's process beside its vCPUs': its devices', with room.
 const THREADS: i64 = 256;
@@ -40,7 +40,7 @@ pub fn needs_host(resources: &LinuxResources) -> Option<&'static str> {
     }
     let mut io = LinuxResources::default();
     io.set_block_io(resources.block_io().clone());
-    if cgroup_values(Path::new("/nonexistent"), &io).is_ok_and(|values| !values.is_empty()) {
+    if cgroup_settings(Path::new("/nonexistent"), &io).is_ok_and(|values| !values.is_empty()) {
         return Some("linux.resources.blockIO");
     }
     let mut unified = resources.unified().iter().flatten();
@@ -52,7 +52,7 @@ pub fn needs_host(resources: &LinuxResources) -> Option<&'static str> {
 ///
 /// # Errors
 /// When a limit makes no sense.
-pub fn values(directory: &Path, limits: &Limits<'_>) -> Result<Vec<Value>, CgroupError> {
+pub fn values(directory: &Path, limits: &Limits<'_>) -> Result<Vec<Setting>, CgroupError> {
     let mut values = Vec::new();
     let cpu = limits.resources.cpu().as_ref();
     let lists = [
@@ -62,11 +62,11 @@ pub fn values(directory: &Path, limits: &Limits<'_>) -> Result<Vec<Value>, Cgrou
     for (name, list) in lists {
         if let Some(list) = list.filter(|list| !list.is_empty()) {
             let field = format!("linux.resources.cpu.{name}");
-            values.push(Value::new(field, format!("cpuset.{name}"), list));
+            values.push(Setting::new(field, format!("cpuset.{name}"), list));
         }
     }
     let whole = of_the_vm(limits);
-    values.extend(cgroup_values(directory, &whole)?);
+    values.extend(cgroup_settings(directory, &whole)?);
     Ok(values)
 }
 

@@ -204,12 +204,12 @@ impl HostCgroup {
         }
     }
 
-    fn apply(&self, values: &[limits::Value]) -> Result<Applied, CgroupError> {
+    fn apply(&self, values: &[limits::Setting]) -> Result<Applied, CgroupError> {
         Ok(hull_cgroup::limits::apply(&self.directory(), values)?)
     }
 
     /// Tells systemd of limits that are in force, so that it doesn't undo them one day.
-    fn announce(&self, values: &[limits::Value]) -> Result<(), CgroupError> {
+    fn announce(&self, values: &[limits::Setting]) -> Result<(), CgroupError> {
         match &self.scope {
             Some(scope) => Ok(systemd::wait(systemd::set(scope, values))?),
             None => Ok(()),
@@ -220,7 +220,7 @@ impl HostCgroup {
         &self,
         limits: &Limits<'_>,
         which: impl Fn(&str) -> bool,
-    ) -> Result<Vec<limits::Value>, CgroupError> {
+    ) -> Result<Vec<limits::Setting>, CgroupError> {
         let mut values = limits::values(&self.directory(), limits)?;
         values.retain(|limit| which(&limit.file));
         Ok(values)
@@ -264,7 +264,7 @@ impl Limited<'_> {
     pub fn undo(self) {
         let previous = self.applied.previous().iter();
         let previous: Vec<_> = previous
-            .map(|(file, value)| limits::Value::new("", file, value))
+            .map(|(file, value)| limits::Setting::new("", file, value))
             .collect();
         self.applied.undo();
         if let Err(e) = self.cgroup.announce(&previous) {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use hull_cgroup::limits::Value;
+use hull_cgroup::limits::Setting;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 use zbus::connection::Builder;
@@ -204,7 +204,7 @@ trait Manager {
 ///
 /// # Errors
 /// When systemd isn't there, or refuses.
-pub async fn start(scope: &mut Scope, pid: i32, limits: &[Value]) -> Result<(), SystemdError> {
+pub async fn start(scope: &mut Scope, pid: i32, limits: &[Setting]) -> Result<(), SystemdError> {
     const WHAT: &str = "start";
     let pids = [pid.unsigned_abs()];
     let mut properties = vec![
@@ -304,7 +304,7 @@ async fn run_job(
 ///
 /// # Errors
 /// When systemd isn't there, or refuses.
-pub async fn set(scope: &Scope, limits: &[Value]) -> Result<(), SystemdError> {
+pub async fn set(scope: &Scope, limits: &[Setting]) -> Result<(), SystemdError> {
     const WHAT: &str = "set the limits of";
     let properties: Vec<_> = limits.iter().flat_map(property).collect();
     if properties.is_empty() {
@@ -391,7 +391,7 @@ pub fn wait(request: impl Future<Output = Result<(), SystemdError>>) -> Result<(
 
 /// The properties for a value of a cgroup's file (systemd.resource-control(5)); none where systemd leaves
 /// the file alone.
-fn property(Value { file, value, .. }: &Value) -> Vec<(&'static str, Variant<'static>)> {
+fn property(Setting { file, value, .. }: &Setting) -> Vec<(&'static str, Variant<'static>)> {
     // What is read of a weight names whom it is for.
     let number = || match value.strip_prefix("default ").unwrap_or(value) {
         "max" => Some(u64::MAX),
@@ -497,7 +497,7 @@ mod tests {
     }
 
     fn properties(file: &str, value: &str) -> Vec<(&'static str, Variant<'static>)> {
-        property(&Value::new("field", file, value))
+        property(&Setting::new("field", file, value))
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
-use hull_protocol::paths::BELOW;
+use hull_protocol::paths::SUBMOUNT_OPTION;
 use rustix::fs::fstatvfs;
 
 use super::mount_options::flags;
@@ -178,7 +178,7 @@ pub fn below(source: &OwnedFd) -> io::Result<Vec<String>> {
         let (point, attributes) = (words.next()?, words.next()?);
         let point = PathBuf::from(unescape(point));
         let below = point.strip_prefix(&source).ok()?.to_str()?;
-        (!below.is_empty()).then(|| format!("{BELOW}{attributes}:{below}"))
+        (!below.is_empty()).then(|| format!("{SUBMOUNT_OPTION}{attributes}:{below}"))
     });
     Ok(below.collect())
 }
@@ -272,7 +272,8 @@ mod tests {
     fn the_mounts_below_a_source_are_named() {
         let root = std::fs::File::open("/").expect("a root").into();
         let below = below(&root).expect("mountinfo");
-        let proc = |option: &String| option.starts_with(BELOW) && option.ends_with(":proc");
+        let proc =
+            |option: &String| option.starts_with(SUBMOUNT_OPTION) && option.ends_with(":proc");
         assert!(below.iter().any(proc), "{below:?}");
         assert_eq!(unescape(r"/a\040b\134040"), r"/a b\040");
     }

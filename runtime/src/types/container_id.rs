@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use hull_protocol::paths::{LONGEST_ID, is_id};
+use hull_protocol::paths::{MAX_ID_LENGTH, is_valid_id};
 use serde::{Deserialize, Serialize};
 
 /// How the names of the folders begin that hull has for itself beside the containers': no id does.
@@ -29,7 +29,7 @@ pub struct Reserved {
 pub enum IdError {
     /// It can't name a folder.
     #[error(
-        "invalid container ID format: {0:?} (letters, digits and \"_+,-.\" only, at most {LONGEST_ID})"
+        "invalid container ID format: {0:?} (letters, digits and \"_+,-.\" only, at most {MAX_ID_LENGTH})"
     )]
     Invalid(String),
     /// It would be the name of a folder of hull's own.
@@ -66,7 +66,7 @@ impl FromStr for ContainerId {
                 id: text.to_owned(),
                 name,
             }),
-            None if is_id(text) => Ok(Self(text.to_owned())),
+            None if is_valid_id(text) => Ok(Self(text.to_owned())),
             None => Err(IdError::Invalid(text.to_owned())),
         }
     }

@@ -1,8 +1,8 @@
 //! The host's block devices, which are disks of the guest.
 //!
-//! [`Disks`] knows which is which, and puts the guest's numbers where config.json has the host's. A disk
-//! was there when the kernel booted, and its driver is built in, so nothing is waited for; or it was put into
-//! a slot since, at which the kernel has to look again. Loop devices are the guest's own.
+//! [`Disks`] maps the host's device numbers to the guest's, and replaces them in config.json. A disk was there when
+//! the kernel booted, and its driver is built in, so it needn't be waited for; or it was put into a slot later,
+//! and the driver has to probe that slot again. Loop devices are the guest's own.
 
 use std::fs;
 use std::io;
@@ -15,15 +15,15 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, chmod, chownat, makedev
 use rustix::io::Errno;
 use tokio::task::spawn_blocking;
 
-use super::{LOOP, Number};
+use super::{DeviceNumber, LOOP_MAJOR};
 use crate::error::{Error, Failure};
 
 /// Where the kernel lists the guest's block devices.
 const SYSFS: &str = "/sys/block";
 
-/// Where the driver of the guest's virtio devices is told of one that it is to look at. At boot it has let
-/// empty slots be (virtio 1.3, 4.2.3.1.1).
-const BIND: &str = "/sys/bus/platform/drivers/virtio-mmio/bind";
+/// Writing a device's name to this file makes the virtio-mmio driver probe it. At boot the driver has ignored
+/// empty slots (virtio 1.3, 4.2.3.1.1).
+const DRIVER_BIND: &str = "/sys/bus/platform/drivers/virtio-mmio/bind";
 
 /// The disks of a container.
 #[derive(Debug, Default)]
@@ -31,24 +31,24 @@ pub struct Disks(Vec<Disk>);
 
 #[derive(Debug)]
 struct Disk {
-    /// Its number on the host, which config.json has.
-    host: Number,
-    guest: Number,
+    /// Its number on the host, as in config.json.
+    host: DeviceNumber,
+    guest: DeviceNumber,
 }
 
 impl Disks {
-    /// Finds the guest's disks of these devices, and makes a node in [`DISKS`] for each: that is what
-    /// config.json's bind mounts of them have as their source.
+    /// Finds the guest's disks for these devices of the host, and makes a node in [`DISKS`] for each: the source of
+    /// config.json's bind mounts of them.
     ///
-    /// A disk in a slot is made known to the kernel before, which reads from it: in a thread of its own, as
-    /// the host's device may let others' requests wait.
+    /// A disk in a slot is bound to its driver first. The kernel reads from the disk then, so that is done in a
+    /// thread of its own: the host's device may be slow, and the agent must answer other requests.
     ///
     /// # Errors
     /// When there is no such disk.
     pub async fn find(devices: &[BlockDevice]) -> Result<Self, Error> {
         if devices.iter().any(|device| device.slot != 0) {
             let devices = devices.to_vec();
-            let bound = spawn_blocking(move || bind_all(Path::new(BIND), &devices)).await;
+            let bound = spawn_blocking(move || bind_slots(Path::new(DRIVER_BIND), &devices)).await;
             bound.map_err(|e| Error::io("bind the slots of disks")(e.into()))??;
         }
         Self::find_in(Path::new(SYSFS), Path::new(DISKS), devices)
@@ -65,7 +65,7 @@ impl Disks {
             let Some((_, guest)) = found else {
                 let (major, minor) = (device.major, device.minor);
                 let what = format!("disk {} (the host's {major}:{minor})", device.serial);
-                return Err(Error::Missing(what));
+                return Err(Error::NotFound(what));
             };
             let node = nodes.join(&device.serial);
             make_node(&node, *guest, device)
@@ -78,15 +78,15 @@ impl Disks {
         Ok(Self(disks))
     }
 
-    /// Puts the guest's numbers where a config.json has the host's.
+    /// Replaces the host's device numbers in a config.json by the guest's.
     ///
     /// # Errors
-    /// When a device that the host doesn't have is another disk here.
+    /// When a device that the host doesn't have has the number of one of the guest's disks.
     pub(super) fn translate(&self, linux: &mut Linux) -> Result<(), Failure> {
         for (index, device) in linux.devices_mut().iter_mut().flatten().enumerate() {
-            if let Some(disk) = self.of(device) {
+            if let Some(disk) = self.disk_of(device) {
                 device.set_major(disk.guest.0).set_minor(disk.guest.1);
-            } else if self.is_taken(device) {
+            } else if self.has_number_of_a_disk(device) {
                 let (path, number) = (device.path().display(), (device.major(), device.minor()));
                 return Err(Failure::config(format!(
                     "linux.devices[{index}]: {path}: in the guest, {}:{} is another disk; remove it",
@@ -96,42 +96,45 @@ impl Disks {
         }
         let resources = linux.resources_mut().as_mut();
         if let Some(rules) = resources.and_then(|resources| resources.devices_mut().as_mut()) {
-            *rules = rules.iter().flat_map(|rule| self.rules(rule)).collect();
+            *rules = rules
+                .iter()
+                .flat_map(|rule| self.translate_rule(rule))
+                .collect();
         }
         Ok(())
     }
 
-    fn of(&self, device: &LinuxDevice) -> Option<&Disk> {
+    fn disk_of(&self, device: &LinuxDevice) -> Option<&Disk> {
         let number = (device.major(), device.minor());
         let mut disks = self.0.iter();
         disks.find(|disk| device.typ() == LinuxDeviceType::B && disk.host == number)
     }
 
-    /// Whether a device has the number of a disk by chance.
-    fn is_taken(&self, device: &LinuxDevice) -> bool {
+    /// Whether a device's number is, by coincidence, that of one of the guest's disks.
+    fn has_number_of_a_disk(&self, device: &LinuxDevice) -> bool {
         let number = (device.major(), device.minor());
         let mut disks = self.0.iter();
         disks.any(|disk| device.typ() == LinuxDeviceType::B && disk.guest == number)
     }
 
-    /// What one rule of the host's block devices means for the guest's: a rule for each disk that it is
-    /// about. It stays as it is if it is about all of them, or about loop devices. A rule about what
-    /// the guest doesn't have goes: its numbers may be another disk's here.
-    fn rules(&self, rule: &LinuxDeviceCgroup) -> Vec<LinuxDeviceCgroup> {
+    /// Translates a rule about the host's block devices into rules about the guest's: one for each disk that it
+    /// matches. A rule about all block devices, or about loop devices, is kept as it is. A rule about devices that
+    /// the guest doesn't have is dropped, as their numbers may be another disk's in the guest.
+    fn translate_rule(&self, rule: &LinuxDeviceCgroup) -> Vec<LinuxDeviceCgroup> {
         let given = |number: Option<i64>| number.filter(|number| *number >= 0);
         let (major, minor) = (given(rule.major()), given(rule.minor()));
         let is_block = rule.typ() == Some(LinuxDeviceType::B);
         if !is_block || (major.is_none() && minor.is_none()) {
             return vec![rule.clone()];
         }
-        let is = |disk: &&Disk| {
+        let matches = |disk: &&Disk| {
             major.is_none_or(|major| major == disk.host.0)
                 && minor.is_none_or(|minor| minor == disk.host.1)
         };
         let mut rules: Vec<_> = self
             .0
             .iter()
-            .filter(is)
+            .filter(matches)
             .map(|disk| {
                 let mut rule = rule.clone();
                 rule.set_major(Some(disk.guest.0))
@@ -140,38 +143,38 @@ impl Disks {
             })
             .collect();
         let is_one_disk = major.is_some() && minor.is_some() && !rules.is_empty();
-        if major.is_none_or(|major| major == LOOP) && !is_one_disk {
+        if major.is_none_or(|major| major == LOOP_MAJOR) && !is_one_disk {
             let mut loops = rule.clone();
-            loops.set_major(Some(LOOP));
+            loops.set_major(Some(LOOP_MAJOR));
             rules.push(loops);
         }
         rules
     }
 }
 
-/// Has the kernel look at the slots that these disks were put into.
-fn bind_all(driver: &Path, devices: &[BlockDevice]) -> Result<(), Error> {
+/// Has the driver probe the slots that these disks were put into.
+fn bind_slots(driver: &Path, devices: &[BlockDevice]) -> Result<(), Error> {
     for device in devices {
         if let Some(slot) = device.slot.checked_sub(1) {
             let what = format!("bind slot {slot}, of disk {}", device.serial);
-            bind(driver, slot).map_err(Error::io(what))?;
+            bind_slot(driver, slot).map_err(Error::io(what))?;
         }
     }
     Ok(())
 }
 
-/// Has the kernel look at a slot. Once it has found a disk there, that is as it is to be.
-fn bind(driver: &Path, slot: u32) -> io::Result<()> {
-    // By this name the kernel knows the device that its command line names as that one, counted from 0
-    // (vm_cmdline_set in drivers/virtio/virtio_mmio.c): a slot's number.
+/// Has the driver probe a slot. A slot whose disk is bound already is left as it is.
+fn bind_slot(driver: &Path, slot: u32) -> io::Result<()> {
+    // The kernel numbers the devices of its command line from 0 (vm_cmdline_set in
+    // drivers/virtio/virtio_mmio.c). A slot's number is the same.
     match fs::write(driver, format!("virtio-mmio.{slot}")) {
         Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Ok(()),
         written => written,
     }
 }
 
-/// The serial numbers of the guest's disks, and their numbers.
-fn disks_in(sysfs: &Path) -> io::Result<Vec<(String, Number)>> {
+/// The serial numbers and device numbers of the guest's disks.
+fn disks_in(sysfs: &Path) -> io::Result<Vec<(String, DeviceNumber)>> {
     let mut disks = Vec::new();
     for entry in fs::read_dir(sysfs)? {
         let path = entry?.path();
@@ -187,13 +190,14 @@ fn disks_in(sysfs: &Path) -> io::Result<Vec<(String, Number)>> {
     Ok(disks)
 }
 
-fn parse_number(text: &str) -> Option<Number> {
+fn parse_number(text: &str) -> Option<DeviceNumber> {
     let (major, minor) = text.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Makes a disk's node as the host's is. A container that was here before may have had the same disk.
-fn make_node(path: &Path, (major, minor): Number, disk: &BlockDevice) -> io::Result<()> {
+/// Makes a disk's node, with the mode and owner that it has on the host. It exists if an earlier container had the
+/// same disk.
+fn make_node(path: &Path, (major, minor): DeviceNumber, disk: &BlockDevice) -> io::Result<()> {
     let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let major = u32::try_from(major).map_err(invalid)?;
     let device = makedev(major, u32::try_from(minor).map_err(invalid)?);
@@ -236,10 +240,10 @@ mod tests {
         serde_json::to_value(linux).expect("JSON")
     }
 
-    /// What becomes of a rule, as majors and minors.
+    /// The major and minor numbers of the rules that a rule is translated into.
     fn rules(rule: Value) -> Vec<(Option<i64>, Option<i64>)> {
         let rule = serde_json::from_value(rule).expect("a rule");
-        let rules = disks().rules(&rule);
+        let rules = disks().translate_rule(&rule);
         rules
             .iter()
             .map(|rule| (rule.major(), rule.minor()))
@@ -263,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_would_be_another_disk_is_refused_by_name() {
+    fn a_device_with_the_number_of_another_disk_is_refused() {
         let device = json!({"path": "/dev/x", "type": "b", "major": 254, "minor": 16});
         let mut linux =
             serde_json::from_value(json!({"devices": [device]})).expect("a linux object");
@@ -277,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_about_the_same_devices_as_before() {
+    fn translated_rules_match_the_same_devices() {
         let block = |major: i64, minor: i64| json!({"allow": true, "type": "b", "major": major, "minor": minor, "access": "r"});
         assert_eq!(rules(block(8, 16)), [(Some(254), Some(0))]);
         assert_eq!(rules(block(7, 3)), [(Some(254), Some(16))]);
@@ -304,14 +308,14 @@ mod tests {
 
     #[test]
     fn a_disk_is_found_by_its_serial() {
-        let sysfs = tempfile::tempdir().expect("a folder");
+        let sysfs = tempfile::tempdir().expect("a directory");
         for (name, serial, number) in [("vda", "hull-1", "254:0"), ("vdb", "hull-0", "254:16")] {
             let disk = sysfs.path().join(name);
-            fs::create_dir(&disk).expect("a folder");
+            fs::create_dir(&disk).expect("a directory");
             fs::write(disk.join("serial"), serial).expect("a file");
             fs::write(disk.join("dev"), format!("{number}\n")).expect("a file");
         }
-        fs::create_dir(sysfs.path().join("loop0")).expect("a folder");
+        fs::create_dir(sysfs.path().join("loop0")).expect("a directory");
         let found = disks_in(sysfs.path()).expect("a list");
         assert!(
             found.contains(&("hull-0".to_owned(), (254, 16))),
@@ -332,22 +336,22 @@ mod tests {
     }
 
     #[test]
-    fn the_driver_is_told_of_slots_that_were_filled_and_of_no_others() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let driver = folder.path().join("bind");
+    fn only_filled_slots_are_bound() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let driver = directory.path().join("bind");
         let device = |slot| BlockDevice {
             serial: "hull-0".to_owned(),
             slot,
             ..BlockDevice::default()
         };
-        bind_all(&driver, &[device(0)]).expect("nothing to do");
+        bind_slots(&driver, &[device(0)]).expect("nothing to do");
         assert!(!driver.exists());
-        bind_all(&driver, &[device(0), device(4)]).expect("bound");
-        let told = fs::read_to_string(&driver).expect("what was written");
-        assert_eq!(told, "virtio-mmio.3");
+        bind_slots(&driver, &[device(0), device(4)]).expect("bound");
+        let written = fs::read_to_string(&driver).expect("what was written");
+        assert_eq!(written, "virtio-mmio.3");
 
-        let nowhere = folder.path().join("none/bind");
-        let error = bind_all(&nowhere, &[device(4)]).expect_err("no driver");
+        let nowhere = directory.path().join("none/bind");
+        let error = bind_slots(&nowhere, &[device(4)]).expect_err("no driver");
         assert!(
             error
                 .to_string()

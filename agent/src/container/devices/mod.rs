@@ -1,8 +1,8 @@
 //! A container's devices.
 //!
 //! - [`Disks`]: the host's block devices, which the guest has under other numbers.
-//! - [`Nodes`]: the nodes of the devices that config.json lists, and of those that every container has.
-//! - [`enforce`]: the rules of who may use which device.
+//! - [`DeviceNodes`]: the nodes of the devices that config.json lists, and of those that every container has.
+//! - [`enforce`]: the device rules of the container's cgroup.
 
 mod bpf;
 mod disks;
@@ -10,7 +10,7 @@ mod nodes;
 mod rules;
 
 pub use disks::Disks;
-pub use nodes::{DEV, Nodes};
+pub use nodes::{DEV, DeviceNodes};
 pub use rules::enforce;
 
 use oci_spec::runtime::{Linux, LinuxDeviceType};
@@ -19,19 +19,19 @@ use crate::error::Error;
 use crate::sys;
 
 /// The major number of loop devices, of which the guest has its own.
-const LOOP: i64 = 7;
+const LOOP_MAJOR: i64 = 7;
 
 /// A device's major and minor number.
-type Number = (i64, i64);
+type DeviceNumber = (i64, i64);
 
-/// Makes a config.json's devices, and its rules about them, those of the guest.
+/// Replaces the host's device numbers in a config.json by the guest's, and adds the loop devices that it lists.
 ///
 /// # Errors
 /// When the guest lacks one of them.
 pub fn prepare(linux: &mut Linux, disks: &Disks) -> Result<(), Error> {
     disks.translate(linux)?;
     for device in linux.devices().iter().flatten() {
-        if device.typ() == LinuxDeviceType::B && device.major() == LOOP {
+        if device.typ() == LinuxDeviceType::B && device.major() == LOOP_MAJOR {
             let path = device.path().display();
             sys::add_loop_device(device.minor())
                 .map_err(Error::io(format!("add a loop device for {path}")))?;

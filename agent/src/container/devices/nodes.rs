@@ -1,11 +1,11 @@
-//! The nodes of a container's devices, and the links that lie beside them.
+//! The nodes of a container's devices, and the symbolic links in its /dev.
 //!
-//! They are made once the mounts are there, by the container's first process: wherever config.json has
-//! them, with its mode and owner, in directories of mode 0755.
+//! The container's first process makes them after the mounts: at config.json's paths, with its modes and owners, in
+//! directories of mode 0755.
 //!
-//! In a user namespace no node can be made, and none can be opened that lies on a file system of that
-//! namespace's. There, as runc does, a node from outside is mounted: of what every container has, the guest's
-//! own; else one that is made for it, with the owner that config.json names in the numbers of the container.
+//! In a user namespace no node can be made, and none can be opened on a file system that was mounted there. So, as
+//! runc does, a node from outside is bind-mounted: for the default devices the guest's own; for others one that the
+//! helper makes, whose owner in the container is the one that config.json names.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -23,16 +23,16 @@ use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree, unmount,
 };
 
-use crate::container::inside::{self, Links};
+use crate::container::in_root::{self, Symlinks};
 use crate::error::Failure;
 
-/// Whoever has no number, `overflowuid` of the kernel.
-const NOBODY: u32 = 65534;
+/// The kernel's default overflowuid and overflowgid, for ids that aren't mapped.
+const OVERFLOW_ID: u32 = 65534;
 
 /// Where the guest has its own devices.
 pub const DEV: &str = "/dev";
 
-/// What every container has, by name and number (config-linux.md, "Default Devices").
+/// The default devices, by path and number (config-linux.md, "Default Devices").
 const DEFAULTS: &[(&str, u32, u32)] = &[
     ("/dev/null", 1, 3),
     ("/dev/zero", 1, 5),
@@ -42,7 +42,7 @@ const DEFAULTS: &[(&str, u32, u32)] = &[
     ("/dev/random", 1, 8),
 ];
 
-/// The links in a container's /dev, but for `ptmx`.
+/// The links in a container's /dev, except `ptmx`.
 const LINKS: &[(&str, &str)] = &[
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -51,17 +51,17 @@ const LINKS: &[(&str, &str)] = &[
     ("core", KCORE),
 ];
 
-/// Not every kernel has it.
+/// A kernel without CONFIG_PROC_KCORE doesn't have it.
 const KCORE: &str = "/proc/kcore";
 
 /// A link to the devpts of the container, as with runc.
 const PTMX: &str = "/dev/ptmx";
 
-/// Where a container with a terminal has that.
+/// Where the terminal of a container's first process is mounted.
 const CONSOLE: &str = "/dev/console";
 
-/// A mount that is nowhere yet.
-const DETACHED: OpenTreeFlags =
+/// Clones a mount, detached: it is not mounted anywhere yet.
+const CLONE_DETACHED: OpenTreeFlags =
     OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
 
 /// The mode of a node for which config.json has none, runc's.
@@ -69,7 +69,7 @@ const DEFAULT_MODE: u32 = 0o666;
 
 /// The nodes of a container, ready to be made.
 #[derive(Debug)]
-pub struct Nodes(Vec<Node>);
+pub struct DeviceNodes(Vec<Node>);
 
 /// One node.
 #[derive(Debug)]
@@ -80,63 +80,63 @@ struct Node {
     kind: FileType,
     device: Dev,
     mode: Mode,
-    /// In the numbers of the container.
+    /// Its owner, by the container's ids.
     owner: (Uid, Gid),
-    /// In the numbers of the guest.
-    outside: (Uid, Gid),
-    way: Way,
+    /// Its owner, by the guest's ids.
+    guest_owner: (Uid, Gid),
+    method: Method,
 }
 
-/// How a node comes to be where it is wanted.
+/// How a node is put at its path.
 #[derive(Debug)]
-enum Way {
-    /// It is made there.
-    Make,
-    /// The guest's node of the same name is mounted there.
-    BindGuests,
-    /// This one is mounted there.
-    Mount(OwnedFd),
+enum Method {
+    /// By mknod(2).
+    Mknod,
+    /// The guest's node of the same path is bind-mounted.
+    BindGuestNode,
+    /// This detached mount of a node is moved there.
+    MoveMount(OwnedFd),
 }
 
-/// Who is who in a container.
-struct Owners {
+/// The id mappings of a container's user namespace.
+struct IdMappings {
     user_namespace: bool,
     uids: Vec<LinuxIdMapping>,
     gids: Vec<LinuxIdMapping>,
 }
 
-impl Nodes {
-    /// A config.json's devices, and those that every container has; with a terminal, that is the console.
-    /// Those of `mounts`, by their places, get the guest's devices. In a user namespace, what is to be
-    /// mounted is made below `directory`.
+impl DeviceNodes {
+    /// The devices of a config.json, and the default devices. With `terminal`, /dev/console is left out, as the
+    /// terminal is mounted there. The entries of `mounts` with these indices get all of the guest's devices. In a
+    /// user namespace, nodes to be bind-mounted are made below `directory`.
     ///
     /// # Errors
-    /// Names the device that can't be had.
+    /// Names the device that can't be prepared.
     pub fn prepare(
         spec: &Spec,
         terminal: bool,
         mounts: &[usize],
         directory: &Path,
     ) -> Result<Self, Failure> {
-        let owners = Owners::of(spec);
-        let mut nodes = listed(spec, &owners);
-        nodes.extend(guests_own(mounts)?);
-        add_defaults(&mut nodes, &owners);
+        let mappings = IdMappings::of(spec);
+        let mut nodes = configured(spec, &mappings);
+        nodes.extend(guest_devices(mounts)?);
+        add_defaults(&mut nodes, &mappings);
         nodes.retain(|node| {
             let console = terminal && node.path == Path::new(CONSOLE);
             node.path != Path::new(PTMX) && !console
         });
-        if owners.user_namespace {
-            detach(&directory.join("devices"), &mut nodes)?;
+        if mappings.user_namespace {
+            prepare_for_user_namespace(&directory.join("devices"), &mut nodes)?;
         }
         Ok(Self(nodes))
     }
 
-    /// Makes the nodes in a container's root, and the links in its /dev. The caller is in its mount
-    /// namespace, as the root there.
+    /// Makes the nodes in a container's root, and the links in its /dev. The caller is in the container's mount
+    /// namespace, as root.
     ///
     /// # Errors
-    /// Names the device that can't be had.
+    /// Names the device that can't be made.
     pub fn make(&self, root: BorrowedFd<'_>) -> Result<(), Failure> {
         for node in &self.0 {
             let what = format!("{}: make {}", node.field, node.path.display());
@@ -146,10 +146,10 @@ impl Nodes {
     }
 }
 
-/// Makes the links. As with runc, what has such a name already stays, but for `ptmx`: a terminal must be
-/// the container's.
+/// Makes the links. As with runc, existing files are kept, except for `ptmx`: terminals must come from the
+/// container's devpts.
 fn link(root: BorrowedFd<'_>) -> Result<(), Errno> {
-    let dev = inside::folder(root, Path::new(DEV), Links::Followed)?;
+    let dev = in_root::open_or_make_directory(root, Path::new(DEV), Symlinks::Follow)?;
     let has_kcore = Path::new(KCORE).exists();
     for (name, target) in LINKS.iter().filter(|(_, to)| has_kcore || *to != KCORE) {
         match symlinkat(*target, &dev, *name) {
@@ -165,7 +165,7 @@ fn link(root: BorrowedFd<'_>) -> Result<(), Errno> {
 }
 
 /// The devices that config.json lists.
-fn listed(spec: &Spec, owners: &Owners) -> Vec<Node> {
+fn configured(spec: &Spec, mappings: &IdMappings) -> Vec<Node> {
     let devices = spec.linux().as_ref().and_then(|l| l.devices().as_ref());
     let ids = |device: &LinuxDevice| (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
     let node = |(index, device): (usize, &LinuxDevice)| Node {
@@ -181,16 +181,16 @@ fn listed(spec: &Spec, owners: &Owners) -> Vec<Node> {
         // The kernel's own numbers are of 32 bits and less.
         device: makedev(device.major() as u32, device.minor() as u32),
         mode: Mode::from_raw_mode(device.file_mode().unwrap_or(DEFAULT_MODE)),
-        owner: own(ids(device)),
-        outside: owners.outside(ids(device)),
-        way: Way::Make,
+        owner: owner(ids(device)),
+        guest_owner: mappings.to_guest(ids(device)),
+        method: Method::Mknod,
     };
     let devices = devices.into_iter().flatten().enumerate();
     devices.map(node).collect()
 }
 
-/// Adds what every container has and nobody has named.
-fn add_defaults(nodes: &mut Vec<Node>, owners: &Owners) {
+/// Adds the default devices that config.json doesn't list.
+fn add_defaults(nodes: &mut Vec<Node>, mappings: &IdMappings) {
     for (path, major, minor) in DEFAULTS {
         if nodes.iter().any(|node| node.path == Path::new(path)) {
             continue;
@@ -201,30 +201,30 @@ fn add_defaults(nodes: &mut Vec<Node>, owners: &Owners) {
             kind: FileType::CharacterDevice,
             device: makedev(*major, *minor),
             mode: Mode::from_raw_mode(DEFAULT_MODE),
-            owner: own((0, 0)),
-            outside: owners.outside((0, 0)),
-            way: Way::Make,
+            owner: owner((0, 0)),
+            guest_owner: mappings.to_guest((0, 0)),
+            method: Method::Mknod,
         });
     }
 }
 
-fn own((uid, gid): (u32, u32)) -> (Uid, Gid) {
+fn owner((uid, gid): (u32, u32)) -> (Uid, Gid) {
     (Uid::from_raw(uid), Gid::from_raw(gid))
 }
 
-/// The guest's own devices, for each of the mounts that are to have them.
-fn guests_own(mounts: &[usize]) -> Result<Vec<Node>, Failure> {
+/// The guest's own devices, for each of the mounts that bind its /dev.
+fn guest_devices(mounts: &[usize]) -> Result<Vec<Node>, Failure> {
     let mut nodes = Vec::new();
     for index in mounts {
         let field = format!("mounts[{index}]");
-        add_below(Path::new(DEV), &field, &mut nodes)
+        add_nodes_in(Path::new(DEV), &field, &mut nodes)
             .map_err(Failure::field(format!("{field}: list {DEV}")))?;
     }
     Ok(nodes)
 }
 
-/// Adds the nodes in a directory of the guest's. What other file systems have there is not among them.
-fn add_below(directory: &Path, field: &str, nodes: &mut Vec<Node>) -> std::io::Result<()> {
+/// Adds the nodes in a directory of the guest and below it, on the same file system.
+fn add_nodes_in(directory: &Path, field: &str, nodes: &mut Vec<Node>) -> std::io::Result<()> {
     let device = fs::symlink_metadata(directory)?.dev();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
@@ -232,16 +232,16 @@ fn add_below(directory: &Path, field: &str, nodes: &mut Vec<Node>) -> std::io::R
         let kind = about.file_type();
         if kind.is_dir() && about.dev() == device && path != Path::new(hull_protocol::paths::DISKS)
         {
-            add_below(&path, field, nodes)?;
+            add_nodes_in(&path, field, nodes)?;
         } else if kind.is_char_device() || kind.is_block_device() {
             nodes.push(Node {
                 field: field.to_owned(),
                 kind: FileType::from_raw_mode(about.mode()),
                 device: about.rdev(),
                 mode: Mode::from_raw_mode(about.mode()),
-                owner: own((about.uid(), about.gid())),
-                outside: own((about.uid(), about.gid())),
-                way: Way::Make,
+                owner: owner((about.uid(), about.gid())),
+                guest_owner: owner((about.uid(), about.gid())),
+                method: Method::Mknod,
                 path,
             });
         }
@@ -249,21 +249,21 @@ fn add_below(directory: &Path, field: &str, nodes: &mut Vec<Node>) -> std::io::R
     Ok(())
 }
 
-/// Makes nodes ready to be mounted where they are wanted. A FIFO needs no such thing.
-fn detach(directory: &Path, nodes: &mut [Node]) -> Result<(), Failure> {
+/// Prepares nodes to be bind-mounted. A FIFO is made in place.
+fn prepare_for_user_namespace(directory: &Path, nodes: &mut [Node]) -> Result<(), Failure> {
     let nodes = nodes.iter_mut().filter(|node| node.kind != FileType::Fifo);
     let (defaults, mut others): (Vec<_>, Vec<_>) = nodes.partition(|node| node.is_default());
     for node in defaults {
-        node.way = Way::BindGuests;
+        node.method = Method::BindGuestNode;
     }
     match others.is_empty() {
         true => Ok(()),
-        false => make_apart(directory, &mut others),
+        false => make_detached(directory, &mut others),
     }
 }
 
-/// Makes nodes on a file system of their own, which is there as long as one of them is.
-fn make_apart(directory: &Path, nodes: &mut [&mut Node]) -> Result<(), Failure> {
+/// Makes nodes on a tmpfs of their own, which the kernel keeps for as long as one of them is mounted.
+fn make_detached(directory: &Path, nodes: &mut [&mut Node]) -> Result<(), Failure> {
     fs::create_dir(directory).map_err(Failure::io("make a place for device nodes"))?;
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     mount("devices", directory, "tmpfs", flags, None)
@@ -271,14 +271,14 @@ fn make_apart(directory: &Path, nodes: &mut [&mut Node]) -> Result<(), Failure> 
     let made = nodes
         .iter_mut()
         .enumerate()
-        .try_for_each(|(index, node)| node.make_apart(&directory.join(index.to_string())));
+        .try_for_each(|(index, node)| node.make_detached(&directory.join(index.to_string())));
     unmount(directory, UnmountFlags::DETACH)
         .map_err(Failure::io("unmount the place for device nodes"))?;
     made
 }
 
 impl Node {
-    /// Whether it is what every container has.
+    /// Whether it is a default device.
     fn is_default(&self) -> bool {
         let mut defaults = DEFAULTS.iter();
         defaults.any(|(path, major, minor)| {
@@ -286,34 +286,34 @@ impl Node {
         })
     }
 
-    /// Makes the node there, to be mounted elsewhere.
-    fn make_apart(&mut self, path: &Path) -> Result<(), Failure> {
+    /// Makes the node at `path`, to be mounted elsewhere.
+    fn make_detached(&mut self, path: &Path) -> Result<(), Failure> {
         let tree = self
-            .mknod(CWD, path.as_os_str(), self.outside)
-            .and_then(|()| open_tree(CWD, path, DETACHED))
+            .mknod(CWD, path.as_os_str(), self.guest_owner)
+            .and_then(|()| open_tree(CWD, path, CLONE_DETACHED))
             .map_err(Failure::field(format!("{}: make its node", self.field)))?;
-        self.way = Way::Mount(tree);
+        self.method = Method::MoveMount(tree);
         Ok(())
     }
 
     fn make(&self, root: BorrowedFd<'_>) -> Result<(), Errno> {
         let name = self.path.file_name().ok_or(Errno::INVAL)?;
         let parent = self.path.parent().unwrap_or(Path::new("/"));
-        let parent = inside::folder(root, parent, Links::Followed)?;
-        let made = match &self.way {
-            Way::Make => self.mknod(parent.as_fd(), name, self.owner),
-            Way::BindGuests => open_tree(CWD, &self.path, DETACHED)
+        let parent = in_root::open_or_make_directory(root, parent, Symlinks::Follow)?;
+        let made = match &self.method {
+            Method::Mknod => self.mknod(parent.as_fd(), name, self.owner),
+            Method::BindGuestNode => open_tree(CWD, &self.path, CLONE_DETACHED)
                 .and_then(|tree| self.mount(&tree, parent.as_fd(), name)),
-            Way::Mount(tree) => self.mount(tree, parent.as_fd(), name),
+            Method::MoveMount(tree) => self.mount(tree, parent.as_fd(), name),
         };
         match made {
-            // As with runc, it stays as it is.
-            Err(Errno::EXIST) if self.is(parent.as_fd(), name)? => Ok(()),
+            // As with runc, an existing node of the same device is kept.
+            Err(Errno::EXIST) if self.is_same_as(parent.as_fd(), name)? => Ok(()),
             made => made,
         }
     }
 
-    /// Makes the node.
+    /// Makes the node, with its owner and mode.
     fn mknod(
         &self,
         parent: BorrowedFd<'_>,
@@ -331,11 +331,11 @@ impl Node {
         chmodat(parent, name, self.mode, AtFlags::empty()) // whatever the umask
     }
 
-    /// Mounts the node on a file, unless it is there already.
+    /// Mounts the node on a file, unless a node of the same device exists there.
     fn mount(&self, tree: &OwnedFd, parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         match openat(parent, name, flags, Mode::from_raw_mode(0o644)) {
-            Err(Errno::EXIST) if self.is(parent, name)? => return Ok(()),
+            Err(Errno::EXIST) if self.is_same_as(parent, name)? => return Ok(()),
             Ok(_) | Err(Errno::EXIST) => {}
             Err(e) => return Err(e),
         }
@@ -349,14 +349,14 @@ impl Node {
     }
 
     /// Whether a file is a node of this device.
-    fn is(&self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Errno> {
+    fn is_same_as(&self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Errno> {
         let there = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let same_device = self.kind == FileType::Fifo || there.st_rdev == self.device;
         Ok(FileType::from_raw_mode(there.st_mode) == self.kind && same_device)
     }
 }
 
-impl Owners {
+impl IdMappings {
     fn of(spec: &Spec) -> Self {
         let linux = spec.linux().as_ref();
         let mut namespaces = linux
@@ -375,8 +375,8 @@ impl Owners {
         }
     }
 
-    /// An owner in the guest's numbers. Whoever has none there is nobody in the container, too.
-    fn outside(&self, (uid, gid): (u32, u32)) -> (Uid, Gid) {
+    /// An owner by the guest's ids. One that isn't mapped becomes the overflow id.
+    fn to_guest(&self, (uid, gid): (u32, u32)) -> (Uid, Gid) {
         let outside = |mappings: &[LinuxIdMapping], id: u32| {
             if !self.user_namespace {
                 return id;
@@ -385,9 +385,9 @@ impl Owners {
                 |m: &LinuxIdMapping| id.checked_sub(m.container_id()).filter(|i| *i < m.size());
             let mut mappings = mappings.iter();
             let found = mappings.find_map(|m| inside(m).and_then(|i| m.host_id().checked_add(i)));
-            found.unwrap_or(NOBODY)
+            found.unwrap_or(OVERFLOW_ID)
         };
-        own((outside(&self.uids, uid), outside(&self.gids, gid)))
+        owner((outside(&self.uids, uid), outside(&self.gids, gid)))
     }
 }
 
@@ -408,13 +408,13 @@ mod tests {
 
     fn make(root: &Path, devices: &Value) -> Result<(), Failure> {
         let spec = spec(&json!({ "devices": devices }));
-        let nodes = listed(&spec, &Owners::of(&spec));
+        let nodes = configured(&spec, &IdMappings::of(&spec));
         let root = fs::File::open(root).expect("a root");
-        Nodes(nodes).make(root.as_fd())
+        DeviceNodes(nodes).make(root.as_fd())
     }
 
     #[test]
-    fn a_node_is_anywhere_in_the_root_and_links_do_not_lead_out() {
+    fn a_node_is_made_anywhere_in_the_root_and_symlinks_do_not_lead_out() {
         let root = tempfile::tempdir().expect("a directory");
         symlink("/dev/deep", root.path().join("link")).expect("a link");
         let devices = json!([
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_kept_if_it_is_the_same_and_named_if_not() {
+    fn an_existing_file_is_kept_if_it_is_the_same_and_refused_if_not() {
         let root = tempfile::tempdir().expect("a directory");
         make(root.path(), &json!([fifo("/pipe")])).expect("made");
         make(root.path(), &json!([fifo("/pipe")])).expect("kept");
@@ -451,15 +451,15 @@ mod tests {
         let device = |path: &str| json!({ "path": path, "type": "c", "major": 1, "minor": 3 });
         let devices = json!([device("/dev/null"), device("/dev/x"), device(PTMX)]);
         let spec = spec(&json!({ "devices": devices }));
-        let Nodes(nodes) =
-            Nodes::prepare(&spec, false, &[], Path::new("/nowhere")).expect("devices");
+        let DeviceNodes(nodes) =
+            DeviceNodes::prepare(&spec, false, &[], Path::new("/nowhere")).expect("devices");
         let ours: Vec<_> = nodes.iter().map(|node| node.path.as_path()).collect();
         assert_eq!(ours[..2], [Path::new("/dev/null"), Path::new("/dev/x")]);
         assert_eq!(ours.len(), DEFAULTS.len() + 1);
     }
 
     #[test]
-    fn the_links_in_dev_stay_if_they_are_there_but_for_the_terminals() {
+    fn existing_links_in_dev_are_kept_except_for_ptmx() {
         let root = tempfile::tempdir().expect("a directory");
         let dev = root.path().join("dev");
         fs::create_dir(&dev).expect("a directory");
@@ -473,15 +473,15 @@ mod tests {
     }
 
     #[test]
-    fn owners_are_in_the_numbers_of_the_guest() {
+    fn owners_are_mapped_to_the_guests_ids() {
         let map = json!([{ "containerID": 0, "hostID": 1000, "size": 11 }]);
         let mut linux = json!({ "uidMappings": map, "gidMappings": map });
         let of = |linux: &Value| {
-            let (uid, gid) = Owners::of(&spec(linux)).outside((10, 11));
+            let (uid, gid) = IdMappings::of(&spec(linux)).to_guest((10, 11));
             (uid.as_raw(), gid.as_raw())
         };
         assert_eq!(of(&linux), (10, 11));
         linux["namespaces"] = json!([{ "type": "user" }]);
-        assert_eq!(of(&linux), (1010, NOBODY));
+        assert_eq!(of(&linux), (1010, OVERFLOW_ID));
     }
 }

@@ -1,8 +1,8 @@
-//! `linux.resources.devices`: who may do what with which device, as a program that the kernel asks
-//! (`BPF_PROG_TYPE_CGROUP_DEVICE`).
+//! `linux.resources.devices`: which accesses to which devices are allowed, as a program that the kernel calls for
+//! each access (`BPF_PROG_TYPE_CGROUP_DEVICE`).
 //!
-//! Of the rules about a device, the last one that names an access decides about that access, and all that
-//! is asked for at once must be allowed: opening for reading and writing is both.
+//! Of the rules about a device, the last one that names an access decides about that access. If several accesses
+//! are requested at once, all must be allowed: opening for reading and writing is both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
@@ -13,20 +13,20 @@ use super::bpf;
 use crate::error::Failure;
 
 /// Accesses, `BPF_DEVCG_ACC_*` of linux/bpf.h.
-const MAKE: u32 = 1;
+const MKNOD: u32 = 1;
 const READ: u32 = 2;
 const WRITE: u32 = 4;
-const ALL: u32 = MAKE | READ | WRITE;
+const ALL: u32 = MKNOD | READ | WRITE;
 
 /// Types of devices, `BPF_DEVCG_DEV_*` of linux/bpf.h.
 const BLOCK: u32 = 1;
 const CHARACTER: u32 = 2;
 
-/// What holds whatever config.json says, as with runc: nodes may be made, and what every container has may
-/// be used. Besides these, /dev/net/tun.
+/// Rules that hold whatever config.json says, as with runc: nodes may be made, and the default devices, terminals
+/// and /dev/net/tun may be used.
 const ALWAYS: &[Rule] = &[
-    Rule::allow(CHARACTER, None, None, MAKE),
-    Rule::allow(BLOCK, None, None, MAKE),
+    Rule::allow(CHARACTER, None, None, MKNOD),
+    Rule::allow(BLOCK, None, None, MKNOD),
     Rule::allow(CHARACTER, Some(1), Some(3), ALL), // null
     Rule::allow(CHARACTER, Some(1), Some(5), ALL), // zero
     Rule::allow(CHARACTER, Some(1), Some(7), ALL), // full
@@ -39,8 +39,8 @@ const ALWAYS: &[Rule] = &[
     Rule::allow(CHARACTER, Some(10), Some(200), ALL), // net/tun
 ];
 
-/// Devices of one type, by their numbers; without one, all of them. In order, what has fewer numbers
-/// comes first.
+/// A set of devices of one type, by their numbers; `None` stands for every number. In their order, larger sets come
+/// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Devices {
     numbers: usize,
@@ -59,8 +59,8 @@ impl Devices {
         }
     }
 
-    /// The devices of both.
-    fn common(self, other: Self) -> Option<Self> {
+    /// The devices that are in both sets.
+    fn intersection(self, other: Self) -> Option<Self> {
         let both = |a: Option<u32>, b: Option<u32>| match (a, b) {
             (Some(a), Some(b)) if a != b => None,
             (a, b) => Some(a.or(b)),
@@ -104,12 +104,12 @@ impl Rule {
     }
 }
 
-/// What a rule is about; if it doesn't say, everything. Letters that mean nothing are passed over.
+/// The accesses of a rule; all of them if it names none. Unknown letters are ignored.
 fn accesses(letters: Option<&str>) -> u32 {
     let letters = letters.filter(|letters| !letters.is_empty());
     letters.map_or(ALL, |letters| {
         letters.chars().fold(0, |all, letter| match letter {
-            'm' => all | MAKE,
+            'm' => all | MKNOD,
             'r' => all | READ,
             'w' => all | WRITE,
             _ => all,
@@ -117,126 +117,126 @@ fn accesses(letters: Option<&str>) -> u32 {
     })
 }
 
-/// Has the kernel keep a config.json's rules in a cgroup.
+/// Has the kernel enforce a config.json's device rules in a cgroup.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn enforce(linux: &Linux, cgroup: BorrowedFd<'_>) -> Result<(), Failure> {
     let resources = linux.resources().as_ref();
     let given = resources.and_then(|resources| resources.devices().as_deref());
-    let (mut rules, otherwise) = read(given.unwrap_or_default());
+    let (mut rules, default_allow) = effective_rules(given.unwrap_or_default());
     rules.extend(ALWAYS);
-    bpf::load(&program(&rules, otherwise))
+    bpf::load(&program(&rules, default_allow))
         .and_then(|program| bpf::attach(&program, cgroup))
         .map_err(Failure::field("linux.resources.devices"))
 }
 
-/// The rules that count, and whether all else is allowed. As with runc, a rule about all devices is about
-/// all access, and ends what came before it; without one, what no rule allows is denied.
-fn read(given: &[LinuxDeviceCgroup]) -> (Vec<Rule>, bool) {
+/// The rules that are in effect, and whether everything else is allowed. As with runc, a rule about all devices
+/// is about all accesses, and replaces the rules before it; without one, what no rule allows is denied.
+fn effective_rules(given: &[LinuxDeviceCgroup]) -> (Vec<Rule>, bool) {
     let mut rules = Vec::new();
-    let mut otherwise = false;
+    let mut default_allow = false;
     for rule in given {
         match Rule::of(rule) {
             Some(rule) => rules.push(rule),
             None => {
                 rules.clear();
-                otherwise = rule.allow();
+                default_allow = rule.allow();
             }
         }
     }
-    (rules, otherwise)
+    (rules, default_allow)
 }
 
-/// For each set of devices that rules are about, all that may be done with them. A device is in the last of the
-/// sets that it is in: where two of them meet is one, too.
-fn settle(rules: &[Rule], otherwise: bool) -> BTreeMap<Devices, u32> {
+/// For each set of devices that rules are about, and each intersection of two, the accesses that are allowed. If a
+/// device is in several of these sets, the last one applies.
+fn resolve(rules: &[Rule], default_allow: bool) -> BTreeMap<Devices, u32> {
     let named: BTreeSet<_> = rules.iter().map(|rule| rule.devices).collect();
-    let common = named
+    let sets = named
         .iter()
-        .flat_map(|a| named.iter().filter_map(|b| a.common(*b)));
+        .flat_map(|a| named.iter().filter_map(|b| a.intersection(*b)));
     let may = |devices: Devices, access: u32| {
         let about = rules.iter().rev().find(|rule| {
-            rule.access & access != 0 && rule.devices.common(devices) == Some(devices)
+            rule.access & access != 0 && rule.devices.intersection(devices) == Some(devices)
         });
-        about.map_or(otherwise, |rule| rule.allow)
+        about.map_or(default_allow, |rule| rule.allow)
     };
     let allowed = |devices: Devices| {
-        let accesses = [MAKE, READ, WRITE].into_iter();
+        let accesses = [MKNOD, READ, WRITE].into_iter();
         let allowed = accesses.filter(|access| may(devices, *access));
         allowed.fold(0, |all, access| all | access)
     };
-    common.map(|devices| (devices, allowed(devices))).collect()
+    sets.map(|devices| (devices, allowed(devices))).collect()
 }
 
-/// Registers of the program: the answer, what it is called with, and what is found there.
-const ANSWER: u8 = 0;
-const CALL: u8 = 1;
-const KIND: u8 = 2;
-/// The accesses that are asked for.
-const ASKED: u8 = 3;
+/// Registers of the program: the return value, the pointer to the context, and what is read from that.
+const RESULT: u8 = 0;
+const CONTEXT: u8 = 1;
+const TYPE: u8 = 2;
+/// The accesses that are requested.
+const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 
-/// Instructions: 32 bits wide, of a register and a constant or a second register.
-const LOAD: u8 = 0x61;
-const AND: u8 = 0x54;
-const SHIFT_RIGHT: u8 = 0x74;
-const SET: u8 = 0xb4;
-const COPY: u8 = 0xbc;
-const SKIP_UNLESS_EQUAL: u8 = 0x56;
-const RETURN: u8 = 0x95;
+/// Opcodes (Documentation/bpf/standardization/instruction-set.rst), all for 32 bits. `JNE32` takes a constant.
+const LDXW: u8 = 0x61;
+const AND32: u8 = 0x54;
+const RSH32: u8 = 0x74;
+const MOV32_IMM: u8 = 0xb4;
+const MOV32_REG: u8 = 0xbc;
+const JNE32: u8 = 0x56;
+const EXIT: u8 = 0x95;
 
-/// An instruction as `struct bpf_insn` lies in memory: the offset is to what is loaded, or how many
-/// instructions are skipped.
+/// An instruction, in the memory layout of `struct bpf_insn`: `offset` is that of the field to load, or the number
+/// of instructions to skip.
 fn instruction(code: u8, to: u8, from: u8, offset: u8, constant: u32) -> u64 {
     let [a, b, c, d] = constant.to_ne_bytes();
     u64::from_ne_bytes([code, to | from << 4, offset, 0, a, b, c, d])
 }
 
-/// The program for these rules. It asks about the smallest sets of devices first, and the first that a device is
-/// in decides: the kernel's verifier follows each way through the program.
-fn program(rules: &[Rule], otherwise: bool) -> Vec<u64> {
+/// The program for these rules. It checks the smallest sets of devices first, and the first set that a device is in
+/// decides. That keeps the paths through the program few, all of which the kernel's verifier follows.
+fn program(rules: &[Rule], default_allow: bool) -> Vec<u64> {
     // struct bpf_cgroup_dev_ctx: type and accesses in one word, then the numbers.
     let mut program = vec![
-        instruction(LOAD, KIND, CALL, 0, 0),
-        instruction(AND, KIND, 0, 0, 0xffff),
-        instruction(LOAD, ASKED, CALL, 0, 0),
-        instruction(SHIFT_RIGHT, ASKED, 0, 0, 16),
-        instruction(LOAD, MAJOR, CALL, 4, 0),
-        instruction(LOAD, MINOR, CALL, 8, 0),
+        instruction(LDXW, TYPE, CONTEXT, 0, 0),
+        instruction(AND32, TYPE, 0, 0, 0xffff),
+        instruction(LDXW, ACCESS, CONTEXT, 0, 0),
+        instruction(RSH32, ACCESS, 0, 0, 16),
+        instruction(LDXW, MAJOR, CONTEXT, 4, 0),
+        instruction(LDXW, MINOR, CONTEXT, 8, 0),
     ];
-    for (devices, access) in settle(rules, otherwise).into_iter().rev() {
-        add(devices, access, &mut program);
+    for (devices, access) in resolve(rules, default_allow).into_iter().rev() {
+        add_check(devices, access, &mut program);
     }
-    program.extend(answer(otherwise));
+    program.extend(return_value(default_allow));
     program
 }
 
-fn answer(yes: bool) -> [u64; 2] {
+fn return_value(yes: bool) -> [u64; 2] {
     [
-        instruction(SET, ANSWER, 0, 0, u32::from(yes)),
-        instruction(RETURN, 0, 0, 0, 0),
+        instruction(MOV32_IMM, RESULT, 0, 0, u32::from(yes)),
+        instruction(EXIT, 0, 0, 0, 0),
     ]
 }
 
-/// Adds the answer about a set of devices: whether nothing is asked for but what may be done.
-fn add(devices: Devices, access: u32, program: &mut Vec<u64>) {
+/// Adds the check for a set of devices: whether only allowed accesses are requested.
+fn add_check(devices: Devices, access: u32, program: &mut Vec<u64>) {
     let decide = match access {
-        ALL => answer(true).to_vec(),
-        0 => answer(false).to_vec(),
+        ALL => return_value(true).to_vec(),
+        0 => return_value(false).to_vec(),
         _ => [
-            instruction(COPY, ANSWER, ASKED, 0, 0),
-            instruction(AND, ANSWER, 0, 0, !access),
-            instruction(SKIP_UNLESS_EQUAL, ANSWER, 0, 2, 0),
+            instruction(MOV32_REG, RESULT, ACCESS, 0, 0),
+            instruction(AND32, RESULT, 0, 0, !access),
+            instruction(JNE32, RESULT, 0, 2, 0),
         ]
         .into_iter()
-        .chain(answer(true))
-        .chain(answer(false))
+        .chain(return_value(true))
+        .chain(return_value(false))
         .collect(),
     };
     let about = [
-        (KIND, Some(devices.kind)),
+        (TYPE, Some(devices.kind)),
         (MAJOR, devices.major),
         (MINOR, devices.minor),
     ];
@@ -244,16 +244,16 @@ fn add(devices: Devices, access: u32, program: &mut Vec<u64>) {
     let count = about.iter().flatten().count();
     for (index, (register, wanted)) in about.into_iter().flatten().enumerate() {
         let rest = count - index - 1 + decide.len();
-        // Less than ten, whatever the rule.
+        // Less than ten for every rule.
         let rest = u8::try_from(rest).unwrap_or(u8::MAX);
-        program.push(instruction(SKIP_UNLESS_EQUAL, register, 0, rest, wanted));
+        program.push(instruction(JNE32, register, 0, rest, wanted));
     }
     program.extend(decide);
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Number;
+    use super::super::DeviceNumber;
     use super::*;
     use serde_json::{Value, json};
 
@@ -270,16 +270,16 @@ mod tests {
     }
 
     /// Whether the program for these rules alone allows all of `access` at once.
-    fn may(rules: &[Value], block: bool, (major, minor): Number, access: &str) -> bool {
+    fn may(rules: &[Value], block: bool, (major, minor): DeviceNumber, access: &str) -> bool {
         let rules: Vec<_> = (rules.iter().cloned())
             .map(|rule| serde_json::from_value(rule).expect("a rule"))
             .collect();
-        let (rules, otherwise) = read(&rules);
+        let (rules, default_allow) = effective_rules(&rules);
         let kind = if block { BLOCK } else { CHARACTER };
         let asked = kind | accesses(Some(access)) << 16;
         let number = |number| u32::try_from(number).expect("a device's number");
         run(
-            &program(&rules, otherwise),
+            &program(&rules, default_allow),
             [asked, number(major), number(minor)],
         )
     }
@@ -295,30 +295,30 @@ mod tests {
             let offset = usize::from(offset);
             next += 1;
             match code {
-                LOAD => registers[to] = asked[offset / 4],
-                AND => registers[to] &= constant,
-                SHIFT_RIGHT => registers[to] >>= constant,
-                SET => registers[to] = constant,
-                COPY => registers[to] = registers[from],
-                SKIP_UNLESS_EQUAL if registers[to] != constant => next += offset,
-                SKIP_UNLESS_EQUAL => {}
-                RETURN => return registers[usize::from(ANSWER)] == 1,
+                LDXW => registers[to] = asked[offset / 4],
+                AND32 => registers[to] &= constant,
+                RSH32 => registers[to] >>= constant,
+                MOV32_IMM => registers[to] = constant,
+                MOV32_REG => registers[to] = registers[from],
+                JNE32 if registers[to] != constant => next += offset,
+                JNE32 => {}
+                EXIT => return registers[usize::from(RESULT)] == 1,
                 other => panic!("{other:#x}"),
             }
         }
     }
 
-    const FUSE: Number = (10, 229);
+    const FUSE: DeviceNumber = (10, 229);
 
     #[test]
-    fn a_denied_access_is_denied_together_with_others() {
+    fn a_denied_access_is_denied_in_combination_too() {
         let rules = [rule(true, "c 10:229", "rwm"), rule(false, "c 10:229", "w")];
         assert!(may(&rules, false, FUSE, "r") && may(&rules, false, FUSE, "rm"));
         assert!(!may(&rules, false, FUSE, "w") && !may(&rules, false, FUSE, "rw"));
     }
 
     #[test]
-    fn what_two_rules_allow_is_allowed_together() {
+    fn accesses_that_two_rules_allow_are_allowed_in_combination() {
         let rules = [rule(true, "c 10:*", "r"), rule(true, "c *:229", "w")];
         assert!(may(&rules, false, FUSE, "rw"));
         assert!(!may(&rules, false, FUSE, "m") && !may(&rules, true, FUSE, "r"));
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_about_everything_ends_what_came_before() {
+    fn a_rule_about_all_devices_replaces_those_before_it() {
         let all = |allow| json!({ "allow": allow });
         let before = [rule(true, "c 10:229", "rwm"), all(false)];
         assert!(!may(&before, false, FUSE, "r"));
@@ -343,18 +343,18 @@ mod tests {
     }
 
     #[test]
-    fn what_every_container_has_is_always_allowed() {
+    fn default_devices_are_always_allowed() {
         let program = program(ALWAYS, false);
         let may = |kind, access, number: [u32; 2]| {
             let [major, minor] = number;
             run(&program, [kind | access << 16, major, minor])
         };
         assert!(may(CHARACTER, ALL, [1, 3]) && may(CHARACTER, READ | WRITE, [136, 7]));
-        assert!(may(BLOCK, MAKE, [8, 0]) && !may(BLOCK, MAKE | READ, [8, 0]));
+        assert!(may(BLOCK, MKNOD, [8, 0]) && !may(BLOCK, MKNOD | READ, [8, 0]));
     }
 
     #[test]
-    fn the_kernel_takes_the_program() {
+    fn the_verifier_accepts_the_program() {
         // Only root may ask.
         if rustix::process::geteuid().is_root() {
             let partial = (0..100).map(|i| Rule {

@@ -1,7 +1,7 @@
-//! `tmpcopyup`: fills a new tmpfs with what the directory below it holds.
+//! `tmpcopyup`: copies the contents of a directory into the tmpfs that is mounted on it.
 //!
-//! No crate copies between directories that are held by descriptor, and nothing else is safe here: the
-//! paths are the container's.
+//! No crate copies between directories by file descriptor, and copying by path isn't safe here, as the container
+//! controls the paths.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -15,12 +15,12 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
-/// Copies what is in one directory to another, empty one, with owners, modes and times. The directory itself
-/// is as the mount's options have it.
+/// Copies what is in one directory to another, empty one, with owners, modes and times. The target directory's own
+/// are left as the mount's options have set them.
 ///
 /// # Errors
-/// The first that occurs.
-pub fn fill(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+/// The first error that occurs.
+pub fn copy_contents(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
     let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let from = openat(from, ".", readable, Mode::empty())?;
     let to = openat(to, ".", readable, Mode::empty())?;
@@ -58,7 +58,7 @@ fn copy_directory(from: &OwnedFd, to: &OwnedFd, name: &CStr, stat: &Stat) -> Res
     let from = openat(from, name, flags, Mode::empty())?;
     let to = openat(to, name, flags, Mode::empty())?;
     copy_entries(&from, &to)?;
-    finish(&to, stat)
+    copy_metadata(&to, stat)
 }
 
 fn copy_file(from: &OwnedFd, to: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Errno> {
@@ -71,12 +71,11 @@ fn copy_file(from: &OwnedFd, to: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(
         &mut File::from(to.try_clone().map_err(errno)?),
     )
     .map_err(errno)?;
-    finish(&to, stat)
+    copy_metadata(&to, stat)
 }
 
-/// Gives what was made its owner, mode and times. The owner comes first: a change of it takes the
-/// set-id bits away.
-fn finish(made: &OwnedFd, stat: &Stat) -> Result<(), Errno> {
+/// Sets the owner, mode and times of a copy. The owner comes first, as changing it clears the set-id bits.
+fn copy_metadata(made: &OwnedFd, stat: &Stat) -> Result<(), Errno> {
     own(made, stat)?;
     fchmod(made, mode(stat))?;
     futimens(made, &times(stat))
@@ -107,7 +106,7 @@ fn mode(stat: &Stat) -> Mode {
 }
 
 fn times(stat: &Stat) -> Timestamps {
-    // The kernel's own figures: nanoseconds are below 10^9.
+    // They come from the kernel: nanoseconds are below 10^9.
     let time = |seconds, nanoseconds| Timespec {
         tv_sec: seconds,
         tv_nsec: nanoseconds as _,
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn all_is_copied() {
+    fn files_modes_and_times_are_copied() {
         let from = tempfile::tempdir().expect("a directory");
         let to = tempfile::tempdir().expect("a directory");
         let (f, t) = (from.path(), to.path());
@@ -144,7 +143,7 @@ mod tests {
         fs::set_permissions(f.join("a"), fs::Permissions::from_mode(0o711)).expect("mode");
         symlink("b/file", f.join("a/link")).expect("a link");
 
-        fill(&open(f), &open(t)).expect("copied");
+        copy_contents(&open(f), &open(t)).expect("copied");
 
         assert_eq!(
             fs::read_to_string(t.join("a/link")).expect("a link"),

@@ -1,8 +1,8 @@
-//! A bind mount of the guest's /dev to where it is anyway: how engines give a container all devices.
+//! A bind mount of /dev to /dev, by which engines give a container all devices.
 //!
-//! The guest's has what is the agent's, and what a container makes in it would be there for the agent. So
-//! the container gets a /dev of its own instead, in which [`Nodes`](crate::container::devices::Nodes)
-//! makes the same devices.
+//! The guest's /dev has what only the agent may use, and the agent would see what a container makes in it. So the
+//! container gets a new /dev, in which [`DeviceNodes`](crate::container::devices::DeviceNodes) makes the same
+//! devices.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use oci_spec::runtime::Mount;
 
 use crate::container::devices::DEV;
 
-/// What lies below, and where a program may count on it: destination, type, options.
-const BELOW: &[(&str, &str, &[&str])] = &[
+/// The mounts below /dev that programs expect of a host: destination, type, options.
+const SUBMOUNTS: &[(&str, &str, &[&str])] = &[
     (
         "/dev/pts",
         "devpts",
@@ -26,8 +26,8 @@ const BELOW: &[(&str, &str, &[&str])] = &[
     ("/dev/shm", "tmpfs", &["nosuid", "nodev", "mode=1777"]),
 ];
 
-/// Makes such a mount one of a new file system. Returns the mounts below it, where there are any to be;
-/// nothing for any other mount.
+/// Replaces such a mount by one of a new tmpfs. Returns the mounts to make below it, if it was recursive; `None`,
+/// without a change, for any other mount.
 pub fn replace(mount: &mut Mount) -> Option<Vec<Mount>> {
     let dev = Path::new(DEV);
     let options = mount.options().clone().unwrap_or_default();
@@ -42,12 +42,12 @@ pub fn replace(mount: &mut Mount) -> Option<Vec<Mount>> {
         .filter(|o| !matches!(o.as_str(), "bind" | "rbind"));
     let options = kept.chain(["mode=755".to_owned()]).collect();
     *mount = file_system(DEV, "tmpfs", options);
-    let below = BELOW.iter().filter(|_| recursive);
-    let below = below.map(|(destination, kind, options)| {
+    let submounts = SUBMOUNTS.iter().filter(|_| recursive);
+    let submounts = submounts.map(|(destination, kind, options)| {
         let options = options.iter().map(|option| (*option).to_owned());
         file_system(destination, kind, options.collect())
     });
-    Some(below.collect())
+    Some(submounts.collect())
 }
 
 fn file_system(destination: &str, kind: &str, options: Vec<String>) -> Mount {
@@ -70,19 +70,19 @@ mod tests {
             "destination": "/dev", "type": "bind", "source": source, "options": [option, "nosuid"],
         });
         let mut mount = serde_json::from_value(mount).expect("a mount");
-        let below = replace(&mut mount)?;
-        Some((mount, below))
+        let submounts = replace(&mut mount)?;
+        Some((mount, submounts))
     }
 
     #[test]
     fn only_the_guests_dev_is_replaced() {
         assert!(replaced("/run/hull/share/c/mounts/1", "rbind").is_none());
-        let (dev, below) = replaced("/dev", "bind").expect("replaced");
+        let (dev, submounts) = replaced("/dev", "bind").expect("replaced");
         assert_eq!(dev.typ().as_deref(), Some("tmpfs"));
         let options = ["nosuid", "mode=755"].map(str::to_owned);
         assert_eq!(dev.options().as_deref(), Some(&options[..]));
-        assert!(below.is_empty());
-        let (_, below) = replaced("/dev/", "rbind").expect("replaced");
-        assert_eq!(below.len(), BELOW.len());
+        assert!(submounts.is_empty());
+        let (_, submounts) = replaced("/dev/", "rbind").expect("replaced");
+        assert_eq!(submounts.len(), SUBMOUNTS.len());
     }
 }

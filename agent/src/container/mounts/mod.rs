@@ -1,20 +1,20 @@
 //! The mounts of config.json, made as runc makes them, in two steps.
 //!
-//! - [`Mounts::prepare`] works in the guest's own mount namespace, with all rights. In a container's there
-//!   are only copies of its mounts, and in a user namespace what they forbid is locked: so the sources of
-//!   bind mounts are made ready to be copied, and a disk's file system is mounted, to be bound.
-//! - [`Mounts::make`] works in the container's mount namespace, as the root there: one mount after the
-//!   other, each at a place that was found within the root as it is then. [`Finish`] comes last: `ro`,
-//!   where further mount points are made below first, and `remount`.
+//! - [`Mounts::prepare`] runs in the guest's own mount namespace, with all privileges. A container's mount namespace
+//!   has only copies of these mounts, whose restrictive attributes are locked in a user namespace: so this prepares
+//!   the sources of bind mounts to be copied, and mounts disks' file systems, to be bound.
+//! - [`Mounts::mount_all`] runs in the container's mount namespace, as root there: one mount after the other, each
+//!   with its destination resolved within the root at that time. [`DeferredChanges`] are applied last: `ro` of mounts
+//!   in which mount points have to be made first, and `remount`.
 //!
-//! What has to do with the host's files (sharing them, mapping their owners) is the host's.
+//! The host does what concerns its files: sharing them, and mapping their owners.
 
 mod copy;
 mod dev;
 mod disk;
 mod file_system;
+mod mount_point;
 mod options;
-mod place;
 mod source;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,14 +29,14 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fspick, move_mount, open_tree,
 };
 
-use super::inside::{self, Links};
+use super::in_root::{self, Symlinks};
 use crate::error::Failure;
 use crate::sys::{self, MountChange};
-use file_system::Refused;
-use options::{Change, Options, Propagation};
-use place::Place;
+use file_system::MountError;
+use mount_point::MountPoint;
+use options::{AttributeChange, Options, Propagation};
 
-/// The mounts of a container, ready to be made.
+/// The prepared mounts of a container.
 #[derive(Debug, Default)]
 pub struct Mounts {
     entries: Vec<Entry>,
@@ -44,47 +44,47 @@ pub struct Mounts {
     root: PathBuf,
     /// The directory of the container's cgroup.
     cgroup: PathBuf,
-    /// The places in `mounts` of those that bind the guest's /dev.
-    of_dev: Vec<usize>,
+    /// The indices in `mounts` of the entries that bind the guest's /dev.
+    dev_binds: Vec<usize>,
     disks: disk::Disks,
-    finish: Finish,
+    deferred: DeferredChanges,
 }
 
-/// One of them.
+/// One entry of `mounts`, or a mount below it.
 #[derive(Debug)]
 struct Entry {
-    /// Its place in `mounts`, for messages.
+    /// Its index in `mounts`, for messages.
     index: usize,
     mount: Mount,
     options: Options,
 }
 
-/// What is left to do once all mount points are made.
+/// Changes to mounts that are made once all mount points exist.
 #[derive(Debug, Default)]
-pub struct Finish {
-    steps: Vec<Step>,
-    /// Of the container's root.
+pub struct DeferredChanges {
+    changes: Vec<DeferredChange>,
+    /// The propagation of the container's root.
     propagation: Option<Propagation>,
     /// Whether the container's root is to be read-only.
     read_only_root: bool,
 }
 
-/// What is left to do about one mount.
+/// A deferred change to one mount.
 #[derive(Debug)]
-struct Step {
+struct DeferredChange {
     /// The field, for messages.
     field: String,
     mount: OwnedFd,
-    change: Change,
-    /// What its file system is told.
+    change: AttributeChange,
+    /// The options to reconfigure its file system with, if it is to be.
     options: Option<Vec<String>>,
 }
 
 impl Mounts {
-    /// Makes those of a config.json ready. The root gets `root_options` now.
+    /// Prepares the mounts of a config.json, and applies `root_options` to the root.
     ///
     /// # Errors
-    /// Names the mount that can't be had.
+    /// Names the mount that can't be prepared.
     pub fn prepare(
         spec: &Spec,
         root_options: Vec<String>,
@@ -99,34 +99,35 @@ impl Mounts {
             cgroup,
             ..Self::default()
         };
-        mounts.finish.read_only_root = root.readonly().unwrap_or(false);
-        mounts.finish.propagation = linux
+        mounts.deferred.read_only_root = root.readonly().unwrap_or(false);
+        mounts.deferred.propagation = linux
             .and_then(|linux| linux.rootfs_propagation().as_deref())
             .and_then(Propagation::of);
         let mut namespaces = linux
             .and_then(|linux| linux.namespaces().as_ref())
             .into_iter()
             .flatten();
-        let own_users = namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User);
+        let user_namespace =
+            namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User);
         for (index, mount) in spec.mounts().clone().into_iter().flatten().enumerate() {
-            mounts.add(index, mount, own_users)?;
+            mounts.add(index, mount, user_namespace)?;
         }
         Ok(mounts)
     }
 
-    fn add(&mut self, index: usize, mut mount: Mount, own_users: bool) -> Result<(), Failure> {
+    fn add(&mut self, index: usize, mut mount: Mount, user_namespace: bool) -> Result<(), Failure> {
         let mut below = None;
         if !Options::read(&mount).remount {
             self.disks.mount(index, &mut mount)?;
             below = dev::replace(&mut mount);
         }
         if below.is_some() {
-            self.of_dev.push(index);
+            self.dev_binds.push(index);
         }
         for mount in std::iter::once(mount).chain(below.into_iter().flatten()) {
             let mut options = Options::read(&mount);
             if !options.remount {
-                prepare_source(&mount, &mut options, own_users)
+                prepare_source(&mount, &mut options, user_namespace)
                     .map_err(Failure::io(format!("mounts[{index}].source")))?;
             }
             self.entries.push(Entry {
@@ -138,25 +139,28 @@ impl Mounts {
         Ok(())
     }
 
-    /// The places in `mounts` of those that bind the guest's /dev: new file systems without its devices.
-    pub fn of_dev(&self) -> &[usize] {
-        &self.of_dev
+    /// The indices in `mounts` of the entries that bind the guest's /dev. They are replaced by new file systems,
+    /// whose devices have to be made.
+    pub fn dev_binds(&self) -> &[usize] {
+        &self.dev_binds
     }
 
-    /// Makes them in the container's root, and opens that. The caller is in the container's mount namespace,
-    /// as the root there.
+    /// Makes them in the container's root, which is returned opened. The caller is in the container's mount
+    /// namespace, as root.
     ///
     /// # Errors
-    /// Names the mount that can't be had.
-    pub fn make(&mut self) -> Result<(OwnedFd, Finish), Failure> {
-        let mut finish = std::mem::take(&mut self.finish);
+    /// Names the mount that can't be made.
+    pub fn mount_all(&mut self) -> Result<(OwnedFd, DeferredChanges), Failure> {
+        let mut deferred = std::mem::take(&mut self.deferred);
         let mut root = self.open_root()?;
         for entry in &self.entries {
-            finish.steps.extend(entry.make(root.as_fd(), &self.cgroup)?);
-            // It may have a mount on it now.
+            deferred
+                .changes
+                .extend(entry.make(root.as_fd(), &self.cgroup)?);
+            // The root may have been mounted on.
             root = self.open_root()?;
         }
-        Ok((root, finish))
+        Ok((root, deferred))
     }
 
     fn open_root(&self) -> Result<OwnedFd, Failure> {
@@ -165,13 +169,13 @@ impl Mounts {
     }
 
     /// Leaves the disks mounted: the container has been made.
-    pub fn keep(&mut self) {
-        self.disks.keep();
+    pub fn keep_disks(&mut self) {
+        self.disks.keep_mounted();
     }
 }
 
-/// Has what containers have written reach the host, once they have ended: nobody unmounts anything in a
-/// guest that ends.
+/// Writes back to the host what containers have written, once they have ended: nothing is unmounted when a guest
+/// ends.
 pub fn write_back() {
     if let Err(e) = file_system::write_back(Path::new(SHARE)) {
         log::warn!("write the shared tree back: {e}");
@@ -179,19 +183,19 @@ pub fn write_back() {
     disk::write_back();
 }
 
-/// Does with the source of a bind mount what has to be done before the container has a copy of it.
-fn prepare_source(mount: &Mount, options: &mut Options, own_users: bool) -> Result<(), Errno> {
+/// Prepares the source of a bind mount, before the container's mount namespace has a copy of it.
+fn prepare_source(mount: &Mount, options: &mut Options, user_namespace: bool) -> Result<(), Errno> {
     let Some(source) = mount.source() else {
         return Ok(());
     };
-    for below in &options.below {
-        source::cross(source, below)?;
+    for submount in &options.submounts {
+        source::trigger_submount(source, submount)?;
     }
-    if !own_users || !is_bind(mount) {
+    if !user_namespace || !is_bind(mount) {
         return Ok(());
     }
-    match options.take_times() {
-        Some(times) => source::cover(source, times),
+    match options.take_atime() {
+        Some(atime) => source::cover_with_attributes(source, atime),
         None => Ok(()),
     }
 }
@@ -203,30 +207,30 @@ fn is_bind(mount: &Mount) -> bool {
 }
 
 impl Entry {
-    /// Makes the mount, and returns what is to be done about it last.
-    fn make(&self, root: BorrowedFd<'_>, cgroup: &Path) -> Result<Option<Step>, Failure> {
+    /// Makes the mount, and returns the change that has to be made to it last, if any.
+    fn make(&self, root: BorrowedFd<'_>, cgroup: &Path) -> Result<Option<DeferredChange>, Failure> {
         let index = self.index;
-        let destination = place::destination(root, &self.mount)
+        let destination = mount_point::resolve_destination(root, &self.mount)
             .map_err(|why| Failure::config(format!("mounts[{index}].destination: {why}")))?;
         let field = format!("mounts[{index}]: {}", destination.display());
         if self.options.remount {
-            return match inside::find(root, &destination, Links::Refused) {
+            return match in_root::open(root, &destination, Symlinks::Refuse) {
                 Ok(mount) => Ok(Some(self.remount(field, mount))),
                 Err(e) => Err(Failure::field(field)(e)),
             };
         }
-        let mount = self.mount(root, &destination, cgroup).map_err(|refused| {
+        let mount = self.mount(root, &destination, cgroup).map_err(|error| {
             let what = match self.mount.typ().as_deref() {
                 Some(kind) if !is_bind(&self.mount) => format!("cannot mount {kind}"),
                 _ => "cannot bind it there".to_owned(),
             };
-            Failure::config(format!("{field}: {what}: {refused}"))
+            Failure::config(format!("{field}: {what}: {error}"))
         })?;
         for propagation in &self.options.propagation {
-            propagate(mount.as_fd(), *propagation).map_err(Failure::field(field.as_str()))?;
+            set_propagation(mount.as_fd(), *propagation).map_err(Failure::field(field.as_str()))?;
         }
-        let last = self.last(&destination);
-        Ok((last.set != 0).then_some(Step {
+        let last = self.deferred_attributes(&destination);
+        Ok((last.set != 0).then_some(DeferredChange {
             field,
             mount,
             change: last,
@@ -234,26 +238,27 @@ impl Entry {
         }))
     }
 
-    fn remount(&self, field: String, mount: OwnedFd) -> Step {
-        Step {
+    fn remount(&self, field: String, mount: OwnedFd) -> DeferredChange {
+        DeferredChange {
             field,
             mount,
-            change: Change {
+            change: AttributeChange {
                 set: self.options.set,
-                clear: self.options.others(),
+                clear: self.options.cleared_by_remount(),
             },
-            options: (!is_bind(&self.mount)).then(|| self.options.file_system()),
+            options: (!is_bind(&self.mount)).then(|| self.options.remount_options()),
         }
     }
 
-    /// What is changed of it last: mount points are made in it first, as runc does.
-    fn last(&self, destination: &Path) -> Change {
-        let deferred = match self.is_tmpfs() || destination == Path::new("/dev") {
+    /// The attributes to set last, as mount points have to be made in it first. As with runc, that is `ro` of a
+    /// tmpfs and of /dev.
+    fn deferred_attributes(&self, destination: &Path) -> AttributeChange {
+        let bits = match self.is_tmpfs() || destination == Path::new("/dev") {
             true => libc::MOUNT_ATTR_RDONLY,
             false => 0,
         };
-        Change {
-            set: self.options.set & deferred,
+        AttributeChange {
+            set: self.options.set & bits,
             clear: 0,
         }
     }
@@ -267,116 +272,128 @@ impl Entry {
         root: BorrowedFd<'_>,
         destination: &Path,
         cgroup: &Path,
-    ) -> Result<OwnedFd, Refused> {
-        let (mount, place) = match is_bind(&self.mount) {
+    ) -> Result<OwnedFd, MountError> {
+        let (mount, mount_point) = match is_bind(&self.mount) {
             true => {
                 let source = self.mount.source().as_deref().ok_or(Errno::INVAL)?;
-                let mount = copy_of(source, self.options.below_too)?;
-                let is_folder = is_folder(&mount)?;
-                (mount, Place::make(root, destination, is_folder)?)
+                let mount = clone_mount(source, self.options.recursive_bind)?;
+                let is_directory = is_directory(&mount)?;
+                (mount, MountPoint::make(root, destination, is_directory)?)
             }
             false => {
-                let place = Place::make(root, destination, true)?;
-                (self.new_file_system(&place, cgroup)?, place)
+                let mount_point = MountPoint::make(root, destination, true)?;
+                (self.new_file_system(&mount_point, cgroup)?, mount_point)
             }
         };
-        let mut new = self.options.of_a_new_mount();
-        new.set &= !self.last(destination).set;
-        change(mount.as_fd(), new)?;
-        if self.options.recursive != Change::default() {
-            change_all(mount.as_fd(), self.options.recursive)?;
+        let mut new = self.options.new_mount_attributes();
+        new.set &= !self.deferred_attributes(destination).set;
+        change_attributes(mount.as_fd(), new)?;
+        if self.options.recursive != AttributeChange::default() {
+            change_attributes_recursively(mount.as_fd(), self.options.recursive)?;
         }
         let both =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(&mount, "", &place.file, "", both)?;
-        if self.is_tmpfs() && self.options.copy_up && place.was_there {
-            copy::fill(&place.file, &mount)?;
+        move_mount(&mount, "", &mount_point.file, "", both)?;
+        if self.is_tmpfs() && self.options.copy_up && mount_point.existed {
+            copy::copy_contents(&mount_point.file, &mount)?;
         }
         Ok(mount)
     }
 
-    /// A new file system, which is mounted nowhere yet. A tmpfs has the mode of the folder that it covers,
-    /// unless it names one.
-    fn new_file_system(&self, place: &Place, cgroup: &Path) -> Result<OwnedFd, Refused> {
+    /// A new file system, which isn't mounted yet. A tmpfs gets the mode of the directory that it is mounted on,
+    /// unless its options name one.
+    fn new_file_system(
+        &self,
+        mount_point: &MountPoint,
+        cgroup: &Path,
+    ) -> Result<OwnedFd, MountError> {
         let kind = self.mount.typ().as_deref().unwrap_or_default();
         let source = self.mount.source().as_deref();
-        let mut options = self.options.of_a_new_file_system();
-        if self.is_tmpfs() && place.was_there && !self.options.names_mode() {
-            let mode = fstat(&place.file)?.st_mode & 0o7777;
+        let mut options = self.options.new_file_system_options();
+        if self.is_tmpfs() && mount_point.existed && !self.options.has_mode() {
+            let mode = fstat(&mount_point.file)?.st_mode & 0o7777;
             options.insert(0, format!("mode={mode:o}"));
         }
         if kind != "cgroup" {
-            return mount_of(kind, source, options);
+            return new_mount(kind, source, options);
         }
-        // In a user namespace, that takes a cgroup namespace.
-        mount_of("cgroup2", source, options).or_else(|_| Ok(copy_of(cgroup, false)?))
+        // Without a cgroup namespace a user namespace may not mount cgroup2: then the container's cgroup is bound.
+        new_mount("cgroup2", source, options).or_else(|_| Ok(clone_mount(cgroup, false)?))
     }
 }
 
-/// A mount of a new file system.
-fn mount_of(kind: &str, source: Option<&Path>, options: Vec<String>) -> Result<OwnedFd, Refused> {
-    let context = file_system::make(kind, source, options)?;
+/// A detached mount of a new file system.
+fn new_mount(
+    kind: &str,
+    source: Option<&Path>,
+    options: Vec<String>,
+) -> Result<OwnedFd, MountError> {
+    let context = file_system::create(kind, source, options)?;
     let flags = FsMountFlags::FSMOUNT_CLOEXEC;
     Ok(fsmount(&context, flags, MountAttrFlags::empty())?)
 }
 
-/// The mount at a path once more, with those below it if they are wanted.
-fn copy_of(source: &Path, below_too: bool) -> Result<OwnedFd, Errno> {
+/// A detached clone of the mount at a path, with the mounts below it if `recursive`.
+fn clone_mount(source: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if below_too {
+    if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     open_tree(CWD, source, flags)
 }
 
-fn is_folder(file: &OwnedFd) -> Result<bool, Errno> {
+fn is_directory(file: &OwnedFd) -> Result<bool, Errno> {
     Ok(FileType::from_raw_mode(fstat(file)?.st_mode).is_dir())
 }
 
-impl Finish {
-    /// Does it.
+impl DeferredChanges {
+    /// Makes the changes.
     ///
     /// # Errors
-    /// Names the mount that can't be had so.
+    /// Names the mount that can't be changed.
     pub fn apply(&self, root: BorrowedFd<'_>) -> Result<(), Failure> {
-        for step in &self.steps {
-            step.apply().map_err(Failure::field(step.field.as_str()))?;
+        for change in &self.changes {
+            change
+                .apply()
+                .map_err(Failure::field(change.field.as_str()))?;
         }
         if self.read_only_root {
-            let read_only = Change {
+            let read_only = AttributeChange {
                 set: libc::MOUNT_ATTR_RDONLY,
                 clear: 0,
             };
-            change(root, read_only).map_err(Failure::field("root.readonly"))?;
+            change_attributes(root, read_only).map_err(Failure::field("root.readonly"))?;
         }
         Ok(())
     }
 
-    /// Sets what the container's root passes on and gets. This comes last: what is unbindable can't be
-    /// bound any more.
+    /// Sets the propagation of the container's root. This comes last, as masking paths takes bind mounts, which an
+    /// unbindable root refuses.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn propagate_root(&self, root: BorrowedFd<'_>) -> Result<(), Failure> {
+    pub fn set_root_propagation(&self, root: BorrowedFd<'_>) -> Result<(), Failure> {
         match self.propagation {
-            Some(propagation) => {
-                propagate(root, propagation).map_err(Failure::field("linux.rootfsPropagation"))
-            }
+            Some(propagation) => set_propagation(root, propagation)
+                .map_err(Failure::field("linux.rootfsPropagation")),
             None => Ok(()),
         }
     }
 }
 
-impl Step {
+impl DeferredChange {
     fn apply(&self) -> Result<(), Errno> {
         if let Some(options) = &self.options {
             reconfigure(&self.mount, options)?;
         }
-        change(self.mount.as_fd(), self.change)
+        change_attributes(self.mount.as_fd(), self.change)
     }
 }
 
-fn change(mount: BorrowedFd<'_>, Change { set, clear }: Change) -> Result<(), Errno> {
+fn change_attributes(
+    mount: BorrowedFd<'_>,
+    AttributeChange { set, clear }: AttributeChange,
+) -> Result<(), Errno> {
     let change = MountChange {
         set,
         clear,
@@ -385,8 +402,11 @@ fn change(mount: BorrowedFd<'_>, Change { set, clear }: Change) -> Result<(), Er
     sys::mount_setattr(mount, change)
 }
 
-/// The same for the mounts below as well.
-fn change_all(mount: BorrowedFd<'_>, Change { set, clear }: Change) -> Result<(), Errno> {
+/// Changes a mount and those below it.
+fn change_attributes_recursively(
+    mount: BorrowedFd<'_>,
+    AttributeChange { set, clear }: AttributeChange,
+) -> Result<(), Errno> {
     let change = MountChange {
         set,
         clear,
@@ -396,7 +416,7 @@ fn change_all(mount: BorrowedFd<'_>, Change { set, clear }: Change) -> Result<()
     sys::mount_setattr(mount, change)
 }
 
-fn propagate(mount: BorrowedFd<'_>, propagation: Propagation) -> Result<(), Errno> {
+fn set_propagation(mount: BorrowedFd<'_>, propagation: Propagation) -> Result<(), Errno> {
     let change = MountChange {
         propagation: propagation.flag,
         recursive: propagation.recursive,
@@ -423,7 +443,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    /// An entry of a config.json that has it alone.
+    /// The entry of a config.json with only this mount.
     fn entry(mount: &Value) -> Entry {
         let spec = json!({
             "ociVersion": "1.2.0", "root": {"path": "/nowhere"}, "mounts": [mount],
@@ -437,7 +457,7 @@ mod tests {
     fn a_tmpfs_and_dev_become_read_only_last() {
         let last = |mount: Value| {
             let entry = entry(&mount);
-            entry.last(entry.mount.destination()).set
+            entry.deferred_attributes(entry.mount.destination()).set
         };
         let read_only = libc::MOUNT_ATTR_RDONLY;
         let of =
@@ -449,11 +469,11 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_that_cannot_be_had_is_named_by_its_place() {
+    fn an_error_names_the_mount_by_its_index() {
         let root = tempfile::tempdir().expect("a directory");
         std::fs::write(root.path().join("file"), "").expect("write");
         let root = std::fs::File::open(root.path()).expect("the root");
-        let told = |mount: Value| {
+        let message = |mount: Value| {
             let mut entry = entry(&mount);
             entry.index = 3;
             let made = entry.make(root.as_fd(), Path::new("/nowhere"));
@@ -461,20 +481,20 @@ mod tests {
         };
         let bind =
             |place: &str| json!({"destination": place, "source": "/proc", "options": ["bind"]});
-        // Only root may ask.
+        // Only root may mount.
         if rustix::process::geteuid().is_root() {
             for place in ["/file", "/file/below"] {
                 let expected = format!(
                     "config.json: mounts[3]: {place}: cannot bind it there: not a directory"
                 );
-                assert_eq!(told(bind(place)), expected);
+                assert_eq!(message(bind(place)), expected);
             }
             let mount = json!({"destination": "/a", "type": "nonsense", "source": "x"});
             let expected = "config.json: mounts[3]: /a: cannot mount nonsense: the guest's kernel has no such file system";
-            assert_eq!(told(mount), expected);
+            assert_eq!(message(mount), expected);
         }
         let remount = json!({"destination": "/b", "type": "bind", "options": ["bind", "remount"]});
         let expected = "config.json: mounts[3]: /b: no such file or directory";
-        assert_eq!(told(remount), expected);
+        assert_eq!(message(remount), expected);
     }
 }

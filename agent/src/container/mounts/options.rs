@@ -1,16 +1,16 @@
-//! The options of one mount, read as mount(8) does: of contrary ones the last counts.
+//! The options of one mount, parsed as mount(8) does: of contrary options the last one counts.
 //!
-//! The host has refused what nobody can do, so a word that isn't here is the file system's own.
+//! The host has refused unsupported options, so one that isn't known here is the file system's own.
 
-use hull_protocol::paths::BELOW;
+use hull_protocol::paths::SUBMOUNT_OPTION;
 use oci_spec::runtime::Mount;
 
-/// What a mount passes on of the mounts below it, and gets, mount_namespaces(7).
+/// A propagation type, mount_namespaces(7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Propagation {
     /// One of `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE`.
     pub flag: u64,
-    /// For the mounts below as well.
+    /// Whether it applies to the mounts below as well.
     pub recursive: bool,
 }
 
@@ -32,7 +32,7 @@ impl Propagation {
     }
 }
 
-/// The attributes of a mount, set or cleared: `MOUNT_ATTR_*`.
+/// The attribute `MOUNT_ATTR_*` of an option, and whether the option sets or clears it.
 fn attribute(word: &str) -> Option<(u64, bool)> {
     let found = match word {
         "ro" => (libc::MOUNT_ATTR_RDONLY, true),
@@ -62,19 +62,19 @@ pub const ATTRIBUTES: u64 = libc::MOUNT_ATTR_RDONLY
     | libc::MOUNT_ATTR_NODEV
     | libc::MOUNT_ATTR_NOEXEC
     | libc::MOUNT_ATTR_NOSYMFOLLOW
-    | TIMES;
+    | ATIME_ATTRIBUTES;
 
-/// A mount of the host's below the source of a bind mount.
+/// A mount on the host below the source of a bind mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Below {
-    /// Its path, from the source.
+pub struct Submount {
+    /// Its path, relative to the source.
     pub path: String,
     /// Its attributes, `MOUNT_ATTR_*`.
     pub set: u64,
 }
 
-impl Below {
-    /// Reads the attributes as mountinfo has them, and the path.
+impl Submount {
+    /// Parses `ATTRIBUTES:PATH`, the attributes as in mountinfo.
     fn of(words: &str) -> Option<Self> {
         let (attributes, path) = words.split_once(':')?;
         let words = || attributes.split(',');
@@ -92,20 +92,20 @@ impl Below {
     }
 }
 
-/// The attributes that are about access times. Their kinds are one field, to which relatime is 0.
-const TIMES: u64 = libc::MOUNT_ATTR__ATIME | libc::MOUNT_ATTR_NODIRATIME;
+/// The attributes about access times. `MOUNT_ATTR__ATIME` is a field of several bits, in which relatime is 0.
+const ATIME_ATTRIBUTES: u64 = libc::MOUNT_ATTR__ATIME | libc::MOUNT_ATTR_NODIRATIME;
 
-/// Attributes to set, and to clear before.
+/// Attributes to set, and attributes to clear before that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct AttributeChange {
     pub set: u64,
     pub clear: u64,
 }
 
-impl Change {
+impl AttributeChange {
     /// The same with one attribute more to be set or cleared.
-    fn and(self, bit: u64, set: bool) -> Self {
-        // Their field is cleared before it is set.
+    fn with(self, bit: u64, set: bool) -> Self {
+        // The access time field is cleared before it is set.
         let field = match bit & libc::MOUNT_ATTR__ATIME {
             0 => 0,
             _ => libc::MOUNT_ATTR__ATIME,
@@ -127,36 +127,36 @@ impl Change {
 pub struct Options {
     /// The attributes that are set in the end.
     pub set: u64,
-    /// What is changed of the mounts below, too.
-    pub recursive: Change,
-    /// In their order.
+    /// The change to the mount and those below it (`rro` and so on).
+    pub recursive: AttributeChange,
+    /// Propagation types, in their order.
     pub propagation: Vec<Propagation>,
-    /// It changes the mount that is there.
+    /// Whether it changes an existing mount.
     pub remount: bool,
-    /// It is filled with what it covers.
+    /// Whether the contents of the directory that it is mounted on are copied into it (`tmpcopyup`).
     pub copy_up: bool,
-    /// A bind mount takes the mounts below its source with it.
-    pub below_too: bool,
-    /// What is mounted below the source of a bind mount, on the host.
-    pub below: Vec<Below>,
-    /// `MS_SYNCHRONOUS` and `MS_DIRSYNC` of mount(2), by the names that fsconfig(2) has for them.
+    /// Whether a bind mount includes the mounts below its source (`rbind`).
+    pub recursive_bind: bool,
+    /// The mounts on the host below the source of a bind mount.
+    pub submounts: Vec<Submount>,
+    /// `MS_SYNCHRONOUS` and `MS_DIRSYNC` of mount(2), by their names in fsconfig(2).
     synchronous: Vec<&'static str>,
     /// The file system's own, in their order.
-    own: Vec<String>,
+    file_system: Vec<String>,
     /// Whether an option is about access times.
-    times: bool,
-    /// Whether the last option about their kind asks for relatime.
+    names_atime: bool,
+    /// Whether the last of `relatime` and `norelatime` is `relatime`.
     relatime: bool,
 }
 
 impl Options {
-    /// Reads a mount's options.
+    /// Parses a mount's options.
     pub fn read(mount: &Mount) -> Self {
         let mut read = Self::default();
         for word in mount.options().iter().flatten() {
             read.add(word);
         }
-        // As in mount(2), wherever they stand.
+        // As in mount(2), strictatime overrides noatime in any order.
         if read.set & libc::MOUNT_ATTR_STRICTATIME != 0 {
             read.set &= !libc::MOUNT_ATTR_NOATIME;
         }
@@ -168,102 +168,104 @@ impl Options {
             self.propagation.push(propagation);
             return;
         }
-        if let Some(below) = word.strip_prefix(BELOW) {
-            self.below.extend(Below::of(below));
+        if let Some(submount) = word.strip_prefix(SUBMOUNT_OPTION) {
+            self.submounts.extend(Submount::of(submount));
             return;
         }
-        self.times |= word.ends_with("atime");
+        self.names_atime |= word.ends_with("atime");
         if let Some((bit, set)) = attribute(word) {
             self.set = if set { self.set | bit } else { self.set & !bit };
             return;
         }
         if let Some((bit, set)) = recursive_attribute(word) {
-            self.recursive = self.recursive.and(bit, set);
+            self.recursive = self.recursive.with(bit, set);
             return;
         }
         match word {
             "remount" => self.remount = true,
             "tmpcopyup" => self.copy_up = true,
-            "rbind" => self.below_too = true,
+            "rbind" => self.recursive_bind = true,
             "relatime" => self.relatime = true,
             "norelatime" => self.relatime = false,
             "sync" => self.synchronous.push("sync"),
             "async" => self.synchronous.retain(|other| *other != "sync"),
             "dirsync" => self.synchronous.push("dirsync"),
             "bind" | "" => {}
-            other => self.own.push(other.to_owned()),
+            other => self.file_system.push(other.to_owned()),
         }
     }
 
-    /// What is changed of a new mount, or one of a bind mount's: it has the attributes of its source.
-    pub fn of_a_new_mount(&self) -> Change {
+    /// The change to a new mount. A bind mount begins with the attributes of its source.
+    pub fn new_mount_attributes(&self) -> AttributeChange {
         let named = self.relatime || self.set & libc::MOUNT_ATTR__ATIME != 0;
-        Change {
+        AttributeChange {
             set: self.set,
             clear: if named { libc::MOUNT_ATTR__ATIME } else { 0 },
         }
     }
 
-    /// What a new file system is told. Whether it is read-only is an attribute of the mount: others may have
-    /// the same file system.
-    pub fn of_a_new_file_system(&self) -> Vec<String> {
-        let own = self.own.iter().map(String::as_str);
+    /// The options of a new file system. `ro` isn't among them but an attribute of the mount, as other mounts may
+    /// share the file system.
+    pub fn new_file_system_options(&self) -> Vec<String> {
+        let own = self.file_system.iter().map(String::as_str);
         let words = own.chain(self.synchronous.iter().copied());
         words.map(str::to_owned).collect()
     }
 
-    /// What the file system of a remount is told, or one that nobody else has.
-    pub fn file_system(&self) -> Vec<String> {
+    /// The options for reconfiguring a file system by a remount, or for a new one that no other mount shares.
+    pub fn remount_options(&self) -> Vec<String> {
         let read_only = match self.set & libc::MOUNT_ATTR_RDONLY {
             0 => "rw",
             _ => "ro",
         };
-        let mut words = self.of_a_new_file_system();
+        let mut words = self.new_file_system_options();
         words.push(read_only.to_owned());
         words
     }
 
-    /// The attributes that a remount clears: those that it doesn't set. Without a word about access
-    /// times these stay, as in mount(2).
-    pub fn others(&self) -> u64 {
+    /// The attributes that a remount clears: those that it doesn't set. As in mount(2), those about access times are
+    /// kept unless an option names one.
+    pub fn cleared_by_remount(&self) -> u64 {
         let mut all = libc::MOUNT_ATTR_RDONLY
             | libc::MOUNT_ATTR_NOSUID
             | libc::MOUNT_ATTR_NODEV
             | libc::MOUNT_ATTR_NOEXEC
             | libc::MOUNT_ATTR_NOSYMFOLLOW;
-        if self.times {
-            all |= TIMES;
+        if self.names_atime {
+            all |= ATIME_ATTRIBUTES;
         }
-        // That field is cleared before it is set.
+        // The access time field is cleared before it is set.
         all & (!self.set | libc::MOUNT_ATTR__ATIME)
     }
 
-    /// Takes out how it keeps access times, if an option is about them.
-    pub fn take_times(&mut self) -> Option<Change> {
-        let set = self.set & TIMES;
-        self.set &= !TIMES;
+    /// Removes the attributes about access times, and returns them as a change if an option is about them.
+    pub fn take_atime(&mut self) -> Option<AttributeChange> {
+        let set = self.set & ATIME_ATTRIBUTES;
+        self.set &= !ATIME_ATTRIBUTES;
         self.relatime = false;
-        let clear = TIMES;
-        std::mem::take(&mut self.times).then_some(Change { set, clear })
+        let clear = ATIME_ATTRIBUTES;
+        std::mem::take(&mut self.names_atime).then_some(AttributeChange { set, clear })
     }
 
-    /// Whether it says which mode the root of a tmpfs has.
-    pub fn names_mode(&self) -> bool {
-        self.own.iter().any(|word| word.starts_with("mode="))
+    /// Whether an option sets the mode of a tmpfs's root.
+    pub fn has_mode(&self) -> bool {
+        self.file_system
+            .iter()
+            .any(|word| word.starts_with("mode="))
     }
 }
 
 /// The attribute of `rro` and so on.
 fn recursive_attribute(word: &str) -> Option<(u64, bool)> {
     match word.strip_prefix('r')? {
-        // The kind that is none of the others.
+        // relatime is 0 in the access time field.
         "relatime" | "norelatime" => Some((libc::MOUNT_ATTR__ATIME, false)),
         plain => attribute(plain),
     }
 }
 
-/// Whether a word is about the mount, and not about its file system.
-pub fn is_of_the_mount(word: &str) -> bool {
+/// Whether an option is about the mount, rather than its file system.
+pub fn is_mount_option(word: &str) -> bool {
     let plain = word.strip_prefix('r').unwrap_or(word);
     Propagation::of(word).is_some()
         || attribute(word).is_some()
@@ -286,50 +288,62 @@ mod tests {
     fn the_last_of_contrary_options_counts() {
         let options = read(&["ro", "nosuid", "rw", "sync", "async", "nosymfollow"]);
         let set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOSYMFOLLOW;
-        assert_eq!(options.of_a_new_mount(), Change { set, clear: 0 });
-        assert!(options.of_a_new_file_system().is_empty());
+        assert_eq!(
+            options.new_mount_attributes(),
+            AttributeChange { set, clear: 0 }
+        );
+        assert!(options.new_file_system_options().is_empty());
         let options = read(&["rro", "rnodev", "rrw"]).recursive;
         let (set, clear) = (libc::MOUNT_ATTR_NODEV, libc::MOUNT_ATTR_RDONLY);
-        assert_eq!(options, Change { set, clear });
+        assert_eq!(options, AttributeChange { set, clear });
     }
 
     #[test]
-    fn every_access_prevails_over_none() {
+    fn strictatime_overrides_noatime() {
         for words in [["noatime", "strictatime"], ["strictatime", "noatime"]] {
             let set = libc::MOUNT_ATTR_STRICTATIME;
             let clear = libc::MOUNT_ATTR__ATIME;
-            assert_eq!(read(&words).of_a_new_mount(), Change { set, clear });
+            assert_eq!(
+                read(&words).new_mount_attributes(),
+                AttributeChange { set, clear }
+            );
         }
         let options = read(&["strictatime", "noatime", "nostrictatime"]);
         assert_eq!(options.set, libc::MOUNT_ATTR_NOATIME);
     }
 
     #[test]
-    fn the_kinds_of_access_times_are_one_field() {
+    fn access_time_options_share_one_field() {
         let clear = libc::MOUNT_ATTR__ATIME;
         let of = |words: &[&str]| read(words).recursive;
-        let relatime = Change { set: 0, clear };
+        let relatime = AttributeChange { set: 0, clear };
         assert_eq!(of(&["rnoatime", "rrelatime"]), relatime);
         assert_eq!(of(&["ratime"]), relatime);
         let set = libc::MOUNT_ATTR_STRICTATIME;
-        assert_eq!(of(&["rnoatime", "rstrictatime"]), Change { set, clear });
-        assert_eq!(read(&["relatime"]).of_a_new_mount(), relatime);
-        assert_eq!(read(&["nodiratime"]).of_a_new_mount().clear, 0);
+        assert_eq!(
+            of(&["rnoatime", "rstrictatime"]),
+            AttributeChange { set, clear }
+        );
+        assert_eq!(read(&["relatime"]).new_mount_attributes(), relatime);
+        assert_eq!(read(&["nodiratime"]).new_mount_attributes().clear, 0);
     }
 
     #[test]
     fn a_mount_below_has_its_attributes() {
         let options = read(&[
-            &format!("{BELOW}rw,nosuid,noexec,relatime:a:b"),
-            &format!("{BELOW}ro:c"),
+            &format!("{SUBMOUNT_OPTION}rw,nosuid,noexec,relatime:a:b"),
+            &format!("{SUBMOUNT_OPTION}ro:c"),
         ]);
-        let below = |path: &str, set| Below {
+        let submount = |path: &str, set| Submount {
             path: path.to_owned(),
             set,
         };
         let first = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
         let second = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_STRICTATIME;
-        assert_eq!(options.below, [below("a:b", first), below("c", second)]);
+        assert_eq!(
+            options.submounts,
+            [submount("a:b", first), submount("c", second)]
+        );
     }
 
     #[test]
@@ -343,10 +357,13 @@ mod tests {
     #[test]
     fn a_remount_clears_what_it_does_not_set() {
         let options = read(&["remount", "ro", "nodev", "size=1m"]);
-        assert_eq!(options.set & options.others(), 0);
-        assert_ne!(options.others() & libc::MOUNT_ATTR_NOEXEC, 0);
-        assert_eq!(options.others() & libc::MOUNT_ATTR__ATIME, 0);
-        assert_eq!(options.file_system(), ["size=1m", "ro"]);
-        assert_ne!(read(&["noatime"]).others() & libc::MOUNT_ATTR__ATIME, 0);
+        assert_eq!(options.set & options.cleared_by_remount(), 0);
+        assert_ne!(options.cleared_by_remount() & libc::MOUNT_ATTR_NOEXEC, 0);
+        assert_eq!(options.cleared_by_remount() & libc::MOUNT_ATTR__ATIME, 0);
+        assert_eq!(options.remount_options(), ["size=1m", "ro"]);
+        assert_ne!(
+            read(&["noatime"]).cleared_by_remount() & libc::MOUNT_ATTR__ATIME,
+            0
+        );
     }
 }

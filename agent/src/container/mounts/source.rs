@@ -1,5 +1,5 @@
-//! What is done with the source of a bind mount while it is in the guest's own mount namespace: in the
-//! container's, the mounts there are only copies.
+//! Prepares the sources of bind mounts in the guest's own mount namespace: the container's has only copies of the
+//! mounts.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -9,22 +9,22 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use super::change;
-use super::options::{ATTRIBUTES, Below, Change, Options};
+use super::change_attributes;
+use super::options::{ATTRIBUTES, AttributeChange, Options, Submount};
 
-/// Crosses a mount of the host's below a share. The guest's kernel makes a mount of it then, which gets
-/// the attributes that the host's has: by itself the kernel gives it those of the mount above.
+/// Opens the directory of a mount on the host below a share, at which the guest's kernel automounts it, and gives it
+/// the attributes that it has on the host. By default it gets those of the mount above.
 ///
 /// # Errors
-/// When the kernel refuses the attributes. A mount that is gone by now is none, and one that covers a
-/// single file is a file of the share, as FUSE has no mounts of that kind.
-pub fn cross(source: &Path, below: &Below) -> Result<(), Errno> {
-    let path = source.join(&below.path);
+/// When the kernel refuses the attributes. A submount that no longer exists is skipped, and so is one of a single
+/// file: FUSE has no such submounts, so it is a file of the share.
+pub fn trigger_submount(source: &Path, submount: &Submount) -> Result<(), Errno> {
+    let path = source.join(&submount.path);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match openat(CWD, &path, flags, Mode::empty()) {
-        Ok(crossed) => {
-            let (set, clear) = (below.set, ATTRIBUTES);
-            change(crossed.as_fd(), Change { set, clear })
+        Ok(mount) => {
+            let (set, clear) = (submount.set, ATTRIBUTES);
+            change_attributes(mount.as_fd(), AttributeChange { set, clear })
         }
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
         Err(e) => {
@@ -34,18 +34,17 @@ pub fn cross(source: &Path, below: &Below) -> Result<(), Errno> {
     }
 }
 
-/// Covers a source with a mount of itself that has other attributes: some are set, others cleared before.
-/// The mount namespace of a user namespace has its copies locked to what their originals do about access
-/// times (mount_namespaces(7)), so nobody can say it later.
+/// Mounts a clone of a source on top of it, with changed attributes. In the mount namespace of a user namespace the
+/// access time attributes of copied mounts are locked (mount_namespaces(7)), so they can't be changed later.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn cover(source: &Path, attributes: Change) -> Result<(), Errno> {
+pub fn cover_with_attributes(source: &Path, attributes: AttributeChange) -> Result<(), Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
     let mount = open_tree(CWD, source, flags)?;
-    change(mount.as_fd(), attributes)?;
+    change_attributes(mount.as_fd(), attributes)?;
     move_mount(
         &mount,
         "",
@@ -55,8 +54,8 @@ pub fn cover(source: &Path, attributes: Change) -> Result<(), Errno> {
     )
 }
 
-/// Gives a container's root, and the mounts below it, the attributes that these options name: those that
-/// the host's mounts have.
+/// Gives a container's root, and the mounts below it, the attributes in these options, which are those of the
+/// host's mounts.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -64,14 +63,14 @@ pub fn prepare_root(root: &Path, options: Vec<String>) -> Result<(), Errno> {
     let mut mount = Mount::default();
     mount.set_options(Some(options));
     let options = Options::read(&mount);
-    for below in &options.below {
-        cross(root, below)?;
+    for submount in &options.submounts {
+        trigger_submount(root, submount)?;
     }
     match options.set {
         0 => Ok(()),
         set => {
             let clear = ATTRIBUTES;
-            cover(root, Change { set, clear })
+            cover_with_attributes(root, AttributeChange { set, clear })
         }
     }
 }

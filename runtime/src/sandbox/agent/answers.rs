@@ -55,7 +55,7 @@ impl Frames {
             if self.header.len() == MESSAGE_HEADER_LENGTH {
                 self.rest = MessageHeader::from(&self.header).length as usize;
                 self.header.clear();
-                if self.rest > answers::LONGEST {
+                if self.rest > answers::MAX_LENGTH {
                     let text = format!("an answer of {} bytes is too long", self.rest);
                     return Err(io::Error::new(io::ErrorKind::InvalidData, text));
                 }
@@ -86,7 +86,7 @@ mod tests {
     fn frame(length: usize) -> Vec<u8> {
         let header = MessageHeader::new_response(1, length as u32);
         let mut bytes = Vec::from(header);
-        bytes.resize(MESSAGE_HEADER_LENGTH + length.min(answers::LONGEST), 7);
+        bytes.resize(MESSAGE_HEADER_LENGTH + length.min(answers::MAX_LENGTH), 7);
         bytes
     }
 
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn the_header_of_an_answer_that_is_too_long_is_the_end() {
-        let stream = [frame(3), frame(answers::LONGEST + 1)].concat();
+        let stream = [frame(3), frame(answers::MAX_LENGTH + 1)].concat();
         assert_eq!(read(&stream, 1), Err(2 * MESSAGE_HEADER_LENGTH + 3 - 1));
         assert_eq!(read(&frame(u32::MAX as usize), 4096), Err(0));
     }
@@ -109,7 +109,7 @@ mod tests {
     proptest! {
         #[test]
         fn answers_come_through_in_whatever_parts(
-            lengths in proptest::collection::vec(0..=answers::LONGEST, 0..5),
+            lengths in proptest::collection::vec(0..=answers::MAX_LENGTH, 0..5),
             part in 1..100_usize,
         ) {
             let stream = lengths.into_iter().flat_map(frame).collect::<Vec<_>>();

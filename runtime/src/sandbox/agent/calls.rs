@@ -260,7 +260,7 @@ impl Agent {
         let mut last = 0;
         while listed.len() < MOST_PROCESSES {
             let answer = self.processes_after(id, last).await?;
-            let is_last = answer.len() < answers::PROCESSES;
+            let is_last = answer.len() < answers::MAX_PROCESSES;
             for process in answer {
                 // Each has to be news, so that they come to an end.
                 if process.pid <= last || process.pid > HIGHEST_PID || process.parent < 0 {

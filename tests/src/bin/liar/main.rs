@@ -147,7 +147,7 @@ impl agent_ttrpc::Agent for Liar {
             Some("processes-without-number") => vec![0; 1 << 20],
             Some("processes-that-cannot-be") => vec![-1],
             Some("processes-without-end") => {
-                (request.after + 1..).take(answers::PROCESSES).collect()
+                (request.after + 1..).take(answers::MAX_PROCESSES).collect()
             }
             _ => Vec::new(),
         };

@@ -1,4 +1,4 @@
-//! Where mounts go, as runc sees it: within the container's root, through its symbolic links.
+//! Resolves the destinations of mounts as runc does, within the container's root, and makes the mount points.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -10,14 +10,14 @@ use oci_spec::runtime::Mount;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2, readlinkat};
 use rustix::io::Errno;
 
-use super::{is_bind, is_folder};
-use crate::container::inside::{self, Links};
+use super::{is_bind, is_directory};
+use crate::container::in_root::{self, Symlinks};
 
-/// More symbolic links than that in one path are a loop, as in path_resolution(7).
-const MOST_LINKS: usize = 40;
+/// How many symbolic links a path may have, as in path_resolution(7).
+const MAX_SYMLINKS: usize = 40;
 
-/// What may be mounted in /proc: runc's list. Each is a file that something makes up for containers.
-const IN_PROC: &[&str] = &[
+/// The files of /proc that may be mounted on, by runc's list: lxcfs and the like provide them per container.
+const ALLOWED_IN_PROC: &[&str] = &[
     "/proc/cpuinfo",
     "/proc/diskstats",
     "/proc/loadavg",
@@ -31,60 +31,68 @@ const IN_PROC: &[&str] = &[
     "/proc/uptime",
 ];
 
-/// What a mount is put on.
+/// The file that a mount is put on.
 #[derive(Debug)]
-pub struct Place {
+pub struct MountPoint {
     /// Opened with O_PATH.
     pub file: OwnedFd,
-    /// Whether it hadn't to be made.
-    pub was_there: bool,
+    /// Whether it existed before.
+    pub existed: bool,
 }
 
-impl Place {
-    /// Opens a place in a root, which has no symbolic links, for a folder or another file. What is missing is
-    /// made.
+impl MountPoint {
+    /// Opens a path in a root, which has no symbolic links, as the mount point of a directory or of another file.
+    /// What is missing is made.
     ///
     /// # Errors
-    /// When it can't be made, or is of the other kind.
-    pub fn make(root: BorrowedFd<'_>, path: &Path, folder: bool) -> Result<Self, Errno> {
-        let (file, was_there) = match inside::find(root, path, Links::Refused) {
-            Err(Errno::NOENT) if folder => (inside::folder(root, path, Links::Refused)?, false),
-            Err(Errno::NOENT) => (inside::file(root, path, Links::Refused)?, false),
+    /// When it can't be made, or when only one of the two is a directory.
+    pub fn make(root: BorrowedFd<'_>, path: &Path, directory: bool) -> Result<Self, Errno> {
+        let (file, existed) = match in_root::open(root, path, Symlinks::Refuse) {
+            Err(Errno::NOENT) if directory => (
+                in_root::open_or_make_directory(root, path, Symlinks::Refuse)?,
+                false,
+            ),
+            Err(Errno::NOENT) => (
+                in_root::open_or_make_file(root, path, Symlinks::Refuse)?,
+                false,
+            ),
             found => (found?, true),
         };
-        match is_folder(&file)? {
-            true if !folder => Err(Errno::ISDIR),
-            false if folder => Err(Errno::NOTDIR),
-            _ => Ok(Self { file, was_there }),
+        match is_directory(&file)? {
+            true if !directory => Err(Errno::ISDIR),
+            false if directory => Err(Errno::NOTDIR),
+            _ => Ok(Self { file, existed }),
         }
     }
 }
 
-/// A mount's destination in a root, without symbolic links.
+/// Resolves a mount's destination in a root.
 ///
 /// # Errors
-/// Says why nothing may be mounted there.
-pub fn destination(root: BorrowedFd<'_>, mount: &Mount) -> Result<PathBuf, String> {
+/// Says why it may not be mounted there.
+pub fn resolve_destination(root: BorrowedFd<'_>, mount: &Mount) -> Result<PathBuf, String> {
     let named = mount.destination();
     let kind = mount.typ().as_deref();
     let destination = resolve(root, named).map_err(|e| format!("{}: {e}", named.display()))?;
-    // What is masked in these two is masked by its name, so they must not be led elsewhere.
+    // Paths in these two are masked by name, so symbolic links must not redirect them.
     if matches!(kind, Some("proc" | "sysfs")) && !is_bind(mount) {
-        let led = destination != Path::new("/").join(names(named).collect::<PathBuf>());
-        return match led {
+        let redirected = destination != Path::new("/").join(names(named).collect::<PathBuf>());
+        return match redirected {
             true => Err(format!("{named:?} must be mounted on ordinary directory")),
             false => Ok(destination),
         };
     }
-    let guests_own = is_bind(mount) && mount.source().as_deref() == Some(Path::new("/proc"));
-    if destination == Path::new("/proc") && !guests_own {
+    let binds_guest_proc = is_bind(mount) && mount.source().as_deref() == Some(Path::new("/proc"));
+    if destination == Path::new("/proc") && !binds_guest_proc {
         return Err(format!(
             "{named:?} cannot be mounted because it is not of type proc"
         ));
     }
     if destination.starts_with("/proc/")
-        && !guests_own
-        && !IN_PROC.iter().any(|path| destination == Path::new(path))
+        && !binds_guest_proc
+        && !ALLOWED_IN_PROC
+            .iter()
+            .any(|path| destination == Path::new(path))
     {
         return Err(format!(
             "{named:?} cannot be mounted because it is inside /proc"
@@ -93,8 +101,8 @@ pub fn destination(root: BorrowedFd<'_>, mount: &Mount) -> Result<PathBuf, Strin
     Ok(destination)
 }
 
-/// Follows the symbolic links of a path within a root, as far as there is something; the rest stays as it
-/// is. Whatever they become meanwhile, what is opened is within the root.
+/// Follows the symbolic links of a path within a root; components that don't exist are kept as they are. If a link
+/// is changed afterwards, what is opened is still within the root.
 fn resolve(root: BorrowedFd<'_>, path: &Path) -> Result<PathBuf, Errno> {
     let mut rest: VecDeque<OsString> = names(path).collect();
     let mut done = PathBuf::new();
@@ -105,11 +113,11 @@ fn resolve(root: BorrowedFd<'_>, path: &Path) -> Result<PathBuf, Errno> {
             continue;
         }
         done.push(name);
-        let Some(target) = link(root, &done) else {
+        let Some(target) = symlink_target(root, &done) else {
             continue;
         };
         links += 1;
-        if links > MOST_LINKS {
+        if links > MAX_SYMLINKS {
             return Err(Errno::LOOP);
         }
         if target.is_absolute() {
@@ -124,15 +132,15 @@ fn resolve(root: BorrowedFd<'_>, path: &Path) -> Result<PathBuf, Errno> {
     Ok(Path::new("/").join(done))
 }
 
-/// What a symbolic link leads to; nothing if it is none.
-fn link(root: BorrowedFd<'_>, path: &Path) -> Option<PathBuf> {
+/// The target of a symbolic link; `None` if the path is none.
+fn symlink_target(root: BorrowedFd<'_>, path: &Path) -> Option<PathBuf> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let link = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
     let target = readlinkat(&link, "", Vec::new()).ok()?;
     Some(PathBuf::from(OsString::from_vec(target.into_bytes())))
 }
 
-/// The names of a path, `..` among them.
+/// The components of a path, including `..`.
 fn names(path: &Path) -> impl Iterator<Item = OsString> {
     path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -174,18 +182,18 @@ mod tests {
 
     #[test]
     fn links_are_followed_within_the_root() {
-        let (_folder, root) = root();
-        let to = |path| destination(root.as_fd(), &mount(path)).expect("a place");
+        let (_directory, root) = root();
+        let to = |path| resolve_destination(root.as_fd(), &mount(path)).expect("a place");
         assert_eq!(to("/var/run/new/x"), Path::new("/run/new/x"));
         assert_eq!(to("/up"), Path::new("/run/data"));
         assert_eq!(to("/../.."), Path::new("/"));
-        assert!(destination(root.as_fd(), &mount("/loop/x")).is_err());
+        assert!(resolve_destination(root.as_fd(), &mount("/loop/x")).is_err());
     }
 
     #[test]
-    fn proc_is_not_covered() {
-        let (_folder, root) = root();
-        let place = |mount: &Mount| destination(root.as_fd(), mount);
+    fn proc_is_not_mounted_on() {
+        let (_directory, root) = root();
+        let place = |mount: &Mount| resolve_destination(root.as_fd(), mount);
         for bad in ["/proc", "/proc/sys", "/hidden/kernel", "/var/../proc/1"] {
             assert!(place(&mount(bad)).is_err(), "{bad}");
         }
@@ -196,14 +204,15 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_made_of_the_kind_that_is_wanted() {
-        let (folder, root) = root();
-        let make = |path: &str, folder| Place::make(root.as_fd(), Path::new(path), folder);
-        let made = |place: Result<Place, Errno>| place.map(|place| place.was_there);
+    fn a_mount_point_is_made_as_a_directory_or_a_file() {
+        let (directory, root) = root();
+        let make =
+            |path: &str, directory| MountPoint::make(root.as_fd(), Path::new(path), directory);
+        let made = |place: Result<MountPoint, Errno>| place.map(|place| place.existed);
         assert_eq!(made(make("/new/file", false)), Ok(false));
-        assert!(folder.path().join("new/file").is_file());
+        assert!(directory.path().join("new/file").is_file());
         assert_eq!(made(make("/new", true)), Ok(true));
-        assert_eq!(made(make("/new/folder", true)), Ok(false));
+        assert_eq!(made(make("/new/directory", true)), Ok(false));
         assert_eq!(made(make("/new", false)), Err(Errno::ISDIR));
         for place in ["/file", "/file/below"] {
             assert_eq!(made(make(place, true)), Err(Errno::NOTDIR), "{place}");

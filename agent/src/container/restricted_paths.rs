@@ -1,8 +1,8 @@
-//! `linux.maskedPaths` and `linux.readonlyPaths`, mounted over once all else has its place.
+//! `linux.maskedPaths` and `linux.readonlyPaths`, which are mounted over after all other mounts are made.
 //!
-//! What masks a file is the container's /dev/null, as with runc, and nothing else that has this name there:
-//! runc's CVE-2025-31133 was a link. Each path is resolved once, within the root; the mount goes on what was
-//! opened.
+//! A file is masked by the container's /dev/null, as with runc, after a check that it is the null device (runc's
+//! CVE-2025-31133: it was a symbolic link). Each path is resolved once, within the root, and the mount is put on
+//! the file that was opened.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -15,20 +15,20 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::inside::{self, Links};
+use super::in_root::{self, Symlinks};
 use super::root;
 use crate::error::Failure;
 use crate::sys::{self, MountChange};
 
-/// What the container sees less of than is there. Paths that aren't there are left out.
+/// The masked and the read-only paths of a container. Those that don't exist are skipped.
 #[derive(Debug)]
-pub struct Paths {
+pub struct RestrictedPaths {
     masked: Vec<String>,
     read_only: Vec<String>,
 }
 
-impl Paths {
-    /// Those of a config.json.
+impl RestrictedPaths {
+    /// The paths of a config.json.
     pub fn of(spec: &Spec) -> Self {
         let linux = spec.linux().as_ref();
         let list = |list: Option<&Option<Vec<String>>>| list.cloned().flatten().unwrap_or_default();
@@ -38,14 +38,14 @@ impl Paths {
         }
     }
 
-    /// Mounts over them in a container's root, read-only ones first. The caller is in its mount
-    /// namespace, as the root there.
+    /// Mounts over them in a container's root, over read-only ones first. The caller is in the container's mount
+    /// namespace, as root.
     ///
     /// # Errors
     /// Names the field and the path.
     pub fn apply(&self, root: BorrowedFd<'_>) -> Result<(), Failure> {
         for path in &self.read_only {
-            forbid_writing(root, path)
+            make_read_only(root, path)
                 .map_err(Failure::field(format!("linux.readonlyPaths: {path}")))?;
         }
         for path in &self.masked {
@@ -55,38 +55,38 @@ impl Paths {
     }
 }
 
-fn forbid_writing(root: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
-    let Some(there) = open(root, path)? else {
+fn make_read_only(root: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
+    let Some(target) = open(root, path)? else {
         return Ok(());
     };
-    let copy = copy(&there)?;
+    let copy = clone_mount(&target)?;
     let change = MountChange {
         set: libc::MOUNT_ATTR_RDONLY,
         ..MountChange::default()
     };
     sys::mount_setattr(copy.as_fd(), change)?;
-    mount_on(&copy, &there)
+    move_mount_onto(&copy, &target)
 }
 
-/// A file reads as empty, and a folder is.
+/// Makes a file read as empty, and a directory appear empty.
 fn mask(root: BorrowedFd<'_>, path: &str, field: &str) -> Result<(), Failure> {
     let failed = || Failure::field(field);
-    let Some(there) = open(root, path).map_err(failed())? else {
+    let Some(target) = open(root, path).map_err(failed())? else {
         return Ok(());
     };
-    let kind = FileType::from_raw_mode(fstat(&there).map_err(failed())?.st_mode);
+    let kind = FileType::from_raw_mode(fstat(&target).map_err(failed())?.st_mode);
     let cover = match kind {
-        FileType::Directory => empty_folder().map_err(failed())?,
-        _ => root::null(root)
-            .and_then(|null| copy(&null))
+        FileType::Directory => empty_directory().map_err(failed())?,
+        _ => root::dev_null(root)
+            .and_then(|null| clone_mount(&null))
             .map_err(Failure::field(format!(
                 "{field}: the container's /dev/null"
             )))?,
     };
-    mount_on(&cover, &there).map_err(failed())
+    move_mount_onto(&cover, &target).map_err(failed())
 }
 
-fn empty_folder() -> Result<OwnedFd, Errno> {
+fn empty_directory() -> Result<OwnedFd, Errno> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "tmpfs")?;
     fsconfig_set_flag(&context, "ro")?;
@@ -95,16 +95,16 @@ fn empty_folder() -> Result<OwnedFd, Errno> {
     fsmount(&context, flags, MountAttrFlags::MOUNT_ATTR_RDONLY)
 }
 
-/// A file of the container's, unless it isn't there.
+/// Opens a file of the container; `None` if there is none.
 fn open(root: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>, Errno> {
-    match inside::find(root, Path::new(path), Links::Followed) {
+    match in_root::open(root, Path::new(path), Symlinks::Follow) {
         Err(Errno::NOENT) => Ok(None),
         found => found.map(Some),
     }
 }
 
-/// The mounts at and below a file, once more.
-fn copy(file: &OwnedFd) -> Result<OwnedFd, Errno> {
+/// Clones the mounts at and below a file.
+fn clone_mount(file: &OwnedFd) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE
@@ -112,7 +112,7 @@ fn copy(file: &OwnedFd) -> Result<OwnedFd, Errno> {
     open_tree(file, "", flags)
 }
 
-fn mount_on(mount: &OwnedFd, place: &OwnedFd) -> Result<(), Errno> {
+fn move_mount_onto(mount: &OwnedFd, place: &OwnedFd) -> Result<(), Errno> {
     let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, "", place, "", both)
 }

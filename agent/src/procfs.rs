@@ -1,24 +1,27 @@
-//! The processes of a container, as /proc shows them: what `ps -ef` would print, were it in the guest.
+//! Processes as /proc shows them, for `hull ps`: what `ps -ef` would print in the guest.
 
 use std::fs;
 use std::os::linux::fs::MetadataExt;
 
 use hull_protocol::agent::ProcessInfo;
 
-/// The longest command that is told, in bytes.
-const LONGEST_COMMAND: usize = 512;
+/// The longest command line that is reported, in bytes.
+const MAX_COMMAND_LENGTH: usize = 512;
 
-/// The major number of the first pseudo-terminals; each of eight has 256 of them.
+/// The first of the eight major numbers of pseudo-terminals, each with 256 minor numbers.
 const PTS_MAJOR: u32 = 136;
 
 /// The flag of a task that is ending, `PF_EXITING` of linux/sched.h.
-const EXITING: u32 = 4;
+const PF_EXITING: u32 = 4;
 
-/// Whether a process has ended, or is about to: it runs no more of its program, and closes its files.
+/// Whether a process has ended or is exiting (`PF_EXITING`): it no longer runs its program, and its files are
+/// being closed.
 #[must_use]
 pub fn is_ending(pid: i32) -> bool {
     match fs::read(format!("/proc/{pid}/stat")) {
-        Ok(stat) => flags(&String::from_utf8_lossy(&stat)).is_none_or(|flags| flags & EXITING != 0),
+        Ok(stat) => {
+            flags(&String::from_utf8_lossy(&stat)).is_none_or(|flags| flags & PF_EXITING != 0)
+        }
         Err(_) => true,
     }
 }
@@ -33,11 +36,11 @@ fn flags(stat: &str) -> Option<u32> {
 /// Describes a process; `None` if it has ended.
 #[must_use]
 pub fn describe(pid: i32) -> Option<ProcessInfo> {
-    let folder = format!("/proc/{pid}");
-    let uid = fs::metadata(&folder).ok()?.st_uid();
-    // A process's name is its own choice, and need not be text.
-    let stat = fs::read(format!("{folder}/stat")).ok()?;
-    let command = fs::read(format!("{folder}/cmdline")).unwrap_or_default();
+    let directory = format!("/proc/{pid}");
+    let uid = fs::metadata(&directory).ok()?.st_uid();
+    // A process chooses its own name, which need not be UTF-8.
+    let stat = fs::read(format!("{directory}/stat")).ok()?;
+    let command = fs::read(format!("{directory}/cmdline")).unwrap_or_default();
     let mut info = parse_stat(&String::from_utf8_lossy(&stat))?;
     if let Some(command) = command_line(&command) {
         info.command = command;
@@ -47,7 +50,7 @@ pub fn describe(pid: i32) -> Option<ProcessInfo> {
     Some(info)
 }
 
-/// proc(5), `/proc/<pid>/stat`. The name, in parentheses, may contain both blanks and parentheses.
+/// Parses `/proc/<pid>/stat`, proc(5). The name, in parentheses, may contain both blanks and parentheses.
 fn parse_stat(text: &str) -> Option<ProcessInfo> {
     let (before, after) = text.rsplit_once(')')?;
     let (_, name) = before.split_once('(')?;
@@ -78,14 +81,14 @@ fn terminal(device: u32) -> Option<String> {
         (device >> 8) & 0xfff,
         (device & 0xff) | ((device >> 12) & 0xfff00),
     );
-    let hundreds = major.checked_sub(PTS_MAJOR).filter(|index| *index < 8)?;
-    Some(format!("pts/{}", hundreds * 256 + minor))
+    let index = major.checked_sub(PTS_MAJOR).filter(|index| *index < 8)?;
+    Some(format!("pts/{}", index * 256 + minor))
 }
 
-/// The arguments with blanks between them; `None` for a process that has none, like the kernel's.
+/// The arguments with blanks between them; `None` for a process that has none, like a kernel thread.
 fn command_line(arguments: &[u8]) -> Option<String> {
     let end = arguments.iter().rposition(|byte| *byte != 0)? + 1;
-    let bytes = arguments.get(..end.min(LONGEST_COMMAND))?;
+    let bytes = arguments.get(..end.min(MAX_COMMAND_LENGTH))?;
     let bytes: Vec<u8> = bytes
         .iter()
         .map(|byte| if *byte == 0 { b' ' } else { *byte })
@@ -112,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_ending_once_its_program_is_over() {
+    fn a_process_is_ending_once_its_program_has_ended() {
         let mut child = std::process::Command::new("cat")
             .stdin(std::process::Stdio::piped())
             .spawn()
@@ -130,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_hides_a_process() {
+    fn a_process_whose_name_is_not_utf8_is_described() {
         let thread = std::thread::spawn(|| {
             rustix::thread::set_name(c"\xff").expect("set a name");
             describe(rustix::thread::gettid().as_raw_nonzero().get())
@@ -150,12 +153,12 @@ mod tests {
     }
 
     #[test]
-    fn a_command_line_is_its_arguments_and_bounded() {
+    fn a_command_line_joins_the_arguments_and_is_bounded() {
         assert_eq!(command_line(b"sh\0-c\0a b\0").as_deref(), Some("sh -c a b"));
         assert_eq!(command_line(b""), None);
         assert_eq!(
             command_line(&[b'x'; 4096]).map(|c| c.len()),
-            Some(LONGEST_COMMAND)
+            Some(MAX_COMMAND_LENGTH)
         );
     }
 }
