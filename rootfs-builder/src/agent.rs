@@ -1,5 +1,4 @@
-//! Checks that a program can be the agent: it must not need anything that the guest doesn't have, and a
-//! wrong link shows only when it is started.
+//! Checks that a program can be the agent: it must be static, as the guest has no libraries, and it must run.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use elf::ElfBytes;
 use elf::abi::{EM_X86_64, PT_INTERP};
 use elf::endian::LittleEndian;
 
-/// The word that a working agent's `--version` begins with.
+/// What the agent's `--version` prints begins with this.
 const NAME: &str = "hull-agent ";
 
 /// Why a program can't be the agent.
@@ -23,21 +22,21 @@ pub enum AgentError {
         /// Why.
         source: io::Error,
     },
-    /// It isn't a program at all.
-    #[error("the agent {path} is no 64-bit ELF file: {source}")]
+    /// It isn't an ELF file.
+    #[error("the agent {path} is not a 64-bit ELF file: {source}")]
     NotElf {
         /// Its path.
         path: PathBuf,
         /// Why.
         source: elf::ParseError,
     },
-    /// It is for another machine.
-    #[error("the agent {path} is no program for x86-64")]
+    /// It is for another processor.
+    #[error("the agent {path} is not a program for x86-64")]
     Machine {
         /// Its path.
         path: PathBuf,
     },
-    /// It needs libraries, which the guest hasn't.
+    /// It needs libraries, which the guest doesn't have.
     #[error(
         "the agent {path} is linked dynamically: build it with this workspace's .cargo/config.toml"
     )]
@@ -53,14 +52,14 @@ pub enum AgentError {
         /// Why.
         source: io::Error,
     },
-    /// It starts, and fails or is something else.
-    #[error("`{path} --version` ended with {status} and said {output:?}: is it hull's agent?")]
+    /// It starts, but fails or isn't the agent.
+    #[error("`{path} --version` ended with {status} and printed {output:?}: is it hull's agent?")]
     Version {
         /// Its path.
         path: PathBuf,
         /// How it ended.
         status: ExitStatus,
-        /// What it said.
+        /// What it printed.
         output: String,
     },
 }
@@ -68,11 +67,11 @@ pub enum AgentError {
 /// Reads the agent and checks that it is static and starts.
 ///
 /// # Errors
-/// When it isn't, or doesn't.
+/// When it can't be read, isn't static or isn't the agent.
 pub fn read(path: &Path) -> Result<Vec<u8>, AgentError> {
-    let named = || path.to_owned();
+    let owned_path = || path.to_owned();
     let bytes = std::fs::read(path).map_err(|source| AgentError::Read {
-        path: named(),
+        path: owned_path(),
         source,
     })?;
     check_static(path, &bytes)?;
@@ -80,13 +79,13 @@ pub fn read(path: &Path) -> Result<Vec<u8>, AgentError> {
         .arg("--version")
         .output()
         .map_err(|source| AgentError::Start {
-            path: named(),
+            path: owned_path(),
             source,
         })?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() || !text.starts_with(NAME) {
         return Err(AgentError::Version {
-            path: named(),
+            path: owned_path(),
             status: output.status,
             output: text,
         });
@@ -95,18 +94,18 @@ pub fn read(path: &Path) -> Result<Vec<u8>, AgentError> {
 }
 
 fn check_static(path: &Path, bytes: &[u8]) -> Result<(), AgentError> {
-    let named = || path.to_owned();
+    let owned_path = || path.to_owned();
     let not_elf = |source| AgentError::NotElf {
-        path: named(),
+        path: owned_path(),
         source,
     };
     let elf = ElfBytes::<LittleEndian>::minimal_parse(bytes).map_err(not_elf)?;
     if elf.ehdr.e_machine != EM_X86_64 {
-        return Err(AgentError::Machine { path: named() });
+        return Err(AgentError::Machine { path: owned_path() });
     }
     let mut segments = elf.segments().into_iter().flatten();
     if segments.any(|segment| segment.p_type == PT_INTERP) {
-        return Err(AgentError::Dynamic { path: named() });
+        return Err(AgentError::Dynamic { path: owned_path() });
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use cpio::newc::{self, Builder};
 
 const PAGE: usize = 4096;
 
-/// The header of an entry, which its name follows. Name and contents begin at multiples of 4.
+/// The length of an entry's header, which is followed by its name. The contents begin at a multiple of 4.
 const HEADER: usize = 110;
 
 /// The agent's path.
@@ -21,7 +21,7 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
-/// The directories, each before what lies in it.
+/// The directories, each before the entries in it.
 const DIRECTORIES: [&str; 5] = ["dev", "proc", "run", "sys", "tmp"];
 
 /// The devices: path, permissions, major and minor number (the kernel's admin-guide/devices.txt).
@@ -30,13 +30,13 @@ const DEVICES: [(&str, u32, u32, u32); 2] =
 
 /// Writes the archive with this agent.
 ///
-/// Everything in it is root's, made at the epoch, and numbered in a fixed order: the same agent gives
-/// the same bytes.
+/// All entries are owned by root, have the epoch as their time, and inode numbers in a fixed order: the same agent
+/// gives the same bytes.
 ///
 /// # Errors
 /// When `output` can't be written to, or the agent is 4 GiB or longer.
 pub fn write(agent: &[u8], output: impl Write) -> io::Result<()> {
-    let mut output = Counted { output, count: 0 };
+    let mut output = CountingWriter { output, count: 0 };
     let size = u32::try_from(agent.len())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the agent is 4 GiB or longer"))?;
     let mut inodes = 1..;
@@ -61,28 +61,28 @@ pub fn write(agent: &[u8], output: impl Write) -> io::Result<()> {
             .write(&mut output, 0)
             .finish()?;
     }
-    let mut init = entry(&padded(INIT, output.count), PROGRAM).write(&mut output, size);
+    let mut init = entry(&padded_name(INIT, output.count), PROGRAM).write(&mut output, size);
     init.write_all(agent)?;
     init.finish()?;
     newc::trailer(&mut output)?;
     output.flush()
 }
 
-/// `name`, with so many NULs that the contents of its entry begin on a page boundary if the entry begins
-/// at `offset`. Who unpacks the archive takes the first NUL for the name's end.
-fn padded(name: &str, offset: usize) -> String {
+/// `name`, padded with NULs so that the contents of its entry begin on a page boundary if the entry begins at
+/// `offset`. To programs that unpack the archive the name ends at the first NUL.
+fn padded_name(name: &str, offset: usize) -> String {
     let contents = (offset + HEADER + name.len() + 1).next_multiple_of(PAGE);
-    // The archive's own NUL is the last one.
+    // The NUL that the archive adds is the last one.
     format!("{name:\0<width$}", width = contents - HEADER - offset - 1)
 }
 
-/// A writer that knows how far it has come.
-struct Counted<W> {
+/// A writer that counts the bytes written.
+struct CountingWriter<W> {
     output: W,
     count: usize,
 }
 
-impl<W: Write> Write for Counted<W> {
+impl<W: Write> Write for CountingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.output.write(bytes)?;
         self.count += written;
@@ -102,7 +102,7 @@ mod tests {
 
     fn archive(agent: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        write(agent, &mut bytes).expect("a vector takes all");
+        write(agent, &mut bytes).expect("write to a vector");
         bytes
     }
 

@@ -1,5 +1,5 @@
-//! Builds root file systems: for now the guest's initramfs, from the agent alone. The same input gives
-//! the same bytes, on every machine and every day.
+//! Builds root file systems: for now only the guest's initramfs, which has only the agent. The same input
+//! gives the same bytes, on every machine and at every time.
 
 pub mod agent;
 pub mod initramfs;

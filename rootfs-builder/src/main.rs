@@ -14,11 +14,11 @@ use hull_rootfs_builder::initramfs;
 #[command(version)]
 struct Arguments {
     #[command(subcommand)]
-    command: Verb,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum Command {
     /// Make the guest's initramfs: a cpio archive with the agent as /init
     Initramfs {
         /// The agent: a static program
@@ -39,7 +39,7 @@ enum Error {
 }
 
 fn main() -> ExitCode {
-    let Verb::Initramfs { agent, output } = Arguments::parse().command;
+    let Command::Initramfs { agent, output } = Arguments::parse().command;
     match make(&agent, &output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -49,9 +49,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes to a file beside the output first, so that there is never half an archive. Makes the output's
-/// folder where it is missing, as in a fresh clone. An output that is right already keeps its date, so
-/// that nothing is built from it once more.
+/// Writes to a file beside the output and renames it, so that the output is never incomplete. Makes the output's
+/// directory if it is missing, as in a fresh clone. An output that has these bytes already keeps its modification
+/// time, so that nothing that depends on it is rebuilt.
 fn make(agent: &Path, output: &Path) -> Result<(), Error> {
     let mut archive = Vec::new();
     let failed = |source| Error::Write {
@@ -63,8 +63,8 @@ fn make(agent: &Path, output: &Path) -> Result<(), Error> {
         return Ok(());
     }
     let partial = output.with_added_extension("partial");
-    let folder = output.parent().map_or(Ok(()), fs::create_dir_all);
-    let written = folder
+    let parent = output.parent().map_or(Ok(()), fs::create_dir_all);
+    let written = parent
         .and_then(|()| fs::write(&partial, archive))
         .and_then(|()| fs::rename(&partial, output));
     written.map_err(|source| {
