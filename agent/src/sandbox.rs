@@ -126,9 +126,15 @@ impl Sandbox {
         };
         let pid = container.init.pid;
         reservation.fill(Arc::clone(&container));
-        if let Some(host) = request.exit_status.into_option() {
-            let _ = self.owner.set(Arc::downgrade(&container)); // if the host makes two, the first stays the owner
-            tokio::spawn(Arc::clone(&self).end_when_owner_exits(container, host));
+        match request.exit_status.into_option() {
+            Some(host) => {
+                let _ = self.owner.set(Arc::downgrade(&container)); // if the host makes two, the first stays the owner
+                tokio::spawn(Arc::clone(&self).end_when_owner_exits(container, host));
+            }
+            None => {
+                let init = container.init.clone();
+                tokio::spawn(self.end_with_init(Arc::downgrade(&container), init));
+            }
         }
         Ok(pid)
     }
@@ -425,6 +431,22 @@ impl Sandbox {
         }
     }
 
+    /// Waits for the end of another container's first process, and kills its remaining processes: without a pid namespace
+    /// the kernel doesn't, and they may hold its output open.
+    async fn end_with_init(self: Arc<Self>, container: Weak<Container>, init: Process) {
+        init.completion.exit.wait().await;
+        // A container that is being deleted is killed by that, and its cgroup's name may be another's by now.
+        let Some(container) = container.upgrade() else {
+            return;
+        };
+        let found = self.containers.find(&container.id);
+        if found.is_ok_and(|found| Arc::ptr_eq(&found, &container))
+            && let Err(e) = container.cgroup.kill()
+        {
+            log::warn!("kill the remaining processes of {}: {e}", container.id);
+        }
+    }
+
     /// Waits for the owner's end, ends all other containers, writes all file systems back and reports the exit
     /// status to the host.
     async fn end_when_owner_exits(self: Arc<Self>, owner: Arc<Container>, host: HostStream) {
@@ -495,6 +517,10 @@ async fn remove(container: &Container) -> Result<(), Error> {
     container.cgroup.remove().await?;
     let what = format!("the end of container {}", container.id);
     with_timeout(KILL_TIMEOUT, what, container.init.completion.exit.wait()).await?;
+    if let Some(shares) = container.shares() {
+        shares.unmount();
+        tokio::spawn(shares.clone().forget());
+    }
     // Not left to drop: somebody may still hold the container when its id is used again.
     container.directory.remove();
     Ok(())

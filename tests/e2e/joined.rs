@@ -1,6 +1,8 @@
 //! Further containers in a sandbox: each lives and ends by itself, in the VM of the first.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hull_tests::disk::HostDisk;
@@ -17,20 +19,20 @@ use crate::lifecycle::{signal_pid, waiting};
 const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 
 /// The first container of a sandbox, which runs.
-fn first() -> (Container, Running) {
+pub fn first() -> (Container, Running) {
     let container = Container::new(waiting());
     let running = container.run_until_ready();
     (container, running)
 }
 
 /// A container to be created in its sandbox; on the host it has no cgroup of its own.
-fn beside(first: &Container, bundle: Bundle) -> Container {
+pub fn beside(first: &Container, bundle: Bundle) -> Container {
     Container::in_sandbox_of(first, bundle.unset("/linux", "cgroupsPath"))
 }
 
 /// The first container is as it was.
 #[track_caller]
-fn goes_on(first: &Container) {
+pub fn goes_on(first: &Container) {
     assert_eq!(first.state().status, "running");
     assert_eq!(first.exec_shell("echo here").ok().out(), "here");
 }
@@ -163,6 +165,106 @@ fn it_dies_with_the_process_that_stands_for_it() {
     assert_eq!(second.state().status, "stopped");
     let _ = second.delete().ok();
     goes_on(&first);
+}
+
+#[test]
+fn what_its_program_leaves_running_ends_with_it() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    // In the sandbox's own, which doesn't end with it.
+    let without_pids = |bundle: Bundle| {
+        let namespaces = bundle.config()["linux"]["namespaces"].clone();
+        let mut namespaces = namespaces.as_array().unwrap().clone();
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+        bundle.set("/linux/namespaces", json!(namespaces))
+    };
+    for script in [
+        "sleep 3333 & echo out; exit 3",
+        "sleep 3333 </dev/null >/dev/null 2>&1 & echo out; exit 3",
+    ] {
+        let second = beside(&first, without_pids(Bundle::new().shell(script)));
+        assert_eq!(second.run().exits(3).out(), "out");
+    }
+    let seen = beside(&first, without_pids(Bundle::new().shell("ps; true")));
+    assert!(!seen.run().ok().out().contains("3333"));
+    goes_on(&first);
+}
+
+#[test]
+fn its_events_end_with_it() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let mut second = beside(&first, waiting());
+    second.create();
+    let _ = second.start().ok();
+    let events = ["events", "--interval", "200ms", &second.id];
+    let mut events = Running::spawn(&mut second.command(&events));
+    let _ = events.line();
+    let _ = second.kill("KILL").ok();
+    let _ = events.finish().ok();
+    let _ = second.delete().ok();
+}
+
+#[test]
+fn the_file_systems_of_its_volumes_are_free_once_it_is_deleted() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let bundle = Bundle::new();
+    let Some(disk) = HostDisk::new(&bundle, "image", 16 << 20) else {
+        skip!("no loop devices on this machine");
+    };
+    let on_host = |program: &str, words: &[&Path]| {
+        let done = Command::new(program).args(words).output().unwrap();
+        assert!(done.status.success(), "{program}: {done:?}");
+    };
+    let volume = bundle.folder("volume");
+    on_host("mkfs.ext4", &[Path::new("-q"), &disk.path]);
+    on_host("mount", &[&disk.path, &volume]);
+    let bundle = bundle
+        .bind(&volume, "/volume", &["rw"])
+        .shell("echo in >/volume/file; ls /volume");
+    let second = beside(&first, bundle);
+    let _ = second.run().ok();
+
+    on_host("umount", &[&volume]);
+
+    // The kernel lists a device's file system for as long as it is in use.
+    let name = disk.path.file_name().unwrap();
+    let in_use = Path::new("/sys/fs/ext4").join(name);
+    let end = Instant::now() + limit();
+    while in_use.exists() {
+        assert!(Instant::now() < end, "the file system is still in use");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    goes_on(&first);
+}
+
+#[test]
+fn a_sandbox_keeps_nothing_open_of_containers_that_were_deleted() {
+    only_hull!("runc has no VM to share");
+    let (first, _running) = first();
+    let bundle = Bundle::new().shell("ls /a /b");
+    let volume = bundle.folder("volume");
+    let bundle = bundle
+        .bind(&volume, "/a", &["rw"])
+        .bind(&volume, "/b", &["ro"]);
+    let second = beside(&first, bundle);
+    let pid = first.state().pid;
+    let open = || -> usize {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let count = |task: fs::DirEntry| fs::read_dir(task.path().join("fd")).unwrap().count();
+        tasks.map(count).sum()
+    };
+    let _ = second.run().ok();
+    let one = open();
+    for _ in 0..4 {
+        let _ = second.run().ok();
+    }
+    let end = Instant::now() + limit();
+    while open() > one {
+        assert!(Instant::now() < end, "{} and then {}", one, open());
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod namespaces;
 pub mod notify;
 mod restricted_paths;
 mod root;
+pub mod shares;
 pub mod spec;
 mod sysctl;
 
@@ -25,6 +26,7 @@ use crate::helper::ReportReceiver;
 use crate::process::seccomp;
 use crate::stdio::Completion;
 use crate::sys;
+use shares::Shares;
 
 /// The parent of the containers' directories.
 pub const CONTAINERS: &str = "/run/hull/containers";
@@ -80,6 +82,8 @@ pub struct Container {
     pub seccomp: Option<seccomp::Program>,
     /// The socket on which its processes report that it is ready, if the host has asked for one.
     pub notify: Option<notify::NotifySocket>,
+    /// Where the host's shares of it are, if its root is one.
+    shares: Option<Shares>,
     state: Mutex<State>,
 }
 
@@ -129,9 +133,16 @@ impl State {
 }
 
 impl Container {
+    /// Where the host's shares of it are, if its root is one.
+    #[must_use]
+    pub fn shares(&self) -> Option<&Shares> {
+        self.shares.as_ref()
+    }
+
     /// A container whose first process waits to be started.
     #[must_use]
     pub fn new(id: String, parts: Parts, config: &spec::SplitConfig) -> Self {
+        let root = config.spec.root().as_ref();
         Self {
             id,
             directory: parts.directory,
@@ -142,6 +153,7 @@ impl Container {
             personality: config.launch.personality.clone(),
             seccomp: config.launch.seccomp.clone(),
             notify: parts.notify,
+            shares: root.and_then(|root| Shares::of_root(root.path())),
             state: Mutex::new(State {
                 start_socket: Some(parts.start_socket),
                 processes: VecDeque::new(),

@@ -69,8 +69,11 @@ async fn follow(agent: &Agent, watched: &Watched, interval: Duration) -> Result<
         agent.wait_oom(&watched.id, known).await
     };
     let mut oom = Box::pin(next(known, Duration::ZERO));
+    // A sandbox's first container takes the agent with it, another one doesn't.
+    let mut ended = Box::pin(agent.wait(&watched.id, "", false));
     loop {
         tokio::select! {
+            end = &mut ended => return Ok(end.map(drop)?),
             kills = &mut oom => {
                 known = kills?;
                 print(&watched.id, "oom", None)?;
