@@ -54,6 +54,7 @@ fn a_thread_of_the_vm_process_has_its_own_descriptors_alone() {
     assert!(main.has(&secret) && main.has(&log), "{main:#?}");
     let files = [&secret, &log].map(|path| path.display().to_string());
     let expected = [
+        "/memfd",
         "eventfd",
         "eventpoll",
         "pipe",
@@ -238,22 +239,31 @@ fn opens_what_is_in_the_share_alone(captive: &mut Captive, number: u64, share: &
     }
 }
 
+/// Of linux/fs.h, since Linux 6.9.
+const RWF_NOAPPEND: u64 = 0x20;
+
 #[test]
 fn what_is_not_its_roles_ends_the_vm_process() {
     only_hull!("runc has no VM process");
     let forbidden = [
-        (Role::Main, libc::SYS_ftruncate),
-        (Role::Vcpu, libc::SYS_openat),
-        (Role::Files, libc::SYS_socket),
+        (Role::Main, libc::SYS_ftruncate, [0; 6]),
+        // It would write over a file that is open for appending.
+        (
+            Role::Main,
+            libc::SYS_pwritev2,
+            [1, 0, 0, 0, 0, RWF_NOAPPEND],
+        ),
+        (Role::Vcpu, libc::SYS_openat, [0; 6]),
+        (Role::Files, libc::SYS_socket, [0; 6]),
     ];
-    for (role, call) in forbidden {
+    for (role, call, arguments) in forbidden {
         let mut container = Container::new(Bundle::new().shell("sleep 3600"));
         container.create();
         let pid = container.state().pid;
         let threads = threads::of(pid);
         let thread = threads.iter().find(|thread| role_of(thread, pid) == role);
         let mut captive = Captive::take(thread.expect("its thread").tid);
-        let ended = captive.call(call, &[0, 0, 0]);
+        let ended = captive.call(call, &arguments);
         assert_eq!(ended, Called::Killed(Signal::SIGSYS), "{role:?}: {call}");
         assert!(wait_for_death(pid, limit()), "{role:?}: it lives on");
     }

@@ -67,9 +67,9 @@ pub(super) const MAIN: &[AllowedCall] = &[
     any(SYS_shutdown),
     // Standard streams of the container's processes, which may be files of the host: reading and
     // writing them, but not truncating them or changing the flags of a file description that others
-    // share.
+    // share. Nor ignoring these: RWF_NOAPPEND would overwrite a log that is open for appending.
     any(SYS_preadv2),
-    any(SYS_pwritev2),
+    without_bits(SYS_pwritev2, &[(5, !(RWF_NOWAIT as u32))]),
     any(SYS_readv),
     any(SYS_writev),
     any(SYS_fstat),
@@ -176,7 +176,15 @@ pub(super) const BLOCK: &[AllowedCall] = &[
     any(SYS_preadv2),
     any(SYS_pwritev2),
     any(SYS_fdatasync),
-    any(SYS_fallocate),
+    // To punch holes and to write zeroes, but not to insert or cut out a part of a file.
+    one_of(
+        SYS_fallocate,
+        1,
+        &[
+            (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) as u32,
+            (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE) as u32,
+        ],
+    ),
 ];
 
 /// What a disk slot's thread may call in addition to virtio-blk's, to receive and check its disk.
@@ -190,4 +198,43 @@ pub(super) const DISK_SLOT: &[AllowedCall] = &[
     one_of(SYS_fcntl, 1, &[F_GETFL as u32, F_GETFD as u32]),
     any(SYS_lseek),
     one_of(SYS_ioctl, 1, &[BLKSSZGET as u32]),
+];
+
+/// A container's stand-in: connections to the guest's agent and to the VMM, which are open already, and a
+/// terminal of which it follows the size.
+pub(super) const STAND_IN: &[AllowedCall] = &[
+    // tokio's event loop, and how it is woken by a signal.
+    EPOLL_CREATE,
+    any(SYS_epoll_ctl),
+    any(SYS_epoll_pwait),
+    any(SYS_eventfd2),
+    one_of(SYS_socketpair, 0, &[AF_UNIX as u32]),
+    // The connections. Without socket(2) and connect(2), there are no others.
+    any(SYS_recvfrom),
+    any(SYS_sendto),
+    any(SYS_readv),
+    any(SYS_writev),
+    any(SYS_shutdown),
+    any(SYS_setsockopt),
+    one_of(
+        SYS_fcntl,
+        1,
+        &[
+            F_GETFL as u32,
+            F_SETFL as u32,
+            F_GETFD as u32,
+            F_SETFD as u32,
+            F_DUPFD_CLOEXEC as u32,
+        ],
+    ),
+    any(SYS_ppoll),
+    // FIONBIO is how Rust makes a socket non-blocking; TIOCSCTTY makes the container's terminal tell of
+    // its size, which TIOCGWINSZ reads.
+    one_of(
+        SYS_ioctl,
+        1,
+        &[FIONBIO as u32, TIOCSCTTY as u32, TIOCGWINSZ as u32],
+    ),
+    // The process's name, which shows on the host that the container has ended.
+    one_of(SYS_prctl, 0, &[PR_SET_NAME as u32]),
 ];
