@@ -23,6 +23,7 @@ mod hostile_guest;
 mod inherited;
 mod jail;
 mod joined;
+mod joined_attacks;
 mod kills;
 mod lifecycle;
 mod lying_agent;

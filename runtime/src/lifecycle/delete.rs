@@ -113,11 +113,15 @@ pub fn undo(dir: ContainerDir, state: &State) {
 /// When the shares can't be removed. Without `force`, when the agent doesn't do it, though its VM runs.
 pub(super) fn leave(dir: &ContainerDir, state: &State, force: bool) -> Result<(), Error> {
     let joined = state.container.joined.as_ref();
-    let Some(joined) = joined.filter(|joined| joined.vmm.runs_container()) else {
+    // Not by what the VM process says of itself: its shares are taken from it for as long as it lives.
+    let Some(joined) = joined.filter(|joined| joined.vmm.is_alive()) else {
         return Ok(());
     };
     let answer = ask_aside(dir, state, |agent, id| agent.ask(|agent| agent.delete(id)));
-    let limit = if force { AGENT_TIMEOUT } else { Duration::MAX };
+    let limit = match force || !joined.vmm.runs_container() {
+        true => AGENT_TIMEOUT,
+        false => Duration::MAX,
+    };
     let deleted = answer.recv_timeout(limit);
     remove_shares(joined.vmm, &joined.folder)?;
     let why = match deleted {

@@ -5,7 +5,9 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
+use hull_vmm::jail::tree::{ReadOnly, Share, Source};
 use oci_spec::runtime::Spec;
 use rustix::fs::{fstat, stat};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -14,13 +16,13 @@ use super::console_socket::send_followed_terminal;
 use super::create::{Create, Created, Terminal, commit, first_record, is_root, run_create_hooks};
 use super::delete::{leave, undo};
 use super::hooks::Hooks;
-use super::{Context, Error, allow};
+use super::{Context, Error, allow, mount_points};
 use crate::cgroup::{self, HostCgroup};
 use crate::chain::chain;
 use crate::host::ProcessId;
 use crate::sandbox::{
     AgentError, AttachedStdio, BlockingAgent, Lifeline, Offer, SandboxError, StandIn, Stdio,
-    add_shares, hand_disk, make_root_read_only,
+    add_shares, hand_disk,
 };
 use crate::spec::{self, Disk, FilterCache, GuestSpec, Network, Plan};
 use crate::store::{ContainerDir, Joined, Phase, SandboxDir, State, Status};
@@ -180,16 +182,31 @@ fn is_network_of(network: &Network, vmm: ProcessId) -> bool {
     matches!((fstat(named), own), (Ok(named), Ok(own)) if (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino))
 }
 
+/// Has the host refuse every change to the container's root, from the first moment: what runs in the sandbox already
+/// could change it at once.
+fn make_root_read_only(shares: &mut [Share], folder: &str) {
+    let target = Path::new(folder).join("rootfs");
+    for share in shares.iter_mut().filter(|share| share.target == target) {
+        if let Source::Bind(root) = &mut share.source {
+            root.read_only = ReadOnly::Itself(true);
+        }
+    }
+}
+
 /// Adds the shares, hands the streams over, and starts the stand-in.
 fn prepare_host(
     context: &Context,
     dir: &ContainerDir,
     folder: &str,
     request: &mut Create<'_>,
-    plan: Plan,
+    mut plan: Plan,
     target: &Target,
 ) -> Result<(Lifeline, ForGuest), Error> {
     dir.save_config(request.bundle.spec())?;
+    if request.bundle.read_only_root() {
+        mount_points::make(&request.bundle);
+        make_root_read_only(&mut plan.shares, folder);
+    }
     add_shares(target.vmm, folder, plan.shares)?;
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let (stdio, sizes) = match std::mem::take(&mut request.terminal) {
@@ -254,11 +271,6 @@ fn bring_up(
     agent
         .ask(|agent| agent.create(dir.id(), spec, bundle, stdio, None, request.notify))
         .map_err(Error::ContainerProcess)?;
-    if request.bundle.read_only_root()
-        && let Some(joined) = &state.container.joined
-    {
-        make_root_read_only(joined.vmm, &joined.folder)?;
-    }
     stand_in.begin()?;
     state.container.phase = Phase::Created;
     dir.save(&state.container)?;

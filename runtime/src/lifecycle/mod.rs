@@ -13,6 +13,7 @@ mod hooks;
 mod join;
 mod kill;
 mod list;
+mod mount_points;
 mod observe;
 mod pause;
 mod pid_file;

@@ -12,7 +12,7 @@ use rustix::pipe::PipeFlags;
 use super::config::Ends;
 use super::lifeline::{Lifeline, Report};
 use super::process::NO_PROGRAM;
-use super::search::{self, Purpose};
+use super::search::{ProcessIdentity, Purpose};
 use super::{
     BlockingAgent, ChildProcess, SandboxError, Streams, VmConfig, VmmConfig, handover, namespaces,
     shares,
@@ -69,7 +69,13 @@ impl Launch<'_> {
             ..
         } = self;
         let config = VmmConfig { vm, ends };
-        let written = handover::write(&config.numbers())
+        let identity = || {
+            let own_cgroup = cgroup.is_some();
+            let purpose = Purpose::Vmm { own_cgroup };
+            Ok(ProcessIdentity::new(&purpose, dir.store_key()?, dir.id()))
+        };
+        let identity = identity().map_err(SandboxError::host("look at --root"))?;
+        let written = handover::write(&config.numbers(), &identity.to_bytes())
             .map_err(SandboxError::host("write the VMM process's configuration"))?;
         let mut inherited: Vec<_> = config.descriptors().into_iter().map(AsFd::as_fd).collect();
         inherited.push(written.as_fd());
@@ -78,10 +84,7 @@ impl Launch<'_> {
         let in_user_namespace = config.ends.user_namespace.is_some();
         let own = namespaces::at_birth(&config.vm.network, in_user_namespace);
         let execute = || {
-            let own_cgroup = cgroup.is_some();
-            let store = dir.store_key()?;
-            let purpose = Purpose::Vmm { own_cgroup };
-            let arguments = search::arguments(&purpose, store, dir.id(), written.as_raw_fd())?;
+            let arguments = identity.arguments(written.as_raw_fd())?;
             let cgroup = cgroup.as_ref().map(AsFd::as_fd);
             ChildProcess::spawn(&arguments, &inherited, cgroup, own)
         };

@@ -38,7 +38,7 @@ pub use launch::{Launch, Sandbox};
 pub use lifeline::{Lifeline, Streams};
 pub use process::ChildProcess;
 pub use search::{Purpose, RunningProcess, running as running_processes};
-pub use shares::{add_shares, make_root_read_only, remove_shares};
+pub use shares::{add_shares, remove_shares};
 pub use slots::hand_disk;
 pub use stand_in::{StandIn, run as run_stand_in};
 pub use stdio::{AttachedStdio, HostStream, Offer, Stdio};

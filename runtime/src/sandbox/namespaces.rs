@@ -12,7 +12,6 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
@@ -88,18 +87,15 @@ pub fn of_stand_in_at_birth() -> u64 {
     mounts_too.bits().into()
 }
 
-/// Makes what a stand-in wasn't born with: it shares the network namespace of its sandbox's VM process, and what is
-/// mounted in its mount namespace isn't seen on the host.
+/// Makes what a stand-in wasn't born with: it shares the network namespace of its sandbox's VM process. Its mount
+/// namespace is left for a tree without shares.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn complete_stand_in(network: &OwnedFd) -> Result<(), Error> {
     join(network)?;
     // SAFETY: there is no other thread, and nothing here depends on what is in this namespace.
-    unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.map_err(|e| Error::Make(e.into()))?;
-    // What the host unmounts goes here too: it must not be held for as long as this process lives.
-    let follows = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    mount_change(c"/", follows).map_err(|e| Error::Make(e.into()))
+    unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.map_err(|e| Error::Make(e.into()))
 }
 
 fn bring_loopback_up() -> io::Result<()> {

@@ -3,6 +3,10 @@
 //! A file in the container's folder could be damaged or gone with the state; what a process was executed with
 //! can't, and costs the start nothing. An id is unique below one `--root` only, so the arguments also name that
 //! folder as the kernel does.
+//!
+//! Anybody can execute something with such arguments, and a VM's process in the wrong hands can rewrite its own. So
+//! root believes the arguments only where to look: whose process it is, the file says that it was given
+//! ([`handover`]). An ordinary user believes the processes of this user.
 
 use std::ffi::CString;
 use std::fs;
@@ -10,6 +14,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 
+use super::handover;
 use crate::host::ProcessId;
 use crate::store::StoreKey;
 use crate::types::ContainerId;
@@ -22,6 +27,7 @@ const STORE: &str = "--store=";
 const OWN_CGROUP: &str = "--own-cgroup";
 const SANDBOX: &str = "--sandbox=";
 const FOLDER: &str = "--folder=";
+const CONFIG_FD: &str = "--config-fd=";
 
 /// What a process is executed for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,33 +57,44 @@ pub struct RunningProcess {
     pub purpose: Purpose,
 }
 
-/// What the process of a container is executed with. Its id may begin with a dash.
-///
-/// # Errors
-/// When one has a zero byte in it, which none has.
-pub fn arguments(
-    purpose: &Purpose,
-    store: StoreKey,
-    id: &ContainerId,
-    config: RawFd,
-) -> io::Result<Vec<CString>> {
-    let (verb, own) = match purpose {
-        Purpose::Vmm { own_cgroup } => {
-            let own_cgroup = own_cgroup.then(|| OWN_CGROUP.to_owned());
-            (VMM, own_cgroup.into_iter().collect::<Vec<_>>())
-        }
-        Purpose::StandIn { sandbox, folder } => {
-            let own = vec![format!("{SANDBOX}{sandbox}"), format!("{FOLDER}{folder}")];
-            (STAND_IN, own)
-        }
-    };
-    let mut words = vec!["hull".to_owned(), verb.to_owned()];
-    words.push(format!("{ID}{id}"));
-    words.push(format!("{STORE}{store}"));
-    words.extend(own);
-    words.push(format!("--config-fd={config}"));
-    let words = words.into_iter().map(CString::new);
-    Ok(words.collect::<Result<_, _>>()?)
+/// Whose process it is, as the words that its arguments begin with. The container's id may begin with a dash.
+#[derive(Debug)]
+pub struct ProcessIdentity(Vec<String>);
+
+impl ProcessIdentity {
+    /// That of the process of a container of the store.
+    pub fn new(purpose: &Purpose, store: StoreKey, id: &ContainerId) -> Self {
+        let (verb, own) = match purpose {
+            Purpose::Vmm { own_cgroup } => {
+                let own_cgroup = own_cgroup.then(|| OWN_CGROUP.to_owned());
+                (VMM, own_cgroup.into_iter().collect::<Vec<_>>())
+            }
+            Purpose::StandIn { sandbox, folder } => {
+                let own = vec![format!("{SANDBOX}{sandbox}"), format!("{FOLDER}{folder}")];
+                (STAND_IN, own)
+            }
+        };
+        let mut words = vec!["hull".to_owned(), verb.to_owned()];
+        words.push(format!("{ID}{id}"));
+        words.push(format!("{STORE}{store}"));
+        words.extend(own);
+        Self(words)
+    }
+
+    /// For the file that the process is given.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.0.join("\0").into_bytes()
+    }
+
+    /// What the process is executed with, that file among it.
+    ///
+    /// # Errors
+    /// When one has a zero byte in it, which none has.
+    pub fn arguments(&self, config: RawFd) -> io::Result<Vec<CString>> {
+        let last = format!("{CONFIG_FD}{config}");
+        let words = self.0.iter().map(String::as_str).chain([&*last]);
+        Ok(words.map(CString::new).collect::<Result<_, _>>()?)
+    }
 }
 
 /// The processes of a store's containers that run, whatever is left of the containers' folders. For an
@@ -97,14 +114,17 @@ pub fn running(store: StoreKey) -> io::Result<Vec<RunningProcess>> {
 }
 
 fn look_at(pid: i32, store: StoreKey) -> Option<RunningProcess> {
-    let user = rustix::process::geteuid();
-    let owner = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
-    if !user.is_root() && owner != user.as_raw() {
-        return None;
-    }
     // First: whose arguments are read later than that is this process, or is never signalled.
     let process = ProcessId::of(pid).ok()?;
-    let (id, purpose) = parse(&fs::read(format!("/proc/{pid}/cmdline")).ok()?, store)?;
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let (mut id, mut purpose) = parse(&arguments, store)?;
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        let config = value(&arguments, CONFIG_FD)?.parse().ok()?;
+        (id, purpose) = parse(&handover::identity(pid, config).ok()?, store)?;
+    } else if fs::metadata(format!("/proc/{pid}")).ok()?.uid() != user.as_raw() {
+        return None;
+    }
     Some(RunningProcess {
         id,
         process,
@@ -112,16 +132,23 @@ fn look_at(pid: i32, store: StoreKey) -> Option<RunningProcess> {
     })
 }
 
-/// Whose process it is that was executed with these arguments, if it is one of the store's containers'.
+/// The words after the program's name.
+fn words(arguments: &[u8]) -> impl Iterator<Item = &str> {
+    let text = std::str::from_utf8(arguments).unwrap_or_default();
+    text.split_terminator('\0').skip(1)
+}
+
+/// The value of an option, as `--id=` is one.
+fn value<'a>(arguments: &'a [u8], name: &str) -> Option<&'a str> {
+    words(arguments).find_map(|word| word.strip_prefix(name))
+}
+
+/// Whose process it is by these arguments, if it is one of the store's containers'.
 fn parse(arguments: &[u8], store: StoreKey) -> Option<(ContainerId, Purpose)> {
-    let words = std::str::from_utf8(arguments).ok()?;
-    let mut words = words.split_terminator('\0').skip(1);
-    let verb = words.next()?;
-    let words: Vec<&str> = words.collect();
-    let value = |name: &str| words.iter().find_map(|word| word.strip_prefix(name));
-    let purpose = match verb {
+    let value = |name| value(arguments, name);
+    let purpose = match words(arguments).next()? {
         VMM => Purpose::Vmm {
-            own_cgroup: words.contains(&OWN_CGROUP),
+            own_cgroup: words(arguments).any(|word| word == OWN_CGROUP),
         },
         STAND_IN => Purpose::StandIn {
             sandbox: value(SANDBOX)?.parse().ok()?,
@@ -137,9 +164,13 @@ fn parse(arguments: &[u8], store: StoreKey) -> Option<(ContainerId, Purpose)> {
 mod tests {
     use super::*;
     use crate::store::Store;
+    use std::os::fd::AsRawFd;
     use std::os::unix::process::CommandExt;
-    use std::process::{Command, Stdio};
+    use std::path::Path;
+    use std::process::{Child, Command, Stdio};
     use std::time::Duration;
+
+    use rustix::io::FdFlags;
 
     #[test]
     fn a_vmm_process_is_known_by_its_arguments() {
@@ -157,40 +188,56 @@ mod tests {
         let own_cgroup = true;
         for (id, purpose) in [("web", Purpose::Vmm { own_cgroup }), ("-a", stand_in)] {
             let id: ContainerId = id.parse().expect("id");
-            let words = arguments(&purpose, ours, &id, 7).expect("arguments");
+            let identity = ProcessIdentity::new(&purpose, ours, &id);
+            let words = identity.arguments(7).expect("arguments");
             let words: Vec<u8> = words
                 .iter()
                 .flat_map(|word| word.as_bytes_with_nul())
                 .copied()
                 .collect();
-            assert_eq!(parse(&words, others), None);
-            assert_eq!(parse(&words, ours), Some((id, purpose)));
+            assert_eq!(value(&words, CONFIG_FD), Some("7"));
+            for words in [words, identity.to_bytes()] {
+                assert_eq!(parse(&words, others), None);
+                assert_eq!(parse(&words, ours), Some((id.clone(), purpose.clone())));
+            }
         }
         for other in ["", "hull\0", "hull\0run\0--id=web\0"] {
             assert_eq!(parse(other.as_bytes(), ours), None);
         }
     }
 
+    /// A process that is executed with these words after its name: a shell that reads a script called "vmm" in this
+    /// folder, and passes over the other words.
+    fn execute(words: &[CString], folder: &Path) -> Child {
+        fs::write(folder.join("vmm"), "read line").expect("a script");
+        let words = words.iter().map(|word| word.to_string_lossy().into_owned());
+        let mut command = Command::new("/bin/sh");
+        command.arg0("hull").args(words.skip(1)).current_dir(folder);
+        command.stdin(Stdio::piped()).spawn().expect("a process")
+    }
+
     #[test]
-    fn a_process_is_found_without_any_file_of_its_container() {
+    fn a_process_is_found_without_any_file_of_its_container_and_none_that_only_says_so() {
         let root = tempfile::tempdir().expect("a folder");
         let key = Store::open(root.path()).and_then(|store| store.key());
         let key = key.expect("a store");
         let own = Purpose::Vmm { own_cgroup: true };
         let id = "web".parse().expect("id");
-        let words = arguments(&own, key, &id, 7).expect("arguments");
-        // A shell that reads a script called "vmm", and passes over the other words.
-        fs::write(root.path().join("vmm"), "read line").expect("a script");
-        let words = words.iter().map(|word| word.to_string_lossy().into_owned());
-        let mut child = Command::new("/bin/sh")
-            .arg0("hull")
-            .args(words.skip(1))
-            .current_dir(root.path())
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("a process");
+        let identity = ProcessIdentity::new(&own, key, &id);
+        let file = handover::write(&(), &identity.to_bytes()).expect("a file");
+        let words = identity.arguments(file.as_raw_fd()).expect("arguments");
+        let mut impostor = execute(&words, root.path());
+        rustix::io::fcntl_setfd(&file, FdFlags::empty()).expect("a flag");
+        let mut child = execute(&words, root.path());
+        drop(file);
 
-        let found = running(key).expect("/proc");
+        let mut found = running(key).expect("/proc");
+        // An ordinary user's processes are all this user's.
+        if !rustix::process::geteuid().is_root() {
+            found.retain(|one| one.process.pid != impostor.id().cast_signed());
+        }
+        impostor.kill().expect("killed");
+        impostor.wait().expect("wait");
         let [vmm] = &found[..] else {
             panic!("{found:?}");
         };

@@ -28,19 +28,23 @@ pub fn remove_shares(vmm: ProcessId, folder: &str) -> Result<(), SandboxError> {
     match tree::remove_shares(process.as_fd(), folder) {
         // With the process its mounts have gone.
         Err(_) if !vmm.is_alive() => Ok(()),
-        left => left.map_err(SandboxError::Shares),
+        Err(e) => Err(SandboxError::Shares(e)),
+        Ok(written) => {
+            for share in written {
+                log::warn!(
+                    "the guest has a file of {} open for writing: until it closes that, or its VM process {} ends, it \
+                     can change what it has opened or looked up there",
+                    share.display(),
+                    vmm.pid
+                );
+            }
+            Ok(())
+        }
     }
 }
 
-/// Has the host refuse every change to a further container's root from now on, as the guest's kernel does.
-///
-/// # Errors
-/// When the VMM process is gone.
-pub fn make_root_read_only(vmm: ProcessId, folder: &str) -> Result<(), SandboxError> {
-    seal_root(open(vmm)?.as_fd(), folder, false)
-}
-
-/// Does so for any container, by its VM process, which may be in a user namespace of its own.
+/// Has the host refuse every change to the root of a sandbox's first container from now on, as the guest's kernel does.
+/// The VM process may be in a user namespace of its own.
 ///
 /// Not before the container is made: mount points may have to be made in its root.
 ///

@@ -35,7 +35,7 @@ use crate::store::SandboxDir;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest line that a VMM answers with, in bytes.
-const LONGEST_ANSWER: u64 = 300;
+const LONGEST_ANSWER: usize = 300;
 
 /// What is said of a VMM that closes the socket: it has no such verb.
 const NO_ANSWER: &str =
@@ -70,7 +70,8 @@ fn hand_disk_at(
     let mode = if read_only { "ro" } else { "rw" };
     let request = format!("DISK {serial} {mode}\n");
     send_with_fds(&mut vmm, request.as_bytes(), &[device]).map_err(failed("take a disk"))?;
-    let line = socket::answer(BufReader::new(vmm), LONGEST_ANSWER);
+    let timeout = Some(CALL_TIMEOUT);
+    let line = socket::answer(&mut BufReader::new(vmm), LONGEST_ANSWER, timeout);
     let line = line.map_err(failed("put a disk into a slot"))?;
     match parse_answer(&line) {
         Some(Ok(slot)) => Ok(slot),
@@ -83,7 +84,7 @@ fn hand_disk_at(
 fn parse_answer(line: &str) -> Option<Result<u8, String>> {
     match line.trim_end().split_once(' ')? {
         ("OK", slot) => Some(Ok(slot.parse().ok()?)),
-        ("ERROR", why) => Some(Err(printable(why, LONGEST_ANSWER as usize))),
+        ("ERROR", why) => Some(Err(printable(why, LONGEST_ANSWER))),
         _ => None,
     }
 }

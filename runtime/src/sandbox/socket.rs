@@ -2,10 +2,10 @@
 //!
 //! What is said on it is the business of [`agent`](super::agent) and [`stdio`](super::stdio).
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -36,14 +36,35 @@ pub fn dial(path: &Path, timeout: Duration) -> Result<UnixStream, AgentError> {
     open().map_err(failed("take a connection", timeout))
 }
 
-/// Waits for a line of the VMM's, of at most that many bytes: one without an end is cut off.
+/// Waits for a line of the VMM's, of at most that many bytes: one without an end is cut off. The whole of it is to
+/// come in that time; there may be none to it.
 ///
 /// # Errors
-/// When the connection breaks, or the time limit of [`dial`] is over.
-pub fn answer(vmm: impl BufRead, longest: u64) -> io::Result<String> {
-    let mut line = String::new();
-    vmm.take(longest).read_line(&mut line)?;
-    Ok(line)
+/// When the connection breaks, or the time is over, for [`failed`].
+pub fn answer(
+    vmm: &mut BufReader<UnixStream>,
+    longest: usize,
+    timeout: Option<Duration>,
+) -> io::Result<String> {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let mut line = Vec::new();
+    while line.len() < longest && line.last() != Some(&b'\n') {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        vmm.get_ref().set_read_timeout(left)?;
+        let came = match vmm.fill_buf() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            came => came?,
+        };
+        let Some(first) = came.first().copied() else {
+            break;
+        };
+        line.push(first);
+        vmm.consume(1);
+    }
+    String::from_utf8(line).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// What has become of a step in which the VMM was to do `what`.
@@ -85,6 +106,27 @@ mod tests {
         let late = stream.write_all(&vec![0; 8 << 20]);
         let late = late.map_err(failed("take the request", SHORT));
         assert!(matches!(late, Err(AgentError::VmmTimeout { .. })));
+    }
+
+    #[test]
+    fn an_endless_answer_is_cut_off() {
+        let (vmm, client) = UnixStream::pair().expect("a pair");
+        (&vmm).write_all(&[b'1'; 1000]).expect("sent");
+        let line = answer(&mut BufReader::new(client), 100, None).expect("a line");
+        assert_eq!(line.len(), 100);
+    }
+
+    #[test]
+    fn an_answer_that_comes_byte_by_byte_is_late() {
+        let (vmm, client) = UnixStream::pair().expect("a pair");
+        let dripping = std::thread::spawn(move || {
+            while (&vmm).write_all(b"1").is_ok() {
+                std::thread::sleep(SHORT / 2);
+            }
+        });
+        let late = answer(&mut BufReader::new(client), 1000, Some(2 * SHORT));
+        assert_eq!(late.expect_err("late").kind(), io::ErrorKind::WouldBlock);
+        dripping.join().expect("no panic");
     }
 
     #[test]

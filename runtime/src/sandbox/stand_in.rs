@@ -5,20 +5,19 @@
 //! and one to the VMM, on which it learns that all output is written. If it is killed, the agent kills the process.
 //! It opens nothing itself, and is in no namespace of the host that an engine could change by its pid.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use hull_vmm::jail;
+use hull_vmm::jail::{self, Identity, Role, tree};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 
 use super::agent::open_connection;
 use super::lifeline::{self, COMMIT, Lifeline, Report};
-use super::search::{self, Purpose};
+use super::search::{ProcessIdentity, Purpose};
 use super::socket::CALL_TIMEOUT;
 use super::{
     AgentError, AttachedStdio, BlockingAgent, ChildProcess, SandboxError, Sizes, forward_signals,
@@ -143,9 +142,9 @@ fn start(purpose: &Purpose, store: StoreKey, config: Config<OwnedFd>) -> io::Res
         inherited.push(fd);
         Ok::<_, io::Error>(inherited.last().map_or(-1, AsRawFd::as_raw_fd))
     })?;
-    let written = handover::write(&numbers)?;
-    let arguments: Vec<CString> =
-        search::arguments(purpose, store, &numbers.container, written.as_raw_fd())?;
+    let identity = ProcessIdentity::new(purpose, store, &numbers.container);
+    let written = handover::write(&numbers, &identity.to_bytes())?;
+    let arguments = identity.arguments(written.as_raw_fd())?;
     let mut inherited: Vec<_> = inherited.iter().map(AsFd::as_fd).collect();
     inherited.push(written.as_fd());
     ChildProcess::spawn(
@@ -166,6 +165,8 @@ enum Error {
     #[error(transparent)]
     Jail(#[from] jail::Error),
     #[error(transparent)]
+    Tree(#[from] tree::Error),
+    #[error(transparent)]
     Agent(#[from] AgentError),
     #[error("handle signals")]
     Signals(#[source] io::Error),
@@ -173,6 +174,8 @@ enum Error {
 
 /// What a stand-in keeps.
 struct Held {
+    /// Says whose process this is.
+    config_file: OwnedFd,
     container: ContainerId,
     agent: OwnedFd,
     streams: OwnedFd,
@@ -181,8 +184,11 @@ struct Held {
 
 /// Runs a stand-in, which is told in the memory file `config_fd` what for.
 pub fn run(config_fd: RawFd) -> ExitCode {
-    let config: io::Result<Config<RawFd>> = handover::read(config_fd);
-    let Ok(config) = config.and_then(|config| config.with(handover::take)) else {
+    let read = || {
+        let (config, file): (Config<RawFd>, _) = handover::read(config_fd)?;
+        Ok::<_, io::Error>((config.with(handover::take)?, file))
+    };
+    let Ok((config, config_file)) = read() else {
         return ExitCode::FAILURE;
     };
     let Config {
@@ -196,12 +202,14 @@ pub fn run(config_fd: RawFd) -> ExitCode {
     } = config;
     let lifeline = UnixStream::from(lifeline);
     let held = Held {
+        config_file,
         container,
         agent,
         streams,
         sizes,
     };
-    let report = match settle(network, null).and_then(|()| held.keep_alone(&lifeline)) {
+    let confine = |user| held.confine(user, &lifeline);
+    let report = match settle(network, null).and_then(confine) {
         Ok(()) => Report::Up(()),
         Err(e) => Report::Failed(chain(&e)),
     };
@@ -216,22 +224,32 @@ pub fn run(config_fd: RawFd) -> ExitCode {
     held.stand(lifeline).unwrap_or(ExitCode::from(UNKNOWN))
 }
 
-/// Makes this process one of its own.
-fn settle(network: OwnedFd, null: OwnedFd) -> Result<(), Error> {
+/// Makes this process one of its own, with nothing of the host's files. Returns the user that it is to be.
+fn settle(network: OwnedFd, null: OwnedFd) -> Result<Identity, Error> {
     namespaces::complete_stand_in(&network)?;
     let _ = rustix::process::setsid();
     rustix::stdio::dup2_stdin(&null)
         .and_then(|()| rustix::stdio::dup2_stdout(&null))
         .and_then(|()| rustix::stdio::dup2_stderr(&null))
-        .map_err(|e| Error::Streams(e.into()))
+        .map_err(|e| Error::Streams(e.into()))?;
+    let user = Identity::unique_user()?;
+    tree::enter(Vec::new())?;
+    Ok(user)
 }
 
 impl Held {
-    /// Closes what it has been left by accident: a pipe of the container's, say, which others wait to see closed.
-    fn keep_alone(&self, lifeline: &UnixStream) -> Result<(), Error> {
-        let mut keep = vec![lifeline.as_fd(), self.agent.as_fd(), self.streams.as_fd()];
+    /// Gives up all rights on the host, and what it has been left by accident: a pipe of the container's, say, which
+    /// others wait to see closed.
+    fn confine(&self, user: Identity, lifeline: &UnixStream) -> Result<(), Error> {
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let mut keep = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        keep.extend([lifeline.as_fd(), self.config_file.as_fd()]);
+        keep.extend([self.agent.as_fd(), self.streams.as_fd()]);
         keep.extend(self.sizes.iter().flatten().map(AsFd::as_fd));
-        Ok(jail::close_other_fds(&keep)?)
+        jail::close_other_fds(&keep)?;
+        let keep: Vec<_> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+        jail::confine(Role::StandIn, user, &keep)?;
+        Ok(())
     }
 
     /// Waits for the container's end, and ends as it did.

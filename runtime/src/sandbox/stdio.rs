@@ -22,7 +22,7 @@ pub const DIRECTIONS: [Direction; 3] = [
 ];
 
 /// The longest line that a VMM answers with, in bytes.
-const LONGEST_ANSWER: u64 = 160;
+const LONGEST_ANSWER: usize = 160;
 
 /// Where the guest's agent finds a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,7 +112,7 @@ impl AttachedStdio {
         let fds: Vec<_> = own.iter().map(AsFd::as_fd).collect();
         send_with_fds(&mut vmm, request, &fds).map_err(failed("take the standard streams"))?;
         let mut vmm = BufReader::new(vmm);
-        let line = socket::answer(&mut vmm, LONGEST_ANSWER);
+        let line = socket::answer(&mut vmm, LONGEST_ANSWER, Some(CALL_TIMEOUT));
         let line = line.map_err(failed("give the standard streams ports"))?;
         let streams = parse(&line).ok_or(AgentError::NotServing)?;
         let offer = Offer::of(terminal, streams);
@@ -141,8 +141,7 @@ impl AttachedStdio {
 
 /// Waits as [`AttachedStdio::wait_flushed`] does.
 pub fn wait_flushed(connection: UnixStream) {
-    let _ = connection.set_read_timeout(None);
-    let _ = socket::answer(BufReader::new(connection), LONGEST_ANSWER); // or its end
+    let _ = socket::answer(&mut BufReader::new(connection), LONGEST_ANSWER, None); // or its end
 }
 
 fn parse(line: &str) -> Option<[Option<HostStream>; 3]> {
@@ -222,13 +221,6 @@ mod tests {
             assert_eq!(parse(bad), None, "{bad}");
         }
         let longest = format!("OK {0} {0} {0}\n", format_args!("{}:{b}", u32::MAX));
-        assert!(longest.len() as u64 <= LONGEST_ANSWER);
-    }
-
-    #[test]
-    fn an_endless_answer_is_cut_off() {
-        let mut endless = BufReader::new(io::repeat(b'1'));
-        let line = socket::answer(&mut endless, LONGEST_ANSWER).expect("a line");
-        assert_eq!(line.len() as u64, LONGEST_ANSWER);
+        assert!(longest.len() <= LONGEST_ANSWER);
     }
 }

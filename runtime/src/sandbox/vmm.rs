@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -84,7 +84,7 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> VmmError {
 
 /// Runs the VM that the configuration in the memory file `config_fd` describes.
 pub fn run(config_fd: RawFd) -> ExitCode {
-    let config = match read_config(config_fd) {
+    let (config, config_file) = match read_config(config_fd) {
         Ok(read) => read,
         Err(e) => {
             eprintln!("hull vmm: {}", chain(&e));
@@ -98,7 +98,8 @@ pub fn run(config_fd: RawFd) -> ExitCode {
     if config.vm.held && lifeline::wait_to_begin(&report_to).is_err() {
         return ExitCode::FAILURE;
     }
-    match assemble(config, &report_to).and_then(|vm| vm.report_and_run(&report_to)) {
+    let run = |vm: Vm| vm.report_and_run(&report_to);
+    match assemble(config, config_file, &report_to).and_then(run) {
         Ok(end) => end,
         Err(e) => {
             let _ = lifeline::send(&report_to, &Report::<Streams>::Failed(chain(&e)));
@@ -107,16 +108,17 @@ pub fn run(config_fd: RawFd) -> ExitCode {
     }
 }
 
-/// What `create` has left to this process, taken over once.
-fn read_config(config_fd: RawFd) -> Result<VmmConfig, VmmError> {
-    let config: VmmConfig<RawFd> = handover::read(config_fd).map_err(VmmError::Config)?;
-    config
-        .with(|fd| handover::take(*fd))
-        .map_err(VmmError::Config)
+/// What `create` has left to this process, taken over once, with the file that says whose process it is.
+fn read_config(config_fd: RawFd) -> Result<(VmmConfig, OwnedFd), VmmError> {
+    let (config, file): (VmmConfig<RawFd>, _) =
+        handover::read(config_fd).map_err(VmmError::Config)?;
+    let config = config.with(|fd| handover::take(*fd));
+    Ok((config.map_err(VmmError::Config)?, file))
 }
 
 /// A machine that waits to be let go, and what its end depends on.
 struct Vm {
+    config_file: OwnedFd,
     events: EventLoop,
     machine: ReadyMachine,
     identity: Identity,
@@ -128,8 +130,12 @@ struct Vm {
 /// From a configuration to a machine that waits to be let go. The order matters: what needs the host's
 /// files comes before the tree, the tree before any thread, what threads have in common before any of them
 /// is confined, and all of them are before the guest runs.
-fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
-    let open_files = settle(&config, report_to)?;
+fn assemble(
+    config: VmmConfig,
+    config_file: OwnedFd,
+    report_to: &UnixStream,
+) -> Result<Vm, VmmError> {
+    let open_files = settle(&config, [report_to.as_fd(), config_file.as_fd()])?;
     let VmmConfig { mut vm, ends } = config;
     let stdio = ContainerStdio::take(&mut vm)?;
     let is_terminal = stdio.is_terminal;
@@ -198,6 +204,7 @@ fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
         exit_status: exit_stream,
     };
     Ok(Vm {
+        config_file,
         events,
         machine,
         identity,
@@ -209,11 +216,11 @@ fn assemble(config: VmmConfig, report_to: &UnixStream) -> Result<Vm, VmmError> {
 
 /// Makes this process one of its own: its place on the host, no descriptors but those that it was left, its
 /// limits. Before any thread, and any memory of the guest's. Returns how many files it may have open.
-fn settle(config: &VmmConfig, report_to: &UnixStream) -> Result<u64, VmmError> {
+fn settle(config: &VmmConfig, others: [BorrowedFd<'_>; 2]) -> Result<u64, VmmError> {
     signals::hold().map_err(io_error("hold signals back"))?;
     join(config)?;
     let mut keep: Vec<_> = config.descriptors().into_iter().map(AsFd::as_fd).collect();
-    keep.push(report_to.as_fd());
+    keep.extend(others);
     jail::close_other_fds(&keep)?;
     let limits = jail::limits::apply()?;
     if config.vm.core_scheduling {
@@ -506,6 +513,7 @@ impl Vm {
     /// Confines this thread as well, lets the guest run, tells `create`, and serves until the end.
     fn report_and_run(self, lifeline: &UnixStream) -> Result<ExitCode, VmmError> {
         let Self {
+            config_file,
             events,
             machine,
             identity,
@@ -514,7 +522,7 @@ impl Vm {
             streams,
         } = self;
         let mut needed = events.descriptors();
-        needed.push(lifeline.as_raw_fd());
+        needed.extend([lifeline.as_raw_fd(), config_file.as_raw_fd()]);
         jail::confine(Role::Main, identity, &needed)?;
         let machine = machine.start_guest();
         lifeline::send(lifeline, &Report::Up(streams)).map_err(io_error("report to create"))?;

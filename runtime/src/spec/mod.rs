@@ -31,7 +31,7 @@ mod user_namespace;
 mod validate;
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
@@ -43,7 +43,7 @@ pub use error::SpecError;
 pub use fields::{Enforcer, supports, supports_value};
 pub use memory_policy::MemoryPolicy;
 pub use mount_options::supported as supported_mount_options;
-pub use mounts::within_root;
+pub use mounts::{is_bind, within_root};
 pub use network::Network;
 pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
@@ -77,6 +77,11 @@ impl Bundle {
     /// Where the container's root is: absolute, without symlinks.
     pub fn rootfs(&self) -> &Path {
         &self.rootfs_path
+    }
+
+    /// The container's root, opened with O_PATH.
+    pub fn rootfs_fd(&self) -> BorrowedFd<'_> {
+        self.rootfs.as_fd()
     }
 
     /// Whether nothing may be changed in it.

@@ -46,7 +46,7 @@ impl ContainerDir {
     /// The files of the sandbox that the container is in.
     ///
     /// # Errors
-    /// When it is another container's, which is gone.
+    /// When it is another container's, which is gone, be there a later one of its id or not.
     pub fn sandbox_of(&self, record: &ContainerRecord) -> Result<SandboxDir, StoreError> {
         match &record.joined {
             None => Ok(self.own_sandbox()),
@@ -55,8 +55,12 @@ impl ContainerDir {
     }
 
     fn sandbox_joined(&self, joined: &Joined) -> Result<SandboxDir, StoreError> {
-        let folder = self.folder.beside(&joined.sandbox)?;
-        Ok(SandboxDir::new(Arc::new(folder)))
+        // A later sandbox of this id has another folder, so what is true of this one's files stays true.
+        let sandbox = SandboxDir::new(Arc::new(self.folder.beside(&joined.sandbox)?));
+        match sandbox.load()?.vmm {
+            Some(vmm) if vmm == joined.vmm => Ok(sandbox),
+            _ => Err(StoreError::Missing(joined.sandbox.clone())),
+        }
     }
 
     /// Takes the lock of a folder that nobody else knows yet.
@@ -133,9 +137,7 @@ impl ContainerDir {
             // Whatever has become of that one, this one can be told of and deleted.
             Some(joined) => (self.sandbox_joined(joined))
                 .and_then(|sandbox| sandbox.load())
-                .ok()
-                .filter(|sandbox| sandbox.vmm == Some(joined.vmm))
-                .unwrap_or_else(|| SandboxRecord::gone(joined.sandbox.clone(), joined.vmm)),
+                .unwrap_or_else(|_| SandboxRecord::gone(joined.sandbox.clone(), joined.vmm)),
         };
         Ok(State { container, sandbox })
     }
@@ -230,5 +232,33 @@ impl ContainerDir {
         if let Err(e) = self.remove() {
             log::warn!("{}", chain(&e));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::ProcessId;
+    use crate::store::{Phase, Store};
+
+    #[test]
+    fn a_later_sandbox_of_the_same_id_is_not_the_one_that_was_joined() {
+        let root = tempfile::tempdir().expect("a folder");
+        let store = Store::open(root.path()).expect("a store");
+        let vmm = |start_time| ProcessId { pid: 1, start_time };
+        let pod = |start_time| State::in_tests("pod", Phase::Running, Some(vmm(start_time)));
+        let mut member = State::in_tests("member", Phase::Running, None).container;
+        member.joined = Some(Joined {
+            sandbox: "pod".parse().expect("id"),
+            vmm: vmm(1),
+            folder: "f".to_owned(),
+            stand_in: None,
+        });
+        let earlier = store.create(&pod(1)).expect("a sandbox");
+        assert!(earlier.sandbox_of(&member).is_ok());
+        earlier.remove().expect("removed");
+        let later = store.create(&pod(2)).expect("another");
+        let of_member = later.sandbox_of(&member);
+        assert!(matches!(of_member, Err(StoreError::Missing(_))));
     }
 }

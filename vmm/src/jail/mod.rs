@@ -37,7 +37,7 @@ pub use identity::Identity;
 use std::io;
 use std::os::fd::RawFd;
 
-/// What a thread of the VMM does, which determines its privileges.
+/// What a thread does, which determines its privileges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// The main event loop: vsock, console, rng, control socket. Its sockets and files are open
@@ -53,16 +53,20 @@ pub enum Role {
     /// A slot for a disk: waits until a disk is plugged in while the guest runs, and then serves it
     /// as a virtio-blk device.
     DiskSlot,
+    /// Not of the VMM: the only thread of a process that stands for a container on the host. It reads
+    /// what the guest's agent answers, and passes on signals and the size of a terminal.
+    StandIn,
 }
 
 #[cfg(test)]
 impl Role {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Main,
         Self::Vcpu,
         Self::Filesystem,
         Self::Block,
         Self::DiskSlot,
+        Self::StandIn,
     ];
 }
 

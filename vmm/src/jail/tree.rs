@@ -88,6 +88,9 @@ pub enum Error {
     /// A share's target is not a relative path of plain names.
     #[error("share {0}: the target must be a relative path without . or ..")]
     Target(PathBuf),
+    /// What another process has for its root is not a shared tree.
+    #[error("the root of the other process is not a shared tree")]
+    NoTree,
     /// Two shares have the same target, or that of one is within the other's.
     #[error("share {0}: the target lies in or above that of another share")]
     Nested(PathBuf),

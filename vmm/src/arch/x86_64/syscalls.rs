@@ -17,7 +17,7 @@ pub(crate) const VCPU_IOCTLS: &[u32] = &[
 /// newer architectures lack and which the C library still makes here.
 pub(crate) fn arch_syscalls(role: Role) -> &'static [libc::c_long] {
     match role {
-        Role::Main => &[libc::SYS_epoll_wait, libc::SYS_poll],
+        Role::Main | Role::StandIn => &[libc::SYS_epoll_wait, libc::SYS_poll],
         Role::Filesystem | Role::Block | Role::DiskSlot => &[libc::SYS_epoll_wait],
         Role::Vcpu => &[],
     }

@@ -113,6 +113,7 @@ fn table(role: Role) -> impl Iterator<Item = AllowedCall> {
         Role::Filesystem => [tables::FILESYSTEM, &[]],
         Role::Block => [tables::BLOCK, &[]],
         Role::DiskSlot => [tables::BLOCK, tables::DISK_SLOT],
+        Role::StandIn => [tables::STAND_IN, &[]],
     };
     let own = own.into_iter().flatten();
     let processors = arch_syscalls(role).iter().map(|call| any(*call));

@@ -13,10 +13,10 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::thread;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstatfs, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, UnmountFlags, unmount};
 use rustix::process::{Pid, WaitOptions, fchdir, waitpid};
@@ -34,6 +34,7 @@ use super::{Error, call, check_targets, clone_mount};
 /// # Errors
 /// See [`Error`]. Some of the shares may have been added then: [`remove_shares`] removes them.
 pub fn add_shares(process: BorrowedFd<'_>, folder: &str, shares: Vec<Share>) -> Result<(), Error> {
+    check_folder(folder)?;
     check_targets(&shares)?;
     if let Some(stray) = shares
         .iter()
@@ -62,15 +63,26 @@ pub fn add_shares(process: BorrowedFd<'_>, folder: &str, shares: Vec<Share>) -> 
 }
 
 /// Removes `folder` with all shares in it from the tree that the process has entered; it isn't an
-/// error if there is no such folder.
+/// error if there is no such folder. Returns the shares in which a file is open for writing: until it
+/// is closed, the guest can change what it has opened or looked up there.
 ///
 /// # Errors
 /// When the process has ended, and its tree with it, or when a system call fails.
-pub fn remove_shares(process: BorrowedFd<'_>, folder: &str) -> Result<(), Error> {
+pub fn remove_shares(process: BorrowedFd<'_>, folder: &str) -> Result<Vec<PathBuf>, Error> {
+    check_folder(folder)?;
     in_tree_of(process, || {
         let (root, writable) = open_roots()?;
         remove_folder(&root, &writable, folder)
     })
+}
+
+/// Refuses what isn't the name of a folder right below the tree's root.
+fn check_folder(folder: &str) -> Result<(), Error> {
+    let mut components = Path::new(folder).components();
+    match (components.next(), components.next()) {
+        (Some(Component::Normal(name)), None) if name == folder => Ok(()),
+        _ => Err(Error::Target(folder.into())),
+    }
 }
 
 /// Makes the mount of a share read-only in the tree that another process has entered; the process
@@ -114,9 +126,14 @@ pub fn make_read_only(
 }
 
 /// Opens the tree's root, and a writable clone of its mount in which mount points can be created.
+///
+/// Anything but a tmpfs isn't a tree of ours, and is left alone.
 fn open_roots() -> Result<(OwnedFd, OwnedFd), Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, c"/", flags, Mode::empty()).map_err(call("open"))?;
+    if fstatfs(&root).map_err(call("fstatfs"))?.f_type != libc::TMPFS_MAGIC {
+        return Err(Error::NoTree);
+    }
     let writable = clone_mount(CWD, c"/", OpenTreeFlags::empty()).map_err(call("open_tree"))?;
     change(writable.as_fd(), Depth::One, read_only(false)).map_err(call("mount_setattr"))?;
     Ok((root, writable))
@@ -124,20 +141,26 @@ fn open_roots() -> Result<(OwnedFd, OwnedFd), Error> {
 
 /// Unmounts and removes what there is in a folder. Through the clone, its entries are the tmpfs's
 /// own directories and not what is mounted on them.
-fn remove_folder(root: &OwnedFd, writable: &OwnedFd, folder: &str) -> Result<(), Error> {
+fn remove_folder(root: &OwnedFd, writable: &OwnedFd, folder: &str) -> Result<Vec<PathBuf>, Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = match openat(writable, folder, flags, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(Vec::new()),
         other => other.map_err(call("open"))?,
     };
     fchdir(root).map_err(call("fchdir"))?;
-    empty_directory(directory, Path::new(folder))?;
-    unlinkat(writable, folder, AtFlags::REMOVEDIR).map_err(call("rmdir"))
+    let mut written = Vec::new();
+    empty_directory(directory, Path::new(folder), &mut written)?;
+    unlinkat(writable, folder, AtFlags::REMOVEDIR).map_err(call("rmdir"))?;
+    Ok(written)
 }
 
 /// Removes the entries of a directory of the tmpfs, after unmounting what is mounted on them.
-/// `path` is its path in the tree.
-fn empty_directory(directory: OwnedFd, path: &Path) -> Result<(), Error> {
+/// `path` is its path in the tree. Adds to `written` those in which a file is open for writing.
+fn empty_directory(
+    directory: OwnedFd,
+    path: &Path,
+    written: &mut Vec<PathBuf>,
+) -> Result<(), Error> {
     let mut entries = Dir::read_from(&directory).map_err(call("readdir"))?;
     while let Some(entry) = entries.read() {
         let entry = entry.map_err(call("readdir"))?;
@@ -148,9 +171,11 @@ fn empty_directory(directory: OwnedFd, path: &Path) -> Result<(), Error> {
         let below = path.join(name.to_string_lossy().as_ref());
         // The guest may still have files of the share open, and must not change them any more.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if let Ok(mount) = openat(CWD, &below, flags, Mode::empty()) {
-            // Fails where a file is open for writing, or nothing is mounted.
-            let _ = change(mount.as_fd(), Depth::All, read_only(true));
+        if let Ok(mount) = openat(CWD, &below, flags, Mode::empty())
+            // It also fails where nothing is mounted.
+            && change(mount.as_fd(), Depth::All, read_only(true)) == Err(Errno::BUSY)
+        {
+            written.push(below.clone());
         }
         // Nothing is mounted there if an earlier call was interrupted.
         while unmount(&below, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok() {}
@@ -158,7 +183,7 @@ fn empty_directory(directory: OwnedFd, path: &Path) -> Result<(), Error> {
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let inner = openat(&directory, name, flags, Mode::empty());
-                empty_directory(inner.map_err(call("open"))?, &below)?;
+                empty_directory(inner.map_err(call("open"))?, &below, written)?;
                 AtFlags::REMOVEDIR
             }
             _ => AtFlags::empty(),
