@@ -1,7 +1,7 @@
 //! The guest's cgroup2 tree: `/hull/<container>`, with all controllers enabled.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -162,16 +162,17 @@ impl Cgroup {
     pub async fn freeze(&self) -> Result<(), Error> {
         self.set_frozen(true)?;
         let frozen = self.wait_until("cgroup.events", |text| text.contains("frozen 1"));
-        match tokio::time::timeout(FREEZE_TIMEOUT, frozen).await {
-            Ok(result) => result,
-            Err(_) => {
-                self.set_frozen(false)?;
-                Err(Error::Timeout {
-                    what: format!("freezing the processes of cgroup {}", self.path),
-                    seconds: FREEZE_TIMEOUT.as_secs(),
-                })
-            }
+        let frozen = tokio::time::timeout(FREEZE_TIMEOUT, frozen).await;
+        let frozen = frozen.unwrap_or_else(|_| {
+            Err(Error::Timeout {
+                what: format!("freezing the processes of cgroup {}", self.path),
+                seconds: FREEZE_TIMEOUT.as_secs(),
+            })
+        });
+        if frozen.is_err() {
+            self.set_frozen(false)?;
         }
+        frozen
     }
 
     /// Thaws every process in it and below.
@@ -226,17 +227,6 @@ impl Cgroup {
         hull_cgroup::processes(&self.directory)
             .map_err(Error::io(format!("list the processes of {}", self.path)))
     }
-}
-
-/// Moves a process into the cgroup with this directory.
-///
-/// # Errors
-/// `EBUSY` when the cgroup has enabled controllers for the cgroups below it.
-pub fn enter(directory: &Path, pid: i32) -> io::Result<()> {
-    let mut file = File::options()
-        .write(true)
-        .open(directory.join("cgroup.procs"))?;
-    file.write_all(pid.to_string().as_bytes())
 }
 
 #[cfg(test)]

@@ -217,12 +217,21 @@ impl Sandbox {
             });
         };
         let NewProcess { pid, terminal } = outcome?;
-        if let Some((terminal, size)) = terminal.as_ref().zip(size) {
-            let side = |length: u64| u16::try_from(length).unwrap_or(u16::MAX);
-            stdio::resize(terminal.as_fd(), side(size.height()), side(size.width()))
-                .map_err(Error::io("config.json: process.consoleSize"))?;
-        }
-        let completion = agent_ends.start(pid, self.reaper.watch(pid), terminal)?;
+        let exit = self.reaper.watch(pid);
+        let connect = || {
+            if let Some((terminal, size)) = terminal.as_ref().zip(size) {
+                let side = |length: u64| u16::try_from(length).unwrap_or(u16::MAX);
+                stdio::resize(terminal.as_fd(), side(size.height()), side(size.width()))
+                    .map_err(Error::io("config.json: process.consoleSize"))?;
+            }
+            agent_ends.start(pid, exit.clone(), terminal)
+        };
+        let completion = connect().inspect_err(|_| {
+            // Nobody would know of it.
+            if exit.status().is_none() {
+                let _ = crate::sys::kill(pid, libc::SIGKILL);
+            }
+        })?;
         Ok((Process { pid, completion }, helper.reports))
     }
 

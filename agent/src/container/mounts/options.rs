@@ -172,7 +172,7 @@ impl Options {
             self.submounts.extend(Submount::of(submount));
             return;
         }
-        self.names_atime |= word.ends_with("atime");
+        self.names_atime |= word.ends_with("atime") && recursive_attribute(word).is_none();
         if let Some((bit, set)) = attribute(word) {
             self.set = if set { self.set | bit } else { self.set & !bit };
             return;
@@ -326,6 +326,8 @@ mod tests {
         );
         assert_eq!(read(&["relatime"]).new_mount_attributes(), relatime);
         assert_eq!(read(&["nodiratime"]).new_mount_attributes().clear, 0);
+        // Recursive ones are changed afterwards, and say nothing of the mount itself.
+        assert_eq!(read(&["rnoatime"]).take_atime(), None);
     }
 
     #[test]
