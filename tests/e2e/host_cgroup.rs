@@ -198,6 +198,33 @@ fn events_tell_what_the_vm_takes_beside_what_the_container_does() {
     assert!(vm["blkio"]["ioServicedRecursive"].is_array(), "{event}");
 }
 
+/// Where the quota is used up, the host suspends the VM, and the guest can't see why its processes don't get on. Were they
+/// charged for it, they would get a part of their quota alone, down to a tenth.
+#[test]
+fn a_container_is_charged_for_no_time_that_the_host_has_not_given_its_vm() {
+    only_hull!("runc has no VM");
+    let bundle = waiting().set(
+        "/linux/resources/cpu",
+        json!({ "quota": 10000, "period": 100000 }),
+    );
+    let container = Container::new(bundle);
+    let _running = container.run_until_ready();
+    let used = || {
+        let done = container.call(&["events", "--stats", &container.id]).ok();
+        let event: Value = serde_json::from_slice(&done.stdout).unwrap();
+        let total = |of: &Value| of["cpu"]["usage"]["total"].as_u64().unwrap();
+        (total(&event["data"]), total(&event["data"]["hull"]["vm"]))
+    };
+    let (own_before, vm_before) = used();
+    let _ = container
+        .exec_shell("i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done")
+        .ok();
+
+    let (own, vm) = used();
+    let (own, vm) = (own - own_before, vm - vm_before);
+    assert!(own < vm, "charged with {own} ns, while its VM had {vm}");
+}
+
 #[test]
 fn it_is_removed_though_the_process_was_killed() {
     let mut container = Container::new(waiting());

@@ -3,13 +3,15 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
-use std::io::{self, ErrorKind, Write};
+use std::fs::File;
+use std::io::{self, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{Hook, Spec, VERSION};
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Failure, Strerror};
@@ -93,22 +95,10 @@ fn run(hook: &Hook, state: &[u8], env: &[CString]) -> Result<(), HookError> {
         None => command.envs(env.iter().filter_map(variable)),
     };
     command
-        .stdin(Stdio::piped())
+        .stdin(state_file(state).map_err(HookError::WriteState)?)
         .stdout(Stdio::null())
         .stderr(Stdio::inherit());
     let mut child = command.spawn()?;
-    let written = match child.stdin.take() {
-        Some(mut stdin) => stdin.write_all(state),
-        None => Ok(()),
-    };
-    match written {
-        // A hook that doesn't read its stdin may still succeed.
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
-            let _ = child.kill();
-            return Err(HookError::WriteState(e));
-        }
-        _ => {}
-    }
     let limit = hook
         .timeout()
         .and_then(|seconds| u64::try_from(seconds).ok());
@@ -120,6 +110,15 @@ fn run(hook: &Hook, state: &[u8], env: &[CString]) -> Result<(), HookError> {
         true => Ok(()),
         false => Err(HookError::Status(status)),
     }
+}
+
+/// A file with the state, at its start. Not a pipe: a hook that doesn't read its stdin may still succeed, and
+/// one that never reads a state longer than a pipe holds would keep the writer past the hook's time limit.
+fn state_file(state: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("state", MemfdFlags::CLOEXEC)?);
+    file.write_all(state)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// Waits for a hook to end, and kills it after `limit` seconds. The calling process has one thread; otherwise
@@ -166,6 +165,15 @@ mod tests {
             *'"status":"created"'*'"bundle":"/on/the/host"'*green*) exit 0;; esac; exit 2"#;
         let env = [c"COLOR=red".to_owned(), c"PATH=/usr/bin:/bin".to_owned()];
         hooks(script, None).run(&env).expect("it succeeds");
+    }
+
+    #[test]
+    fn one_that_does_not_read_a_long_state_has_its_time_limit() {
+        let mut hooks = hooks("exec sleep 60", Some(1));
+        let long = "x".repeat(1 << 20);
+        hooks.state.annotations = Some([("long".to_owned(), long)].into());
+        let message = hooks.run(&[]).expect_err("it is late").message;
+        assert!(message.ends_with("it has not ended after 1 s"), "{message}");
     }
 
     #[test]
