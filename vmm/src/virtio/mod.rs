@@ -11,6 +11,7 @@ mod memory;
 mod queue;
 mod registers;
 pub mod rng;
+pub mod slot;
 #[cfg(test)]
 mod slot_tests;
 #[cfg(test)]

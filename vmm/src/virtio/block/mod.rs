@@ -15,8 +15,9 @@ mod slot_tests;
 #[cfg(test)]
 mod tests;
 
+pub use super::slot::{SlotAnswer, SlotError};
 pub use disk::{Disk, DiskError, SECTOR, SERIAL_SIZE};
-pub use slot::{DiskSlot, SlotAnswer, SlotError, SlotHandle};
+pub use slot::{DiskSlot, SlotHandle};
 
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, RawFd};

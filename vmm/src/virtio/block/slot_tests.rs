@@ -12,8 +12,8 @@ use rustix::net::{SendFlags, send};
 use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::slot::{DiskSlot, SlotAnswer, SlotHandle};
-use super::{DisklessBlock, SECTOR, SERIAL_SIZE};
+use super::slot::{DiskSlot, SlotHandle};
+use super::{DisklessBlock, SECTOR, SERIAL_SIZE, SlotAnswer};
 use crate::event_loop::EventLoop;
 use crate::jail::test_child::{self, End, is_root};
 use crate::jail::{self, Identity, Role};
