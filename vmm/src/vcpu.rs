@@ -152,8 +152,16 @@ pub(crate) struct Vcpu {
 }
 
 impl Vcpu {
-    /// Runs the guest until it ends or the machine is to stop.
+    /// Runs the guest until it ends or the machine is to stop, and tells the devices.
     pub(crate) fn run(mut self) -> StopReason {
+        let reason = self.run_until_end();
+        for device in self.bus.devices() {
+            device.machine_ended();
+        }
+        reason
+    }
+
+    fn run_until_end(&mut self) -> StopReason {
         let _target = KickTarget::new(&mut self.fd);
         while !self.stop.is_set() {
             if let ControlFlow::Break(reason) = self.run_once() {

@@ -42,8 +42,9 @@ const FILESYSTEM: &[(Capability, &str)] = &[
 /// The capabilities that `role` keeps.
 pub(super) fn of_role(role: Role) -> &'static [(Capability, &'static str)] {
     match role {
-        Role::Main | Role::Vcpu | Role::Block | Role::DiskSlot | Role::StandIn => &[],
         Role::Filesystem => FILESYSTEM,
+        Role::Main | Role::Vcpu | Role::Block | Role::DiskSlot => &[],
+        Role::Net | Role::NetSlot | Role::StandIn => &[],
     }
 }
 

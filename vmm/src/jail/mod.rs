@@ -53,6 +53,11 @@ pub enum Role {
     /// A slot for a disk: waits until a disk is plugged in while the guest runs, and then serves it
     /// as a virtio-blk device.
     DiskSlot,
+    /// virtio-net devices, whose taps are open already.
+    Net,
+    /// Slots for NICs: wait until NICs are plugged in while the guest runs, and then serve them as
+    /// virtio-net devices.
+    NetSlot,
     /// Not of the VMM: the only thread of a process that stands for a container on the host. It reads
     /// what the guest's agent answers, and passes on signals and the size of a terminal.
     StandIn,
@@ -60,12 +65,14 @@ pub enum Role {
 
 #[cfg(test)]
 impl Role {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Main,
         Self::Vcpu,
         Self::Filesystem,
         Self::Block,
         Self::DiskSlot,
+        Self::Net,
+        Self::NetSlot,
         Self::StandIn,
     ];
 }

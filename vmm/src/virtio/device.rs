@@ -16,6 +16,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::block::BlockState;
+use super::net::NicConfig;
 use super::vsock::VsockState;
 use crate::stop::StopFlag;
 
@@ -23,6 +24,22 @@ use crate::stop::StopFlag;
 pub const INTERRUPT_USED_BUFFER: u32 = 1 << 0;
 /// Bit 1 of it: the configuration or the device's status has changed.
 pub const INTERRUPT_CONFIG_CHANGE: u32 = 1 << 1;
+/// No bit of the register, but kept with it: the host's kernel interrupts the guest by itself, so bit 0
+/// always reads as set.
+const INTERRUPTED_BY_KERNEL: u32 = 1 << 31;
+
+/// The value of `InterruptStatus` that a driver reads.
+pub(super) fn readable_status(status: u32) -> u32 {
+    match status & INTERRUPTED_BY_KERNEL {
+        0 => status,
+        _ => status & !INTERRUPTED_BY_KERNEL | INTERRUPT_USED_BUFFER,
+    }
+}
+
+/// `value` without the bit that isn't the register's.
+pub(super) fn register_bits(value: u32) -> u32 {
+    value & !INTERRUPTED_BY_KERNEL
+}
 
 /// Why a device could not start serving its queues.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +79,8 @@ pub enum DeviceState {
     Block(BlockState),
     /// virtio-vsock.
     Vsock(VsockState),
+    /// virtio-net: the properties that its configuration space shows.
+    Net(NicConfig),
 }
 
 /// Why a device can't be saved. The device continues unchanged.
@@ -112,6 +131,18 @@ impl Interrupt {
     /// Sends a configuration change notification: the device needs a reset.
     pub(crate) fn config_changed(&self) {
         self.raise(INTERRUPT_CONFIG_CHANGE);
+    }
+
+    /// The eventfd by which the host's kernel interrupts the guest by itself, from now on until the
+    /// device is reset.
+    ///
+    /// Nobody sets the status bit of a used buffer notification then, so the bit always reads as set:
+    /// for every interrupt, the driver checks its queues, and may find no used buffer (virtio 1.3,
+    /// 2.7.7.1: a driver has to handle such spurious notifications).
+    pub(crate) fn irqfd_for_kernel(&self) -> &EventFd {
+        self.status
+            .fetch_or(INTERRUPTED_BY_KERNEL, Ordering::SeqCst);
+        &self.irqfd
     }
 
     fn raise(&self, bit: u32) {
@@ -171,6 +202,12 @@ pub trait VirtioDevice: Send {
     /// Deactivates the device, and returns the states of its queues; empty if it was not active. No
     /// request is left half done.
     fn stop(&mut self) -> Vec<QueueState>;
+
+    /// Called by the thread of each vCPU that has ended, and with it the machine. Must not block.
+    ///
+    /// Only a device whose queues the host's kernel serves has anything to do then: others check
+    /// [`Activation::stop`] before they take a request.
+    fn machine_ended(&mut self) {}
 
     /// Deactivates the device and drops all state that the guest has set up, so that it can be
     /// activated again. Called when the driver writes 0 to the status register.

@@ -89,6 +89,11 @@ impl<const QUEUES: usize> Lifecycle<QUEUES> {
         Self { device, ..self }
     }
 
+    /// The activation eventfd, for a device that keeps the rest of its lifecycle itself.
+    pub(super) fn into_activation_eventfd(self) -> EventFd {
+        self.activation_changed
+    }
+
     /// See [`VirtioDevice::activation_eventfd`](super::VirtioDevice::activation_eventfd).
     pub(super) fn activation_eventfd(&self) -> RawFd {
         self.activation_changed.as_raw_fd()
@@ -173,6 +178,11 @@ impl<const QUEUES: usize> Lifecycle<QUEUES> {
                 "{device}: cannot watch for its activation or for a queue's kicks: {error:?}"
             );
         }
+    }
+
+    /// Logs a warning about something that the guest can cause, within a limit.
+    pub(super) fn warn(&mut self, message: std::fmt::Arguments<'_>) {
+        self.warnings.warn(&self.device, message);
     }
 
     /// To be called after the queues were served: interrupts the driver if it wants that, and logs

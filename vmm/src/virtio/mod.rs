@@ -8,6 +8,7 @@ pub mod device;
 pub mod fs;
 mod lifecycle;
 mod memory;
+pub mod net;
 mod queue;
 mod registers;
 pub mod rng;

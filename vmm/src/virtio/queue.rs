@@ -5,9 +5,10 @@
 //! The devices interpret the requests.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueState, QueueT};
-use vm_memory::GuestMemory;
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Interrupt;
@@ -46,6 +47,8 @@ pub(super) struct DeviceQueue {
     failure: Option<Error>,
     /// Buffers were used since the last [`Self::take_interrupt`].
     used: bool,
+    /// The used index at the last [`Self::take_interrupt`] that had used buffers.
+    signalled_used: u16,
 }
 
 impl DeviceQueue {
@@ -53,6 +56,7 @@ impl DeviceQueue {
         let mut queue = active.queue;
         queue.set_event_idx(event_idx);
         Self {
+            signalled_used: queue.next_used(),
             queue,
             kick: active.kick,
             failure: None,
@@ -172,6 +176,30 @@ impl DeviceQueue {
         }
     }
 
+    /// Returns several chains to the driver at once: it sees either none or all of them as used. Each
+    /// is given by its head index and the number of bytes written to it.
+    ///
+    /// The library publishes the used index with every chain, so this writes all but the last one to
+    /// the ring itself.
+    pub(super) fn add_used_batch<M: GuestMemory>(&mut self, memory: &M, chains: &[(u16, u32)]) {
+        let Some(((head, written), earlier)) = chains.split_last() else {
+            return;
+        };
+        let mut next = self.queue.next_used();
+        for (head, written) in earlier {
+            let index = u64::from(next % self.queue.size());
+            // A header of 4 bytes, then elements of 8 (virtio 1.3, 2.7.8).
+            let address = self.queue.used_ring().saturating_add(4 + 8 * index);
+            let element = [u32::from(*head), *written].map(u32::to_le);
+            if let Err(error) = memory.write_obj(element, GuestAddress(address)) {
+                return self.mark_broken(Error::GuestMemory(error));
+            }
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        self.add_used(memory, *head, *written);
+    }
+
     /// Stops serving the queue until a reset.
     fn mark_broken(&mut self, error: Error) {
         self.queue.set_ready(false);
@@ -203,7 +231,25 @@ impl DeviceQueue {
 
     /// Whether the driver must be interrupted for the chains used since the last call.
     pub(super) fn take_interrupt<M: GuestMemory>(&mut self, memory: &M) -> bool {
-        std::mem::take(&mut self.used) && self.queue.needs_notification(memory).unwrap_or(true)
+        std::mem::take(&mut self.used) && self.needs_interrupt(memory).unwrap_or(true)
+    }
+
+    /// With EVENT_IDX, whether the used index has passed the driver's `used_event` since the last
+    /// call (virtio 1.3, 2.7.7.2); always without it. `None` if `used_event` can't be read. The
+    /// library's own function knows only of chains that the library has put into the ring.
+    fn needs_interrupt<M: GuestMemory>(&mut self, memory: &M) -> Option<bool> {
+        let used = self.queue.next_used();
+        let signalled_used = std::mem::replace(&mut self.signalled_used, used);
+        if !self.queue.event_idx_enabled() {
+            return Some(true);
+        }
+        // The driver must see the used index before `used_event` is read.
+        fence(Ordering::SeqCst);
+        let used_event = 4 + 2 * u64::from(self.queue.size());
+        let address = self.queue.avail_ring().checked_add(used_event)?;
+        let bytes: [u8; 2] = memory.read_obj(GuestAddress(address)).ok()?;
+        let used_event = u16::from_le_bytes(bytes);
+        Some(used.wrapping_sub(used_event).wrapping_sub(1) < used.wrapping_sub(signalled_used))
     }
 }
 
@@ -259,5 +305,64 @@ mod tests {
         let stop = StopFlag::default();
         stop.set();
         assert_eq!(serve_it(&stop), (0, false));
+    }
+
+    /// A queue of 16 descriptors with its rings at 0x1000, 0x2000 and 0x3000, and this used index.
+    fn queue_with_used(count: u16, event_idx: bool) -> DeviceQueue {
+        let mut queue = Queue::new(16).expect("a queue");
+        queue.set_size(16);
+        queue.set_desc_table_address(Some(0x1000), Some(0));
+        queue.set_avail_ring_address(Some(0x2000), Some(0));
+        queue.set_used_ring_address(Some(0x3000), Some(0));
+        queue.set_next_used(count);
+        queue.set_ready(true);
+        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
+        DeviceQueue::new(ActiveQueue { queue, kick }, event_idx)
+    }
+
+    #[test]
+    fn chains_returned_at_once_are_in_the_ring_in_their_order() {
+        let memory = testing::memory();
+        let mut queue = queue_with_used(u16::MAX, false);
+        queue.add_used_batch(&*memory, &[(3, 30), (1, 10), (2, 20)]);
+        let element = |index: u64| -> [u32; 2] {
+            let at = GuestAddress(0x3004 + 8 * index);
+            memory.read_obj(at).expect("in memory")
+        };
+        assert_eq!(
+            [element(15), element(0), element(1)],
+            [[3, 30], [1, 10], [2, 20]]
+        );
+        let index: u16 = memory.read_obj(GuestAddress(0x3002)).expect("in memory");
+        assert_eq!((index, queue.state().next_used), (2, 2));
+        queue.add_used_batch(&*memory, &[]);
+        assert_eq!(queue.state().next_used, 2);
+        queue.add_used_batch(&*memory, &[(1, 1), (16, 1)]);
+        assert!(queue.take_failure().is_some(), "no such head");
+    }
+
+    #[test]
+    fn the_driver_is_interrupted_once_the_index_passes_its_used_event() {
+        let memory = testing::memory();
+        let set_used_event = |index: u16| {
+            let at = GuestAddress(0x2000 + 4 + 32);
+            memory.write_obj(index, at).expect("in memory");
+        };
+        let mut queue = queue_with_used(u16::MAX - 1, true);
+        set_used_event(0); // the third chain from here
+        assert!(!queue.take_interrupt(&*memory), "nothing was used");
+        queue.add_used_batch(&*memory, &[(0, 0), (1, 0)]);
+        assert!(!queue.take_interrupt(&*memory), "two");
+        queue.add_used(&*memory, 2, 0);
+        assert!(queue.take_interrupt(&*memory), "the third");
+        queue.add_used(&*memory, 3, 0);
+        assert!(!queue.take_interrupt(&*memory), "interrupted already");
+        // In the middle of those that are returned at once.
+        set_used_event(3);
+        queue.add_used_batch(&*memory, &[(0, 0), (1, 0), (2, 0), (3, 0)]);
+        assert!(queue.take_interrupt(&*memory));
+        let mut queue = queue_with_used(0, false);
+        queue.add_used(&*memory, 0, 0);
+        assert!(queue.take_interrupt(&*memory), "without EVENT_IDX");
     }
 }

@@ -2,8 +2,8 @@
 //! the backend of a device to plug in there.
 //!
 //! [`Slot`] is served by the thread, alone or together with other slots. It receives one
-//! [`Backend`], a disk, from the holder of the [`SlotHandle`], over a socket pair: a packet with a
-//! line and descriptors, answered by a line. Once there is one, the slot closes its end of the
+//! [`Backend`], a disk or a NIC, from the holder of the [`SlotHandle`], over a socket pair: a packet
+//! with a line and descriptors, answered by a line. Once there is one, the slot closes its end of the
 //! socket pair, and stays a virtio device like any other.
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -22,6 +22,7 @@ use rustix::net::{
 
 use super::VirtioDevice;
 use super::block::DiskError;
+use super::net::NicError;
 use super::transport::{FillError, MmioTransport};
 use crate::chain::chain;
 use crate::event_loop::Subscriber;
@@ -47,6 +48,9 @@ pub enum SlotError {
     /// The descriptor can't be a disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The properties or the descriptors can't be those of a NIC.
+    #[error(transparent)]
+    Nic(#[from] NicError),
     /// The device can't be plugged into the slot.
     #[error(transparent)]
     Fill(#[from] FillError),
@@ -63,7 +67,7 @@ pub enum SlotAnswer {
     Closed,
 }
 
-/// The host's side of a device that can be plugged into a slot: a disk.
+/// The host's side of a device that can be plugged into a slot: a disk or a NIC.
 pub trait Backend: Sized {
     /// The device without its backend: the part of it that has to exist before the threads are
     /// confined.

@@ -29,6 +29,8 @@ pub(crate) struct Probe {
     pub(crate) activations: Vec<(u64, usize)>,
     pub(crate) queues: Vec<Queue>,
     pub(crate) interrupt: Option<Interrupt>,
+    /// How often it was told that the machine has ended.
+    pub(crate) machine_ends: u32,
 }
 
 impl Default for Probe {
@@ -40,6 +42,7 @@ impl Default for Probe {
             activations: Vec::new(),
             queues: Vec::new(),
             interrupt: None,
+            machine_ends: 0,
         }
     }
 }
@@ -76,6 +79,10 @@ impl VirtioDevice for Probe {
         self.queues = activation.queues.into_iter().map(|q| q.queue).collect();
         self.interrupt = Some(activation.interrupt);
         Ok(())
+    }
+
+    fn machine_ended(&mut self) {
+        self.machine_ends += 1;
     }
 
     fn stop(&mut self) -> Vec<QueueState> {

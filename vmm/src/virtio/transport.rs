@@ -23,7 +23,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::device::{
     ActivateError, Activation, ActiveQueue, DeviceState, Interrupt, RestoreError, SaveError,
-    VirtioDevice,
+    VirtioDevice, readable_status, register_bits,
 };
 use super::registers::{Effect, Registers};
 use crate::stop::StopFlag;
@@ -226,6 +226,18 @@ impl MmioTransport {
         }
     }
 
+    /// Tells the device that a vCPU, and with it the machine, has ended; see
+    /// [`VirtioDevice::machine_ended`]. Doesn't wait for the device's lock, which its thread may hold
+    /// for long. That of a device that has to know is held by vCPU threads alone, or by whoever saves
+    /// and thereby stops it, so the last vCPU thread gets it.
+    pub(crate) fn machine_ended(&self) {
+        if let Some(attached) = self.attached.get()
+            && let Ok(mut device) = attached.device.try_lock()
+        {
+            device.machine_ended();
+        }
+    }
+
     /// Stops the device and saves its state, which [`Self::restore`] restores here, or in another
     /// VM with the same contents of guest memory. No vCPU may run from before this call. An empty
     /// slot is saved as empty.
@@ -245,7 +257,7 @@ impl MmioTransport {
         };
         Ok(TransportState {
             registers: registers.clone(),
-            interrupt_status: self.interrupt_status.load(Ordering::SeqCst),
+            interrupt_status: readable_status(self.interrupt_status.load(Ordering::SeqCst)),
             config: self.config().to_vec(),
             device,
         })
@@ -272,7 +284,7 @@ impl MmioTransport {
             (None, DeviceState::Absent) => {}
             (None, _) => return Err(RestoreError::Differs { what: "type" }),
         }
-        let interrupt_status = state.interrupt_status;
+        let interrupt_status = register_bits(state.interrupt_status);
         self.interrupt_status
             .store(interrupt_status, Ordering::SeqCst);
         if registers.is_running() {
@@ -285,7 +297,9 @@ impl MmioTransport {
 
     fn read_register(&self, offset: u32) -> u32 {
         match offset {
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt_status.load(Ordering::SeqCst),
+            VIRTIO_MMIO_INTERRUPT_STATUS => {
+                readable_status(self.interrupt_status.load(Ordering::SeqCst))
+            }
             _ => lock(&self.registers).read(offset),
         }
     }
@@ -293,7 +307,8 @@ impl MmioTransport {
     fn write_register(&self, offset: u32, value: u32) {
         match offset {
             VIRTIO_MMIO_INTERRUPT_ACK => {
-                self.interrupt_status.fetch_and(!value, Ordering::SeqCst);
+                let bits = register_bits(value);
+                self.interrupt_status.fetch_and(!bits, Ordering::SeqCst);
             }
             VIRTIO_MMIO_QUEUE_NOTIFY => self.kick(value),
             _ => {
@@ -453,6 +468,38 @@ mod tests {
             0x0403_0201,
             "the configuration, too"
         );
+    }
+
+    #[test]
+    fn while_the_kernel_interrupts_a_used_buffer_is_notified_until_a_reset() {
+        let (transport, probe) = transport();
+        let driver = Driver(&transport);
+        driver.start();
+        let interrupt = lock(&probe).interrupt.clone().expect("active");
+        let _ = interrupt.irqfd_for_kernel();
+        interrupt.config_changed();
+        assert_eq!(driver.read(0x60), 3);
+        driver.write(0x64, u32::MAX);
+        assert_eq!(driver.read(0x60), 1, "there may be another");
+        let irqfd = transport.irqfd();
+        let _ = irqfd.read();
+        transport.repeat_interrupt();
+        assert_eq!(irqfd.read().ok(), Some(1), "it may have been lost");
+        let state = transport.save().expect("a state");
+        assert_eq!(state.interrupt_status, 1);
+        driver.write(0x70, 0);
+        assert_eq!(driver.read(0x60), 0);
+    }
+
+    #[test]
+    fn a_locked_device_is_not_waited_for_when_the_machine_ends() {
+        let (transport, probe) = transport();
+        let locked = lock(&probe);
+        transport.machine_ended();
+        drop(locked);
+        assert_eq!(lock(&probe).machine_ends, 0);
+        transport.machine_ended();
+        assert_eq!(lock(&probe).machine_ends, 1);
     }
 
     #[test]

@@ -18,7 +18,9 @@ pub(crate) const VCPU_IOCTLS: &[u32] = &[
 pub(crate) fn arch_syscalls(role: Role) -> &'static [libc::c_long] {
     match role {
         Role::Main | Role::StandIn => &[libc::SYS_epoll_wait, libc::SYS_poll],
-        Role::Filesystem | Role::Block | Role::DiskSlot => &[libc::SYS_epoll_wait],
+        Role::Filesystem | Role::Block | Role::DiskSlot | Role::Net | Role::NetSlot => {
+            &[libc::SYS_epoll_wait]
+        }
         Role::Vcpu => &[],
     }
 }

@@ -200,6 +200,81 @@ pub(super) const DISK_SLOT: &[AllowedCall] = &[
     one_of(SYS_ioctl, 1, &[BLKSSZGET as u32]),
 ];
 
+/// virtio-net: frames of taps that are open already.
+pub(super) const NET: &[AllowedCall] = &[
+    // The devices' event loop.
+    EPOLL_CREATE,
+    any(SYS_epoll_ctl),
+    any(SYS_epoll_pwait),
+    // Frames.
+    any(SYS_readv),
+    any(SYS_writev),
+];
+
+/// What a NIC requests of its tap and of vhost-net when a driver activates or resets it. No such
+/// request names a file or an interface, other than by an open descriptor.
+pub(super) const NET_IOCTLS: AllowedCall = one_of(
+    SYS_ioctl,
+    1,
+    &[
+        TUNSETOFFLOAD as u32,
+        VHOST_SET_OWNER,
+        VHOST_SET_FEATURES,
+        VHOST_SET_MEM_TABLE,
+        VHOST_SET_VRING_NUM,
+        VHOST_SET_VRING_ADDR,
+        VHOST_SET_VRING_BASE,
+        VHOST_GET_VRING_BASE,
+        VHOST_SET_VRING_KICK,
+        VHOST_SET_VRING_CALL,
+        VHOST_NET_SET_BACKEND,
+    ],
+);
+
+/// What a NIC slot's thread may call in addition to [`NET`], to receive and check its NICs.
+pub(super) const NET_SLOT: &[AllowedCall] = &[
+    // A NIC is received over a socket pair, on which the answer is sent too.
+    any(SYS_recvmsg),
+    any(SYS_sendto),
+    // Checking how the tap is open (F_GETFD is Rust's check before closing in debug builds).
+    one_of(SYS_fcntl, 1, &[F_GETFL as u32, F_GETFD as u32]),
+    // Checking that the descriptors are a tap and vhost-net, and setting the size of the tap's
+    // headers; the others are those of `NET_IOCTLS`.
+    one_of(
+        SYS_ioctl,
+        1,
+        &[
+            TUNGETIFF as u32,
+            TUNSETVNETHDRSZ as u32,
+            VHOST_GET_FEATURES,
+            TUNSETOFFLOAD as u32,
+            VHOST_SET_OWNER,
+            VHOST_SET_FEATURES,
+            VHOST_SET_MEM_TABLE,
+            VHOST_SET_VRING_NUM,
+            VHOST_SET_VRING_ADDR,
+            VHOST_SET_VRING_BASE,
+            VHOST_GET_VRING_BASE,
+            VHOST_SET_VRING_KICK,
+            VHOST_SET_VRING_CALL,
+            VHOST_NET_SET_BACKEND,
+        ],
+    ),
+];
+
+// ioctl numbers of linux/vhost.h. The vhost crate computes them in functions that aren't const.
+const VHOST_GET_FEATURES: u32 = 0x8008_af00;
+const VHOST_SET_FEATURES: u32 = 0x4008_af00;
+const VHOST_SET_OWNER: u32 = 0xaf01;
+const VHOST_SET_MEM_TABLE: u32 = 0x4008_af03;
+const VHOST_SET_VRING_NUM: u32 = 0x4008_af10;
+const VHOST_SET_VRING_ADDR: u32 = 0x4028_af11;
+const VHOST_SET_VRING_BASE: u32 = 0x4008_af12;
+const VHOST_GET_VRING_BASE: u32 = 0xc008_af12;
+const VHOST_SET_VRING_KICK: u32 = 0x4008_af20;
+const VHOST_SET_VRING_CALL: u32 = 0x4008_af21;
+const VHOST_NET_SET_BACKEND: u32 = 0x4008_af30;
+
 /// A container's stand-in: connections to the guest's agent and to the VMM, which are open already, and a
 /// terminal of which it follows the size.
 pub(super) const STAND_IN: &[AllowedCall] = &[
@@ -238,3 +313,27 @@ pub(super) const STAND_IN: &[AllowedCall] = &[
     // The process's name, which shows on the host that the container has ended.
     one_of(SYS_prctl, 0, &[PR_SET_NAME as u32]),
 ];
+
+#[cfg(test)]
+mod tests {
+    use vhost::vhost_kern::vhost_binding as vhost;
+
+    #[test]
+    fn the_numbers_of_vhosts_ioctls_are_those_of_its_crate() {
+        for (ours, theirs) in [
+            (super::VHOST_GET_FEATURES, vhost::VHOST_GET_FEATURES()),
+            (super::VHOST_SET_FEATURES, vhost::VHOST_SET_FEATURES()),
+            (super::VHOST_SET_OWNER, vhost::VHOST_SET_OWNER()),
+            (super::VHOST_SET_MEM_TABLE, vhost::VHOST_SET_MEM_TABLE()),
+            (super::VHOST_SET_VRING_NUM, vhost::VHOST_SET_VRING_NUM()),
+            (super::VHOST_SET_VRING_ADDR, vhost::VHOST_SET_VRING_ADDR()),
+            (super::VHOST_SET_VRING_BASE, vhost::VHOST_SET_VRING_BASE()),
+            (super::VHOST_GET_VRING_BASE, vhost::VHOST_GET_VRING_BASE()),
+            (super::VHOST_SET_VRING_KICK, vhost::VHOST_SET_VRING_KICK()),
+            (super::VHOST_SET_VRING_CALL, vhost::VHOST_SET_VRING_CALL()),
+            (super::VHOST_NET_SET_BACKEND, vhost::VHOST_NET_SET_BACKEND()),
+        ] {
+            assert_eq!(u64::from(ours), theirs);
+        }
+    }
+}

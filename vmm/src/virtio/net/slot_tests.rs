@@ -1,0 +1,221 @@
+//! The slots of a thread, between the sender of NICs and drivers.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::net::{SendFlags, send};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::testing::*;
+use super::*;
+use crate::event_loop::{EventLoop, StopHandle};
+use crate::jail::test_child::{self, End, is_root};
+use crate::jail::{self, Identity, Role};
+use crate::virtio::slot::SlotAnswer;
+use crate::virtio::testing::{Driver, memory};
+use crate::virtio::transport::{MmioTransport, QUEUE_NOTIFY};
+
+/// Where the driver's rings of [`Driver::start`] are, and its buffers.
+const QUEUES_AT: [u64; 2] = [0x1000, 0x2000];
+const BUFFER: u64 = 0x4000;
+
+/// A slot, its handle, and its machine's part of it.
+struct Rig {
+    memory: Arc<GuestMemoryMmap>,
+    registers: Arc<MmioTransport>,
+    handle: NetSlotHandle,
+}
+
+impl Rig {
+    fn new(events: &mut EventLoop) -> Self {
+        let memory = memory();
+        let tapless = TaplessNet::new().expect("an eventfd");
+        let (queues, activation_eventfd) = (tapless.queues(), Some(tapless.activation_eventfd()));
+        let stop = crate::stop::StopFlag::default();
+        let registers = MmioTransport::empty(Arc::clone(&memory), queues, activation_eventfd, stop);
+        let registers = Arc::new(registers.expect("eventfds"));
+        let (slot, handle) = NetSlot::new(tapless, Arc::clone(&registers)).expect("sockets");
+        events.add(Arc::new(Mutex::new(slot)));
+        events.keep_open(registers.descriptors());
+        Self {
+            memory,
+            registers,
+            handle,
+        }
+    }
+
+    fn answer(&self) -> SlotAnswer {
+        let mut answer = None;
+        wait("an answer", || {
+            answer = self.handle.receive_answer();
+            answer.is_some()
+        });
+        answer.expect("an answer")
+    }
+
+    fn refusal(&self) -> String {
+        match self.answer() {
+            SlotAnswer::Refused(why) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn send_nic(&self, nic: NicConfig, tap: &OwnedFd) -> SlotAnswer {
+        let sent = self.handle.send_nic(nic, tap.as_fd(), None);
+        sent.expect("sent");
+        self.answer()
+    }
+
+    /// Makes a queue's first buffer available, waits until it is used, and returns how much of it
+    /// was written.
+    fn use_first(&self, queue: usize, length: u32, flags: u16) -> u32 {
+        let at = QUEUES_AT[queue];
+        let put = |at, bytes: &[u8]| {
+            let written = self.memory.write_slice(bytes, GuestAddress(at));
+            written.expect("in memory");
+        };
+        put(at, &BUFFER.to_le_bytes());
+        put(at + 8, &length.to_le_bytes());
+        put(at + 12, &flags.to_le_bytes());
+        put(at + 0x102, &1_u16.to_le_bytes());
+        let kick = (queue as u32).to_le_bytes();
+        self.registers.write(QUEUE_NOTIFY, &kick);
+        let word = |at| -> u32 { self.memory.read_obj(GuestAddress(at)).expect("in memory") };
+        wait("the device", || word(at + 0x200) >> 16 == 1);
+        word(at + 0x208)
+    }
+
+    /// Activates the device, and moves a frame in each direction.
+    fn use_both_ways(&self, wire: &Wire) {
+        Driver(&self.registers).start();
+        assert_eq!(Driver(&self.registers).status(), 15);
+        let sent = frame(3, 100);
+        self.memory
+            .write_slice(&sent, GuestAddress(BUFFER))
+            .expect("in memory");
+        assert_eq!(self.use_first(TX, sent.len() as u32, 0), 0);
+        wait("the frame", || wire.next().is_some());
+        // Any frame will do: the host sends frames of its own.
+        wire.send(&sent[HEADER_SIZE..]);
+        assert!(self.use_first(RX, 2000, WRITE) > HEADER_SIZE as u32);
+    }
+}
+
+fn wait(what: &str, mut is_done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_done() {
+        assert!(Instant::now() < deadline, "waited for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// `COUNT` slots in one thread, which first calls `confine`.
+fn slots<const COUNT: usize>(
+    confine: impl FnOnce(Vec<i32>) -> io::Result<()> + Send + 'static,
+) -> ([Rig; COUNT], StopHandle) {
+    let mut events = EventLoop::new().expect("epoll");
+    let rigs = std::array::from_fn(|_| Rig::new(&mut events));
+    let stop = events.stop_handle();
+    events.spawn("slots", confine).expect("a thread");
+    (rigs, stop)
+}
+
+fn tap(name: &str) -> (OwnedFd, Wire) {
+    let tap = make_tap(name, TAP_FLAGS, false);
+    let wire = Wire::new(name);
+    (tap, wire)
+}
+
+#[test]
+fn one_thread_serves_several_nics() {
+    in_network(|| {
+        let ([first, second, third], stop) = slots(|_| Ok(()));
+        let (tap_1, wire_1) = tap("tap1");
+        let (tap_2, wire_2) = tap("tap2");
+        assert_eq!(second.send_nic(nic(2, 9000), &tap_2), SlotAnswer::Filled);
+        second.use_both_ways(&wire_2);
+        assert_eq!(first.send_nic(nic(1, 1500), &tap_1), SlotAnswer::Filled);
+        first.use_both_ways(&wire_1);
+        assert_eq!(first.answer(), SlotAnswer::Closed, "its socket is closed");
+        let id = |rig: &Rig| Driver(&rig.registers).read(8);
+        assert_eq!([id(&first), id(&second), id(&third)], [1, 1, 0]);
+        let mut config = [0; 8];
+        second.registers.read(0x100, &mut config);
+        assert_eq!(config, [0x52, 0x54, 0, 0, 0, 2, 1, 0]);
+        stop.stop();
+    });
+}
+
+#[test]
+fn what_is_no_nic_is_refused_and_the_slot_stays_empty() {
+    in_network(|| {
+        let ([rig], stop) = slots(|_| Ok(()));
+        let (tap, wire) = tap("tap1");
+        let null = open("/dev/null", 0);
+        let send_request = |line: &str, descriptors: &[&OwnedFd]| {
+            let descriptors: Vec<_> = descriptors.iter().map(|fd| fd.as_fd()).collect();
+            rig.handle.send(line, &descriptors).expect("sent");
+            rig.refusal()
+        };
+        for line in [
+            "52:54:00:00:00:01",
+            "52:54:00:00:00 1500",
+            "52:54:00:00:00:01 70000",
+            "52:54:00:00:00:01 +",
+            "52:54:00:00:00:01 150000",
+            " ",
+        ] {
+            let why = send_request(line, &[&tap]);
+            assert!(
+                why.contains("not a NIC with its MAC address"),
+                "{line}: {why}"
+            );
+        }
+        assert!(send_request("01:54:00:00:00:01 1500", &[&tap]).contains("MAC address"));
+        assert!(send_request("52:54:00:00:00:01 60", &[&tap]).contains("68 bytes"));
+        assert!(send_request("52:54:00:00:00:01 1500", &[&null]).contains("not a tap"));
+        let why = send_request("52:54:00:00:00:01 1500", &[&tap, &null]);
+        assert!(why.contains("vhost-net: cannot read its features"), "{why}");
+        for packet in [&b"52:54:00:00:00:01 1500"[..], &[b'x'; 4096]] {
+            let sent = send(&rig.handle, packet, SendFlags::empty());
+            assert_eq!(sent, Ok(packet.len()));
+            assert!(rig.refusal().contains("not a NIC"));
+        }
+        assert_eq!(Driver(&rig.registers).read(8), 0);
+        assert_eq!(rig.send_nic(nic(1, 1500), &tap), SlotAnswer::Filled);
+        rig.use_both_ways(&wire);
+        stop.stop();
+    });
+}
+
+#[test]
+fn the_jail_allows_all_that_a_slot_for_nics_does() {
+    if !is_root() {
+        return;
+    }
+    let end = test_child::run(|| {
+        enter_network();
+        let (tap, wire) = tap("tap1");
+        let null = open("/dev/null", 0);
+        let identity = Identity::unique_user().expect("a user");
+        let ([rig, _], _) = slots(move |needed| {
+            let own = jail::confine(Role::NetSlot, identity, &needed);
+            own.map(drop).map_err(io::Error::other)
+        });
+        assert!(matches!(
+            rig.send_nic(nic(1, 1500), &null),
+            SlotAnswer::Refused(_)
+        ));
+        let both = rig
+            .handle
+            .send_nic(nic(1, 1500), tap.as_fd(), Some(null.as_fd()));
+        both.expect("sent");
+        assert!(rig.refusal().contains("vhost-net"));
+        assert_eq!(rig.send_nic(nic(1, 1500), &tap), SlotAnswer::Filled);
+        rig.use_both_ways(&wire);
+        Driver(&rig.registers).write(0x70, 0);
+    });
+    assert_eq!(end, End::Returned);
+}
