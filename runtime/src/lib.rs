@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`types`] | plain types that every layer speaks of |
 //! | [`host`] | the host's kernel, as far as hull itself is concerned |
+//! | [`network`] | what is in a container's network namespace on the host, and its ways to the VM |
 //! | [`config`] | what an operator can change |
 //! | [`spec`] | config.json: read, audited, split into the host's part and the guest's |
 //! | [`cgroup`] | the VM's cgroup on the host |
@@ -23,6 +24,8 @@ pub use hull_vmm::chain;
 pub mod types;
 
 pub mod host;
+
+pub mod network;
 
 pub mod config;
 
