@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::In6AddrGenMode;
 use netlink_packet_route::route::{
@@ -159,6 +159,13 @@ fn eui64([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
 pub(super) fn is_loopback(address: &AddressMessage) -> bool {
     let own = (local(address), address.header.prefix_len);
     own == (Some(Ipv4Addr::LOCALHOST.into()), 8) || own == (Some(Ipv6Addr::LOCALHOST.into()), 128)
+}
+
+/// Whether an address is one that goes along to another namespace, by runc's rule for `linux.netDevices`: somebody
+/// has set it for good, and it means something beyond the link.
+pub(super) fn is_permanent_and_global(address: &AddressMessage) -> bool {
+    flags(address).contains(AddressFlags::Permanent)
+        && address.header.scope == AddressScope::Universe
 }
 
 /// A route to an address's prefix, exactly as a kernel makes it in the main table (`fib_add_ifaddr`,

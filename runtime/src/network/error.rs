@@ -115,6 +115,15 @@ pub enum Error {
     /// No interface of that name.
     #[error("there is no interface {0:?}")]
     NoInterface(String),
+    /// Another interface has the name.
+    #[error("there is an interface {0:?} in the container's network namespace already")]
+    Taken(String),
+    /// Not a name that an interface can have.
+    #[error(
+        "{0:?} can't be an interface's name: it takes 1 to 15 bytes, without blanks, \"/\", \":\" and \"%\", and \
+         not \".\" or \"..\""
+    )]
+    Name(String),
 }
 
 /// What is wrong with a request to the kernel, or its answer.

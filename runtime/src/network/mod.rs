@@ -5,8 +5,9 @@
 //! network namespace on the host (a veth, macvlan, ipvlan, tap), with addresses, routes, neighbours, rules and
 //! sysctls. The container's processes are in a guest. So [`read()`] takes down what is there, [`connect()`] makes a
 //! tap beside each interface that passes everything on, and the agent sets up an interface of the same name, hardware
-//! address and MTU in the container's namespace in the guest, with all that was read. [`watch()`] tells when to read again, and [`disconnect`]
-//! leaves the namespace as it was.
+//! address and MTU in the container's namespace in the guest, with all that was read. [`watch()`] tells when to read
+//! again, and [`disconnect`] leaves the namespace as it was. [`move_into`] is for `linux.netDevices`: interfaces that
+//! hull itself is to put there.
 //!
 //! Nothing here knows the VM or the agent, decides when any of it is done, or gives a container an address: that is the
 //! engine's.
@@ -28,6 +29,7 @@ mod error;
 mod links;
 mod namespace;
 mod neighbours;
+mod netdevices;
 mod netlink;
 mod read;
 mod redirect;
@@ -48,6 +50,7 @@ pub use body::{from_bytes, to_bytes};
 pub use connect::{Connection, connect, disconnect};
 pub use error::{Error, NetlinkError};
 pub use namespace::Namespace;
+pub use netdevices::move_into;
 pub use read::read;
 pub use sysctls::{Sysctl, SysctlTable};
 pub use tap::HEADER_LENGTH;
