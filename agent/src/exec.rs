@@ -15,7 +15,8 @@ use rustix::thread::{Gid, ThreadNameSpaceType, Uid, move_into_thread_name_spaces
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
-use crate::error::Failure;
+use crate::container::spec;
+use crate::error::{Error, Failure};
 use crate::helper::{Report, Reporter};
 use crate::process::{Launch, attributes, capabilities, cwd, keyring, rlimits, terminal, user};
 use crate::sys;
@@ -38,6 +39,35 @@ pub struct Task {
     pub cgroup_required: bool,
     /// The process.
     pub launch: Launch,
+}
+
+/// The `process` object of a further process. Capabilities, rlimits, scheduler, I/O priority and CPU affinity that
+/// it doesn't name are those of the container's config.json, as with runc.
+///
+/// # Errors
+/// When it doesn't parse, or asks for what the guest can't do.
+pub fn process_spec(json: &[u8], defaults: &Process) -> Result<Process, Error> {
+    let mut process: Process = serde_json::from_slice(json).map_err(|source| Error::Json {
+        document: "process",
+        source,
+    })?;
+    spec::check_process(&process)?;
+    if process.capabilities().is_none() {
+        process.set_capabilities(defaults.capabilities().clone());
+    }
+    if process.rlimits().is_none() {
+        process.set_rlimits(defaults.rlimits().clone());
+    }
+    if process.scheduler().is_none() {
+        process.set_scheduler(defaults.scheduler().clone());
+    }
+    if process.io_priority().is_none() {
+        process.set_io_priority(*defaults.io_priority());
+    }
+    if process.exec_cpu_affinity().is_none() {
+        process.set_exec_cpu_affinity(defaults.exec_cpu_affinity().clone());
+    }
+    Ok(process)
 }
 
 /// Starts the process and reports it. An error of its last steps is reported by the process itself.
@@ -157,5 +187,29 @@ fn enter_cgroup(own: &OwnedFd, init_cgroup: Option<&OwnedFd>, pid: i32) -> rusti
             rustix::io::write(init_cgroup, pid.as_bytes()).map(drop)
         }
         (result, _) => result.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_further_process_inherits_what_it_does_not_name() {
+        let defaults = serde_json::from_str(
+            r#"{"user":{"uid":0,"gid":0},"cwd":"/","args":["a"],
+                "rlimits":[{"type":"RLIMIT_NOFILE","soft":9,"hard":9}],
+                "ioPriority":{"class":"IOPRIO_CLASS_IDLE","priority":0},
+                "capabilities":{"bounding":["CAP_KILL"]}}"#,
+        )
+        .expect("valid JSON");
+        let json = br#"{"user":{"uid":1,"gid":1},"cwd":"/","args":["b"],
+            "scheduler":{"policy":"SCHED_IDLE"}}"#;
+        let process = process_spec(json, &defaults).expect("valid");
+        assert_eq!(process.rlimits(), defaults.rlimits());
+        assert_eq!(process.capabilities(), defaults.capabilities());
+        assert_eq!(process.io_priority(), defaults.io_priority());
+        assert!(process.scheduler().is_some() && defaults.scheduler().is_none());
+        assert_eq!(process.user().uid(), 1);
     }
 }

@@ -11,7 +11,6 @@ use hull_protocol::agent::{
     SignalProcessRequest, UpdateContainerRequest, WaitProcessRequest,
 };
 use hull_protocol::answers;
-use oci_spec::runtime::Process as ProcessSpec;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
@@ -251,7 +250,7 @@ impl Sandbox {
         container::check_id("exec_id", &request.exec_id)?;
         let container = self.containers.find(&request.container_id)?;
         let reservation = container.reserve(&request.exec_id)?;
-        let process = exec_process_spec(&request.process_json, &container.defaults)?;
+        let process = exec::process_spec(&request.process_json, &container.defaults)?;
         let size = process.console_size();
         let (process_ends, agent_ends) = self.open_stdio(request.stdio.get_or_default()).await?;
         // The container may have ended while the host was dialled.
@@ -545,54 +544,4 @@ async fn with_timeout<T>(
         what: what.into(),
         seconds: limit.as_secs(),
     })
-}
-
-/// The `process` object of a further process. Capabilities, rlimits, scheduler, I/O priority and CPU affinity that
-/// it doesn't name are those of the container's config.json, as with runc.
-fn exec_process_spec(json: &[u8], defaults: &ProcessSpec) -> Result<ProcessSpec, Error> {
-    let mut process: ProcessSpec = serde_json::from_slice(json).map_err(|source| Error::Json {
-        document: "process",
-        source,
-    })?;
-    spec::check_process(&process)?;
-    if process.capabilities().is_none() {
-        process.set_capabilities(defaults.capabilities().clone());
-    }
-    if process.rlimits().is_none() {
-        process.set_rlimits(defaults.rlimits().clone());
-    }
-    if process.scheduler().is_none() {
-        process.set_scheduler(defaults.scheduler().clone());
-    }
-    if process.io_priority().is_none() {
-        process.set_io_priority(*defaults.io_priority());
-    }
-    if process.exec_cpu_affinity().is_none() {
-        process.set_exec_cpu_affinity(defaults.exec_cpu_affinity().clone());
-    }
-    Ok(process)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_further_process_inherits_what_it_does_not_name() {
-        let defaults = serde_json::from_str(
-            r#"{"user":{"uid":0,"gid":0},"cwd":"/","args":["a"],
-                "rlimits":[{"type":"RLIMIT_NOFILE","soft":9,"hard":9}],
-                "ioPriority":{"class":"IOPRIO_CLASS_IDLE","priority":0},
-                "capabilities":{"bounding":["CAP_KILL"]}}"#,
-        )
-        .expect("valid JSON");
-        let json = br#"{"user":{"uid":1,"gid":1},"cwd":"/","args":["b"],
-            "scheduler":{"policy":"SCHED_IDLE"}}"#;
-        let process = exec_process_spec(json, &defaults).expect("valid");
-        assert_eq!(process.rlimits(), defaults.rlimits());
-        assert_eq!(process.capabilities(), defaults.capabilities());
-        assert_eq!(process.io_priority(), defaults.io_priority());
-        assert!(process.scheduler().is_some() && defaults.scheduler().is_none());
-        assert_eq!(process.user().uid(), 1);
-    }
 }
