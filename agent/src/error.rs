@@ -7,6 +7,8 @@ use hull_protocol::answers;
 use serde::{Deserialize, Serialize};
 use ttrpc::{Code, get_status};
 
+use crate::network;
+
 /// Why a request was not carried out. The guest is then as it was before.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -65,6 +67,9 @@ pub enum Error {
     /// A process couldn't be made, for a reason that the helper found.
     #[error(transparent)]
     Helper(#[from] Failure),
+    /// The container's network can't be set up as the request says. What was changed before the error stays changed.
+    #[error("network: {0}")]
+    Network(#[from] network::Error),
     /// The kernel's OOM killer killed the container's first process before it was made, in runc's words.
     #[error("container init was OOM-killed (memory limit too low?)")]
     OutOfMemory,
@@ -106,6 +111,7 @@ impl Error {
             Self::WrongState { .. } | Self::ExecInStopped => Code::FAILED_PRECONDITION,
             Self::TooMany(_) | Self::OutOfMemory => Code::RESOURCE_EXHAUSTED,
             Self::Helper(failure) => failure.kind.code(),
+            Self::Network(error) => error.code(),
             // Not DEADLINE_EXCEEDED: that is the host's own limit, and the host says how long it was.
             Self::Timeout { .. } => Code::ABORTED,
             Self::Io { .. } | Self::Limit(LimitError::Write { .. }) => Code::INTERNAL,

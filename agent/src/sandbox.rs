@@ -8,7 +8,7 @@ use std::time::Duration;
 use hull_cgroup::stats;
 use hull_protocol::agent::{
     ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest, HostStream, ProcessInfo,
-    SignalProcessRequest, UpdateContainerRequest, WaitProcessRequest,
+    SignalProcessRequest, UpdateContainerRequest, UpdateNetworkRequest, WaitProcessRequest,
 };
 use hull_protocol::answers;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -24,6 +24,7 @@ use crate::error::{Error, Failure, Fatal};
 use crate::exec;
 use crate::helper::{self, NewProcess, ReportReceiver, Task};
 use crate::limits;
+use crate::network::{NamespaceState, Network};
 use crate::process::{Launch, seccomp};
 use crate::procfs;
 use crate::reaper::{ExitStatus, Reaper};
@@ -55,6 +56,8 @@ pub struct Sandbox {
     reaper: Reaper,
     prepare: Mutex<Option<Prepare>>,
     containers: Containers,
+    /// The guest's own network namespace, which containers without one share.
+    guest_network: NamespaceState,
     /// The container that the sandbox ends with.
     owner: OnceLock<Weak<Container>>,
 }
@@ -86,6 +89,7 @@ impl Sandbox {
             reaper,
             prepare: Mutex::new(Some(prepare)),
             containers: Containers::default(),
+            guest_network: NamespaceState::default(),
             owner: OnceLock::new(),
         })
     }
@@ -176,12 +180,18 @@ impl Sandbox {
         let (init, start_socket) = self
             .make_process(&task, process_ends, agent_ends, size, &[])
             .await?;
+        let own_network = config.namespaces & libc::CLONE_NEWNET.cast_unsigned() != 0;
+        let network = Network::of(init.pid, own_network, &self.guest_network)?;
+        if let Some(request) = request.network.as_ref() {
+            network.set_up(id, request).await?;
+        }
         let parts = container::Parts {
             directory,
             cgroup: cgroup.clone(),
             init,
             start_socket,
             notify,
+            network,
         };
         Ok(Container::new(id.clone(), parts, &config))
     }
@@ -387,6 +397,16 @@ impl Sandbox {
         limits::update(container.cgroup.directory(), &request.resources_json)
     }
 
+    /// Changes a container's network to what the request describes.
+    ///
+    /// # Errors
+    /// Names the first thing that can't be done. The same request can be made again.
+    pub async fn update_network(&self, request: &UpdateNetworkRequest) -> Result<(), Error> {
+        let container = self.containers.find(&request.container_id)?;
+        let network = request.network.get_or_default();
+        Ok(container.network.update(network).await?)
+    }
+
     /// Lists the container's next processes after a pid, as many as fit into an answer.
     ///
     /// # Errors
@@ -525,6 +545,7 @@ async fn remove(container: &Container) -> Result<(), Error> {
     container.cgroup.remove().await?;
     let what = format!("the end of container {}", container.id);
     with_timeout(KILL_TIMEOUT, what, container.init.completion.exit.wait()).await?;
+    container.network.release(&container.id).await;
     if let Some(shares) = container.shares() {
         shares.unmount();
         tokio::spawn(shares.clone().forget());

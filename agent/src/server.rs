@@ -8,8 +8,8 @@ use hull_protocol::agent::{
     ContainerStatsRequest, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse,
     DeleteContainerRequest, Empty, ExecProcessRequest, ExecProcessResponse, ListProcessesRequest,
     ListProcessesResponse, PauseContainerRequest, ResumeContainerRequest, SignalProcessRequest,
-    StartContainerRequest, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
-    WaitProcessRequest, WaitProcessResponse, WaitReadyRequest, WaitReadyResponse,
+    StartContainerRequest, UpdateContainerRequest, UpdateNetworkRequest, WaitOomRequest,
+    WaitOomResponse, WaitProcessRequest, WaitProcessResponse, WaitReadyRequest, WaitReadyResponse,
 };
 use hull_protocol::agent_ttrpc;
 use ttrpc::asynchronous::transport::Listener;
@@ -133,6 +133,15 @@ impl agent_ttrpc::Agent for Service {
         request: UpdateContainerRequest,
     ) -> ttrpc::Result<Empty> {
         answer("UpdateContainer", self.0.update(&request))?;
+        Ok(Empty::new())
+    }
+
+    async fn update_network(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateNetworkRequest,
+    ) -> ttrpc::Result<Empty> {
+        answer("UpdateNetwork", self.0.update_network(&request).await)?;
         Ok(Empty::new())
     }
 

@@ -6,9 +6,10 @@
 
 mod support;
 
+use std::process::Command;
 use std::time::Duration;
 
-use hull_protocol::agent::SeccompFilter;
+use hull_protocol::agent::{Interface, Network, SeccompFilter};
 use serde_json::{Value, json};
 use support::{Guest, Process, config, process};
 use ttrpc::Code;
@@ -502,4 +503,71 @@ async fn mount_points_and_cwd_are_made_before_mounts_become_read_only() {
     guest.start_container("c21").await.expect("start");
     assert_eq!(made.output().await, "/new/directory\n/\n/data\n/dev\n");
     assert_eq!(made.wait().await, 0);
+}
+
+#[tokio::test]
+async fn a_container_has_its_interfaces_before_it_starts_and_gives_the_nics_back() {
+    let Some(mut guest) = Guest::start().await else {
+        return;
+    };
+    // The guest's own network namespace is this machine's.
+    let ip = |arguments: &str| {
+        let output = Command::new("ip").args(arguments.split(' ')).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let add = |kind| {
+        ip(&format!(
+            "link add hull-nic0 address 02:00:00:00:00:77 type {kind}"
+        ))
+    };
+    if !["dummy", "ifb"].into_iter().any(add) {
+        eprintln!("skipped: it needs iproute2, and a kernel with dummy or ifb links");
+        return;
+    }
+    let name_here = || {
+        let links = Command::new("ip").args(["-o", "link"]).output();
+        let links = String::from_utf8(links.expect("ip").stdout).expect("UTF-8");
+        let link = links
+            .lines()
+            .find(|line| line.contains("02:00:00:00:00:77"));
+        link.and_then(|line| line.split(": ").nth(1).map(str::to_owned))
+    };
+    let mut interface = Interface {
+        name: "eth7".into(),
+        mac: vec![2, 0, 0, 0, 0, 0x77],
+        host_index: 7,
+        ..Default::default()
+    };
+    let network = |interface: &Interface| {
+        Some(Network {
+            interfaces: vec![interface.clone()],
+            ..Default::default()
+        })
+    };
+    interface.mac.pop();
+    guest.network = network(&interface);
+    let refused = guest.try_create("net", &config(&["true"])).await.err();
+    let expected = "network: interfaces[eth7]: mac: it has 5 bytes, not 6".to_owned();
+    assert_eq!(refused, Some((Code::INVALID_ARGUMENT, expected)));
+
+    interface.mac.push(0x77);
+    guest.network = network(&interface);
+    let count = "grep -c eth7: /proc/net/dev; read line; grep -c eth7: /proc/net/dev";
+    let mut made = guest.create("net", &config(&["sh", "-c", count])).await;
+    guest.start_container("net").await.expect("start");
+    assert_eq!(made.read_line().await, "1\n");
+    guest.update_network("net", None).await.expect("removed");
+    assert!(name_here().is_some());
+    guest
+        .update_network("net", network(&interface))
+        .await
+        .expect("added again");
+    made.write_stdin(b"\n").await;
+    assert_eq!(made.read_line().await, "1\n");
+    made.wait().await;
+    // When the container is deleted it comes back, with a name that is free.
+    assert_eq!(name_here(), None);
+    guest.delete("net", false).await.expect("delete");
+    let name = name_here().expect("it is back");
+    assert!(ip(&format!("link del {name}")));
 }

@@ -5,6 +5,7 @@
 
 pub mod answers;
 pub mod hello;
+pub mod network;
 pub mod notices;
 pub mod paths;
 pub mod ports;

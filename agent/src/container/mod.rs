@@ -23,6 +23,7 @@ use oci_spec::runtime::{LinuxPersonality, Process as ProcessSpec};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::helper::ReportReceiver;
+use crate::network::Network;
 use crate::process::seccomp;
 use crate::stdio::Completion;
 use crate::sys;
@@ -82,6 +83,8 @@ pub struct Container {
     pub seccomp: Option<seccomp::Program>,
     /// The socket on which its processes report that it is ready, if the host has asked for one.
     pub notify: Option<notify::NotifySocket>,
+    /// Its network.
+    pub network: Network,
     /// Where the host's shares of it are, if its root is one.
     shares: Option<Shares>,
     state: Mutex<State>,
@@ -100,6 +103,8 @@ pub struct Parts {
     pub start_socket: ReportReceiver,
     /// The socket on which its processes report that it is ready, if the host has asked for one.
     pub notify: Option<notify::NotifySocket>,
+    /// Its network.
+    pub network: Network,
 }
 
 #[derive(Debug)]
@@ -153,6 +158,7 @@ impl Container {
             personality: config.launch.personality.clone(),
             seccomp: config.launch.seccomp.clone(),
             notify: parts.notify,
+            network: parts.network,
             shares: root.and_then(|root| Shares::of_root(root.path())),
             state: Mutex::new(State {
                 start_socket: Some(parts.start_socket),

@@ -13,8 +13,9 @@ use hull_agent::sandbox::Sandbox;
 use hull_agent::transport::{self, Dial, Stream};
 use hull_agent::{cgroup, server};
 use hull_protocol::agent::{
-    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, HostStream, SeccompFilter,
-    SignalProcessRequest, StartContainerRequest, Stdio, WaitProcessRequest,
+    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, HostStream, Network,
+    SeccompFilter, SignalProcessRequest, StartContainerRequest, Stdio, UpdateNetworkRequest,
+    WaitProcessRequest,
 };
 use hull_protocol::agent_ttrpc::AgentClient;
 use hull_protocol::{hello, ports};
@@ -78,6 +79,8 @@ pub struct Guest {
     pub sandbox_owner: bool,
     /// The seccomp filter of containers that are created from now on.
     pub seccomp: Option<SeccompFilter>,
+    /// The network of containers that are created from now on.
+    pub network: Option<Network>,
 }
 
 impl Drop for Guest {
@@ -144,6 +147,7 @@ impl Guest {
             exit_status,
             sandbox_owner: false,
             seccomp: None,
+            network: None,
         })
     }
 
@@ -164,6 +168,7 @@ impl Guest {
                 .then(|| host_stream(ports::EXIT_STATUS))
                 .into(),
             seccomp: self.seccomp.clone().into(),
+            network: self.network.clone().into(),
             ..Default::default()
         };
         let made = self
@@ -208,6 +213,19 @@ impl Guest {
         let result = self
             .client
             .start_container(context::with_timeout(0), &request)
+            .await;
+        result.map(drop).map_err(|e| status(e).0)
+    }
+
+    pub async fn update_network(&self, id: &str, network: Option<Network>) -> Result<(), Code> {
+        let request = UpdateNetworkRequest {
+            container_id: id.to_owned(),
+            network: network.into(),
+            ..Default::default()
+        };
+        let result = self
+            .client
+            .update_network(context::with_timeout(0), &request)
             .await;
         result.map(drop).map_err(|e| status(e).0)
     }

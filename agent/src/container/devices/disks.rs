@@ -17,13 +17,10 @@ use tokio::task::spawn_blocking;
 
 use super::{DeviceNumber, LOOP_MAJOR};
 use crate::error::{Error, Failure};
+use crate::slots;
 
 /// Where the kernel lists the guest's block devices.
 const SYSFS: &str = "/sys/block";
-
-/// Writing a device's name to this file makes the virtio-mmio driver probe it. At boot the driver has ignored
-/// empty slots (virtio 1.3, 4.2.3.1.1).
-const DRIVER_BIND: &str = "/sys/bus/platform/drivers/virtio-mmio/bind";
 
 /// The disks of a container.
 #[derive(Debug, Default)]
@@ -48,7 +45,8 @@ impl Disks {
     pub async fn find(devices: &[BlockDevice]) -> Result<Self, Error> {
         if devices.iter().any(|device| device.slot != 0) {
             let devices = devices.to_vec();
-            let bound = spawn_blocking(move || bind_slots(Path::new(DRIVER_BIND), &devices)).await;
+            let bound =
+                spawn_blocking(move || bind_slots(Path::new(slots::DRIVER_BIND), &devices)).await;
             bound.map_err(|e| Error::io("bind the slots of disks")(e.into()))??;
         }
         Self::find_in(Path::new(SYSFS), Path::new(DISKS), devices)
@@ -157,20 +155,10 @@ fn bind_slots(driver: &Path, devices: &[BlockDevice]) -> Result<(), Error> {
     for device in devices {
         if let Some(slot) = device.slot.checked_sub(1) {
             let what = format!("bind slot {slot}, of disk {}", device.serial);
-            bind_slot(driver, slot).map_err(Error::io(what))?;
+            slots::bind(driver, slot).map_err(Error::io(what))?;
         }
     }
     Ok(())
-}
-
-/// Has the driver probe a slot. A slot whose disk is bound already is left as it is.
-fn bind_slot(driver: &Path, slot: u32) -> io::Result<()> {
-    // The kernel numbers the devices of its command line from 0 (vm_cmdline_set in
-    // drivers/virtio/virtio_mmio.c). A slot's number is the same.
-    match fs::write(driver, format!("virtio-mmio.{slot}")) {
-        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Ok(()),
-        written => written,
-    }
 }
 
 /// The serial numbers and device numbers of the guest's disks.
