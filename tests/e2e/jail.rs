@@ -142,6 +142,7 @@ enum Role {
     Main,
     Vcpu,
     Files,
+    Network,
     Disk,
 }
 
@@ -149,6 +150,7 @@ fn role_of(thread: &Thread, pid: i32) -> Role {
     match &*thread.name {
         _ if thread.tid == pid => Role::Main,
         "virtio-fs" => Role::Files,
+        "virtio-net" => Role::Network,
         name if name.starts_with("vcpu") => Role::Vcpu,
         _ => Role::Disk,
     }
@@ -255,6 +257,13 @@ fn what_is_not_its_roles_ends_the_vm_process() {
         ),
         (Role::Vcpu, libc::SYS_openat, [0; 6]),
         (Role::Files, libc::SYS_socket, [0; 6]),
+        (Role::Network, libc::SYS_socket, [0; 6]),
+        // It would make a tap, or take over another one.
+        (
+            Role::Network,
+            libc::SYS_ioctl,
+            [0, libc::TUNSETIFF, 0, 0, 0, 0],
+        ),
     ];
     for (role, call, arguments) in forbidden {
         let mut container = Container::new(Bundle::new().shell("sleep 3600"));

@@ -31,6 +31,7 @@ mod many;
 mod mount_options;
 mod mounts;
 mod namespaces;
+mod network;
 mod notify;
 mod overlays;
 mod poor_hosts;

@@ -30,7 +30,9 @@ pub use arch::{BootError, NotSupported};
 pub use console::{Console, ConsoleLimits};
 pub use event_loop::EventLoop;
 pub use image::Image;
-pub use machine::{Machine, MachineConfig, MachineError, ReadyMachine, RunningMachine};
+pub use machine::{
+    MAX_DEVICES, Machine, MachineConfig, MachineError, ReadyMachine, RunningMachine,
+};
 pub use stop::Stopper;
 pub use vcpu::{StopReason, kick_signal};
 pub use vm::VmError;

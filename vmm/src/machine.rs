@@ -73,7 +73,7 @@ pub enum MachineError {
     #[error(transparent)]
     Vm(#[from] VmError),
     /// There are no interrupt lines left.
-    #[error("the machine has {} devices already, and no more interrupt lines", layout::GSI_LAST - layout::GSI_FIRST + 1)]
+    #[error("the machine has {MAX_DEVICES} devices already, and no more interrupt lines")]
     TooManyDevices,
     /// A file descriptor or a thread can't be created.
     #[error("cannot create {what}")]
@@ -247,6 +247,9 @@ impl Machine {
         Ok(ReadyMachine { running, gates })
     }
 }
+
+/// The most devices that a machine can have: each has an interrupt line of its own.
+pub const MAX_DEVICES: usize = (layout::GSI_LAST - layout::GSI_FIRST + 1) as usize;
 
 /// The interrupt line of the device in a slot.
 fn gsi(slot: usize) -> Option<u8> {

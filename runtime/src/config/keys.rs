@@ -87,6 +87,16 @@ pub const KEYS: &[Key] = &[
          (create --sandbox): 0 to 16. Each stays in its slot until the VM ends.",
     ),
     key(
+        "nic_slots",
+        "How many network interfaces a VM can be given beside those that its network namespace has when it\n\
+         is created: 0 to 16. docker gives all of a container's between create and start.",
+    ),
+    key(
+        "vhost_net",
+        "Whether the host's kernel moves the packets of VMs' network interfaces by /dev/vhost-net, where it\n\
+         can: true or false. Otherwise the VM's process does.",
+    ),
+    key(
         ANNOTATIONS,
         "Keys of this file that a container's annotations may set, for that container: with\n\
          [\"default_memory\"], the annotation io.hull.default_memory does. Others are refused.",
@@ -141,8 +151,8 @@ pub fn seconds<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
     within(from, 1, 86_400)
 }
 
-/// A number of slots for disks.
-pub fn disk_slots<'de, D: Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
+/// A number of slots for devices.
+pub fn slots<'de, D: Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
     let number = within(from, 0, 16)?;
     Ok(u8::try_from(number).unwrap_or(u8::MAX))
 }

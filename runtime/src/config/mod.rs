@@ -19,7 +19,7 @@ pub use file::ConfigError;
 
 use crate::types::Boot;
 pub use keys::MIN_MEMORY;
-use keys::{disk_slots, log_size, memory, seconds, settable, vcpus};
+use keys::{log_size, memory, seconds, settable, slots, vcpus};
 
 /// What is configured; each field is a key of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,8 +56,13 @@ pub struct Config {
     /// Whether a VM shares a processor's core with no other process.
     pub core_scheduling: bool,
     /// How many disks a VM can be given for further containers in it.
-    #[serde(deserialize_with = "disk_slots")]
+    #[serde(deserialize_with = "slots")]
     pub disk_slots: u8,
+    /// How many network interfaces a VM can be given beside those that are there when it is created.
+    #[serde(deserialize_with = "slots")]
+    pub nic_slots: u8,
+    /// Whether the host's kernel moves the packets of VMs' interfaces (vhost-net), where it can.
+    pub vhost_net: bool,
     /// The keys that a container's annotations may set.
     #[serde(deserialize_with = "settable")]
     pub annotations: Vec<String>,
@@ -80,6 +85,8 @@ impl Default for Config {
             console_log_size: 256,
             core_scheduling: false, // it leaves half of a core empty wherever a VM has one runnable thread
             disk_slots: 0,          // each is a thread of the VM process, and is probed at boot
+            nic_slots: 4,           // they share a thread, and each is probed at boot
+            vhost_net: true,
             annotations: Vec::new(),
         }
     }

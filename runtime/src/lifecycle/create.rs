@@ -11,6 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use super::delete::undo;
 use super::hooks::{HookContext, Hooks, Stage};
 use super::join::join;
+use super::network::{PlannedNetwork, connect_interfaces, move_devices};
 use super::state::for_hook;
 use super::{Context, Error, console_socket, pid_file};
 use crate::cgroup::{HostCgroup, Limits};
@@ -18,8 +19,8 @@ use crate::chain::chain;
 use crate::config::Config;
 use crate::host::{ProcessId, inherited};
 use crate::sandbox::{
-    BlockingAgent, BootFiles, ChildProcess, HostTerminal, Launch, Lifeline, Sandbox, Streams,
-    TerminalStreams, VmConfig, VmmDisk,
+    BlockingAgent, BootFiles, ChildProcess, ContainerEnds, HostTerminal, Launch, Lifeline, Sandbox,
+    Streams, TerminalStreams, VmConfig, VmmDisk,
 };
 use crate::spec::{self, Bundle, FilterCache, GuestSpec, Plan};
 use crate::store::{ContainerDir, ContainerRecord, Joined, Phase, SandboxRecord, State, Status};
@@ -83,6 +84,7 @@ fn with_sandbox(context: &Context, mut request: Create<'_>) -> Result<Created, E
         config,
         boot,
         mut plan,
+        network,
         cgroup,
     } = Planned::of(context, &request)?;
     let resources = std::mem::take(&mut plan.resources);
@@ -104,19 +106,23 @@ fn with_sandbox(context: &Context, mut request: Create<'_>) -> Result<Created, E
         sizing,
         vmm,
         cgroup,
+        network: network.record,
     };
     let container = first_record(&request, None);
     let mut state = State { container, sandbox };
     let dir = context.store()?.create(&state)?;
-    let cmdline = cmdline(context, &config);
-    let (mut sandbox, guest_spec) =
-        match launch(&dir, &state, &mut request, plan, boot, cmdline, &limits) {
-            Ok(launched) => launched,
-            Err(e) => {
-                dir.discard();
-                return Err(e);
-            }
-        };
+    let boot = Boot {
+        files: boot,
+        cmdline: cmdline(context, &config),
+        nic_slots: network.slots,
+    };
+    let (mut sandbox, guest_spec) = match launch(&dir, &state, &mut request, plan, boot, &limits) {
+        Ok(launched) => launched,
+        Err(e) => {
+            dir.discard();
+            return Err(e);
+        }
+    };
     match bring_up(
         &mut sandbox,
         &dir,
@@ -144,7 +150,15 @@ struct Planned {
     config: Config,
     boot: BootFiles,
     plan: Plan,
+    network: PlannedNetwork,
     cgroup: Option<HostCgroup>,
+}
+
+/// What a VM is launched with, beside what its container is to have.
+struct Boot {
+    files: BootFiles,
+    cmdline: String,
+    nic_slots: u8,
 }
 
 impl Planned {
@@ -155,11 +169,14 @@ impl Planned {
         let boot = config.boot().open()?;
         let filters = FilterCache::below(&context.root);
         let plan = spec::plan(bundle, id.as_str(), "hull", &config, &filters, is_root())?;
-        let cgroup = HostCgroup::of(bundle.spec(), id, context.systemd_cgroup, is_root())?;
+        let spec = bundle.spec();
+        let network = PlannedNetwork::of(&plan, spec, &config)?;
+        let cgroup = HostCgroup::of(spec, id, context.systemd_cgroup, is_root())?;
         Ok(Self {
             config,
             boot,
             plan,
+            network,
             cgroup,
         })
     }
@@ -171,8 +188,7 @@ fn launch(
     state: &State,
     request: &mut Create<'_>,
     plan: Plan,
-    boot: BootFiles,
-    cmdline: String,
+    boot: Boot,
     limits: &Limits<'_>,
 ) -> Result<(Sandbox, GuestSpec), Error> {
     let own_cgroup = state.sandbox.cgroup.as_ref();
@@ -191,17 +207,18 @@ fn launch(
         held: own_cgroup.is_some_and(HostCgroup::is_scope),
         vcpus: plan.sizing.vcpus,
         memory_mib: plan.sizing.memory_mib,
-        cmdline,
+        cmdline: boot.cmdline,
         console_log_size: u64::from(limits.config.console_log_size) << 10,
         core_scheduling: limits.config.core_scheduling,
         shares: plan.shares,
         disks: plan.disks.into_iter().map(VmmDisk::from).collect(),
         disk_slots: limits.config.disk_slots,
+        nic_slots: boot.nic_slots,
         network: plan.network,
         memory_policy: plan.memory_policy,
         oom_score_adj: plan.oom_score_adj,
-        kernel: boot.kernel.map(Into::into),
-        initramfs: boot.initramfs.map(Into::into),
+        kernel: boot.files.kernel.map(Into::into),
+        initramfs: boot.files.initramfs.map(Into::into),
         terminal,
     };
     let launch = Launch {
@@ -246,14 +263,20 @@ fn bring_up(
     }
     let boot_timeout = Duration::from_secs(limits.config.boot_timeout.into());
     let Streams { stdio, exit_status } = sandbox.wait_up(&files, boot_timeout)?;
+    // While the guest boots.
+    move_devices(request.bundle.spec(), &state.sandbox)?;
     run_create_hooks(&Hooks::of(request.bundle.spec()), state)?;
+    let network = connect_interfaces(&files, &mut state.sandbox)?;
     let agent = sandbox.wait_ready(&files, boot_timeout)?;
     let bundle = request.bundle.path();
+    let ends = ContainerEnds {
+        stdio,
+        exit_status: Some(exit_status),
+        notify: request.notify,
+        network,
+    };
     agent
-        .ask(|agent| {
-            let (id, ends_with) = (dir.id(), Some(exit_status));
-            agent.create(id, guest_spec, bundle, stdio, ends_with, request.notify)
-        })
+        .ask(|agent| agent.create(dir.id(), guest_spec, bundle, ends))
         .map_err(Error::ContainerProcess)?;
     if request.bundle.read_only_root() {
         sandbox.make_root_read_only(dir.id())?;

@@ -6,6 +6,7 @@
 
 use super::Error;
 use super::delete::kill_process;
+use super::network::disconnect_interfaces;
 use crate::cgroup::HostCgroup;
 use crate::chain::chain;
 use crate::sandbox::{Purpose, RunningProcess, SandboxError, remove_shares, running_processes};
@@ -28,6 +29,7 @@ pub fn delete(store: &Store, id: &ContainerId) -> Result<(), Error> {
     if let Some(vmm) = remains.vmm {
         kill_process(vmm, remains.cgroup.as_ref())?;
     }
+    disconnect_interfaces(remains.network.as_ref())?;
     let cgroup = match remains.cgroup {
         None if !ended => asked_for(&dir),
         cgroup => cgroup,

@@ -74,6 +74,24 @@ pub enum Error {
         /// The VM's.
         own: String,
     },
+    /// The network namespace of a sandbox.
+    #[error("the container's network namespace on the host")]
+    NetworkNamespace(#[source] io::Error),
+    /// What an engine has put into it.
+    #[error(transparent)]
+    Network(#[from] crate::network::Error),
+    /// An interface of the host's that is to be the container's.
+    #[error("config.json: linux.netDevices[{name:?}]")]
+    NetDevice {
+        /// Its name on the host.
+        name: String,
+        /// Why it isn't.
+        #[source]
+        source: crate::network::Error,
+    },
+    /// A tap without a queue, which isn't made.
+    #[error("the host's kernel has made a tap without a queue")]
+    NoQueue,
     /// A hook of config.json.
     #[error(transparent)]
     Hook(#[from] HookError),

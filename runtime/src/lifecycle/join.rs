@@ -16,13 +16,14 @@ use super::console_socket::send_followed_terminal;
 use super::create::{Create, Created, Terminal, commit, first_record, is_root, run_create_hooks};
 use super::delete::{leave, undo};
 use super::hooks::Hooks;
+use super::network::net_devices;
 use super::{Context, Error, allow, mount_points};
 use crate::cgroup::{self, HostCgroup};
 use crate::chain::chain;
 use crate::host::ProcessId;
 use crate::sandbox::{
-    AgentError, AttachedStdio, BlockingAgent, Lifeline, Offer, SandboxError, StandIn, Stdio,
-    add_shares, hand_disk,
+    AgentError, AttachedStdio, BlockingAgent, ContainerEnds, GuestNetwork, Lifeline, Offer,
+    SandboxError, StandIn, Stdio, add_shares, hand_disk,
 };
 use crate::spec::{self, Disk, FilterCache, GuestSpec, Network, Plan};
 use crate::store::{ContainerDir, Joined, Phase, SandboxDir, State, Status};
@@ -142,6 +143,10 @@ fn plan(
         ),
         ("linux.resources.cpu.cpus", plan.is_bound_to_cpus()),
         ("linux.memoryPolicy", plan.memory_policy.is_some()),
+        (
+            "linux.netDevices",
+            net_devices(bundle.spec()).next().is_some(),
+        ),
         (
             "linux.namespaces",
             !is_network_of(&plan.network, target.vmm),
@@ -268,8 +273,14 @@ fn bring_up(
     // Last of what may fail here: a disk stays in its slot until the VM ends.
     hand_disks(&sandbox, &disks, &mut spec)?;
     let bundle = request.bundle.path();
+    let ends = ContainerEnds {
+        stdio,
+        exit_status: None,
+        notify: request.notify,
+        network: GuestNetwork::default(),
+    };
     agent
-        .ask(|agent| agent.create(dir.id(), spec, bundle, stdio, None, request.notify))
+        .ask(|agent| agent.create(dir.id(), spec, bundle, ends))
         .map_err(Error::ContainerProcess)?;
     stand_in.begin()?;
     state.container.phase = Phase::Created;

@@ -14,6 +14,7 @@ mod join;
 mod kill;
 mod list;
 mod mount_points;
+mod network;
 mod observe;
 mod pause;
 mod pid_file;

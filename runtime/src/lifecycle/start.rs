@@ -2,6 +2,7 @@
 
 use super::delete::kill_container;
 use super::hooks::{HookContext, Hooks, Stage};
+use super::network::follow;
 use super::state::for_hook;
 use super::{Context, Error, connect};
 use crate::chain::chain;
@@ -41,6 +42,7 @@ pub fn start_created(
     state: &mut State,
     agent: &BlockingAgent,
 ) -> Result<(), Error> {
+    follow(dir, state, agent)?;
     // Before the process runs: if it ends at once, the state must not say `created` ever after.
     state.container.phase = Phase::Running;
     dir.save(&state.container)?;

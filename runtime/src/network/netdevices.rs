@@ -40,7 +40,7 @@ pub fn move_into(
 ) -> Result<u32, Error> {
     let name = new_name.unwrap_or(host_name);
     for name in [host_name, name] {
-        if !is_name(name) {
+        if !is_interface_name(name) {
             return Err(Error::Name(name.to_owned()));
         }
     }
@@ -65,7 +65,7 @@ pub fn move_into(
 }
 
 /// Whether it can be an interface's name (`dev_valid_name` of Linux), and is no pattern for one.
-fn is_name(name: &str) -> bool {
+pub fn is_interface_name(name: &str) -> bool {
     let is_fine = |c: char| !c.is_ascii_whitespace() && !"/:%\0\u{b}".contains(c);
     (1..libc::IFNAMSIZ).contains(&name.len())
         && !matches!(name, "." | "..")
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn names_are_those_that_the_kernel_takes() {
         for name in ["eth0", "a", "fifteen-bytes-1", "eth0.100", "...", "ü"] {
-            assert!(is_name(name), "{name}");
+            assert!(is_interface_name(name), "{name}");
         }
         for name in [
             "",
@@ -222,14 +222,14 @@ mod tests {
             "eth%d",
             "a\0",
         ] {
-            assert!(!is_name(name), "{name}");
+            assert!(!is_interface_name(name), "{name}");
         }
     }
 
     proptest! {
         #[test]
         fn no_name_has_what_a_path_or_a_pattern_would_mean(name in ".{0,20}") {
-            if is_name(&name) {
+            if is_interface_name(&name) {
                 prop_assert!(name.len() < libc::IFNAMSIZ);
                 prop_assert!(!name.contains(['/', ':', '%', ' ', '\n', '\0']));
             }

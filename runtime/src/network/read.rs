@@ -10,9 +10,8 @@ use super::addresses::{self, LinkLocal, PrefixRoute};
 use super::error::{Doing, Error};
 use super::links::{self, Link};
 use super::netlink::Netlink;
-use super::{
-    Interface, Namespace, Network, Sysctl, SysctlTable, neighbours, routes, rules, sysctls,
-};
+use super::sysctls::Defaults;
+use super::{Interface, Namespace, Network, Sysctl, SysctlTable, neighbours, routes, rules};
 
 /// The index of `lo` in every namespace.
 const LOOPBACK: u32 = 1;
@@ -26,6 +25,19 @@ const LOOPBACK: u32 = 1;
 pub fn read(namespace: &Namespace) -> Result<Network, Error> {
     namespace.within("tell of the container's network", |netlink| {
         Reading::of(netlink)?.network()
+    })
+}
+
+/// How many interfaces of a namespace a VM can have: a look that costs little.
+///
+/// # Errors
+/// For an interface that is in use and that a VM can't have.
+pub fn count(namespace: &Namespace) -> Result<usize, Error> {
+    namespace.within("tell of the container's interfaces", |netlink| {
+        let what = || "read the interfaces of the container's network namespace".to_owned();
+        let links = netlink.links().doing(what)?;
+        let links: Vec<Link> = links.into_iter().map(Link::from).collect();
+        Ok(links::wanted(&links)?.len())
     })
 }
 
@@ -55,10 +67,16 @@ impl Reading {
     fn network(self) -> Result<Network, Error> {
         let there = self.routes.iter().filter_map(PrefixRoute::of_route);
         let there: HashSet<_> = there.collect();
-        let mut made = HashSet::new();
+        let (mut made, mut defaults) = (HashSet::new(), Defaults::default());
         let mut interfaces = Vec::new();
         for link in links::wanted(&self.links)? {
-            interfaces.extend(interface(link, &self.addresses, &there, &mut made)?);
+            interfaces.extend(interface(
+                link,
+                &self.addresses,
+                &there,
+                &mut made,
+                &mut defaults,
+            )?);
         }
         let (rules, removed_rules) = rules::changes(self.rules);
         let neighbours = self.neighbours.into_iter();
@@ -81,13 +99,14 @@ fn interface(
     all: &[AddressMessage],
     there: &HashSet<PrefixRoute>,
     made: &mut HashSet<PrefixRoute>,
+    defaults: &mut Defaults,
 ) -> Result<Option<Interface>, Error> {
     let Some(mac) = link.mac else {
         return Ok(None);
     };
     let own = (all.iter()).filter(|address| address.header.index == link.index);
     let mut addresses = addresses::settled(own.cloned());
-    let mut sysctls = sysctls::changed(&link.name, link.mtu)?;
+    let mut sysctls = defaults.changed(&link.name, link.mtu)?;
     let has_ipv6 =
         !(sysctls.iter()).any(|sysctl| sysctl.is(SysctlTable::Ipv6, "disable_ipv6", "1"));
     let is_running = link.is_running() && has_ipv6;

@@ -44,6 +44,8 @@ pub struct VmConfig<Fd = OwnedFd> {
     pub disks: Vec<VmmDisk<Fd>>,
     /// How many slots there are for disks that are handed over while it runs; each costs a thread.
     pub disk_slots: u8,
+    /// How many slots there are for network interfaces.
+    pub nic_slots: u8,
     /// The network namespace that the process is in.
     pub network: Network<Fd>,
     /// The policy by which the host allocates the VM's memory.
@@ -135,6 +137,7 @@ impl<Fd> VmConfig<Fd> {
             shares,
             disks,
             disk_slots,
+            nic_slots,
             network,
             memory_policy,
             oom_score_adj,
@@ -156,6 +159,7 @@ impl<Fd> VmConfig<Fd> {
                 .map(|disk| disk.with(&mut *change))
                 .collect::<Result<_, E>>()?,
             disk_slots: *disk_slots,
+            nic_slots: *nic_slots,
             network: network.with(&mut *change)?,
             memory_policy: memory_policy.clone(),
             oom_score_adj: *oom_score_adj,
@@ -252,6 +256,7 @@ mod tests {
                     read_only: true,
                 }],
                 disk_slots: 0,
+                nic_slots: 0,
                 network: Network::Named(number()),
                 memory_policy: None,
                 oom_score_adj: None,

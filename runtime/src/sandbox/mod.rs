@@ -8,7 +8,9 @@ mod agent;
 mod assets;
 mod clock;
 mod config;
+mod devices;
 mod forward;
+mod guest_network;
 mod handover;
 mod launch;
 mod lifeline;
@@ -29,17 +31,20 @@ mod terminal;
 mod vmm;
 
 pub use agent::{
-    Agent, AgentError, BlockingAgent, Limited, Pressure, PressureLine, ProcessInfo, Stats,
+    Agent, AgentError, BlockingAgent, ContainerEnds, Limited, Pressure, PressureLine, ProcessInfo,
+    Stats,
 };
 pub use assets::BootFiles;
 pub use config::{VmConfig, VmmConfig, VmmDisk};
+pub use devices::room_beside;
 pub use forward::forward_signals;
+pub use guest_network::GuestNetwork;
 pub use launch::{Launch, Sandbox};
 pub use lifeline::{Lifeline, Streams};
 pub use process::ChildProcess;
 pub use search::{Purpose, RunningProcess, running as running_processes};
 pub use shares::{add_shares, remove_shares};
-pub use slots::hand_disk;
+pub use slots::{hand_disk, hand_nic};
 pub use stand_in::{StandIn, run as run_stand_in};
 pub use stdio::{AttachedStdio, HostStream, Offer, Stdio};
 pub use terminal::{HostTerminal, Sizes, TerminalStreams};

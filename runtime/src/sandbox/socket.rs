@@ -15,6 +15,9 @@ use super::AgentError;
 /// For what the VMM or the agent answers at once, on a machine that is busy.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// For setting up a container's network: the agent gives itself 40 s for it.
+pub const NETWORK_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// For making a container: mounts, cgroups and a process, all over a shared file system.
 pub const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
 

@@ -8,11 +8,11 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use hull_protocol::ports;
 use hull_vmm::jail::{self, Identity, Role, tree, userns};
-use hull_vmm::virtio::block::{Block, Disk, DiskError, DiskSlot, DisklessBlock, SlotHandle};
+use hull_vmm::virtio::block::DiskError;
 use hull_vmm::virtio::fs::{self, Fs};
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
@@ -22,15 +22,17 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::assets::{self, Program};
 use super::clock::ClockWatch;
+use super::devices::{
+    attach_disk_slots, attach_disks, attach_nic_slots, start_loops, take_devices,
+};
 use super::lifeline::{self, Report};
 use super::messages::Messages;
 use super::notices::Notices;
 use super::signals::{self, Signals};
-use super::slots::DiskSlots;
 use super::supervisor::{End, Supervisor, Watched};
 use super::{
-    HostStream, HostTerminal, Offer, Sizes, Streams, VmConfig, VmmConfig, VmmDisk, handover,
-    namespaces, stdio,
+    HostStream, HostTerminal, Offer, Sizes, Streams, VmConfig, VmmConfig, handover, namespaces,
+    stdio,
 };
 use crate::chain::chain;
 use crate::spec::Network;
@@ -43,7 +45,7 @@ const CRASHED: u8 = 255;
 
 /// Why there is no running guest.
 #[derive(Debug, thiserror::Error)]
-enum VmmError {
+pub(super) enum VmmError {
     #[error("the VM process's configuration")]
     Config(#[source] io::Error),
     #[error("{what}")]
@@ -78,7 +80,7 @@ enum VmmError {
     Vsock(#[from] VsockError),
 }
 
-fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> VmmError {
+pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> VmmError {
     move |source| VmmError::Io { what, source }
 }
 
@@ -166,18 +168,18 @@ fn assemble(
     events.keep_open(machine.attach(Arc::clone(&rng))?);
     let serials = vm.disks.iter().map(|disk| disk.serial.clone()).collect();
     let disks = attach_disks(vm.disks, &mut machine)?;
-    let (slots, handles) = attach_slots(vm.disk_slots, &mut machine)?;
-    if !handles.is_empty() {
-        events.add(hear_of_disks(handles, serials, &vsock)?);
-    }
+    let (slots, disk_handles) = attach_disk_slots(vm.disk_slots, &mut machine)?;
+    let (nics, nic_handles) = attach_nic_slots(vm.nic_slots, &mut machine)?;
+    take_devices(disk_handles, serials, nic_handles, &vsock, &mut events)?;
     events.add(Arc::clone(&vsock) as _);
     events.add(rng);
     events.add(Arc::new(Mutex::new(clock)));
     events.add(Arc::clone(&messages) as _);
     fs::spawn(fs, fs_eventfds, |needed| confine_files(task_dir, needed))
         .map_err(io_error("start the virtio-fs thread"))?;
-    start_disks(disks, Role::Block, identity)?;
-    start_disks(slots, Role::DiskSlot, identity)?;
+    start_loops(disks, Role::Block, identity)?;
+    start_loops(slots, Role::DiskSlot, identity)?;
+    start_loops(nics, Role::NetSlot, identity)?;
     let machine = machine.start_vcpu_threads(console, move |needed| {
         jail::confine(Role::Vcpu, identity, needed).map_err(io::Error::other)
     })?;
@@ -314,23 +316,6 @@ impl Connections {
     }
 }
 
-/// Starts a confined thread for each disk, or slot for one.
-fn start_disks(
-    disks: Vec<(EventLoop, String)>,
-    role: Role,
-    identity: Identity,
-) -> Result<(), VmmError> {
-    for (disk, name) in disks {
-        let confine = move |needed: Vec<_>| {
-            let own = jail::confine(role, identity, &needed);
-            own.map(drop).map_err(io::Error::other)
-        };
-        disk.spawn(&name, confine)
-            .map_err(io_error("start a disk's thread"))?;
-    }
-    Ok(())
-}
-
 /// Makes the log of what the guest writes to its serial port, and of what this process has to say.
 fn hear(vm: &VmConfig, log: OwnedFd) -> io::Result<(Console, Arc<Mutex<Messages>>)> {
     let limits = ConsoleLimits {
@@ -395,62 +380,6 @@ fn share(
         cache_timeout: fs::CACHE_TIMEOUT,
     })?;
     Ok((fs, tree.task_dir))
-}
-
-/// Gives the machine its disks. Returns the loops that are to serve them, each with a name: a disk that
-/// hangs must not hold up another.
-fn attach_disks(
-    disks: Vec<VmmDisk>,
-    machine: &mut Machine,
-) -> Result<Vec<(EventLoop, String)>, VmmError> {
-    let attach = |disk: VmmDisk| {
-        let disk = Disk::new(File::from(disk.device), &disk.serial, disk.read_only)?;
-        let name = disk.serial().to_owned();
-        let block = Block::new(disk).map_err(io_error("make virtio-blk"))?;
-        let block = Arc::new(Mutex::new(block));
-        let mut events = EventLoop::new().map_err(io_error("make a disk's event loop"))?;
-        events.keep_open(machine.attach(Arc::clone(&block))?);
-        events.add(block);
-        Ok((events, name))
-    };
-    disks.into_iter().map(attach).collect()
-}
-
-/// The loops that serve the slots for disks, each with a name; by number, how each is filled.
-type Slots = (Vec<(EventLoop, String)>, Vec<(u8, SlotHandle)>);
-
-/// Gives the machine slots for disks that are handed over while it runs.
-fn attach_slots(count: u8, machine: &mut Machine) -> Result<Slots, VmmError> {
-    let attach = |_| {
-        let diskless = DisklessBlock::new().map_err(io_error("make a slot for a disk"))?;
-        let (number, registers) =
-            machine.attach_empty_slot(diskless.queues(), diskless.activation_eventfd())?;
-        let mut events = EventLoop::new().map_err(io_error("make a slot's event loop"))?;
-        events.keep_open(registers.descriptors());
-        let slot = DiskSlot::new(diskless, registers);
-        let (slot, handle) = slot.map_err(io_error("make a slot's sockets"))?;
-        events.add(Arc::new(Mutex::new(slot)));
-        Ok(((events, format!("slot-{number}")), (number, handle)))
-    };
-    let slots = (0..count).map(attach).collect::<Result<Vec<_>, VmmError>>();
-    Ok(slots?.into_iter().unzip())
-}
-
-/// Has disks that come over the control socket put into these slots. `serials` are those of the VM's disks.
-fn hear_of_disks(
-    handles: Vec<(u8, SlotHandle)>,
-    serials: Vec<String>,
-    vsock: &Mutex<Vsock>,
-) -> Result<Arc<Mutex<DiskSlots>>, VmmError> {
-    let slots = DiskSlots::new(handles, serials).map_err(io_error("make a timer"))?;
-    let slots = Arc::new(Mutex::new(slots));
-    let taker = Arc::clone(&slots);
-    let mut vsock = vsock.lock().unwrap_or_else(PoisonError::into_inner);
-    vsock.on_other_requests(move |request| {
-        let mut slots = taker.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.take(request);
-    });
-    Ok(slots)
 }
 
 /// Creates the VM, with kernel and initramfs in its memory.

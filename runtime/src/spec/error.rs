@@ -109,11 +109,22 @@ pub enum SpecError {
         #[source]
         source: io::Error,
     },
+    /// A network namespace that config.json names isn't one, or has an interface that can't be a VM's.
+    #[error("config.json: {field}: {}", path.display())]
+    Network {
+        /// The field's JSON path.
+        field: String,
+        /// The namespace's path.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: crate::network::Error,
+    },
 }
 
 impl SpecError {
     /// A field whose value makes no sense.
-    pub(super) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(crate) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Invalid {
             field: field.into(),
             why: why.into(),

@@ -244,8 +244,8 @@ pub const FIELDS: &[Field] = &[
          the host's is shared, and nothing else runs in the guest but its agent",
     ),
     row("linux.namespaces[].path", Host).noted(
-        "the VM's process joins the network namespace; one with an interface that is up is refused, as \
-         hull does not connect it to the VM yet, and so is the host's own; `lo` is the guest's",
+        "the VM's process joins the network namespace, whose interfaces are connected to the VM; the host's own is \
+         refused; `lo` is the guest's",
     ),
     // Block devices are the host's, attached as disks; the rest is the guest's own.
     row("linux.devices[]", Both).unless(
@@ -261,11 +261,9 @@ pub const FIELDS: &[Field] = &[
     row("linux.devices[].fileMode", Guest),
     row("linux.devices[].uid", Guest),
     row("linux.devices[].gid", Guest),
-    refused(
-        "linux.netDevices",
-        "hull does not move network devices into a VM yet",
-        REMOVE,
-    ),
+    row("linux.netDevices.*", Host)
+        .noted("moved into the network namespace of the VM's process, and connected to the VM"),
+    row("linux.netDevices.*.name", Host),
     row("linux.seccomp.defaultAction", Guest).unless(refuse::seccomp_action, NOTIFY),
     row("linux.seccomp.defaultErrnoRet", Guest),
     row("linux.seccomp.architectures", Guest).noted(

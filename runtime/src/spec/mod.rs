@@ -44,7 +44,7 @@ pub use fields::{Enforcer, supports, supports_value};
 pub use memory_policy::MemoryPolicy;
 pub use mount_options::supported as supported_mount_options;
 pub use mounts::{is_bind, within_root};
-pub use network::Network;
+pub use network::{Network, path as network_path};
 pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
 pub use seccomp::FilterCache;

@@ -1,19 +1,16 @@
-//! The network namespace of the host that config.json asks for: one that it names is opened, and looked
-//! into before the VM's process joins it.
+//! The network namespace of the host that config.json asks for: one that it names is opened, for the VM's process to
+//! join it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::thread;
 
-use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use rustix::fs::{CWD, Mode, OFlags, fstat, openat, stat};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 
 use super::SpecError;
+use crate::network::{Namespace, count};
 
 /// The network namespace of whoever asks.
 const OWN: &str = "/proc/self/ns/net";
@@ -47,26 +44,37 @@ impl<Fd> Network<Fd> {
     }
 }
 
-/// What a config.json asks for; a namespace that it names is opened.
+/// What a config.json asks for, and how many interfaces a VM can have of it; a namespace that it names is opened.
 ///
 /// # Errors
-/// When there is none at that path, or one whose network a VM would not have.
-pub fn asked_for(spec: &Spec) -> Result<Network, SpecError> {
-    let namespaces = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
-    let asked = (namespaces.into_iter().flatten().enumerate())
-        .find(|(_, namespace)| namespace.typ() == LinuxNamespaceType::Network);
-    let Some((index, namespace)) = asked else {
-        return Ok(Network::Creators);
-    };
-    let path = namespace.path().as_deref();
-    match path.filter(|path| !path.as_os_str().is_empty()) {
-        Some(path) => open(index, path).map(Network::Named),
-        None => Ok(Network::New),
+/// When there is none at that path, it is the host's own, or has an interface that can't be a VM's.
+pub fn asked_for(spec: &Spec) -> Result<(Network, usize), SpecError> {
+    match (element(spec), path(spec)) {
+        (None, _) => Ok((Network::Creators, 0)),
+        (Some(_), None) => Ok((Network::New, 0)),
+        (Some((index, _)), Some(path)) => {
+            let (namespace, interfaces) = open(index, path)?;
+            Ok((Network::Named(namespace), interfaces))
+        }
     }
 }
 
+/// The path of the network namespace that a config.json names.
+pub fn path(spec: &Spec) -> Option<&Path> {
+    let (_, namespace) = element(spec)?;
+    let path = namespace.path().as_deref()?;
+    (!path.as_os_str().is_empty()).then_some(path)
+}
+
+/// The element of `linux.namespaces` for the network, and its index.
+fn element(spec: &Spec) -> Option<(usize, &LinuxNamespace)> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
+    (namespaces.iter().enumerate())
+        .find(|(_, namespace)| namespace.typ() == LinuxNamespaceType::Network)
+}
+
 /// Opens the namespace that the element `index` of `linux.namespaces` names.
-fn open(index: usize, path: &Path) -> Result<OwnedFd, SpecError> {
+fn open(index: usize, path: &Path) -> Result<(OwnedFd, usize), SpecError> {
     let field = format!("linux.namespaces[{index}].path");
     let failed = |source: io::Error| SpecError::Source {
         field: field.clone(),
@@ -79,16 +87,13 @@ fn open(index: usize, path: &Path) -> Result<OwnedFd, SpecError> {
         let why = "it is the host's own network, which a VM cannot share";
         return Err(SpecError::invalid(field, why));
     }
-    match connected(namespace.as_fd()).map_err(failed)? {
-        Some(name) => {
-            let why = format!(
-                "{}: its interface {name:?} is up, and hull does not connect interfaces to a VM yet",
-                path.display()
-            );
-            Err(SpecError::invalid(field, why))
-        }
-        None => Ok(namespace),
-    }
+    let look = || count(&Namespace::borrowed(namespace.as_fd())?);
+    let interfaces = look().map_err(|source| SpecError::Network {
+        field: field.clone(),
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok((namespace, interfaces))
 }
 
 fn is_own(namespace: BorrowedFd<'_>) -> rustix::io::Result<bool> {
@@ -96,33 +101,17 @@ fn is_own(namespace: BorrowedFd<'_>) -> rustix::io::Result<bool> {
     Ok((given.st_dev, given.st_ino) == (own.st_dev, own.st_ino))
 }
 
-/// The first interface of a namespace that is up and isn't `lo`.
-///
-/// Others may be there and mean nothing: some of the kernel's modules put one into every namespace.
-fn connected(namespace: BorrowedFd<'_>) -> io::Result<Option<String>> {
-    // A thread of its own: whoever looks into a namespace is in it.
-    let look = || -> io::Result<Option<String>> {
-        move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
-        let up = getifaddrs()?.find(|interface| {
-            interface.flags.contains(InterfaceFlags::IFF_UP) && interface.interface_name != "lo"
-        });
-        Ok(up.map(|interface| interface.interface_name))
-    };
-    thread::scope(|scope| scope.spawn(look).join())
-        .unwrap_or_else(|_| Err(io::Error::other("the thread that looked into it died")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
-    fn asked(namespaces: &serde_json::Value) -> Result<Network, SpecError> {
+    fn asked(namespaces: &serde_json::Value) -> Result<(Network, usize), SpecError> {
         let spec = json!({ "ociVersion": "1.2.0", "linux": { "namespaces": namespaces } });
         asked_for(&serde_json::from_value(spec).expect("a config.json"))
     }
 
-    fn named_at(path: &str) -> Result<Network, SpecError> {
+    fn named_at(path: &str) -> Result<(Network, usize), SpecError> {
         asked(&json!([{"type": "pid"}, {"type": "network", "path": path}]))
     }
 
@@ -143,15 +132,15 @@ mod tests {
         ));
         assert!(matches!(
             named_at("/proc/self/ns/uts"),
-            Err(SpecError::Source { .. })
+            Err(SpecError::Network { .. })
         ));
     }
 
     #[test]
     fn without_a_path_it_is_a_new_one_if_there_is_to_be_one() {
-        assert!(matches!(named_at(""), Ok(Network::New)));
+        assert!(matches!(named_at(""), Ok((Network::New, 0))));
         let (new, none) = (json!([{"type": "network"}]), json!([{"type": "pid"}]));
-        assert!(matches!(asked(&new), Ok(Network::New)));
-        assert!(matches!(asked(&none), Ok(Network::Creators)));
+        assert!(matches!(asked(&new), Ok((Network::New, 0))));
+        assert!(matches!(asked(&none), Ok((Network::Creators, 0))));
     }
 }

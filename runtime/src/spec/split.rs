@@ -51,6 +51,8 @@ pub struct Plan {
     pub guest_spec: GuestSpec,
     /// The network namespace for the VM's process.
     pub network: Network,
+    /// How many interfaces it has that are the VM's.
+    pub interfaces: usize,
     /// By what policy the VM's memory is allocated.
     pub memory_policy: Option<MemoryPolicy>,
     /// process.oomScoreAdj, for the VM's process as well.
@@ -137,6 +139,7 @@ pub fn plan(
         field: "(top level)".to_owned(),
         source,
     })?;
+    let (network, interfaces) = network::asked_for(&bundle.spec)?;
     let disks = disks.into_vec();
     let block_devices = disks.iter().map(|disk| disk.about.clone()).collect();
     let linux = bundle.spec.linux().as_ref();
@@ -154,7 +157,8 @@ pub fn plan(
             block_devices,
             seccomp: profile.map(|profile| filters.filter(profile)).transpose()?,
         },
-        network: network::asked_for(&bundle.spec)?,
+        network,
+        interfaces,
         memory_policy: policy.map(MemoryPolicy::of).transpose()?,
         oom_score_adj: (bundle.spec.process().as_ref()).and_then(Process::oom_score_adj),
         selinux_label: (bundle.spec.process().as_ref()).and_then(label_of),
@@ -539,6 +543,7 @@ fn guest_linux(linux: Option<Linux>) -> Linux {
         .set_cgroups_path(None)
         .set_memory_policy(None)
         .set_mount_label(None)
+        .set_net_devices(None)
         .set_seccomp(None);
     for namespace in linux.namespaces_mut().iter_mut().flatten() {
         namespace.set_path(None);

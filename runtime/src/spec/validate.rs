@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 use super::SpecError;
 use super::bounds;
 use super::cpulist::CpuList;
+use crate::network::is_interface_name;
 
 /// Checks a config.json.
 ///
@@ -162,7 +163,7 @@ impl Namespaces {
 
     /// Fields that would change a namespace which isn't the container's own.
     fn required_by(&self, spec: &Spec) -> Result<(), SpecError> {
-        use LinuxNamespaceType::{Mount, Time, User, Uts};
+        use LinuxNamespaceType::{Mount, Network, Time, User, Uts};
         let named = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
         let linux = spec.linux().as_ref();
         let listed = |list: Option<&Option<Vec<String>>>| {
@@ -174,7 +175,14 @@ impl Namespaces {
                 .is_some_and(|maps| !maps.is_empty())
         };
         let offsets = linux.and_then(|linux| linux.time_offsets().as_ref());
+        let devices = linux.and_then(|linux| linux.net_devices().as_ref());
         let rules = [
+            (
+                devices.is_some_and(|map| !map.is_empty()),
+                "linux.netDevices",
+                Network,
+                "network",
+            ),
             (named(spec.hostname()), "hostname", Uts, "uts"),
             (named(spec.domainname()), "domainname", Uts, "uts"),
             (
@@ -236,6 +244,18 @@ fn validate_linux(linux: &Linux, namespaces: &Namespaces) -> Result<(), SpecErro
     }
     for key in linux.sysctl().iter().flatten().map(|(key, _)| key) {
         sysctl(key, namespaces)?;
+    }
+    for (name, device) in linux.net_devices().iter().flatten() {
+        let new_name = device.name().as_deref().filter(|name| !name.is_empty());
+        if let Some(wrong) = [Some(name.as_str()), new_name]
+            .into_iter()
+            .flatten()
+            .find(|name| !is_interface_name(name))
+        {
+            let field = format!("linux.netDevices[{name:?}]");
+            let why = format!("{wrong:?} can't be the name of a network interface");
+            return Err(SpecError::invalid(field, why));
+        }
     }
     if let Some(propagation) = linux
         .rootfs_propagation()

@@ -13,7 +13,7 @@ mod store;
 
 pub use container::ContainerDir;
 pub use record::{ContainerRecord, Joined, Phase, State, Status};
-pub use sandbox::{SandboxDir, SandboxRecord};
+pub use sandbox::{NamedNamespace, Nic, SandboxDir, SandboxNetwork, SandboxRecord};
 pub use store::{Store, StoreKey};
 
 use std::io;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::SandboxRecord;
+use super::{SandboxNetwork, SandboxRecord};
 use crate::cgroup::HostCgroup;
 use crate::host::ProcessId;
 use crate::types::ContainerId;
@@ -119,6 +119,11 @@ impl State {
         self.container.joined.is_none().then_some(&self.sandbox)
     }
 
+    /// The network of the sandbox that begins and ends with this container.
+    pub fn own_network(&self) -> Option<&SandboxNetwork> {
+        self.own_sandbox()?.network.as_ref()
+    }
+
     /// The cgroup on the host that begins and ends with this container.
     pub fn own_cgroup(&self) -> Option<&HostCgroup> {
         self.own_sandbox()?.cgroup.as_ref()
@@ -159,6 +164,7 @@ impl State {
                 sizing: crate::types::Sizing::SMALLEST,
                 vmm,
                 cgroup: None,
+                network: None,
             },
             container: ContainerRecord {
                 id,

@@ -28,6 +28,38 @@ pub struct SandboxRecord {
     pub vmm: Option<ProcessId>,
     /// The host's cgroup that is the VM's alone, from before it is made.
     pub cgroup: Option<HostCgroup>,
+    /// How its network namespace on the host is connected to the VM; not at all where that is its creator's.
+    #[serde(default)]
+    pub network: Option<SandboxNetwork>,
+}
+
+/// A sandbox's network namespace on the host, and what of it is connected to the VM.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SandboxNetwork {
+    /// The namespace, where config.json names it: it outlives the VM. Else it is the VM process's own.
+    pub named: Option<NamedNamespace>,
+    /// Whether the host's kernel moves the packets, where it can.
+    pub vhost: bool,
+    /// The VM's network interfaces, each from before it is connected.
+    pub nics: Vec<Nic>,
+}
+
+/// A file that names a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedNamespace {
+    /// As config.json has it.
+    pub path: PathBuf,
+    /// The file's device and inode, which are the namespace's.
+    pub file: (u64, u64),
+}
+
+/// A network interface of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// The index of the interface on the host that it is connected to.
+    pub index: u32,
+    /// The slot that it is in; none until the VM has it.
+    pub slot: Option<u8>,
 }
 
 impl SandboxRecord {
@@ -38,6 +70,7 @@ impl SandboxRecord {
             sizing: Sizing::SMALLEST,
             vmm: Some(vmm),
             cgroup: None,
+            network: None,
         }
     }
 }
@@ -52,6 +85,8 @@ pub struct Remains {
     pub vmm: Option<ProcessId>,
     /// The VM's cgroup.
     pub cgroup: Option<HostCgroup>,
+    /// Its network.
+    pub network: Option<SandboxNetwork>,
 }
 
 /// A sandbox's files, in the folder of its first container.
@@ -103,6 +138,7 @@ impl SandboxDir {
             id: own.id,
             vmm: own.vmm.or(older.vmm),
             cgroup: own.cgroup.or(older.cgroup),
+            network: own.network,
         }
     }
 

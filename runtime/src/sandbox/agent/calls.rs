@@ -5,25 +5,37 @@ use std::path::Path;
 use hull_protocol::agent::{
     self as messages, ContainerStatsRequest, CreateContainerRequest, DeleteContainerRequest,
     ExecProcessRequest, ListProcessesRequest, PauseContainerRequest, ResumeContainerRequest,
-    SignalProcessRequest, StartContainerRequest, Stdio, UpdateContainerRequest, WaitOomRequest,
-    WaitProcessRequest, WaitReadyRequest,
+    SignalProcessRequest, StartContainerRequest, Stdio, UpdateContainerRequest,
+    UpdateNetworkRequest, WaitOomRequest, WaitProcessRequest, WaitReadyRequest,
 };
 use hull_protocol::answers;
 use ttrpc::context::Context;
 
-use super::super::socket::{CALL_TIMEOUT, CREATE_TIMEOUT};
-use super::super::{HostStream, Offer};
+use super::super::socket::{CALL_TIMEOUT, CREATE_TIMEOUT, NETWORK_TIMEOUT};
+use super::super::{GuestNetwork, HostStream, Offer};
 use super::stats::{HIGHEST_PID, MOST_PROCESSES};
 use super::{Agent, AgentError, ProcessInfo, Stats, classify};
 use crate::spec::GuestSpec;
 use crate::types::ContainerId;
 
+/// What connects a container to the host.
+#[derive(Debug)]
+pub struct ContainerEnds {
+    /// Its process's stdio.
+    pub stdio: Offer,
+    /// Where its exit status is awaited: the sandbox ends with it then.
+    pub exit_status: Option<HostStream>,
+    /// Whether it has a socket to say when it is ready.
+    pub notify: bool,
+    /// Its network, as far as that is known.
+    pub network: GuestNetwork,
+}
+
 /// What a shell shows of a process that SIGKILL has ended.
 const KILLED: u8 = 128 + 9;
 
 impl Agent {
-    /// Makes the container; its process waits to be started. `bundle` is what its hooks are told; with
-    /// `notify` it has a socket to say when it is ready. Where `exit_status` is awaited, the sandbox ends with it.
+    /// Makes the container; its process waits to be started. `bundle` is what its hooks are told.
     ///
     /// # Errors
     /// When the agent refuses, with its reason.
@@ -32,10 +44,14 @@ impl Agent {
         id: &ContainerId,
         spec: GuestSpec,
         bundle: &Path,
-        stdio: Offer,
-        exit_status: Option<HostStream>,
-        notify: bool,
+        ends: ContainerEnds,
     ) -> Result<(), AgentError> {
+        let ContainerEnds {
+            stdio,
+            exit_status,
+            notify,
+            network,
+        } = ends;
         let request = CreateContainerRequest {
             container_id: id.to_string(),
             spec_json: spec.json,
@@ -46,6 +62,8 @@ impl Agent {
             stdio: Some(stdio_message(stdio)).into(),
             exit_status: exit_status.map(stream_message).into(),
             notify,
+            // One without an own network namespace leaves that of the others as it is.
+            network: (!network.is_empty()).then(|| network.into_message()).into(),
             ..Default::default()
         };
         self.call(
@@ -70,6 +88,29 @@ impl Agent {
             "start the container",
             CALL_TIMEOUT,
             |context, client| async move { client.start_container(context, &request).await },
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Makes the container's network what it is on the host.
+    ///
+    /// # Errors
+    /// When the agent refuses, and names what it can't make.
+    pub async fn update_network(
+        &self,
+        id: &ContainerId,
+        network: GuestNetwork,
+    ) -> Result<(), AgentError> {
+        let request = UpdateNetworkRequest {
+            container_id: id.to_string(),
+            network: Some(network.into_message()).into(),
+            ..Default::default()
+        };
+        self.call(
+            "set up the container's network",
+            NETWORK_TIMEOUT,
+            |context, client| async move { client.update_network(context, &request).await },
         )
         .await
         .map(drop)

@@ -8,6 +8,7 @@ mod answers;
 mod calls;
 mod stats;
 
+pub use calls::ContainerEnds;
 pub use stats::{Limited, Pressure, PressureLine, ProcessInfo, Stats};
 
 use std::future::Future;
@@ -66,9 +67,14 @@ pub enum AgentError {
     /// The guest turns a connection to the agent's port down.
     #[error("the guest's agent does not answer")]
     NotServing,
-    /// The VMM takes no disk, and says why.
-    #[error("the sandbox's VMM takes no disk: {0}")]
-    NoDisk(String),
+    /// The VMM takes no further device, and says why.
+    #[error("the sandbox's VMM takes no {what}: {why}")]
+    NotTaken {
+        /// The device.
+        what: &'static str,
+        /// Why not.
+        why: String,
+    },
     /// No answer in time.
     #[error("waited {seconds} s for the guest's agent to {what}, in vain")]
     Timeout {

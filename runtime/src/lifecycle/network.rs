@@ -1,0 +1,236 @@
+//! The network of a sandbox: what an engine has put into its network namespace on the host is connected to its VM, and
+//! told to its agent.
+//!
+//! Engines do their part at different times: before `create` (podman, CNI plugins), in hooks of `create` (docker up to
+//! 25), or between `create` and `start`, by the pid that `state` names (docker since 26, podman with user namespaces).
+//! So the namespace is looked into at the end of `create`, and again at `start` if it is the VM process's own.
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroU16;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxNetDevice, Spec};
+use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
+
+use super::Error;
+use crate::config::Config;
+use crate::network::{Interface, Namespace, connect, disconnect, move_into, read};
+use crate::sandbox::{BlockingAgent, GuestNetwork, hand_nic, room_beside};
+use crate::spec::{self, Network, Plan, SpecError};
+use crate::store::{
+    ContainerDir, NamedNamespace, Nic, SandboxDir, SandboxNetwork, SandboxRecord, State,
+};
+
+/// The host's kernel, as a mover of packets.
+const VHOST_NET: &str = "/dev/vhost-net";
+
+/// The pairs of queues of a VM's network interface.
+const QUEUES: NonZeroU16 = NonZeroU16::MIN;
+
+/// A sandbox's network, before anything is made of it.
+#[derive(Default)]
+pub(super) struct PlannedNetwork {
+    /// What is to be in its record.
+    pub record: Option<SandboxNetwork>,
+    /// How many interfaces it may have.
+    pub slots: u8,
+}
+
+impl PlannedNetwork {
+    /// What config.json asks for. In a user namespace that hull makes itself, nobody puts an interface.
+    pub(super) fn of(plan: &Plan, spec: &Spec, config: &Config) -> Result<Self, Error> {
+        let in_user_namespace = plan.user_namespace.is_some();
+        let devices: Vec<_> = net_devices(spec).collect();
+        let named = match &plan.network {
+            _ if in_user_namespace && !devices.is_empty() => {
+                let why = "an ordinary user can't move the host's network interfaces; remove it";
+                return Err(SpecError::invalid("linux.netDevices", why).into());
+            }
+            Network::Creators => return Ok(Self::default()),
+            Network::New if in_user_namespace => return Ok(Self::default()),
+            Network::New => None,
+            Network::Named(namespace) => {
+                let file = identity(namespace).map_err(Error::NetworkNamespace)?;
+                let path = spec::network_path(spec).map(Path::to_owned);
+                path.map(|path| NamedNamespace { path, file })
+            }
+        };
+        let needed = plan.interfaces + devices.len();
+        let others = plan.disks.len() + usize::from(config.disk_slots);
+        let spare = room_beside(others + needed).min(config.nic_slots.into());
+        let slots = needed + spare;
+        Ok(Self {
+            record: Some(SandboxNetwork {
+                named,
+                vhost: config.vhost_net,
+                nics: Vec::new(),
+            }),
+            slots: u8::try_from(slots).unwrap_or(u8::MAX),
+        })
+    }
+}
+
+/// Moves what `linux.netDevices` of a config.json lists into a sandbox's namespace.
+///
+/// # Errors
+/// When one isn't there, or can't be moved. Those that were moved before stay, as with runc: they are the host's again
+/// when the namespace ends, as far as they are of hardware.
+pub(super) fn move_devices(spec: &Spec, sandbox: &SandboxRecord) -> Result<(), Error> {
+    let mut devices = net_devices(spec).peekable();
+    if devices.peek().is_none() {
+        return Ok(());
+    }
+    let namespace = Namespace::from(namespace_of_vm(sandbox).map_err(Error::NetworkNamespace)?);
+    for (name, device) in devices {
+        let new_name = device.name().as_deref().filter(|name| !name.is_empty());
+        move_into(&namespace, name, new_name).map_err(|source| Error::NetDevice {
+            name: name.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// The interfaces that a config.json lists, by their names on the host.
+pub(super) fn net_devices(spec: &Spec) -> impl Iterator<Item = (&String, &LinuxNetDevice)> {
+    let linux = spec.linux().as_ref();
+    let devices = linux.and_then(|linux| linux.net_devices().as_ref());
+    devices.into_iter().flatten()
+}
+
+/// Connects those interfaces of a sandbox's namespace that aren't connected yet. Returns what its agent is to be told.
+///
+/// # Errors
+/// When one can't be connected. The record has all that were, and is on disk.
+pub(super) fn connect_interfaces(
+    files: &SandboxDir,
+    sandbox: &mut SandboxRecord,
+) -> Result<GuestNetwork, Error> {
+    if sandbox.network.is_none() {
+        return Ok(GuestNetwork::default());
+    }
+    let namespace = Namespace::from(namespace_of_vm(sandbox).map_err(Error::NetworkNamespace)?);
+    let there = read(&namespace)?;
+    if let Some(own) = &mut sandbox.network {
+        let is_there = |nic: &Nic| there.interfaces.iter().any(|one| one.index == nic.index);
+        own.nics.retain(is_there);
+    }
+    for interface in &there.interfaces {
+        connect_interface(files, sandbox, &namespace, interface)?;
+    }
+    let nics = sandbox.network.as_ref().map(|own| &own.nics[..]);
+    Ok(GuestNetwork::of(&there, nics.unwrap_or_default()))
+}
+
+/// Connects an interface, if it isn't.
+fn connect_interface(
+    files: &SandboxDir,
+    sandbox: &mut SandboxRecord,
+    namespace: &Namespace,
+    interface: &Interface,
+) -> Result<(), Error> {
+    let index = interface.index;
+    let Some(own) = &sandbox.network else {
+        return Ok(());
+    };
+    let is_connected = |nic: &Nic| nic.index == index && nic.slot.is_some();
+    if own.nics.iter().any(is_connected) {
+        return Ok(());
+    }
+    let vhost = own.vhost.then(open_vhost).flatten();
+    // On disk before anything is made, so that `delete` knows of it, whatever becomes of this process.
+    set_slot(sandbox, index, None);
+    files.save(sandbox)?;
+    let connection = connect(namespace, interface, QUEUES)?;
+    let tap = connection.queues.first().ok_or(Error::NoQueue)?;
+    let vhost = vhost.as_ref().map(AsFd::as_fd);
+    let slot = hand_nic(files, interface.mac, interface.mtu, tap.as_fd(), vhost)?;
+    set_slot(sandbox, index, Some(slot));
+    Ok(files.save(sandbox)?)
+}
+
+fn set_slot(sandbox: &mut SandboxRecord, index: u32, slot: Option<u8>) {
+    if let Some(own) = &mut sandbox.network {
+        own.nics.retain(|nic| nic.index != index);
+        own.nics.push(Nic { index, slot });
+    }
+}
+
+/// Where it isn't there, or may not be opened, the VM process moves the packets.
+fn open_vhost() -> Option<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let opened = openat(CWD, VHOST_NET, flags, Mode::empty());
+    opened.inspect_err(|e| log::debug!("{VHOST_NET}: {e}")).ok()
+}
+
+/// The network namespace that a VM's process is in.
+fn namespace_of_vm(sandbox: &SandboxRecord) -> io::Result<OwnedFd> {
+    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    let vmm = sandbox.vmm.ok_or_else(gone)?;
+    let namespace = File::open(format!("/proc/{}/ns/net", vmm.pid))?;
+    // Otherwise it may be that of another process, which has got the same pid.
+    match vmm.is_alive() {
+        true => Ok(namespace.into()),
+        false => Err(gone()),
+    }
+}
+
+/// Connects what an engine has put into the VM process's own namespace since `create`, and tells the agent of all.
+///
+/// # Errors
+/// As with [`connect_interfaces`], and when the agent can't make it.
+pub(super) fn follow(
+    dir: &ContainerDir,
+    state: &mut State,
+    agent: &BlockingAgent,
+) -> Result<(), Error> {
+    if state.own_network().is_none_or(|own| own.named.is_some()) {
+        return Ok(());
+    }
+    let had = state.own_network().is_some_and(|own| !own.nics.is_empty());
+    let network = connect_interfaces(&dir.own_sandbox(), &mut state.sandbox)?;
+    if !had && network.is_empty() {
+        return Ok(());
+    }
+    agent
+        .ask(|agent| agent.update_network(dir.id(), network))
+        .map_err(Error::ContainerProcess)
+}
+
+/// Takes away what is left of a sandbox, whose VM has ended, in a namespace that outlives it.
+///
+/// # Errors
+/// When the kernel refuses. A namespace that isn't where it was any more is its owner's business.
+pub(super) fn disconnect_interfaces(network: Option<&SandboxNetwork>) -> Result<(), Error> {
+    let Some(SandboxNetwork {
+        named: Some(named),
+        nics,
+        ..
+    }) = network
+    else {
+        return Ok(());
+    };
+    if nics.is_empty() {
+        return Ok(());
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let Ok(namespace) = openat(CWD, &named.path, flags, Mode::empty()) else {
+        return Ok(());
+    };
+    if identity(&namespace).map_err(Error::NetworkNamespace)? != named.file {
+        return Ok(());
+    }
+    let namespace = Namespace::from(namespace);
+    for nic in nics {
+        disconnect(&namespace, nic.index)?;
+    }
+    Ok(())
+}
+
+/// By which a namespace is known, as long as it is there.
+fn identity(namespace: &OwnedFd) -> io::Result<(u64, u64)> {
+    let file = fstat(namespace)?;
+    Ok((file.st_dev, file.st_ino))
+}

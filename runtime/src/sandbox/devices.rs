@@ -1,0 +1,144 @@
+//! The disks and network interfaces of a VM, and its slots for further ones: attached to the machine, each with the loop
+//! that serves it.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hull_vmm::jail::{self, Identity, Role};
+use hull_vmm::virtio::block::{Block, Disk, DiskSlot, DisklessBlock, SlotHandle};
+use hull_vmm::virtio::net::{NetSlot, NetSlotHandle, TaplessNet};
+use hull_vmm::virtio::vsock::Vsock;
+use hull_vmm::{EventLoop, MAX_DEVICES, Machine};
+
+use super::VmmDisk;
+use super::slots::{DiskLine, NicLine, Slots};
+use super::vmm::{VmmError, io_error};
+
+/// The devices that every VM has: virtio-fs, virtio-vsock and virtio-rng.
+const ALWAYS: usize = 3;
+
+/// How many further devices a VM with that many can have.
+pub fn room_beside(devices: usize) -> usize {
+    MAX_DEVICES.saturating_sub(ALWAYS + devices)
+}
+
+/// A loop that serves devices, and the name of its thread.
+pub(super) type NamedLoop = (EventLoop, String);
+
+/// By its number, how a slot is filled.
+pub(super) type Handles<H> = Vec<(u8, H)>;
+
+/// Gives the machine its disks. Returns the loops that are to serve them, each with a name: a disk that
+/// hangs must not hold up another.
+pub(super) fn attach_disks(
+    disks: Vec<VmmDisk>,
+    machine: &mut Machine,
+) -> Result<Vec<NamedLoop>, VmmError> {
+    let attach = |disk: VmmDisk| {
+        let disk = Disk::new(File::from(disk.device), &disk.serial, disk.read_only)?;
+        let name = disk.serial().to_owned();
+        let block = Block::new(disk).map_err(io_error("make virtio-blk"))?;
+        let block = Arc::new(Mutex::new(block));
+        let mut events = EventLoop::new().map_err(io_error("make a disk's event loop"))?;
+        events.keep_open(machine.attach(Arc::clone(&block))?);
+        events.add(block);
+        Ok((events, name))
+    };
+    disks.into_iter().map(attach).collect()
+}
+
+/// Gives the machine slots for disks that are handed over while it runs. Returns the loops that serve them, each with a
+/// name.
+pub(super) fn attach_disk_slots(
+    count: u8,
+    machine: &mut Machine,
+) -> Result<(Vec<NamedLoop>, Handles<SlotHandle>), VmmError> {
+    let attach = |_| {
+        let diskless = DisklessBlock::new().map_err(io_error("make a slot for a disk"))?;
+        let (number, registers) =
+            machine.attach_empty_slot(diskless.queues(), diskless.activation_eventfd())?;
+        let mut events = EventLoop::new().map_err(io_error("make a slot's event loop"))?;
+        events.keep_open(registers.descriptors());
+        let slot = DiskSlot::new(diskless, registers);
+        let (slot, handle) = slot.map_err(io_error("make a slot's sockets"))?;
+        events.add(Arc::new(Mutex::new(slot)));
+        Ok(((events, format!("slot-{number}")), (number, handle)))
+    };
+    let slots = (0..count).map(attach).collect::<Result<Vec<_>, VmmError>>();
+    Ok(slots?.into_iter().unzip())
+}
+
+/// Gives the machine slots for network interfaces that are handed over while it runs. Returns the loop that serves all of
+/// them, if there are any: frames come from where the container's own processes could send them too, so that none has
+/// more to fear from another than from those.
+pub(super) fn attach_nic_slots(
+    count: u8,
+    machine: &mut Machine,
+) -> Result<(Option<NamedLoop>, Handles<NetSlotHandle>), VmmError> {
+    if count == 0 {
+        return Ok((None, Vec::new()));
+    }
+    let mut events = EventLoop::new().map_err(io_error("make the network's event loop"))?;
+    let attach = |_| {
+        let tapless = TaplessNet::new().map_err(io_error("make a slot for a NIC"))?;
+        let (number, registers) =
+            machine.attach_empty_slot(tapless.queues(), tapless.activation_eventfd())?;
+        events.keep_open(registers.descriptors());
+        let slot = NetSlot::new(tapless, registers);
+        let (slot, handle) = slot.map_err(io_error("make a slot's sockets"))?;
+        events.add(Arc::new(Mutex::new(slot)));
+        Ok((number, handle))
+    };
+    let handles = (0..count).map(attach).collect::<Result<_, VmmError>>()?;
+    Ok((Some((events, "virtio-net".to_owned())), handles))
+}
+
+/// Has devices that come over the control socket put into these slots. `serials` are those of the VM's disks.
+pub(super) fn take_devices(
+    disks: Handles<SlotHandle>,
+    serials: Vec<String>,
+    nics: Handles<NetSlotHandle>,
+    vsock: &Mutex<Vsock>,
+    events: &mut EventLoop,
+) -> Result<(), VmmError> {
+    if disks.is_empty() && nics.is_empty() {
+        return Ok(());
+    }
+    let timer = || io_error("make a timer");
+    let disks = Slots::<DiskLine>::new(disks, serials).map_err(timer())?;
+    let nics = Slots::<NicLine>::new(nics, Vec::new()).map_err(timer())?;
+    let (disks, nics) = (Arc::new(Mutex::new(disks)), Arc::new(Mutex::new(nics)));
+    events.add(Arc::clone(&disks) as _);
+    events.add(Arc::clone(&nics) as _);
+    let mut vsock = vsock.lock().unwrap_or_else(PoisonError::into_inner);
+    vsock.on_other_requests(move |request| {
+        let request = lock(&disks).take(request);
+        let request = request.or_else(|request| lock(&nics).take(request));
+        // Nobody's: the connection is closed.
+        drop(request);
+    });
+    Ok(())
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts a confined thread for each loop of devices or slots.
+pub(super) fn start_loops(
+    loops: impl IntoIterator<Item = NamedLoop>,
+    role: Role,
+    identity: Identity,
+) -> Result<(), VmmError> {
+    for (events, name) in loops {
+        let confine = move |needed: Vec<_>| {
+            let own = jail::confine(role, identity, &needed);
+            own.map(drop).map_err(io::Error::other)
+        };
+        events
+            .spawn(&name, confine)
+            .map_err(io_error("start a device's thread"))?;
+    }
+    Ok(())
+}

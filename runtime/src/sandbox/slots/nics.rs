@@ -1,0 +1,66 @@
+//! Network interfaces that a VM process gets while it runs.
+//!
+//! `NIC <MAC address> <MTU>`, with one descriptor or two: a tap, and maybe /dev/vhost-net for the host's kernel to move
+//! the packets. The address is that of no other interface of the VM.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use hull_vmm::virtio::net::{MacAddress, Nic, NicConfig};
+use hull_vmm::virtio::slot::SlotHandle;
+
+use super::{DeviceLine, hand};
+use crate::sandbox::AgentError;
+use crate::store::SandboxDir;
+
+/// What is said of a network interface.
+pub struct NicLine(NicConfig);
+
+impl DeviceLine for NicLine {
+    type Backend = Nic;
+
+    const VERB: &'static str = "NIC";
+    const WHAT: &'static str = "network interface";
+    const MOST_DESCRIPTORS: usize = 2;
+    const NO_SLOTS: &'static str =
+        "its VM has no slots for network interfaces (nic_slots of hull.toml, before it is created)";
+
+    fn parse(words: &str) -> Result<Self, &'static str> {
+        let expected = "expected NIC, a MAC address of one host, and an MTU of 68 to 65535";
+        let (mac, mtu) = words.split_once(' ').ok_or(expected)?;
+        let mac: MacAddress = mac.parse().map_err(|_| expected)?;
+        let mtu = mtu.parse().map_err(|_| expected)?;
+        let config = NicConfig::new(mac, mtu).map_err(|_| expected)?;
+        Ok(Self(config))
+    }
+
+    fn name(&self) -> String {
+        self.0.mac().to_string()
+    }
+
+    fn send(&self, slot: &SlotHandle<Nic>, descriptors: &[OwnedFd]) -> io::Result<()> {
+        let mut descriptors = descriptors.iter().map(AsFd::as_fd);
+        let tap = descriptors.next().ok_or(io::ErrorKind::InvalidInput)?;
+        slot.send_nic(self.0, tap, descriptors.next())
+    }
+}
+
+/// Hands a network interface to the VMM of the sandbox whose folder this is: its tap, and /dev/vhost-net if the host's
+/// kernel is to move its packets. Returns the number of the slot that it is in from then on, which the agent has to be
+/// told.
+///
+/// # Errors
+/// When the VMM doesn't answer, has no empty slot, or refuses it.
+pub fn hand_nic(
+    dir: &SandboxDir,
+    mac: [u8; 6],
+    mtu: u32,
+    tap: BorrowedFd<'_>,
+    vhost: Option<BorrowedFd<'_>>,
+) -> Result<u8, AgentError> {
+    // A NIC's MTU has 16 bits (VIRTIO 1.3, 5.1.4); an Ethernet interface's could be greater.
+    let mtu = mtu.min(u16::MAX.into());
+    let words = format!("{} {mtu}", MacAddress(mac));
+    let descriptors: Vec<_> = std::iter::once(tap).chain(vhost).collect();
+    hand::<NicLine>(&dir.socket_path(), &words, &descriptors)
+}

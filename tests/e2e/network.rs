@@ -1,0 +1,296 @@
+//! The network of a container: what an engine puts into its network namespace on the host, the container has.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use hull_tests::{Bundle, Container, Running, only_hull};
+use serde_json::json;
+
+/// What an engine makes: a namespace for the container, whose eth0 is a veth to another namespace, where somebody
+/// answers at 10.88.0.1 and fd00:88::1.
+struct Engine {
+    /// Its namespace for the container.
+    inside: Running,
+    /// Where the other end of the veth is.
+    outside: Running,
+}
+
+/// The container's end, by a script in the container's namespace. `$outside` is the pid of who has the other's.
+const INSIDE: &str = "set -e
+ip link add eth0 address 02:88:00:00:00:02 mtu 1400 type veth peer name wire mtu 1400
+ip link set wire netns $outside
+nsenter -t $outside -n sh -ec '
+    ip addr add 10.88.0.1/16 dev wire; ip -6 addr add fd00:88::1/64 dev wire nodad; ip link set wire up'
+ip addr add 10.88.0.2/16 dev eth0
+ip -6 addr add fd00:88::2/64 dev eth0 nodad
+ip link set eth0 up
+ip link set lo up
+ip route add default via 10.88.0.1
+ip -6 route add default via fd00:88::1
+ip route add 192.0.2.0/24 via 10.88.0.1 metric 7
+ip neigh add 10.88.9.9 lladdr 02:88:00:00:09:09 nud permanent dev eth0
+";
+
+/// What a container sees of all that.
+const LOOK: &str = "cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu
+ip -o addr show eth0; ip route; ip -6 route; ip neigh
+ping -c 1 -W 20 10.88.0.1; ping -c 1 -W 20 fd00:88::1";
+
+/// A process in a new network namespace, where the script has been run.
+fn namespace(script: &str) -> Running {
+    let script = format!("{script}\necho ready; exec sleep 3600");
+    let mut command = Command::new("unshare");
+    let command = command.args(["--net", "sh", "-c", &script]);
+    let mut keeper = Running::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()));
+    assert_eq!(keeper.line(), "ready");
+    keeper
+}
+
+fn shell(script: &str) -> String {
+    let output = Command::new("sh").args(["-c", script]).output();
+    let output = output.expect("sh runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs a script in the network namespace of a process.
+fn within(pid: impl std::fmt::Display, script: &str) -> String {
+    let quoted = script.replace('\'', r"'\''");
+    shell(&format!("nsenter -t {pid} -n sh -c '{quoted}'"))
+}
+
+/// A bundle for a container that may ping.
+fn pinging() -> Bundle {
+    Bundle::new().add_capability("CAP_NET_RAW")
+}
+
+fn outside() -> Running {
+    namespace("ip link set lo up")
+}
+
+impl Engine {
+    fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With a further script in the container's namespace.
+    fn with(script: &str) -> Self {
+        let outside = outside();
+        let inside = namespace(&format!("outside={}\n{INSIDE}{script}", outside.pid()));
+        Self { inside, outside }
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.inside.pid())
+    }
+
+    /// A bundle for a container that joins the namespace.
+    fn bundle(&self) -> Bundle {
+        let network = json!({ "type": "network", "path": self.path() });
+        pinging().set("/linux/namespaces/1", network)
+    }
+
+    /// What hull has left in the namespace.
+    fn left(&self) -> String {
+        let look = "ip -o link | grep -o 'hull-[0-9]*'; tc qdisc show dev eth0 ingress; tc filter show dev eth0 ingress; true";
+        within(self.inside.pid(), look)
+    }
+}
+
+/// Whether a container has seen what there is to see.
+fn sees_it(seen: &str) {
+    for part in [
+        "02:88:00:00:00:02",
+        "1400",
+        "10.88.0.2/16",
+        "fd00:88::2/64",
+        "default via 10.88.0.1 dev eth0",
+        "192.0.2.0/24 via 10.88.0.1 dev eth0  metric 7",
+        "default via fd00:88::1 dev eth0",
+        "10.88.9.9 dev eth0 lladdr 02:88:00:00:09:09",
+        "1 packets received",
+    ] {
+        let seen = seen.split_whitespace().collect::<Vec<_>>().join(" ");
+        let part = part.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(seen.contains(&part), "{part} is not in: {seen}");
+    }
+    assert_eq!(seen.matches(" 1 packets received").count(), 2, "{seen}");
+}
+
+#[test]
+fn it_is_that_of_the_namespace_that_config_json_names() {
+    let engine = Engine::new();
+    let container = Container::new(engine.bundle().shell(LOOK));
+    sees_it(&container.run().ok().out());
+    assert_eq!(engine.left(), "", "once it is deleted");
+    let _ = within(engine.inside.pid(), "busybox ping -c 1 -W 20 10.88.0.1");
+}
+
+#[test]
+fn the_vms_process_moves_the_packets_where_the_hosts_kernel_is_not_to() {
+    only_hull!("runc has no VM");
+    let engine = Engine::new();
+    let bundle = engine.bundle().shell(LOOK);
+    let config = bundle.file("hull.toml", "vhost_net = false\n");
+    let container =
+        Container::new(bundle).with_global(&["--config", &config.display().to_string()]);
+    sees_it(&container.run().ok().out());
+    assert_eq!(engine.left(), "");
+}
+
+/// As docker does since 26, and podman with user namespaces.
+#[test]
+fn it_has_what_is_set_up_between_create_and_start() {
+    let outside = outside();
+    let mut container = Container::new(pinging().shell(LOOK));
+    container.create();
+    let script = format!("outside={}\n{INSIDE}", outside.pid());
+    let _ = within(container.state().pid, &script);
+    let _ = container.start().ok();
+    let mut stdout = container.stdout.take().expect("its output");
+    let end = Instant::now() + hull_tests::process::limit();
+    let seen = stdout.to_end("the container", end);
+    sees_it(&String::from_utf8_lossy(seen));
+}
+
+/// As docker did until 25.
+#[test]
+fn it_has_what_a_hook_of_create_sets_up() {
+    for stage in ["prestart", "createRuntime"] {
+        let outside = outside();
+        let find = r#"pid=$(grep -o '"pid": *[0-9]*' | grep -o '[0-9]*$')"#;
+        let script = format!("outside={}\n{INSIDE}", outside.pid()).replace('\'', r"'\''");
+        let script = format!("{find}; nsenter -t $pid -n sh -c '{script}'");
+        let hook = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script],
+                            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] }]);
+        let bundle = pinging().shell(LOOK).set(&format!("/hooks/{stage}"), hook);
+        sees_it(&Container::new(bundle).run().ok().out());
+    }
+}
+
+/// More than fits in the segments of either side, so that offloads are used, and each byte counts.
+#[test]
+fn what_is_sent_arrives_whole_both_ways() {
+    for vhost in [true, false] {
+        let engine = Engine::new();
+        let bundle = engine.bundle();
+        let data = bundle.rootfs().join("data");
+        let data = data.display();
+        let _ = shell(&format!("head -c 6000000 /dev/urandom >{data}"));
+        let sum = shell(&format!("md5sum <{data}"));
+        let config = bundle.file("hull.toml", &format!("vhost_net = {vhost}\n"));
+        let send =
+            "until nc 10.88.0.1 7000 </data; do usleep 100000; done; exec nc -l -p 7001 -e md5sum";
+        let container = Container::new(bundle.shell(send));
+        let container = match hull_tests::runtime::is_hull() {
+            true => container.with_global(&["--config", &config.display().to_string()]),
+            false => container,
+        };
+        let receive = "busybox nc -l -p 7000 -e md5sum";
+        let outside = engine.outside.pid().to_string();
+        let mut command = Command::new("nsenter");
+        let command = command.args(["-t", &outside, "-n", "sh", "-c", receive]);
+        let _receiver = Running::spawn(command.stdin(Stdio::null()));
+        let mut running = container.start_run();
+        assert_eq!(running.line(), sum.trim_end(), "sent, vhost_net = {vhost}");
+        let send = format!("until busybox nc 10.88.0.2 7001 <{data}; do sleep 0.1; done");
+        let received = within(&outside, &send);
+        assert_eq!(received, sum, "received, vhost_net = {vhost}");
+        let _ = running.finish().ok();
+    }
+}
+
+#[test]
+fn an_interface_is_connected_to_one_container() {
+    only_hull!("runc's containers share a namespace");
+    let engine = Engine::new();
+    let first = Container::new(engine.bundle().shell("echo ready; exec sleep 3600"));
+    let _running = first.run_until_ready();
+    let _ = Container::new(engine.bundle())
+        .run()
+        .exits(1)
+        .fails_saying("interface eth0 is connected to a VM already");
+    let _ = first.delete_force().ok();
+    let _ = Container::new(engine.bundle().shell("ping -c 1 -W 20 10.88.0.1"))
+        .run()
+        .ok();
+    assert_eq!(engine.left(), "");
+}
+
+#[test]
+fn nothing_is_left_in_the_namespace_of_a_container_whose_vm_was_killed() {
+    only_hull!("runc has no VM");
+    let engine = Engine::new();
+    let mut container = Container::new(engine.bundle().shell("echo ready; exec sleep 3600"));
+    container.create();
+    assert!(engine.left().contains("hull-"));
+    let pid = container.state().pid;
+    shell(&format!(
+        "kill -9 {pid}; while [ -e /proc/{pid}/exe ]; do usleep 10000; done 2>/dev/null || true"
+    ));
+    let _ = container.delete_force().ok();
+    assert_eq!(engine.left(), "");
+    let _ = within(engine.inside.pid(), "busybox ping -c 1 -W 20 10.88.0.1");
+}
+
+#[test]
+fn what_a_vm_cannot_be_connected_to_is_refused_by_name() {
+    only_hull!("runc joins any namespace");
+    let engine =
+        Engine::with("ip link add link eth0 name vlan5 type vlan id 5; ip link set vlan5 up\n");
+    let _ = Container::new(engine.bundle())
+        .run()
+        .exits(1)
+        .fails_saying("joined to another one in it");
+    let filter = "tc qdisc add dev eth0 ingress
+        tc filter add dev eth0 ingress protocol ip u32 match u32 0 0 action drop\n";
+    let engine = Engine::with(filter);
+    let _ = Container::new(engine.bundle())
+        .run()
+        .exits(1)
+        .fails_saying("eth0");
+    assert!(engine.left().contains("u32"), "the engine's filter stays");
+}
+
+#[test]
+fn several_interfaces_are_the_containers_under_their_names() {
+    let more = "for i in 1 2; do
+        ip link add net$i address 02:88:00:00:01:0$i type veth peer name other$i; ip link set other$i up
+        ip addr add 10.9$i.0.2/24 dev net$i; ip link set net$i up
+    done\n";
+    let engine = Engine::with(more);
+    let bundle = engine
+        .bundle()
+        .shell("cd /sys/class/net; for i in *; do echo $i $(cat $i/address); done");
+    let seen = Container::new(bundle).run().ok().out();
+    for part in [
+        "eth0 02:88:00:00:00:02",
+        "net1 02:88:00:00:01:01",
+        "net2 02:88:00:00:01:02",
+    ] {
+        assert!(seen.contains(part), "{part} is not in: {seen}");
+    }
+    // The other ends are interfaces of the same namespace, and so the container's as well.
+    assert!(seen.contains("other1 "), "{seen}");
+    assert!(!seen.contains("hull-"), "{seen}");
+}
+
+#[test]
+fn an_interface_of_the_hosts_is_moved_to_the_container_that_lists_it() {
+    only_hull!("runc 1.1 has no linux.netDevices");
+    let add = "ip link add moved77 type dummy; ip addr add 10.77.0.5/24 dev moved77";
+    let _ = shell(add);
+    let devices = json!({ "moved77": { "name": "eth7" } });
+    let bundle = Bundle::new()
+        .set("/linux/netDevices", devices)
+        .shell("ip -o addr show eth7 up");
+    let seen = Container::new(bundle).run().ok().out();
+    assert!(seen.contains("10.77.0.5/24"), "{seen}");
+
+    let bundle = Bundle::new().set("/linux/netDevices", json!({ "moved77": {} }));
+    let _ = Container::new(bundle)
+        .run()
+        .exits(1)
+        .fails_saying("config.json: linux.netDevices[\"moved77\"]");
+}
