@@ -34,7 +34,7 @@ cat /proc/sys/net/ipv6/conf/*/disable_ipv6";
 const OTHERS: &str = "hostname; cat /proc/sysvipc/msg /proc/sysvipc/shm
 cat /proc/sys/kernel/shmmax /proc/sys/kernel/msgmni /proc/sys/fs/mqueue/queues_max";
 
-fn shell(script: &str) -> String {
+pub(crate) fn shell(script: &str) -> String {
     let mut command = Command::new("sh");
     let output = command.args(["-c", script]).output().expect("sh runs");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -52,15 +52,15 @@ fn network(index: u8) -> String {
 }
 
 /// This script in these namespaces of a process.
-fn within(pid: &str, namespaces: &str, script: &str) -> String {
+pub(crate) fn within(pid: &str, namespaces: &str, script: &str) -> String {
     let quoted = script.replace('\'', r"'\''");
     format!("nsenter -t {pid} {namespaces} sh -c '{quoted}'")
 }
 
-/// An engine's hook, which learns the pid from the state.
-fn hook(index: u8) -> Value {
+/// An engine's hook, which learns the pid from the state, and runs a script in its network namespace.
+pub(crate) fn hook(script: &str) -> Value {
     let find = r#"pid=$(grep -o '"pid": *[0-9]*' | grep -o '[0-9]*$')"#;
-    let work = within("$pid", "-n", &network(index));
+    let work = within("$pid", "-n", script);
     json!([{ "path": "/bin/sh", "args": ["sh", "-c", format!("{find}; {work}")],
              "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] }])
 }
@@ -69,8 +69,8 @@ fn hook(index: u8) -> Value {
 fn what_engines_do_to_a_containers_network_stays_there() {
     let bundle = Bundle::new()
         .args(&["/bin/sleep", "3600"])
-        .set("/hooks/prestart", hook(1))
-        .set("/hooks/createRuntime", hook(2));
+        .set("/hooks/prestart", hook(&network(1)))
+        .set("/hooks/createRuntime", hook(&network(2)));
     let mut container = Container::new(bundle);
     // So that its module is there before.
     shell("ip link add warm type dummy; ip link del warm");

@@ -7,7 +7,7 @@ use hull_tests::{Bundle, Container, Running, only_hull};
 use serde_json::json;
 
 /// A network namespace of somebody else's, set up by a script; it lasts as long as this.
-fn network(script: &str) -> (Running, String) {
+pub(crate) fn network(script: &str) -> (Running, String) {
     let script = format!("{script}\necho ready; exec sleep 3600");
     let mut command = Command::new("unshare");
     let command = command.args(["--net", "sh", "-c", &script]);
@@ -17,7 +17,7 @@ fn network(script: &str) -> (Running, String) {
     (keeper, path)
 }
 
-fn joining(path: &str) -> Bundle {
+pub(crate) fn joining(path: &str) -> Bundle {
     let network = json!({ "type": "network", "path": path });
     Bundle::new().set("/linux/namespaces/1", network)
 }

@@ -6,11 +6,15 @@ use std::time::Instant;
 use hull_tests::{Bundle, Container, Running, only_hull};
 use serde_json::json;
 
+use crate::host_namespaces::{hook, shell, within};
+use crate::namespaces::{joining, network};
+
 /// What an engine makes: a namespace for the container, whose eth0 is a veth to another namespace, where somebody
 /// answers at 10.88.0.1 and fd00:88::1.
 struct Engine {
     /// Its namespace for the container.
     inside: Running,
+    path: String,
     /// Where the other end of the veth is.
     outside: Running,
 }
@@ -36,28 +40,9 @@ const LOOK: &str = "cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu
 ip -o addr show eth0; ip route; ip -6 route; ip neigh
 ping -c 1 -W 20 10.88.0.1; ping -c 1 -W 20 fd00:88::1";
 
-/// A process in a new network namespace, where the script has been run.
-fn namespace(script: &str) -> Running {
-    let script = format!("{script}\necho ready; exec sleep 3600");
-    let mut command = Command::new("unshare");
-    let command = command.args(["--net", "sh", "-c", &script]);
-    let mut keeper = Running::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()));
-    assert_eq!(keeper.line(), "ready");
-    keeper
-}
-
-fn shell(script: &str) -> String {
-    let output = Command::new("sh").args(["-c", script]).output();
-    let output = output.expect("sh runs");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{script}: {said}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 /// Runs a script in the network namespace of a process.
-fn within(pid: impl std::fmt::Display, script: &str) -> String {
-    let quoted = script.replace('\'', r"'\''");
-    shell(&format!("nsenter -t {pid} -n sh -c '{quoted}'"))
+fn inside(pid: impl std::fmt::Display, script: &str) -> String {
+    shell(&within(&pid.to_string(), "-n", script))
 }
 
 /// A bundle for a container that may ping.
@@ -66,7 +51,7 @@ fn pinging() -> Bundle {
 }
 
 fn outside() -> Running {
-    namespace("ip link set lo up")
+    network("ip link set lo up").0
 }
 
 impl Engine {
@@ -77,24 +62,23 @@ impl Engine {
     /// With a further script in the container's namespace.
     fn with(script: &str) -> Self {
         let outside = outside();
-        let inside = namespace(&format!("outside={}\n{INSIDE}{script}", outside.pid()));
-        Self { inside, outside }
+        let (inside, path) = network(&format!("outside={}\n{INSIDE}{script}", outside.pid()));
+        Self {
+            inside,
+            path,
+            outside,
+        }
     }
 
-    fn path(&self) -> String {
-        format!("/proc/{}/ns/net", self.inside.pid())
-    }
-
-    /// A bundle for a container that joins the namespace.
+    /// A bundle for a container that joins the namespace, and may ping.
     fn bundle(&self) -> Bundle {
-        let network = json!({ "type": "network", "path": self.path() });
-        pinging().set("/linux/namespaces/1", network)
+        joining(&self.path).add_capability("CAP_NET_RAW")
     }
 
     /// What hull has left in the namespace.
     fn left(&self) -> String {
         let look = "ip -o link | grep -o 'hull-[0-9]*'; tc qdisc show dev eth0 ingress; tc filter show dev eth0 ingress; true";
-        within(self.inside.pid(), look)
+        inside(self.inside.pid(), look)
     }
 }
 
@@ -124,7 +108,7 @@ fn it_is_that_of_the_namespace_that_config_json_names() {
     let container = Container::new(engine.bundle().shell(LOOK));
     sees_it(&container.run().ok().out());
     assert_eq!(engine.left(), "", "once it is deleted");
-    let _ = within(engine.inside.pid(), "busybox ping -c 1 -W 20 10.88.0.1");
+    let _ = inside(engine.inside.pid(), "busybox ping -c 1 -W 20 10.88.0.1");
 }
 
 #[test]
@@ -146,7 +130,7 @@ fn it_has_what_is_set_up_between_create_and_start() {
     let mut container = Container::new(pinging().shell(LOOK));
     container.create();
     let script = format!("outside={}\n{INSIDE}", outside.pid());
-    let _ = within(container.state().pid, &script);
+    let _ = inside(container.state().pid, &script);
     let _ = container.start().ok();
     let mut stdout = container.stdout.take().expect("its output");
     let end = Instant::now() + hull_tests::process::limit();
@@ -159,11 +143,7 @@ fn it_has_what_is_set_up_between_create_and_start() {
 fn it_has_what_a_hook_of_create_sets_up() {
     for stage in ["prestart", "createRuntime"] {
         let outside = outside();
-        let find = r#"pid=$(grep -o '"pid": *[0-9]*' | grep -o '[0-9]*$')"#;
-        let script = format!("outside={}\n{INSIDE}", outside.pid()).replace('\'', r"'\''");
-        let script = format!("{find}; nsenter -t $pid -n sh -c '{script}'");
-        let hook = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script],
-                            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] }]);
+        let hook = hook(&format!("outside={}\n{INSIDE}", outside.pid()));
         let bundle = pinging().shell(LOOK).set(&format!("/hooks/{stage}"), hook);
         sees_it(&Container::new(bundle).run().ok().out());
     }
@@ -195,7 +175,7 @@ fn what_is_sent_arrives_whole_both_ways() {
         let mut running = container.start_run();
         assert_eq!(running.line(), sum.trim_end(), "sent, vhost_net = {vhost}");
         let send = format!("until busybox nc 10.88.0.2 7001 <{data}; do sleep 0.1; done");
-        let received = within(&outside, &send);
+        let received = inside(&outside, &send);
         assert_eq!(received, sum, "received, vhost_net = {vhost}");
         let _ = running.finish().ok();
     }
@@ -231,7 +211,7 @@ fn nothing_is_left_in_the_namespace_of_a_container_whose_vm_was_killed() {
     ));
     let _ = container.delete_force().ok();
     assert_eq!(engine.left(), "");
-    let _ = within(engine.inside.pid(), "busybox ping -c 1 -W 20 10.88.0.1");
+    let _ = inside(engine.inside.pid(), "busybox ping -c 1 -W 20 10.88.0.1");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use super::delete::undo;
 use super::hooks::{HookContext, Hooks, Stage};
 use super::join::join;
-use super::network::{PlannedNetwork, connect_interfaces, move_devices};
+use super::network::{PlannedNetwork, connect_interfaces, may_have_interfaces, move_devices};
 use super::state::for_hook;
 use super::{Context, Error, console_socket, pid_file};
 use crate::cgroup::{HostCgroup, Limits};
@@ -19,8 +19,8 @@ use crate::chain::chain;
 use crate::config::Config;
 use crate::host::{ProcessId, inherited};
 use crate::sandbox::{
-    BlockingAgent, BootFiles, ChildProcess, ContainerEnds, HostTerminal, Launch, Lifeline, Sandbox,
-    Streams, TerminalStreams, VmConfig, VmmDisk,
+    BlockingAgent, BootFiles, ChildProcess, ContainerEnds, GuestNetwork, HostTerminal, Launch,
+    Lifeline, Sandbox, Streams, TerminalStreams, VmConfig, VmmDisk,
 };
 use crate::spec::{self, Bundle, FilterCache, GuestSpec, Plan};
 use crate::store::{ContainerDir, ContainerRecord, Joined, Phase, SandboxRecord, State, Status};
@@ -266,7 +266,10 @@ fn bring_up(
     // While the guest boots.
     move_devices(request.bundle.spec(), &state.sandbox)?;
     run_create_hooks(&Hooks::of(request.bundle.spec()), state)?;
-    let network = connect_interfaces(&files, &mut state.sandbox)?;
+    let network = match may_have_interfaces(&state.sandbox, request.bundle.spec()) {
+        true => connect_interfaces(&files, &mut state.sandbox)?,
+        false => GuestNetwork::default(),
+    };
     let agent = sandbox.wait_ready(&files, boot_timeout)?;
     let bundle = request.bundle.path();
     let ends = ContainerEnds {
@@ -314,11 +317,7 @@ pub(super) fn run_create_hooks(hooks: &Hooks, state: &State) -> Result<(), Error
         folder: Some(&state.container.bundle),
         sandbox: sandbox.as_ref(),
     };
-    for stage in [
-        Stage::Prestart,
-        Stage::CreateRuntime,
-        Stage::CreateContainer,
-    ] {
+    for stage in Stage::OF_CREATE {
         hooks.run(stage, call)?;
     }
     Ok(())

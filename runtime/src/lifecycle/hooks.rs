@@ -42,6 +42,9 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// Those of `create`, in their order.
+    pub const OF_CREATE: [Self; 3] = [Self::Prestart, Self::CreateRuntime, Self::CreateContainer];
+
     /// The name of the field in config.json.
     pub fn name(self) -> &'static str {
         match self {
@@ -133,6 +136,11 @@ impl Hooks {
     /// Those of a config.json.
     pub fn of(spec: &Spec) -> Self {
         Self(spec.hooks().clone().unwrap_or_default())
+    }
+
+    /// Whether there are hooks of one of these stages.
+    pub fn any_of(&self, stages: &[Stage]) -> bool {
+        stages.iter().any(|stage| !self.list(*stage).is_empty())
     }
 
     /// Runs the hooks of a stage, one after the other.

@@ -15,6 +15,7 @@ use oci_spec::runtime::{LinuxNetDevice, Spec};
 use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 
 use super::Error;
+use super::hooks::{Hooks, Stage};
 use crate::config::Config;
 use crate::network::{Interface, Namespace, connect, disconnect, move_into, read};
 use crate::sandbox::{BlockingAgent, GuestNetwork, hand_nic, room_beside};
@@ -98,6 +99,15 @@ pub(super) fn net_devices(spec: &Spec) -> impl Iterator<Item = (&String, &LinuxN
     let linux = spec.linux().as_ref();
     let devices = linux.and_then(|linux| linux.net_devices().as_ref());
     devices.into_iter().flatten()
+}
+
+/// Whether anything can be in a sandbox's namespace at the end of `create`. That of the VM process itself is new, and
+/// only hooks have been told of it.
+pub(super) fn may_have_interfaces(sandbox: &SandboxRecord, spec: &Spec) -> bool {
+    let is_named = |own: &SandboxNetwork| own.named.is_some();
+    sandbox.network.as_ref().is_some_and(is_named)
+        || net_devices(spec).next().is_some()
+        || Hooks::of(spec).any_of(&Stage::OF_CREATE)
 }
 
 /// Connects those interfaces of a sandbox's namespace that aren't connected yet. Returns what its agent is to be told.

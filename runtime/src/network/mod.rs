@@ -46,7 +46,7 @@ pub use netlink_packet_route::neighbour::NeighbourMessage;
 pub use netlink_packet_route::route::RouteMessage;
 pub use netlink_packet_route::rule::RuleMessage;
 
-pub use body::{from_bytes, to_bytes};
+pub use body::to_bytes;
 pub use connect::{Connection, connect, disconnect};
 pub use error::{Error, NetlinkError};
 pub use namespace::Namespace;

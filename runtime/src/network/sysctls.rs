@@ -10,12 +10,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
 use super::Error;
 
 /// A sysctl of an interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sysctl {
     /// Which of the four tables it is in.
     pub table: SysctlTable,
@@ -40,7 +39,7 @@ impl Sysctl {
 }
 
 /// Where an interface has sysctls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SysctlTable {
     /// `net.ipv4.conf`
     Ipv4,

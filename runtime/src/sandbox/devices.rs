@@ -5,9 +5,11 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hull_vmm::event_loop::Subscriber;
 use hull_vmm::jail::{self, Identity, Role};
-use hull_vmm::virtio::block::{Block, Disk, DiskSlot, DisklessBlock, SlotHandle};
-use hull_vmm::virtio::net::{NetSlot, NetSlotHandle, TaplessNet};
+use hull_vmm::virtio::block::{Block, Disk, DisklessBlock};
+use hull_vmm::virtio::net::{Nic, TaplessNet};
+use hull_vmm::virtio::slot::{Backend, Slot, SlotHandle};
 use hull_vmm::virtio::vsock::Vsock;
 use hull_vmm::{EventLoop, MAX_DEVICES, Machine};
 
@@ -27,7 +29,7 @@ pub fn room_beside(devices: usize) -> usize {
 pub(super) type NamedLoop = (EventLoop, String);
 
 /// By its number, how a slot is filled.
-pub(super) type Handles<H> = Vec<(u8, H)>;
+pub(super) type Handles<B> = Vec<(u8, SlotHandle<B>)>;
 
 /// Gives the machine its disks. Returns the loops that are to serve them, each with a name: a disk that
 /// hangs must not hold up another.
@@ -53,17 +55,13 @@ pub(super) fn attach_disks(
 pub(super) fn attach_disk_slots(
     count: u8,
     machine: &mut Machine,
-) -> Result<(Vec<NamedLoop>, Handles<SlotHandle>), VmmError> {
+) -> Result<(Vec<NamedLoop>, Handles<Disk>), VmmError> {
     let attach = |_| {
-        let diskless = DisklessBlock::new().map_err(io_error("make a slot for a disk"))?;
-        let (number, registers) =
-            machine.attach_empty_slot(diskless.queues(), diskless.activation_eventfd())?;
         let mut events = EventLoop::new().map_err(io_error("make a slot's event loop"))?;
-        events.keep_open(registers.descriptors());
-        let slot = DiskSlot::new(diskless, registers);
-        let (slot, handle) = slot.map_err(io_error("make a slot's sockets"))?;
-        events.add(Arc::new(Mutex::new(slot)));
-        Ok(((events, format!("slot-{number}")), (number, handle)))
+        let diskless = DisklessBlock::new().map_err(io_error("make a slot for a disk"))?;
+        let queues = diskless.queues();
+        let slot = attach_slot::<Disk>(diskless, queues, machine, &mut events)?;
+        Ok(((events, format!("slot-{}", slot.0)), slot))
     };
     let slots = (0..count).map(attach).collect::<Result<Vec<_>, VmmError>>();
     Ok(slots?.into_iter().unzip())
@@ -75,30 +73,42 @@ pub(super) fn attach_disk_slots(
 pub(super) fn attach_nic_slots(
     count: u8,
     machine: &mut Machine,
-) -> Result<(Option<NamedLoop>, Handles<NetSlotHandle>), VmmError> {
+) -> Result<(Option<NamedLoop>, Handles<Nic>), VmmError> {
     if count == 0 {
         return Ok((None, Vec::new()));
     }
     let mut events = EventLoop::new().map_err(io_error("make the network's event loop"))?;
     let attach = |_| {
         let tapless = TaplessNet::new().map_err(io_error("make a slot for a NIC"))?;
-        let (number, registers) =
-            machine.attach_empty_slot(tapless.queues(), tapless.activation_eventfd())?;
-        events.keep_open(registers.descriptors());
-        let slot = NetSlot::new(tapless, registers);
-        let (slot, handle) = slot.map_err(io_error("make a slot's sockets"))?;
-        events.add(Arc::new(Mutex::new(slot)));
-        Ok((number, handle))
+        let queues = tapless.queues();
+        attach_slot::<Nic>(tapless, queues, machine, &mut events)
     };
     let handles = (0..count).map(attach).collect::<Result<_, VmmError>>()?;
     Ok((Some((events, "virtio-net".to_owned())), handles))
 }
 
+/// Gives the machine a slot for such a device, which that loop is to serve.
+fn attach_slot<B: Backend>(
+    bare: B::BareDevice,
+    queues: usize,
+    machine: &mut Machine,
+    events: &mut EventLoop,
+) -> Result<(u8, SlotHandle<B>), VmmError>
+where
+    Slot<B>: Subscriber + 'static,
+{
+    let (number, registers) = machine.attach_empty_slot(queues, B::activation_eventfd(&bare))?;
+    events.keep_open(registers.descriptors());
+    let (slot, handle) = Slot::new(bare, registers).map_err(io_error("make a slot's sockets"))?;
+    events.add(Arc::new(Mutex::new(slot)));
+    Ok((number, handle))
+}
+
 /// Has devices that come over the control socket put into these slots. `serials` are those of the VM's disks.
 pub(super) fn take_devices(
-    disks: Handles<SlotHandle>,
+    disks: Handles<Disk>,
     serials: Vec<String>,
-    nics: Handles<NetSlotHandle>,
+    nics: Handles<Nic>,
     vsock: &Mutex<Vsock>,
     events: &mut EventLoop,
 ) -> Result<(), VmmError> {
@@ -111,8 +121,7 @@ pub(super) fn take_devices(
     let (disks, nics) = (Arc::new(Mutex::new(disks)), Arc::new(Mutex::new(nics)));
     events.add(Arc::clone(&disks) as _);
     events.add(Arc::clone(&nics) as _);
-    let mut vsock = vsock.lock().unwrap_or_else(PoisonError::into_inner);
-    vsock.on_other_requests(move |request| {
+    lock(vsock).on_other_requests(move |request| {
         let request = lock(&disks).take(request);
         let request = request.or_else(|request| lock(&nics).take(request));
         // Nobody's: the connection is closed.

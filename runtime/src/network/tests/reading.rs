@@ -1,8 +1,9 @@
 //! What iproute2 sets up is what is read, and what is read makes another namespace the same.
 
 use super::*;
+use crate::network::body::{from_bytes, to_bytes};
+use crate::network::namespace;
 use crate::network::netlink::Netlink;
-use crate::network::{from_bytes, namespace, to_bytes};
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use std::fs;

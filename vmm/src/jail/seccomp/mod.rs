@@ -113,7 +113,7 @@ fn table(role: Role) -> impl Iterator<Item = AllowedCall> {
         Role::Filesystem => [tables::FILESYSTEM, &[]],
         Role::Block => [tables::BLOCK, &[]],
         Role::DiskSlot => [tables::BLOCK, tables::DISK_SLOT],
-        Role::Net => [tables::NET, &[tables::NET_IOCTLS]],
+        Role::Net => [tables::NET, tables::NET_IOCTLS],
         Role::NetSlot => [tables::NET, tables::NET_SLOT],
         Role::StandIn => [tables::STAND_IN, &[]],
     };

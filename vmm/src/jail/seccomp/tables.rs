@@ -213,54 +213,46 @@ pub(super) const NET: &[AllowedCall] = &[
 
 /// What a NIC requests of its tap and of vhost-net when a driver activates or resets it. No such
 /// request names a file or an interface, other than by an open descriptor.
-pub(super) const NET_IOCTLS: AllowedCall = one_of(
-    SYS_ioctl,
-    1,
-    &[
-        TUNSETOFFLOAD as u32,
-        VHOST_SET_OWNER,
-        VHOST_SET_FEATURES,
-        VHOST_SET_MEM_TABLE,
-        VHOST_SET_VRING_NUM,
-        VHOST_SET_VRING_ADDR,
-        VHOST_SET_VRING_BASE,
-        VHOST_GET_VRING_BASE,
-        VHOST_SET_VRING_KICK,
-        VHOST_SET_VRING_CALL,
-        VHOST_NET_SET_BACKEND,
-    ],
-);
+const NIC_REQUESTS: [u32; 11] = [
+    TUNSETOFFLOAD as u32,
+    VHOST_SET_OWNER,
+    VHOST_SET_FEATURES,
+    VHOST_SET_MEM_TABLE,
+    VHOST_SET_VRING_NUM,
+    VHOST_SET_VRING_ADDR,
+    VHOST_SET_VRING_BASE,
+    VHOST_GET_VRING_BASE,
+    VHOST_SET_VRING_KICK,
+    VHOST_SET_VRING_CALL,
+    VHOST_NET_SET_BACKEND,
+];
 
-/// What a NIC slot's thread may call in addition to [`NET`], to receive and check its NICs.
+/// What checking a new NIC takes: that its descriptors are a tap and vhost-net; and the size of the
+/// tap's headers is set.
+const NIC_CHECKS: [u32; 3] = [TUNGETIFF as u32, TUNSETVNETHDRSZ as u32, VHOST_GET_FEATURES];
+
+/// What a thread may call in addition to [`NET`], to serve NICs that were there before it.
+pub(super) const NET_IOCTLS: &[AllowedCall] = &[one_of(SYS_ioctl, 1, &NIC_REQUESTS)];
+
+/// What a NIC slot's thread may call in addition to [`NET`], to receive and check its NICs, and to serve
+/// them.
 pub(super) const NET_SLOT: &[AllowedCall] = &[
     // A NIC is received over a socket pair, on which the answer is sent too.
     any(SYS_recvmsg),
     any(SYS_sendto),
     // Checking how the tap is open (F_GETFD is Rust's check before closing in debug builds).
     one_of(SYS_fcntl, 1, &[F_GETFL as u32, F_GETFD as u32]),
-    // Checking that the descriptors are a tap and vhost-net, and setting the size of the tap's
-    // headers; the others are those of `NET_IOCTLS`.
-    one_of(
-        SYS_ioctl,
-        1,
-        &[
-            TUNGETIFF as u32,
-            TUNSETVNETHDRSZ as u32,
-            VHOST_GET_FEATURES,
-            TUNSETOFFLOAD as u32,
-            VHOST_SET_OWNER,
-            VHOST_SET_FEATURES,
-            VHOST_SET_MEM_TABLE,
-            VHOST_SET_VRING_NUM,
-            VHOST_SET_VRING_ADDR,
-            VHOST_SET_VRING_BASE,
-            VHOST_GET_VRING_BASE,
-            VHOST_SET_VRING_KICK,
-            VHOST_SET_VRING_CALL,
-            VHOST_NET_SET_BACKEND,
-        ],
-    ),
+    one_of(SYS_ioctl, 1, &NIC_SLOT_REQUESTS),
 ];
+
+/// [`NIC_CHECKS`] and [`NIC_REQUESTS`]: a system call has one rule.
+const NIC_SLOT_REQUESTS: [u32; NIC_CHECKS.len() + NIC_REQUESTS.len()] = {
+    let mut all = [0; NIC_CHECKS.len() + NIC_REQUESTS.len()];
+    let (checks, requests) = all.split_at_mut(NIC_CHECKS.len());
+    checks.copy_from_slice(&NIC_CHECKS);
+    requests.copy_from_slice(&NIC_REQUESTS);
+    all
+};
 
 // ioctl numbers of linux/vhost.h. The vhost crate computes them in functions that aren't const.
 const VHOST_GET_FEATURES: u32 = 0x8008_af00;
