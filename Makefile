@@ -15,7 +15,7 @@ export HULL_KERNEL    = $(CURDIR)/$(KERNEL)
 export HULL_INITRAMFS = $(CURDIR)/$(INITRAMFS)
 
 .DEFAULT_GOAL := help
-.PHONY: help build kernel agent initramfs hull packages rootfs demo test bench conformance fuzz lint install clean
+.PHONY: help build kernel agent initramfs hull packages rootfs demo test bench conformance fuzz lint install dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ rootfs:
 
 install: build ## Install hull to PREFIX/bin (/usr/local)
 	install -D -m 755 $(HULL) $(DESTDIR)$(PREFIX)/bin/hull
+
+dist: build ## Pack a release: target/dist gets a tarball and a Debian package
+	@$(STEP) "pack a release" runtime/dist/pack $(HULL)
 
 clean: ## Remove everything built in this clone; caches stay
 	rm -rf target
