@@ -55,6 +55,27 @@ fn errors_reach_the_log_as_json() {
     );
 }
 
+/// What podman shows of a runtime that it doesn't know, within a sentence of its own.
+#[test]
+fn on_standard_error_a_failure_is_a_sentence() {
+    only_hull!("runc puts the frame of a log line around it, unless the log is a file");
+    let container = Container::new(Bundle::new().args(&["nonsense"]));
+    let log = container.bundle.beside("log");
+    for log in [&[][..], &["--log", log.to_str().unwrap()]] {
+        let run = ["run", "--bundle", container.bundle_path(), &container.id];
+        let said = container.call(&[log, &run].concat());
+        assert_eq!(
+            said.exits(1).err(),
+            "unable to start container process: exec: \"nonsense\": executable file not found in $PATH"
+        );
+    }
+    assert!(
+        fs::read_to_string(log)
+            .unwrap()
+            .contains(" level=error msg=\"unable to")
+    );
+}
+
 #[test]
 fn features_are_the_specifications_structure() {
     let container = Container::new(Bundle::new());
@@ -112,6 +133,12 @@ fn version_names_the_specifications_too() {
         said.lines().any(|line| line.starts_with("spec: 1.")),
         "{said}"
     );
+    // docker takes the last line with the word for the runtime's version.
+    let version = said
+        .lines()
+        .filter(|line| line.contains(" version "))
+        .count();
+    assert_eq!(version, 1, "{said}");
 }
 
 #[test]

@@ -67,6 +67,8 @@ fn two_containers_live_in_one_vm_and_know_nothing_of_each_other() {
     assert!(seen.trim().parse::<u32>().unwrap() < 6, "{seen}");
     let ps = second.call(&["ps", &second.id]).ok().out();
     assert_eq!(ps.lines().count(), 2, "{ps}");
+    let ps = second.call(&["ps", "--format", "json", &second.id]);
+    assert_eq!(ps.ok().out(), format!("[{}]", two.pid));
 
     let _ = second.kill("KILL").ok();
     assert!(wait_for_death(two.pid, limit()));

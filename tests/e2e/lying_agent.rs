@@ -64,7 +64,7 @@ fn processes_that_cannot_be_are_not_listed() {
     container.create();
 
     let _ = container
-        .call(&["ps", "--format", "json", &container.id])
+        .call(&["ps", &container.id])
         .fails_saying("the guest's agent tells processes that can't be");
 }
 
@@ -74,12 +74,10 @@ fn a_list_without_end_is_cut() {
     let mut container = lied_to("processes-without-end");
     container.create();
 
-    let listed = container
-        .call(&["ps", "--format", "json", &container.id])
-        .ok();
+    let listed = container.call(&["ps", &container.id]).ok();
 
-    let pids: Vec<i32> = serde_json::from_str(&listed.out()).unwrap();
-    assert_eq!(pids.len(), 4096);
+    // Below the head.
+    assert_eq!(listed.out().lines().skip(1).count(), 4096);
     assert!(
         listed.err().contains("there may be more"),
         "{}",

@@ -138,6 +138,46 @@ fn each_verb_in_each_state() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// containerd's shim, podman and CRI-O tell by them that a container has ended, or is gone.
+#[test]
+fn refusals_have_the_words_that_engines_look_for() {
+    let mut container = Container::new(Bundle::new().shell("exec sleep 3600"));
+    let says = |container: &Container, verb: &[&str], words: &str| {
+        let _ = container
+            .call(&[verb, &[&container.id]].concat())
+            .fails_saying(words);
+    };
+    for verb in ["state", "start", "kill", "ps", "pause", "resume", "delete"] {
+        says(&container, &[verb], "container does not exist");
+    }
+    container.create();
+    let _ = container.start().ok();
+    let pid = container.state().pid;
+    says(
+        &container,
+        &["start"],
+        "cannot start an already running container",
+    );
+    says(&container, &["resume"], "container not paused");
+    says(&container, &["delete"], "that is not stopped: running");
+
+    let _ = container.kill("KILL").ok();
+    assert!(wait_for_death(pid, limit()));
+
+    says(
+        &container,
+        &["start"],
+        "cannot start a container that has stopped",
+    );
+    says(&container, &["kill"], "container not running");
+    says(&container, &["pause"], "container not running");
+    says(&container, &["resume"], "container not paused");
+    let stopped = container.exec(&["/bin/true"]);
+    let _ = stopped
+        .exits(255)
+        .fails_saying("cannot exec in a stopped container");
+}
+
 #[test]
 fn a_created_container_is_deleted_without_force() {
     let mut container = Container::new(Bundle::new());

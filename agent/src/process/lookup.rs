@@ -21,8 +21,8 @@ pub enum LookupError {
         /// Why.
         source: io::Error,
     },
-    /// The path is a directory's.
-    #[error("is a directory")]
+    /// The path is a directory's, for which execve(2) has `EACCES`: docker and podman end with 126 for that one's words.
+    #[error("is a directory: permission denied")]
     IsDirectory,
     /// This user may not execute the file.
     #[error("permission denied")]
@@ -94,7 +94,7 @@ mod tests {
             say("/nosuch", None),
             "stat /nosuch: no such file or directory"
         );
-        assert_eq!(say("/tmp", None), "is a directory");
+        assert_eq!(say("/tmp", None), "is a directory: permission denied");
         assert_eq!(say(&file.to_string_lossy(), None), "permission denied");
     }
 }

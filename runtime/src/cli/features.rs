@@ -5,6 +5,7 @@
 
 use std::process::ExitCode;
 
+use hull_runtime::config::ANNOTATION_PREFIX;
 use hull_runtime::spec::{self, supports, supports_value};
 use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
@@ -133,6 +134,8 @@ fn features() -> Value {
             "netDevices": { "enabled": supports("linux.netDevices") },
         },
         "annotations": { "io.hull.version": env!("CARGO_PKG_VERSION") },
+        // Those that change what hull does; one that ends with a dot stands for all that begin with it.
+        "potentiallyUnsafeConfigAnnotations": [ANNOTATION_PREFIX],
     })
 }
 
@@ -175,6 +178,10 @@ mod tests {
         assert!(actions.contains(&json!("SCMP_ACT_KILL_PROCESS")));
         assert!(!actions.contains(&json!("SCMP_ACT_NOTIFY")));
         assert_eq!(features["hooks"], json!(HOOKS));
+        assert_eq!(
+            features["potentiallyUnsafeConfigAnnotations"],
+            json!(["io.hull."])
+        );
         let options = features["mountOptions"].as_array().expect("a list");
         assert!(options.contains(&json!("rro")) && !options.contains(&json!("mand")));
     }

@@ -1,5 +1,8 @@
-//! Log lines: in the two forms that runc has, which is what engines read (containerd and podman take a failed
-//! command's message from the JSON lines of `--log`), and on a terminal in one for people.
+//! Log lines: in the two forms that runc has, which is what engines read (containerd, and podman for runtimes that it
+//! knows, take a failed command's message from the JSON lines of `--log`), and on a terminal in one for people.
+//!
+//! What a command failed of is on standard error in its own words, also where log lines go there: podman and docker
+//! put them into a sentence of theirs.
 //!
 //! Everything in this program and its libraries logs through the `log` crate; this is its one receiver.
 
@@ -65,10 +68,17 @@ pub fn init(global: &Global) -> Result<(), LoggingError> {
     Ok(())
 }
 
-/// Reports what a command failed of: in the log, and to the user where the log is a file.
+/// Reports what a command failed of: in the log if that is a file, and to the user.
 pub fn fatal(message: &str) {
-    log::error!("{message}");
-    if LOGGER.get().is_none_or(|logger| logger.file.is_some()) {
+    let Some(logger) = LOGGER.get() else {
+        return tell(message);
+    };
+    // The user sees the log, in a form that is no sentence.
+    let framed = logger.file.is_none() && matches!(logger.form, Form::Text);
+    if !framed {
+        log::error!("{message}");
+    }
+    if framed || logger.file.is_some() {
         tell(message);
     }
 }

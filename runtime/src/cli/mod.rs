@@ -152,8 +152,9 @@ enum Command {
     Pause(pause::Pause),
     /// Show a container's processes
     ///
-    /// Pids are those of the guest, where process 1 is hull's agent: neither the host's nor those that
-    /// the container itself sees. Users are numbers, start times are in UTC.
+    /// The table's pids are those of the guest, where process 1 is hull's agent: neither the host's nor those
+    /// that the container itself sees. Users are numbers, start times are in UTC. As JSON, the pids are the
+    /// host's: of the process that runs the container's VM, or waits for the container in another's.
     Ps(ps::Ps),
     /// Bring back a saved container: not supported yet
     Restore(checkpoint::NotYet),
@@ -275,10 +276,11 @@ fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Error> {
     }
 }
 
-/// In the form that engines parse: the first line ends with hull's version, the second names the spec's.
+/// In the form that engines parse: in the first line, which clap begins with `hull`, docker looks for the word
+/// "version"; the second names the spec's.
 fn version() -> String {
     format!(
-        "{}\nspec: {}",
+        "version {}\nspec: {}",
         env!("CARGO_PKG_VERSION"),
         hull_runtime::spec::OCI_VERSION
     )
@@ -313,6 +315,17 @@ mod tests {
         for none in [None, Some(""), Some("here")] {
             assert_eq!(root(none), Path::new("/run/hull"), "{none:?}");
         }
+    }
+
+    #[test]
+    fn docker_finds_the_version() {
+        let printed = Cli::command().version(version()).render_version();
+        let line = printed.lines().next().expect("a line");
+        let (name, version) = line.split_once("version").expect("the word");
+        assert_eq!(
+            (name.trim(), version.trim()),
+            ("hull", env!("CARGO_PKG_VERSION"))
+        );
     }
 
     #[test]

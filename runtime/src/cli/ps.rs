@@ -1,6 +1,9 @@
 //! `hull ps`: the processes of a container, as `ps -ef` would show them.
 //!
 //! There is no ps in the guest, and the host's can't look into it: the agent reads what is shown.
+//!
+//! Engines take the JSON for pids of the host: docker shows of the host's `ps` what has one of them (`docker top`),
+//! and the guest's may be those of processes that have nothing to do with the container. So they get the host's.
 
 use std::process::ExitCode;
 
@@ -16,7 +19,7 @@ use super::{Error, output};
 /// `hull ps`.
 #[derive(Debug, clap::Args)]
 pub struct Ps {
-    /// The form of the list: a table, or the pids as a JSON array
+    /// The form of the list: a table, or the pids that are the container's on the host as a JSON array
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     format: Format,
     /// The container's id
@@ -39,7 +42,7 @@ enum Format {
 
 const HEAD: [&str; 8] = ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"];
 
-/// Prints the list. A stopped container has no processes, which is no error.
+/// Prints the list. A stopped container has no processes, on the host either, which is no error.
 ///
 /// # Errors
 /// When there is no such container.
@@ -48,13 +51,11 @@ pub fn run(context: &Context, args: &Ps) -> Result<ExitCode, Error> {
         let text = format!("ps {option}: only -ef is supported, as there is no ps in the guest");
         return Err(Error::Usage(text));
     }
-    let processes = lifecycle::processes(context, &args.id.parse()?)?;
+    let id = args.id.parse()?;
     match args.format {
-        Format::Json => {
-            let pids: Vec<_> = processes.iter().map(|process| process.pid).collect();
-            output::json_line(&pids)?;
-        }
+        Format::Json => output::json_line(&lifecycle::host_pids(context, &id)?)?,
         Format::Table => {
+            let processes = lifecycle::processes(context, &id)?;
             let now = OffsetDateTime::now_utc();
             let rows: Vec<_> = processes.iter().map(|process| row(process, now)).collect();
             output::text(table(HEAD.map(str::to_owned), &rows))?;

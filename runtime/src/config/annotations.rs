@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{Config, keys};
 
 /// What hull's annotations begin with.
-const PREFIX: &str = "io.hull.";
+pub const PREFIX: &str = "io.hull.";
 
 /// An annotation that is not taken.
 #[derive(Debug, thiserror::Error)]

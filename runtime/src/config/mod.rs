@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use annotations::AnnotationError;
+pub use annotations::{AnnotationError, PREFIX as ANNOTATION_PREFIX};
 pub use file::ConfigError;
 
 use crate::types::Boot;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::hooks::Hooks;
 use super::network::disconnect_interfaces;
 use super::state::for_hook;
-use super::{Context, Error, ask_aside, damaged};
+use super::{Context, Error, Verb, WrongState, ask_aside, damaged};
 use crate::cgroup::HostCgroup;
 use crate::chain::chain;
 use crate::host::ProcessId;
@@ -65,8 +65,8 @@ fn delete_known(store: &Store, id: &ContainerId, force: bool) -> Result<(), Erro
         Status::Stopped | Status::Created => end(&state)?,
         Status::Creating | Status::Running | Status::Paused if force => end(&state)?,
         status => {
-            let (verb, id) = ("delete", id.clone());
-            return Err(Error::WrongState { verb, id, status });
+            let (verb, id) = (Verb::Delete, id.clone());
+            return Err(Error::WrongState(WrongState { verb, id, status }));
         }
     }
     destroy(dir, &state, force)

@@ -3,12 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::{ConsoleSocketError, HookError};
+use super::{ConsoleSocketError, HookError, WrongState};
 use crate::cgroup::CgroupError;
 use crate::config::ConfigError;
 use crate::sandbox::{AgentError, SandboxError};
 use crate::spec::SpecError;
-use crate::store::{Status, StoreError};
+use crate::store::StoreError;
 use crate::types::{ContainerId, IdError};
 
 /// A verb's failure. With [`chain`](crate::chain::chain), causes included, it is one line for the user.
@@ -30,15 +30,8 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The verb doesn't fit the container's state.
-    #[error("cannot {verb} container {id} that is {status}")]
-    WrongState {
-        /// What was asked for.
-        verb: &'static str,
-        /// Of which container.
-        id: ContainerId,
-        /// In what state it is.
-        status: Status,
-    },
+    #[error("{0}")]
+    WrongState(WrongState),
     /// A container that is to be joined is in the sandbox of another one itself.
     #[error("container {id} is in the sandbox of {sandbox}: name that one")]
     NotASandbox {

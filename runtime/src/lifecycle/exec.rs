@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use oci_spec::runtime::Process;
 
-use super::{Context, Error, allow};
+use super::{Context, Error, Verb, allow};
 use crate::chain::chain;
 use crate::sandbox::{Agent, AttachedStdio, BlockingAgent, Stdio};
 use crate::spec::SpecError;
@@ -31,7 +31,7 @@ pub fn find_for_exec(
 ) -> Result<Target, Error> {
     let dir = context.find(id)?;
     let state = dir.load()?;
-    allow("exec in", &state, &Status::WITH_PROCESSES)?;
+    allow(Verb::Exec, &state, &Status::WITH_PROCESSES)?;
     match state.status() {
         Status::Paused if !ignore_paused => Err(Error::Paused),
         _ => Ok(Target {

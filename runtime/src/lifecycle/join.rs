@@ -17,7 +17,7 @@ use super::create::{Create, Created, Terminal, commit, first_record, is_root, ru
 use super::delete::{leave, undo};
 use super::hooks::Hooks;
 use super::network::net_devices;
-use super::{Context, Error, allow, mount_points};
+use super::{Context, Error, Verb, WrongState, allow, mount_points};
 use crate::cgroup::{self, HostCgroup};
 use crate::chain::chain;
 use crate::host::ProcessId;
@@ -105,12 +105,14 @@ fn find(context: &Context, id: &ContainerId) -> Result<Target, Error> {
             sandbox: joined.sandbox.clone(),
         });
     }
-    let verb = "add a container to the sandbox of";
+    let verb = Verb::Join;
     allow(verb, &first, &Status::WITH_PROCESSES)?;
-    let vmm = first.sandbox.vmm.ok_or_else(|| Error::WrongState {
-        verb,
-        id: id.clone(),
-        status: Status::Stopped,
+    let vmm = first.sandbox.vmm.ok_or_else(|| {
+        Error::WrongState(WrongState {
+            verb,
+            id: id.clone(),
+            status: Status::Stopped,
+        })
     })?;
     Ok(Target {
         files: dir.own_sandbox(),

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::delete::kill_container;
-use super::{Context, Error, ask_aside, connect};
+use super::{Context, Error, Verb, WrongState, ask_aside, connect};
 use crate::chain::chain;
 use crate::host::ProcessId;
 use crate::store::{ContainerDir, State, Status};
@@ -50,11 +50,11 @@ fn not_running(id: &ContainerId, all: bool) -> Result<(), Error> {
     if all {
         return Ok(());
     }
-    Err(Error::WrongState {
-        verb: "signal",
+    Err(Error::WrongState(WrongState {
+        verb: Verb::Signal,
         id: id.clone(),
         status: Status::Stopped,
-    })
+    }))
 }
 
 /// Kills the container, and sees it end: by its guest if that does it in time. What the agent answers

@@ -21,6 +21,7 @@ mod pid_file;
 mod start;
 mod state;
 mod update;
+mod wrong_state;
 
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -34,12 +35,13 @@ pub use exec::{Execution, Target, exec, find_for_exec, own_process, without_labe
 pub use hooks::HookError;
 pub use kill::kill;
 pub use list::list;
-pub use observe::{Watched, processes, watch};
+pub use observe::{Watched, host_pids, processes, watch};
 pub use pause::{pause, resume};
 pub use pid_file::write as write_pid_file;
 pub use start::{Started, start, start_created};
 pub use state::{OciState, state};
 pub use update::update;
+pub use wrong_state::{Verb, WrongState};
 
 use crate::config::Settings;
 use crate::sandbox::{AgentError, BlockingAgent};
@@ -81,7 +83,7 @@ impl Context {
     fn lock(
         &self,
         id: &ContainerId,
-        verb: &'static str,
+        verb: Verb,
         allowed: &[Status],
     ) -> Result<(ContainerDir, State), Error> {
         let mut dir = self.find(id)?;
@@ -115,11 +117,11 @@ fn ask_aside(
 }
 
 /// Whether `verb` may be done to a container in this state.
-fn allow(verb: &'static str, state: &State, allowed: &[Status]) -> Result<(), Error> {
+fn allow(verb: Verb, state: &State, allowed: &[Status]) -> Result<(), Error> {
     let status = state.status();
     if allowed.contains(&status) {
         return Ok(());
     }
     let id = state.container.id.clone();
-    Err(Error::WrongState { verb, id, status })
+    Err(Error::WrongState(WrongState { verb, id, status }))
 }

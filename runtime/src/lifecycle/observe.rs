@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Context, Error, allow, connect};
+use super::{Context, Error, Verb, allow, connect};
 use crate::cgroup::HostCgroup;
 use crate::sandbox::{BlockingAgent, ProcessInfo};
 use crate::store::Status;
@@ -22,6 +22,16 @@ pub fn processes(context: &Context, id: &ContainerId) -> Result<Vec<ProcessInfo>
     Ok(agent.ask(|agent| agent.processes(id))?)
 }
 
+/// The host's processes that are the container's: the one that stands for it, which runs its VM or waits for it in
+/// another's. Those of the guest have numbers that on the host may be somebody else's.
+///
+/// # Errors
+/// When there is no such container.
+pub fn host_pids(context: &Context, id: &ContainerId) -> Result<Vec<i32>, Error> {
+    let pid = context.find(id)?.load()?.pid();
+    Ok(Some(pid).filter(|pid| *pid > 0).into_iter().collect())
+}
+
 /// A container whose statistics can be asked for.
 pub struct Watched {
     /// The container's id.
@@ -39,7 +49,7 @@ pub struct Watched {
 pub fn watch(context: &Context, id: &ContainerId) -> Result<Watched, Error> {
     let dir = context.find(id)?;
     let state = dir.load()?;
-    allow("watch", &state, &Status::WITH_PROCESSES)?;
+    allow(Verb::Watch, &state, &Status::WITH_PROCESSES)?;
     Ok(Watched {
         id: id.clone(),
         agent: connect(&dir, &state)?,

@@ -3,7 +3,7 @@
 //! The state says `paused` before the guest does, and until after it has resumed: whatever cuts the
 //! verb off in between, `resume` sets it right.
 
-use super::{Context, Error, connect};
+use super::{Context, Error, Verb, connect};
 use crate::sandbox::BlockingAgent;
 use crate::store::Status;
 use crate::types::ContainerId;
@@ -14,7 +14,7 @@ use crate::types::ContainerId;
 /// When it isn't created or running.
 pub fn pause(context: &Context, id: &ContainerId) -> Result<(), Error> {
     let allowed = [Status::Created, Status::Running];
-    let (dir, mut state) = context.lock(id, "pause", &allowed)?;
+    let (dir, mut state) = context.lock(id, Verb::Pause, &allowed)?;
     let sandbox = dir.sandbox_of(&state.container)?;
     state.container.paused = true;
     dir.save(&state.container)?;
@@ -33,7 +33,7 @@ pub fn pause(context: &Context, id: &ContainerId) -> Result<(), Error> {
 /// # Errors
 /// When it isn't paused.
 pub fn resume(context: &Context, id: &ContainerId) -> Result<(), Error> {
-    let (dir, mut state) = context.lock(id, "resume", &[Status::Paused])?;
+    let (dir, mut state) = context.lock(id, Verb::Resume, &[Status::Paused])?;
     connect(&dir, &state)?.ask(|agent| agent.resume(id))?;
     state.container.paused = false;
     Ok(dir.save(&state.container)?)

@@ -4,7 +4,7 @@ use super::delete::kill_container;
 use super::hooks::{HookContext, Hooks, Stage};
 use super::network::follow;
 use super::state::for_hook;
-use super::{Context, Error, connect};
+use super::{Context, Error, Verb, connect};
 use crate::chain::chain;
 use crate::sandbox::BlockingAgent;
 use crate::store::{ContainerDir, Phase, State, Status};
@@ -25,7 +25,7 @@ pub struct Started {
 /// # Errors
 /// When it is in another state; otherwise as [`start_created`].
 pub fn start(context: &Context, id: &ContainerId) -> Result<Started, Error> {
-    let (dir, mut state) = context.lock(id, "start", &[Status::Created])?;
+    let (dir, mut state) = context.lock(id, Verb::Start, &[Status::Created])?;
     let agent = connect(&dir, &state)?;
     start_created(&dir, &mut state, &agent)?;
     Ok(Started { dir, state, agent })

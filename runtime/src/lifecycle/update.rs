@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Context, Error, allow, connect};
+use super::{Context, Error, Verb, allow, connect};
 use crate::cgroup;
 use crate::spec::{self, SpecError};
 use crate::store::Status;
@@ -18,7 +18,7 @@ pub fn update(context: &Context, id: &ContainerId, changes: Value) -> Result<(),
     dir.lock()?;
     let state = dir.load()?;
     let config = (context.settings).for_container(&state.container.annotations)?;
-    allow("update", &state, &Status::WITH_PROCESSES)?;
+    allow(Verb::Update, &state, &Status::WITH_PROCESSES)?;
     let sandbox = &state.sandbox;
     let update = spec::update(&dir.load_config()?, sandbox.sizing, &config, changes)?;
     let limits = cgroup::Limits {
