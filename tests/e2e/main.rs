@@ -38,6 +38,7 @@ mod poor_hosts;
 mod privileges;
 mod process;
 mod rootless;
+mod rootless_engine;
 mod seccomp;
 mod selinux;
 mod starved;

@@ -22,7 +22,7 @@ pub enum CgroupError {
         /// What needs it.
         field: &'static str,
     },
-    /// An ordinary user has none.
+    /// Who isn't root of the host has none.
     #[error(
         "config.json: {field}: only a cgroup of the host can enforce it, and this user may make none \
          here; have one delegated to the user, or remove the field"

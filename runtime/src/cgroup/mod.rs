@@ -27,6 +27,7 @@ pub use fs::{MOUNT, is_cgroup2};
 
 use crate::chain::chain;
 use crate::config::Config;
+use crate::host::Privilege;
 use crate::types::ContainerId;
 use crate::types::Sizing;
 use limits::is_from_the_start;
@@ -44,7 +45,7 @@ pub struct HostCgroup {
 
 impl HostCgroup {
     /// The cgroup for a container. There is none where none is asked for and the host has no cgroup2, or
-    /// lets an ordinary user make none.
+    /// lets hull's user, who isn't its root, make none.
     ///
     /// # Errors
     /// When config.json asks for something that this host or this driver hasn't.
@@ -52,7 +53,7 @@ impl HostCgroup {
         spec: &Spec,
         id: &ContainerId,
         systemd: bool,
-        is_root: bool,
+        privilege: Privilege,
     ) -> Result<Option<Self>, CgroupError> {
         let linux = spec.linux().as_ref();
         let asked = Self::asked_for(spec);
@@ -66,7 +67,8 @@ impl HostCgroup {
             Some(Self::of_scope(Scope::of(asked, id)?))
         } else {
             let cgroup = Self::at(path::resolve(asked, id, &fs::own_path()?)?);
-            let may = asked.is_some() || is_root || fs::may_make(&cgroup.directory());
+            let may =
+                asked.is_some() || privilege.is_host_root() || fs::may_make(&cgroup.directory());
             may.then_some(cgroup)
         };
         match cgroup {
@@ -79,7 +81,7 @@ impl HostCgroup {
             None => {
                 let resources = linux.and_then(|linux| linux.resources().as_ref());
                 resources.map_or(Ok(()), without)?;
-                if is_root && resources.is_some() {
+                if privilege.is_host_root() && resources.is_some() {
                     log::warn!(
                         "there is no cgroup2 at {MOUNT}: linux.resources holds in the guest, and nothing \
                          limits the VM around it but the guest's memory and CPUs"

@@ -44,6 +44,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEn
 
 use hull_runtime::chain::chain;
 use hull_runtime::config::Settings;
+use hull_runtime::host::Privilege;
 use hull_runtime::lifecycle::Context;
 
 use error::Error;
@@ -287,8 +288,18 @@ fn version() -> String {
 }
 
 fn default_root() -> PathBuf {
-    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !rustix::process::geteuid().is_root());
-    root_below(own)
+    let is_root = is_system(Privilege::own(), std::env::var_os("USER"));
+    root_below(std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !is_root))
+}
+
+/// Whether /run is this user's: root of a user namespace is mostly an ordinary user whose engine has made it. But a
+/// container's whole system may run in one, and its root calls itself so.
+fn is_system(privilege: Privilege, user: Option<OsString>) -> bool {
+    match privilege {
+        Privilege::HostRoot => true,
+        Privilege::NamespaceRoot => user.is_some_and(|user| user == "root"),
+        Privilege::User => false,
+    }
 }
 
 /// Below an ordinary user's own directory, if it has one: one that isn't absolute counts as none, as the XDG
@@ -326,6 +337,17 @@ mod tests {
             (name.trim(), version.trim()),
             ("hull", env!("CARGO_PKG_VERSION"))
         );
+    }
+
+    #[test]
+    fn a_rootless_engines_user_is_no_root() {
+        let is_system = |privilege, user: Option<&str>| is_system(privilege, user.map(Into::into));
+        for user in [None, Some("tester"), Some("root")] {
+            assert!(is_system(Privilege::HostRoot, user));
+            assert!(!is_system(Privilege::User, user));
+            let is_root = user == Some("root");
+            assert_eq!(is_system(Privilege::NamespaceRoot, user), is_root);
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{Context, Error, console_socket, pid_file};
 use crate::cgroup::{HostCgroup, Limits};
 use crate::chain::chain;
 use crate::config::Config;
-use crate::host::{ProcessId, inherited};
+use crate::host::{Privilege, ProcessId, inherited};
 use crate::sandbox::{
     BlockingAgent, BootFiles, ChildProcess, ContainerEnds, GuestNetwork, HostTerminal, Launch,
     Lifeline, Sandbox, Streams, TerminalStreams, VmConfig, VmmDisk,
@@ -168,10 +168,11 @@ impl Planned {
         let config = context.settings.for_container(&bundle.annotations())?;
         let boot = config.boot().open()?;
         let filters = FilterCache::below(&context.root);
-        let plan = spec::plan(bundle, id.as_str(), "hull", &config, &filters, is_root())?;
+        let privilege = Privilege::own();
+        let plan = spec::plan(bundle, id.as_str(), "hull", &config, &filters, privilege)?;
         let spec = bundle.spec();
         let network = PlannedNetwork::of(&plan, spec, &config)?;
-        let cgroup = HostCgroup::of(spec, id, context.systemd_cgroup, is_root())?;
+        let cgroup = HostCgroup::of(spec, id, context.systemd_cgroup, privilege)?;
         Ok(Self {
             config,
             boot,
@@ -353,10 +354,6 @@ pub(super) fn first_record(request: &Create<'_>, joined: Option<Joined>) -> Cont
         annotations: bundle.annotations(),
         joined,
     }
-}
-
-pub(super) fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
 }
 
 /// The name of the user who runs this, as `list` shows it: as with runc, a number where /etc/passwd has none.

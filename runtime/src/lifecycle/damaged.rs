@@ -9,6 +9,7 @@ use super::delete::kill_process;
 use super::network::disconnect_interfaces;
 use crate::cgroup::HostCgroup;
 use crate::chain::chain;
+use crate::host::Privilege;
 use crate::sandbox::{Purpose, RunningProcess, SandboxError, remove_shares, running_processes};
 use crate::store::{ContainerDir, Store, StoreError};
 use crate::types::ContainerId;
@@ -82,8 +83,7 @@ pub fn of_store(store: &Store) -> Result<Vec<RunningProcess>, Error> {
 /// The cgroup that the kept config.json asks for, where that is readable. Others in it keep it.
 fn asked_for(dir: &ContainerDir) -> Option<HostCgroup> {
     let config = dir.load_config().ok()?;
-    let is_root = rustix::process::geteuid().is_root();
-    HostCgroup::of(&config, dir.id(), false, is_root).ok()?
+    HostCgroup::of(&config, dir.id(), false, Privilege::own()).ok()?
 }
 
 fn remove(mut dir: ContainerDir) -> Result<(), Error> {

@@ -51,9 +51,9 @@ pub enum Error {
         /// The sandbox.
         sandbox: ContainerId,
     },
-    /// An ordinary user would add a container to a sandbox.
+    /// Somebody who isn't root of the host would add a container to a sandbox.
     #[error(
-        "--sandbox: an ordinary user's VM takes no further container; create it with a sandbox of its own"
+        "--sandbox: without root of the host a VM takes no further container; create it with a sandbox of its own"
     )]
     JoinNeedsRoot,
     /// `exec` in a paused container, in runc's words.

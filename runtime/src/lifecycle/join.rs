@@ -13,14 +13,14 @@ use rustix::fs::{fstat, stat};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::console_socket::send_followed_terminal;
-use super::create::{Create, Created, Terminal, commit, first_record, is_root, run_create_hooks};
+use super::create::{Create, Created, Terminal, commit, first_record, run_create_hooks};
 use super::delete::{leave, undo};
 use super::hooks::Hooks;
 use super::network::net_devices;
 use super::{Context, Error, Verb, WrongState, allow, mount_points};
 use crate::cgroup::{self, HostCgroup};
 use crate::chain::chain;
-use crate::host::ProcessId;
+use crate::host::{Privilege, ProcessId};
 use crate::sandbox::{
     AgentError, AttachedStdio, BlockingAgent, ContainerEnds, GuestNetwork, Lifeline, Offer,
     SandboxError, StandIn, Stdio, add_shares, hand_disk,
@@ -129,14 +129,15 @@ fn plan(
     target: &Target,
     folder: &str,
 ) -> Result<Plan, Error> {
-    if !is_root() {
+    let privilege = Privilege::own();
+    if !privilege.is_host_root() {
         return Err(Error::JoinNeedsRoot);
     }
     let bundle = &request.bundle;
     let config = context.settings.for_container(&bundle.annotations())?;
     let filters = FilterCache::below(&context.root);
     // A disk stays in its VM when its container goes, and keeps its serial number: it is one that nobody has had.
-    let plan = spec::plan(bundle, folder, folder, &config, &filters, true)?;
+    let plan = spec::plan(bundle, folder, folder, &config, &filters, privilege)?;
     spec::fits(target.first.sandbox.sizing, &plan.resources, &config)?;
     let asks = [
         (

@@ -6,7 +6,8 @@
 //!
 //! Anybody can execute something with such arguments, and a VM's process in the wrong hands can rewrite its own. So
 //! root believes the arguments only where to look: whose process it is, the file says that it was given
-//! ([`handover`]). An ordinary user believes the processes of this user.
+//! ([`handover`]). Who isn't root of the host can't have such a file: an ordinary user believes the processes of this
+//! user, and root of a user namespace those of its own user that are in that namespace.
 
 use std::ffi::CString;
 use std::fs;
@@ -15,7 +16,7 @@ use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 
 use super::handover;
-use crate::host::ProcessId;
+use crate::host::{Privilege, ProcessId};
 use crate::store::StoreKey;
 use crate::types::ContainerId;
 
@@ -97,8 +98,8 @@ impl ProcessIdentity {
     }
 }
 
-/// The processes of a store's containers that run, whatever is left of the containers' folders. For an
-/// ordinary user, this user's.
+/// The processes of a store's containers that run, whatever is left of the containers' folders. For who isn't
+/// root of the host, this user's.
 ///
 /// # Errors
 /// When /proc can't be read.
@@ -118,11 +119,16 @@ fn look_at(pid: i32, store: StoreKey) -> Option<RunningProcess> {
     let process = ProcessId::of(pid).ok()?;
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let (mut id, mut purpose) = parse(&arguments, store)?;
-    let user = rustix::process::geteuid();
-    if user.is_root() {
-        let config = value(&arguments, CONFIG_FD)?.parse().ok()?;
-        (id, purpose) = parse(&handover::identity(pid, config).ok()?, store)?;
-    } else if fs::metadata(format!("/proc/{pid}")).ok()?.uid() != user.as_raw() {
+    let is_believed = match Privilege::own() {
+        Privilege::HostRoot => {
+            let config = value(&arguments, CONFIG_FD)?.parse().ok()?;
+            (id, purpose) = parse(&handover::identity(pid, config).ok()?, store)?;
+            true
+        }
+        Privilege::NamespaceRoot => is_own_users(pid)? && is_in_own_user_namespace(pid)?,
+        Privilege::User => is_own_users(pid)?,
+    };
+    if !is_believed {
         return None;
     }
     Some(RunningProcess {
@@ -130,6 +136,20 @@ fn look_at(pid: i32, store: StoreKey) -> Option<RunningProcess> {
         process,
         purpose,
     })
+}
+
+/// Whether a process is one of this process's user.
+fn is_own_users(pid: i32) -> Option<bool> {
+    let process = fs::metadata(format!("/proc/{pid}")).ok()?;
+    Some(process.uid() == rustix::process::geteuid().as_raw())
+}
+
+fn is_in_own_user_namespace(pid: i32) -> Option<bool> {
+    let namespace = |process: &str| {
+        let file = fs::metadata(format!("/proc/{process}/ns/user")).ok()?;
+        Some((file.dev(), file.ino()))
+    };
+    Some(namespace(&pid.to_string())? == namespace("self")?)
 }
 
 /// The words after the program's name.
@@ -232,8 +252,8 @@ mod tests {
         drop(file);
 
         let mut found = running(key).expect("/proc");
-        // An ordinary user's processes are all this user's.
-        if !rustix::process::geteuid().is_root() {
+        // Others' processes are all this user's.
+        if !Privilege::own().is_host_root() {
             found.retain(|one| one.process.pid != impostor.id().cast_signed());
         }
         impostor.kill().expect("killed");

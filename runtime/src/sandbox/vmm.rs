@@ -35,6 +35,7 @@ use super::{
     stdio,
 };
 use crate::chain::chain;
+use crate::host::Privilege;
 use crate::spec::Network;
 
 /// The guest's context id: any above the reserved ones, for each VM has a muxer of its own.
@@ -145,9 +146,10 @@ fn assemble(
     let (console, messages) =
         hear(&vm, ends.console).map_err(io_error("replace standard error"))?;
     let mut machine = load_machine(&vm)?;
-    let identity = match ends.user_namespace {
-        Some(_) => Identity::Unchanged,
-        None => Identity::unique_user()?,
+    // Elsewhere there is no id that nobody else has.
+    let identity = match Privilege::own() {
+        Privilege::HostRoot => Identity::unique_user()?,
+        Privilege::NamespaceRoot | Privilege::User => Identity::Unchanged,
     };
     let (fs, task_dir) = share(&mut vm, ends.user_namespace, open_files)?;
     let fs = Arc::new(Mutex::new(fs));
@@ -337,8 +339,8 @@ fn join(VmmConfig { vm, ends }: &VmmConfig) -> Result<(), VmmError> {
     }
     if let Some(score) = vm.oom_score_adj {
         match std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
-            // An ordinary user may not lower it, and can't be helped.
-            Err(e) if ends.user_namespace.is_some() => log::debug!("oom_score_adj: {e}"),
+            // Nobody but the host's root may lower it.
+            Err(e) if !Privilege::own().is_host_root() => log::debug!("oom_score_adj: {e}"),
             other => other.map_err(VmmError::OomScore)?,
         }
     }

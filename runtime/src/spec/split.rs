@@ -32,6 +32,7 @@ use super::sizing::Host;
 use super::user_namespace::{self, UserNamespace};
 use super::{Bundle, FilterCache, MemoryPolicy, Network, SpecError, bind, network};
 use crate::config::Config;
+use crate::host::Privilege;
 use crate::types::Sizing;
 
 /// What is done about a bundle.
@@ -97,9 +98,9 @@ pub struct GuestSpec {
     pub seccomp: Option<SeccompFilter>,
 }
 
-/// Splits a bundle for a container whose shares are to be in this folder of the VM's tree, one path component. `is_root` says whether
-/// hull's user is root, of the host or of a user namespace; `filters` may have its seccomp profile compiled. The serial
-/// numbers of its disks begin with `serials`, up to 16 characters: no two disks of a VM may have the same.
+/// Splits a bundle for a container whose shares are to be in this folder of the VM's tree, one path component.
+/// `privilege` is that of hull's user; `filters` may have its seccomp profile compiled. The serial numbers of its disks
+/// begin with `serials`, up to 16 characters: no two disks of a VM may have the same.
 ///
 /// # Errors
 /// When the source of a bind mount or a block device can't be opened, or is of a kind that can't be
@@ -110,17 +111,18 @@ pub fn plan(
     serials: &str,
     config: &Config,
     filters: &FilterCache,
-    is_root: bool,
+    privilege: Privilege,
 ) -> Result<Plan, SpecError> {
     let mut guest = bundle.spec.clone();
-    let user_namespace = match is_root {
+    let user_namespace = match privilege.is_some_root() {
         true => None,
         false => Some(user_namespace::take(&mut guest)?),
     };
     let resources = resources(&bundle.spec);
     let sizing = Sizing::of(resources, Host::read(), config);
 
-    let locked = !is_root || has_user_namespace(&bundle.spec);
+    // So it is with the mounts that a user namespace's mount namespace has from the host's.
+    let locked = !privilege.is_host_root() || has_user_namespace(&bundle.spec);
     let (root, root_options) = share_root(bundle, folder, locked)?;
     guest.set_root(Some(guest_root(&bundle.spec, folder)));
     let mut disks = Disks::of(&bundle.spec, serials);

@@ -17,10 +17,12 @@ use super::split::Plan;
 use super::{Bundle, FilterCache, SpecError, load};
 use crate::chain::chain;
 use crate::config::Config;
+use crate::host::Privilege;
 
 fn plan(bundle: &Bundle, id: &str) -> Result<Plan, SpecError> {
     let filters = FilterCache::below(&bundle.path().join("hull"));
-    super::plan(bundle, id, "hull", &Config::default(), &filters, true)
+    let root = Privilege::HostRoot;
+    super::plan(bundle, id, "hull", &Config::default(), &filters, root)
 }
 
 /// The least that is a config.json.

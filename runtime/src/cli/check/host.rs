@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use hull_runtime::cgroup;
 use hull_runtime::chain::chain;
+use hull_runtime::host::Privilege;
 use hull_runtime::lifecycle::Context;
 use hull_vmm::jail::userns::{self, IdMap};
 use hull_vmm::kvm::{self, ProbeOutcome};
@@ -144,15 +145,15 @@ fn guest_files(context: &Context) -> Finding {
 }
 
 fn user() -> Finding {
-    let uid = rustix::process::geteuid();
-    if uid.is_root() {
-        Finding::ok("user", "root")
-    } else {
-        let uid = uid.as_raw();
-        let found =
-            format!("uid {uid}: containers must have a user namespace (`hull spec --rootless`)");
-        Finding::ok("user", found)
-    }
+    let found = match Privilege::own() {
+        Privilege::HostRoot => "root".to_owned(),
+        Privilege::NamespaceRoot => "root of a user namespace".to_owned(),
+        Privilege::User => {
+            let uid = rustix::process::geteuid().as_raw();
+            format!("uid {uid}: containers must have a user namespace (`hull spec --rootless`)")
+        }
+    };
+    Finding::ok("user", found)
 }
 
 fn kernel() -> Finding {
@@ -176,10 +177,9 @@ fn version(release: &str) -> Option<(u32, u32)> {
 }
 
 fn namespaces() -> Finding {
-    if rustix::process::geteuid().is_root() {
-        mount_namespace()
-    } else {
-        user_namespace()
+    match Privilege::own().is_some_root() {
+        true => mount_namespace(),
+        false => user_namespace(),
     }
 }
 
