@@ -41,6 +41,19 @@ impl Bundle {
         Ok(bundle)
     }
 
+    /// Has the container in the network namespace of this path.
+    pub fn join_network(&self, namespace: &Path) -> Result<()> {
+        let file = self.path.join("config.json");
+        let json = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+        let mut config: Value = serde_json::from_slice(&json).context("read config.json")?;
+        let namespaces = config["linux"]["namespaces"].as_array_mut();
+        let network = namespaces
+            .and_then(|all| all.iter_mut().find(|one| one["type"] == "network"))
+            .context("config.json has no network namespace")?;
+        network["path"] = json!(namespace);
+        Self::with_config(self.path.clone(), &config).map(drop)
+    }
+
     fn with_config(path: PathBuf, config: &Value) -> Result<Self> {
         std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
         let file = path.join("config.json");

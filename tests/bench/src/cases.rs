@@ -8,7 +8,9 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
 use crate::bundle::Bundle;
+use crate::engine::{self, Kind};
 use crate::memory::{self, Footprint};
+use crate::network;
 use crate::process::Handle;
 use crate::report::{Measurement, Unit};
 use crate::runtime::Runtime;
@@ -26,6 +28,16 @@ pub enum Case {
     GuestReady,
     /// `exec` of /bin/true, and the memory of the idle container that it is done in
     ExecTrue,
+    /// Throughput and latency of TCP over a veth; of hull with vhost-net
+    Network,
+    /// The same without vhost-net; hull's alone
+    NetworkUserSpace,
+    /// `run` of /bin/true in a network namespace with one interface
+    RunNetwork,
+    /// `podman run --rm` of /bin/true, without a network and with a bridge
+    PodmanRun,
+    /// The same of docker
+    DockerRun,
     /// The bytes of the binary
     Install,
 }
@@ -51,6 +63,19 @@ impl Case {
                 let bundle = Bundle::write(work, rootfs, &["/bin/sleep", "3600"])?;
                 idle(runtime, &bundle, repeats)
             }
+            Self::Network => network::measure(runtime, ("", &[]), (work, rootfs), repeats),
+            Self::NetworkUserSpace => {
+                let config = work.join("hull.toml");
+                std::fs::create_dir_all(work)
+                    .and_then(|()| std::fs::write(&config, "vhost_net = false\n"))
+                    .with_context(|| format!("write {}", config.display()))?;
+                let config = config.display().to_string();
+                let options = (" (no vhost)", &["--config", &config][..]);
+                network::measure(runtime, options, (work, rootfs), repeats)
+            }
+            Self::RunNetwork => network::measure_run(runtime, &briefly()?, repeats),
+            Self::PodmanRun => engine::measure(Kind::Podman, runtime, (work, rootfs), repeats),
+            Self::DockerRun => engine::measure(Kind::Docker, runtime, (work, rootfs), repeats),
             Self::Install => install(runtime),
         }
     }

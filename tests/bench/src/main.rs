@@ -7,11 +7,14 @@
 
 mod bundle;
 mod cases;
+mod engine;
 mod memory;
+mod network;
 mod process;
 mod report;
 mod runtime;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -30,6 +33,9 @@ enum Cli {
     Measure(MeasureArgs),
     /// Join what was measured into a report, and print its table
     Report(ReportArgs),
+    /// What `measure` runs in a container: do what the driver at this address says
+    #[command(hide = true)]
+    Peer { driver: SocketAddr },
 }
 
 #[derive(Debug, Args)]
@@ -77,6 +83,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse() {
         Cli::Measure(args) => measure(&args),
         Cli::Report(args) => report(&args),
+        Cli::Peer { driver } => network::run_peer(driver),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

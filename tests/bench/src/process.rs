@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Runs `command`, for at most `limit`, with its output in the file `log`, and returns the time from
@@ -40,7 +40,7 @@ pub fn time(command: &mut Command, log: &Path, limit: Duration) -> Result<Durati
 }
 
 /// The last bytes of a log, on one line.
-fn tail(log: &Path) -> String {
+pub fn tail(log: &Path) -> String {
     let mut text = String::new();
     if let Ok(mut file) = File::open(log) {
         // what isn't text is no message
@@ -73,6 +73,23 @@ impl Handle {
                 .parse()
                 .with_context(|| format!("{} holds no pid: {text:?}", path.display()))?,
         )
+    }
+
+    /// Waits, for at most `limit`, until `listener` has a connection. That the process ends first is an error.
+    pub fn wait_for(&self, listener: &impl AsFd, limit: Duration) -> Result<()> {
+        let timeout = Timespec::try_from(limit).context("turn the time limit into a timespec")?;
+        let mut fds = [
+            PollFd::new(listener, PollFlags::IN),
+            PollFd::new(&self.0, PollFlags::IN),
+        ];
+        let ready = poll(&mut fds, Some(&timeout)).context("wait for a connection")?;
+        ensure!(
+            ready > 0,
+            "timed out after {} s waiting for a connection",
+            limit.as_secs_f64()
+        );
+        ensure!(!fds[0].revents().is_empty(), "the process has ended");
+        Ok(())
     }
 
     /// Waits, for at most `limit`, until the process has ended.

@@ -20,6 +20,12 @@ pub enum Unit {
     /// Bytes.
     #[serde(rename = "B")]
     Bytes,
+    /// Bytes in a second: more is better.
+    #[serde(rename = "B/s")]
+    BytesPerSecond,
+    /// Seconds from a request to its answer.
+    #[serde(rename = "s/request")]
+    SecondsPerRequest,
 }
 
 impl Unit {
@@ -27,7 +33,7 @@ impl Unit {
     fn least(self) -> f64 {
         match self {
             Self::Seconds => 0.001,
-            Self::Bytes => 0.0,
+            Self::Bytes | Self::BytesPerSecond | Self::SecondsPerRequest => 0.0,
         }
     }
 
@@ -35,6 +41,8 @@ impl Unit {
         match self {
             Self::Seconds => format!("{value:.3} s"),
             Self::Bytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
+            Self::BytesPerSecond => format!("{:.0} MiB/s", value / f64::from(1 << 20)),
+            Self::SecondsPerRequest => format!("{:.0} µs", value * 1e6),
         }
     }
 }
@@ -44,6 +52,9 @@ impl Unit {
 pub struct Measurement {
     case: String,
     runtime: String,
+    /// The case of the baseline that this is compared with, where it isn't the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    beside: Option<String>,
     unit: Unit,
     /// The median, where there are several.
     value: f64,
@@ -57,11 +68,17 @@ pub struct Measurement {
 impl Measurement {
     /// A figure that was measured several times.
     pub fn times(case: &str, runtime: &str, times: &[Duration]) -> Self {
-        let values: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
+        let values = times.iter().map(Duration::as_secs_f64).collect();
+        Self::values(case, runtime, Unit::Seconds, values)
+    }
+
+    /// The same, of any unit.
+    pub fn values(case: &str, runtime: &str, unit: Unit, values: Vec<f64>) -> Self {
         Self {
             case: case.into(),
             runtime: runtime.into(),
-            unit: Unit::Seconds,
+            beside: None,
+            unit,
             value: median(&values),
             values,
             phases: BTreeMap::new(),
@@ -71,15 +88,13 @@ impl Measurement {
     /// A figure that was measured once.
     #[allow(clippy::cast_precision_loss)] // bytes of memory and of files stay far below 2^53
     pub fn once(case: &str, runtime: &str, unit: Unit, value: u64) -> Self {
-        let value = value as f64;
-        Self {
-            case: case.into(),
-            runtime: runtime.into(),
-            unit,
-            value,
-            values: vec![value],
-            phases: BTreeMap::new(),
-        }
+        Self::values(case, runtime, unit, vec![value as f64])
+    }
+
+    /// The same, to be compared with this case of the baseline.
+    pub fn beside(self, case: &str) -> Self {
+        let beside = (self.case != case).then(|| case.to_owned());
+        Self { beside, ..self }
     }
 
     /// The same with its parts.
@@ -171,6 +186,16 @@ impl Report {
     }
 }
 
+impl Report {
+    /// The baseline's value of the other case with which this one is compared, if it is.
+    fn baseline(&self, case: &str) -> Option<f64> {
+        let compared = self.results.iter().find(|result| result.case == case)?;
+        let beside = compared.beside.as_ref()?;
+        let is_base = |result: &&Measurement| result.runtime == BASELINE && result.case == *beside;
+        self.results.iter().find(is_base).map(|result| result.value)
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut runtimes: Vec<&str> = Vec::new();
@@ -184,17 +209,18 @@ impl fmt::Display for Report {
             "clock: {}; host: {}; in brackets: times {BASELINE}'s",
             self.clock, self.host
         )?;
-        write!(f, "{:<18}", "")?;
+        write!(f, "{:<27}", "")?;
         for runtime in &runtimes {
             write!(f, "{runtime:>20}")?;
         }
         writeln!(f)?;
         for (label, unit, values) in self.rows() {
-            write!(f, "{label:<18}")?;
+            write!(f, "{label:<27}")?;
+            let base = self.baseline(&label).or(values.get(BASELINE).copied());
             for runtime in &runtimes {
-                let cell = match (values.get(runtime), values.get(BASELINE)) {
+                let cell = match (values.get(runtime), base) {
                     (None, _) => "-".to_owned(),
-                    (Some(value), Some(base)) if *base > unit.least() => {
+                    (Some(value), Some(base)) if base > unit.least() => {
                         format!("{} ({:.2})", unit.show(*value), value / base)
                     }
                     (Some(value), _) => format!("{}       ", unit.show(*value)),

@@ -80,14 +80,16 @@ impl Runtime {
         process::time(command, &self.log(), self.limit)
     }
 
+    /// The command `run`; `global` are options before the verb.
+    pub fn run_command(&self, global: &[&str], bundle: &Bundle, id: &str) -> Command {
+        let mut command = self.command(global, "run");
+        command.arg("--bundle").arg(&bundle.path).arg(id);
+        command
+    }
+
     /// `run`, to the end of the container; `global` are options before the verb.
     pub fn run(&self, global: &[&str], bundle: &Bundle, id: &str) -> Result<Duration> {
-        self.time(
-            self.command(global, "run")
-                .arg("--bundle")
-                .arg(&bundle.path)
-                .arg(id),
-        )
+        self.time(&mut self.run_command(global, bundle, id))
     }
 
     /// `create`, with the pid in [`Self::pid_file`].
