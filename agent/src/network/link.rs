@@ -81,8 +81,8 @@ pub enum Change<'a> {
     Up(bool),
     /// Whether it resolves neighbours (by ARP, for IPv4).
     Arp(bool),
-    /// Its network namespace. The kernel gives it a name there that is free.
-    Namespace(BorrowedFd<'a>),
+    /// Its network namespace, and its name there. Without one, the kernel gives it one that is free.
+    Namespace(BorrowedFd<'a>, Option<&'a str>),
 }
 
 /// Changes a link of the socket's namespace.
@@ -98,10 +98,11 @@ pub fn change(socket: &mut Rtnetlink, index: u32, change: Change<'_>) -> Result<
         Change::Mtu(mtu) => request.set(libc::IFLA_MTU, mtu.to_ne_bytes().to_vec()),
         Change::Up(up) => request.set_flag(LinkFlags::Up, up),
         Change::Arp(arp) => request.set_flag(LinkFlags::Noarp, !arp),
-        Change::Namespace(namespace) => {
+        Change::Namespace(namespace, name) => {
             let fd = namespace.as_raw_fd().to_ne_bytes();
             request.set(libc::IFLA_NET_NS_FD, fd.to_vec());
-            request.set(libc::IFLA_IFNAME, null_terminated(ANY_NAME));
+            let name = name.unwrap_or(ANY_NAME);
+            request.set(libc::IFLA_IFNAME, null_terminated(name));
         }
     }
     socket.request(libc::RTM_SETLINK, 0, &request)

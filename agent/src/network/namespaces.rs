@@ -104,16 +104,31 @@ impl<'a> Namespaces<'a> {
         events
     }
 
-    /// Moves a link from the guest's own namespace to the container's, if that is another.
+    /// Moves a link from the guest's own namespace to the container's, if that is another. It has this name there,
+    /// if that is free: a change of the name takes the kernel as long as the move.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn move_to_container(&mut self, index: u32) -> Result<(), Refusal> {
+    pub fn move_to_container(&mut self, index: u32, name: &str) -> Result<(), Refusal> {
         let Some(guest) = &mut self.guest else {
             return Ok(());
         };
-        let change = Change::Namespace(guest.container);
-        link::change(&mut guest.socket, index, change)
+        let namesakes = link::find(&mut self.container, |link| link.name == name)?;
+        let mut change = |name| {
+            let change = Change::Namespace(guest.container, name);
+            link::change(&mut guest.socket, index, change)
+        };
+        if !namesakes.is_empty() {
+            return change(None);
+        }
+        match change(Some(name)) {
+            // The container has taken the name since: the link was moved before that was seen, or it wasn't.
+            Err(refusal) if refusal.is(libc::EEXIST) => match change(None) {
+                Err(refusal) if refusal.is(libc::ENODEV) => Ok(()),
+                moved => moved,
+            },
+            moved => moved,
+        }
     }
 
     /// Moves a link of the container's namespace to the guest's own. If they are the same, it is only set down.
@@ -122,7 +137,7 @@ impl<'a> Namespaces<'a> {
     /// When the kernel refuses.
     pub fn move_to_guest(&mut self, index: u32) -> Result<(), Refusal> {
         let change = match &self.guest {
-            Some(guest) => Change::Namespace(guest.namespace.as_fd()),
+            Some(guest) => Change::Namespace(guest.namespace.as_fd(), None),
             None => Change::Up(false),
         };
         link::change(&mut self.container, index, change)

@@ -83,7 +83,7 @@ impl Nic {
         }
         let moving = format!("{field}: move {} to the container", link.name);
         namespaces
-            .move_to_container(link.index)
+            .move_to_container(link.index, &interface.name)
             .map_err(Error::refused(moving))?;
         // Its index and name may be others there.
         let moved = link::find(&mut namespaces.container, |other| is_same(&link, other));

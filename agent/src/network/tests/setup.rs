@@ -277,6 +277,6 @@ pub fn move_nic(from: &Namespace, to: &Namespace) {
         let mut socket = Rtnetlink::open().expect("a socket");
         let links = link::find(&mut socket, |link| link.mac == bytes(MAC)).expect("a list");
         let index = links.first().expect("the NIC").index;
-        link::change(&mut socket, index, Change::Namespace(to.fd.as_fd())).expect("moved");
+        link::change(&mut socket, index, Change::Namespace(to.fd.as_fd(), None)).expect("moved");
     });
 }
