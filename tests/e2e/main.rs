@@ -32,6 +32,7 @@ mod mount_options;
 mod mounts;
 mod namespaces;
 mod network;
+mod network_changes;
 mod notify;
 mod overlays;
 mod poor_hosts;

@@ -11,12 +11,12 @@ use crate::namespaces::{joining, network};
 
 /// What an engine makes: a namespace for the container, whose eth0 is a veth to another namespace, where somebody
 /// answers at 10.88.0.1 and fd00:88::1.
-struct Engine {
+pub(crate) struct Engine {
     /// Its namespace for the container.
-    inside: Running,
+    pub inside: Running,
     path: String,
     /// Where the other end of the veth is.
-    outside: Running,
+    pub outside: Running,
 }
 
 /// The container's end, by a script in the container's namespace. `$outside` is the pid of who has the other's.
@@ -41,7 +41,7 @@ ip -o addr show eth0; ip route; ip -6 route; ip neigh
 ping -c 1 -W 20 10.88.0.1; ping -c 1 -W 20 fd00:88::1";
 
 /// Runs a script in the network namespace of a process.
-fn inside(pid: impl std::fmt::Display, script: &str) -> String {
+pub(crate) fn inside(pid: impl std::fmt::Display, script: &str) -> String {
     shell(&within(&pid.to_string(), "-n", script))
 }
 
@@ -55,7 +55,7 @@ fn outside() -> Running {
 }
 
 impl Engine {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with("")
     }
 
@@ -71,7 +71,7 @@ impl Engine {
     }
 
     /// A bundle for a container that joins the namespace, and may ping.
-    fn bundle(&self) -> Bundle {
+    pub fn bundle(&self) -> Bundle {
         joining(&self.path).add_capability("CAP_NET_RAW")
     }
 

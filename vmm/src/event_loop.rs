@@ -14,6 +14,10 @@ pub trait Subscriber: MutEventSubscriber + Send {
     /// The descriptors that it needs in the thread that serves it. All others are closed in that
     /// thread (see [`jail::confine`](crate::jail::confine)).
     fn descriptors(&self) -> Vec<RawFd>;
+
+    /// Has the loop watch nothing of it any more, and stops what it does: it is about to be dropped
+    /// while the loop goes on. Only for what can be removed from its loop.
+    fn unwatch(&mut self, _: &mut EventOps<'_>) {}
 }
 
 type SharedSubscriber = Arc<Mutex<dyn Subscriber>>;

@@ -34,6 +34,9 @@ use limits::is_from_the_start;
 pub use limits::needs_host;
 use systemd::Scope;
 
+/// The most processes that hull has in a VM's cgroup.
+const OWN_PROCESSES: usize = 2;
+
 /// A cgroup that is a VM's own; there or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostCgroup {
@@ -135,6 +138,14 @@ impl HostCgroup {
         Path::new(MOUNT).join(relative)
     }
 
+    /// Opens its directory, for a further process of hull's to be born in it.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn open(&self) -> Result<File, CgroupError> {
+        fs::open(&self.directory())
+    }
+
     /// Whether systemd makes it, around a process that is there.
     pub fn is_scope(&self) -> bool {
         self.scope.is_some()
@@ -228,12 +239,12 @@ impl HostCgroup {
         Ok(values)
     }
 
-    /// Lifts the limits of CPU time, where the VM is alone in it: a process that is killed needs some to end, and on
+    /// Lifts the limits of CPU time, where the VM is alone in it, but for its network follower: a process that is killed needs some to end, and on
     /// a busy host what a container may have is too little for it to end soon.
     pub fn lift_cpu_limits(&self) {
         let directory = self.directory();
         let count = fs::count_processes(&directory, &self.path);
-        if count.is_ok_and(|count| count <= 1) {
+        if count.is_ok_and(|count| count <= OWN_PROCESSES) {
             for (file, value) in [("cpu.max", "max"), ("cpu.idle", "0"), ("cpu.weight", "100")] {
                 // Where there is no such limit, there is no such file.
                 let _ = std::fs::write(directory.join(file), value);

@@ -1,12 +1,12 @@
-//! `hull vmm` and `hull stand-in`: the processes that stay for a container, not for users. `create` starts them with
-//! everything they need in inherited file descriptors.
+//! `hull vmm`, `hull stand-in` and `hull follow`: the processes that stay for a container, not for users. `create` and
+//! `start` start them with everything they need in inherited file descriptors.
 
 use std::os::fd::RawFd;
 use std::process::ExitCode;
 
 use hull_runtime::sandbox;
 
-/// What both are told. All but the last is read by people, and by `sandbox::search`.
+/// What all are told. All but the last is read by people, and by `sandbox::search`.
 #[derive(Debug, clap::Args)]
 struct OfContainer {
     /// The container, so that `ps` on the host shows it, and `delete` finds it without a state
@@ -46,6 +46,18 @@ pub struct StandIn {
     #[arg(long)]
     #[allow(dead_code)]
     folder: String,
+}
+
+/// `hull follow`.
+#[derive(Debug, clap::Args)]
+pub struct Follow {
+    #[command(flatten)]
+    of: OfContainer,
+}
+
+/// Has the VM's network follow the host's to its end.
+pub fn follow(args: &Follow) -> ExitCode {
+    sandbox::run_follower(args.of.config_fd)
 }
 
 /// Runs the VM to its end.

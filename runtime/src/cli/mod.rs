@@ -177,6 +177,9 @@ enum Command {
     /// The process that stands for a container in another's sandbox; `create` starts it
     #[command(hide = true)]
     StandIn(hidden::StandIn),
+    /// The process that has a VM's network follow the host's; `start` starts it
+    #[command(hide = true)]
+    Follow(hidden::Follow),
     /// The process that runs a VM; `create` starts it
     #[command(hide = true)]
     Vmm(hidden::Vmm),
@@ -213,6 +216,7 @@ pub fn run() -> ExitCode {
     match command {
         Command::Vmm(args) => return hidden::vmm(&args),
         Command::StandIn(args) => return hidden::stand_in(&args),
+        Command::Follow(args) => return hidden::follow(&args),
         _ => {}
     }
     if let Err(e) = logging::init(&global) {
@@ -273,6 +277,7 @@ fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Error> {
         Command::State(args) => state::run(context, &args),
         Command::Update(args) => update::run(context, &args),
         Command::StandIn(args) => Ok(hidden::stand_in(&args)),
+        Command::Follow(args) => Ok(hidden::follow(&args)),
         Command::Vmm(args) => Ok(hidden::vmm(&args)),
     }
 }

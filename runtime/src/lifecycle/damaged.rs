@@ -6,7 +6,7 @@
 
 use super::Error;
 use super::delete::kill_process;
-use super::network::disconnect_interfaces;
+use super::network::{disconnect_interfaces, end_follower};
 use crate::cgroup::HostCgroup;
 use crate::chain::chain;
 use crate::host::Privilege;
@@ -30,7 +30,8 @@ pub fn delete(store: &Store, id: &ContainerId) -> Result<(), Error> {
     if let Some(vmm) = remains.vmm {
         kill_process(vmm, remains.cgroup.as_ref())?;
     }
-    disconnect_interfaces(remains.network.as_ref())?;
+    end_follower(remains.network.as_ref())?;
+    disconnect_interfaces(remains.network.as_ref(), &dir.own_sandbox())?;
     let cgroup = match remains.cgroup {
         None if !ended => asked_for(&dir),
         cgroup => cgroup,

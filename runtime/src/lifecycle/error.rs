@@ -82,9 +82,9 @@ pub enum Error {
         #[source]
         source: crate::network::Error,
     },
-    /// A tap without a queue, which isn't made.
-    #[error("the host's kernel has made a tap without a queue")]
-    NoQueue,
+    /// An interface that the VM can't have.
+    #[error(transparent)]
+    Nic(#[from] crate::sandbox::NicError),
     /// A hook of config.json.
     #[error(transparent)]
     Hook(#[from] HookError),

@@ -2,7 +2,7 @@
 
 use super::state::OciState;
 use super::{Context, Error, damaged};
-use crate::sandbox::RunningProcess;
+use crate::sandbox::{Purpose, RunningProcess};
 use crate::store::{Store, StoreError};
 use crate::types::ContainerId;
 
@@ -13,7 +13,8 @@ use crate::types::ContainerId;
 pub fn list(context: &Context) -> Result<Vec<OciState>, Error> {
     let store = context.store()?;
     // First: whose folder is gone afterwards runs without one.
-    let processes = damaged::of_store(&store)?;
+    let mut processes = damaged::of_store(&store)?;
+    processes.retain(|running| running.purpose != Purpose::NetworkFollower);
     let listed = store.list()?;
     let mut states: Vec<OciState> = listed.states.into_iter().map(OciState::from).collect();
     states.extend(unreadable(&store, listed.damaged, &processes));

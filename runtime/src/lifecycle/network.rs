@@ -3,32 +3,31 @@
 //!
 //! Engines do their part at different times: before `create` (podman, CNI plugins), in hooks of `create` (docker up to
 //! 25), or between `create` and `start`, by the pid that `state` names (docker since 26, podman with user namespaces).
-//! So the namespace is looked into at the end of `create`, and again at `start` if it is the VM process's own.
+//! So the namespace is looked into at the end of `create`, and again at `start` if it is the VM process's own. What
+//! comes later is a process's to follow that `start` leaves ([`crate::sandbox::Follower`]).
 
-use std::fs::File;
+use std::collections::HashSet;
 use std::io;
-use std::num::NonZeroU16;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::OwnedFd;
 
 use oci_spec::runtime::{LinuxNetDevice, Spec};
 use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 
 use super::Error;
+use super::delete::kill_process;
 use super::hooks::{Hooks, Stage};
+use crate::cgroup::HostCgroup;
+use crate::chain::chain;
 use crate::config::Config;
-use crate::network::{Interface, Namespace, connect, disconnect, move_into, read};
-use crate::sandbox::{BlockingAgent, GuestNetwork, hand_nic, room_beside};
+use crate::host::{Privilege, ProcessId};
+use crate::network::{Interface, Namespace, disconnect, move_into, read};
+use crate::sandbox::{
+    BlockingAgent, Follower, GuestNetwork, SandboxError, connect_nic, network_of, room_beside,
+};
 use crate::spec::{self, Network, Plan, SpecError};
 use crate::store::{
     ContainerDir, NamedNamespace, Nic, SandboxDir, SandboxNetwork, SandboxRecord, State,
 };
-
-/// The host's kernel, as a mover of packets.
-const VHOST_NET: &str = "/dev/vhost-net";
-
-/// The pairs of queues of a VM's network interface.
-const QUEUES: NonZeroU16 = NonZeroU16::MIN;
 
 /// A sandbox's network, before anything is made of it.
 #[derive(Default)]
@@ -67,6 +66,7 @@ impl PlannedNetwork {
                 named,
                 vhost: config.vhost_net,
                 nics: Vec::new(),
+                follower: None,
             }),
             slots: u8::try_from(slots).unwrap_or(u8::MAX),
         })
@@ -122,11 +122,10 @@ pub(super) fn connect_interfaces(
         return Ok(GuestNetwork::default());
     }
     let namespace = Namespace::from(namespace_of_vm(sandbox).map_err(Error::NetworkNamespace)?);
-    let there = read(&namespace)?;
-    if let Some(own) = &mut sandbox.network {
-        let is_there = |nic: &Nic| there.interfaces.iter().any(|one| one.index == nic.index);
-        own.nics.retain(is_there);
-    }
+    // One that is gone again stays in the record: its slot is still to be emptied.
+    let nics = sandbox.network.iter().flat_map(|own| &own.nics);
+    let connected: Vec<u32> = nics.map(|nic| nic.index).collect();
+    let there = read(&namespace, &connected)?;
     for interface in &there.interfaces {
         connect_interface(files, sandbox, &namespace, interface)?;
     }
@@ -149,14 +148,11 @@ fn connect_interface(
     if own.nics.iter().any(is_connected) {
         return Ok(());
     }
-    let vhost = own.vhost.then(open_vhost).flatten();
+    let vhost = own.vhost;
     // On disk before anything is made, so that `delete` knows of it, whatever becomes of this process.
     set_slot(sandbox, index, None);
     files.save(sandbox)?;
-    let connection = connect(namespace, interface, QUEUES)?;
-    let tap = connection.queues.first().ok_or(Error::NoQueue)?;
-    let vhost = vhost.as_ref().map(AsFd::as_fd);
-    let slot = hand_nic(files, interface.mac, interface.mtu, tap.as_fd(), vhost)?;
+    let slot = connect_nic(&files.socket_path(), namespace, interface, vhost)?;
     set_slot(sandbox, index, Some(slot));
     Ok(files.save(sandbox)?)
 }
@@ -168,35 +164,22 @@ fn set_slot(sandbox: &mut SandboxRecord, index: u32, slot: Option<u8>) {
     }
 }
 
-/// Where it isn't there, or may not be opened, the VM process moves the packets.
-fn open_vhost() -> Option<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let opened = openat(CWD, VHOST_NET, flags, Mode::empty());
-    opened.inspect_err(|e| log::debug!("{VHOST_NET}: {e}")).ok()
-}
-
 /// The network namespace that a VM's process is in.
 fn namespace_of_vm(sandbox: &SandboxRecord) -> io::Result<OwnedFd> {
     let gone = || io::Error::from(io::ErrorKind::NotFound);
-    let vmm = sandbox.vmm.ok_or_else(gone)?;
-    let namespace = File::open(format!("/proc/{}/ns/net", vmm.pid))?;
-    // Otherwise it may be that of another process, which has got the same pid.
-    match vmm.is_alive() {
-        true => Ok(namespace.into()),
-        false => Err(gone()),
-    }
+    network_of(sandbox.vmm.ok_or_else(gone)?)
 }
 
 /// Connects what an engine has put into the VM process's own namespace since `create`, and tells the agent of all.
 ///
 /// # Errors
 /// As with [`connect_interfaces`], and when the agent can't make it.
-pub(super) fn follow(
+pub(super) fn connect_new_interfaces(
     dir: &ContainerDir,
     state: &mut State,
     agent: &BlockingAgent,
 ) -> Result<(), Error> {
-    if state.own_network().is_none_or(|own| own.named.is_some()) {
+    if is_followed(state) || state.own_network().is_none_or(|own| own.named.is_some()) {
         return Ok(());
     }
     let had = state.own_network().is_some_and(|own| !own.nics.is_empty());
@@ -209,11 +192,70 @@ pub(super) fn follow(
         .map_err(Error::ContainerProcess)
 }
 
-/// Takes away what is left of a sandbox, whose VM has ended, in a namespace that outlives it.
+/// Has a process of its own follow what changes in a sandbox's namespace from now on, where somebody may change
+/// something: in one that was given by its path, or in which there is an interface already. Without it, the container
+/// runs all the same.
+pub(super) fn follow_network(dir: &ContainerDir, state: &mut State) {
+    let may_change = |own: &SandboxNetwork| own.named.is_some() || !own.nics.is_empty();
+    if !Privilege::own().is_host_root()
+        || is_followed(state)
+        || !state.own_network().is_some_and(may_change)
+    {
+        return;
+    }
+    if let Err(e) = start_follower(&dir.own_sandbox(), &mut state.sandbox) {
+        log::warn!(
+            "what changes in the container's network from now on won't be seen: {}",
+            chain(&e)
+        );
+    }
+}
+
+/// Whether a `start` that failed later has left a process that follows changes.
+fn is_followed(state: &State) -> bool {
+    let follower = state.own_network().and_then(|own| own.follower);
+    follower.is_some_and(|follower| follower.is_alive())
+}
+
+fn start_follower(files: &SandboxDir, sandbox: &mut SandboxRecord) -> Result<(), Error> {
+    let (Some(own), Some(vmm)) = (&mut sandbox.network, sandbox.vmm) else {
+        return Ok(());
+    };
+    let cgroup = sandbox.cgroup.as_ref().map(HostCgroup::open).transpose()?;
+    let follower = Follower {
+        sandbox: files,
+        vmm,
+        network: own,
+        cgroup,
+    };
+    let lifeline = follower.spawn()?;
+    let process = ProcessId::of(lifeline.pid());
+    own.follower = Some(process.map_err(SandboxError::host("see the process"))?);
+    // It begins once `delete` can find it.
+    files.save(sandbox)?;
+    Ok(lifeline.begin()?)
+}
+
+/// Ends the process that follows what changes, which would go by itself, a moment after its VM.
+///
+/// # Errors
+/// When it doesn't die.
+pub(super) fn end_follower(network: Option<&SandboxNetwork>) -> Result<(), Error> {
+    match network.and_then(|network| network.follower) {
+        Some(follower) => kill_process(follower, None),
+        None => Ok(()),
+    }
+}
+
+/// Takes away what is left of a sandbox, whose VM has ended, in a namespace that outlives it. Nobody may connect
+/// anything in it any more.
 ///
 /// # Errors
 /// When the kernel refuses. A namespace that isn't where it was any more is its owner's business.
-pub(super) fn disconnect_interfaces(network: Option<&SandboxNetwork>) -> Result<(), Error> {
+pub(super) fn disconnect_interfaces(
+    network: Option<&SandboxNetwork>,
+    files: &SandboxDir,
+) -> Result<(), Error> {
     let Some(SandboxNetwork {
         named: Some(named),
         nics,
@@ -222,7 +264,9 @@ pub(super) fn disconnect_interfaces(network: Option<&SandboxNetwork>) -> Result<
     else {
         return Ok(());
     };
-    if nics.is_empty() {
+    let mut indexes: HashSet<u32> = nics.iter().map(|nic| nic.index).collect();
+    indexes.extend(files.connected_interfaces());
+    if indexes.is_empty() {
         return Ok(());
     }
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -233,8 +277,8 @@ pub(super) fn disconnect_interfaces(network: Option<&SandboxNetwork>) -> Result<
         return Ok(());
     }
     let namespace = Namespace::from(namespace);
-    for nic in nics {
-        disconnect(&namespace, nic.index)?;
+    for index in indexes {
+        disconnect(&namespace, index)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::delete::kill_container;
 use super::hooks::{HookContext, Hooks, Stage};
-use super::network::follow;
+use super::network::{connect_new_interfaces, follow_network};
 use super::state::for_hook;
 use super::{Context, Error, Verb, connect};
 use crate::chain::chain;
@@ -42,7 +42,8 @@ pub fn start_created(
     state: &mut State,
     agent: &BlockingAgent,
 ) -> Result<(), Error> {
-    follow(dir, state, agent)?;
+    connect_new_interfaces(dir, state, agent)?;
+    follow_network(dir, state);
     // Before the process runs: if it ends at once, the state must not say `created` ever after.
     state.container.phase = Phase::Running;
     dir.save(&state.container)?;

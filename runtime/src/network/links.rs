@@ -7,6 +7,7 @@ use netlink_packet_route::link::{
     LinkLayerType, LinkMessage,
 };
 
+use super::told::Told;
 use super::{Error, tap};
 
 /// What hull needs to know of an interface.
@@ -23,6 +24,8 @@ pub(super) struct Link {
     pub is_joined: bool,
     /// How it gets its link-local address; `None` where there is no IPv6.
     pub addr_gen_mode: Option<In6AddrGenMode>,
+    /// What is known of its sysctls without reading them.
+    pub told: Told,
 }
 
 impl From<LinkMessage> for Link {
@@ -37,6 +40,7 @@ impl From<LinkMessage> for Link {
             kind: None,
             is_joined: false,
             addr_gen_mode: None,
+            told: Told::default(),
         };
         let (mut below, mut is_below_elsewhere, mut is_port) = (None, false, false);
         for attribute in message.attributes {
@@ -49,6 +53,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Controller(_) => is_port = true,
                 LinkAttribute::LinkInfo(infos) => link.kind = kind(infos),
                 LinkAttribute::AfSpecUnspec(families) => {
+                    link.told = Told::of(&families);
                     link.addr_gen_mode = addr_gen_mode(families);
                 }
                 _ => {}
@@ -124,12 +129,15 @@ impl Link {
     }
 }
 
-/// Those of a namespace's interfaces that a VM is to have, in the order of their indexes.
+/// Those of a namespace's interfaces that a VM is to have, in the order of their indexes. Taps of interfaces that are
+/// there, or that were `connected`, aren't among them.
 ///
 /// # Errors
 /// For one that is in use and can't be a VM's.
-pub(super) fn wanted(links: &[Link]) -> Result<Vec<&Link>, Error> {
-    let taps = links.iter().map(|link| tap::name(link.index)).collect();
+pub(super) fn wanted<'a>(links: &'a [Link], connected: &[u32]) -> Result<Vec<&'a Link>, Error> {
+    let there = links.iter().map(|link| &link.index);
+    let taps = there.chain(connected).map(|index| tap::name(*index));
+    let taps = taps.collect();
     let mut wanted = Vec::new();
     for link in links {
         if link.is_wanted(&taps)? {
@@ -155,11 +163,12 @@ mod tests {
             kind: None,
             is_joined: false,
             addr_gen_mode: None,
+            told: Told::default(),
         }
     }
 
     fn names(links: &[Link]) -> Result<Vec<&str>, Error> {
-        Ok(wanted(links)?
+        Ok(wanted(links, &[])?
             .iter()
             .map(|link| link.name.as_str())
             .collect())

@@ -6,7 +6,8 @@
 //! sysctls. The container's processes are in a guest. So [`read()`] takes down what is there, [`connect()`] makes a
 //! tap beside each interface that passes everything on, and the agent sets up an interface of the same name, hardware
 //! address and MTU in the container's namespace in the guest, with all that was read. [`watch()`] tells when to read
-//! again, and [`disconnect`] leaves the namespace as it was. [`move_into`] is for `linux.netDevices`: interfaces that
+//! again, and [`disconnect`] leaves the namespace as it was. All of it is done by a thread that enters the namespace,
+//! or by a process that is in it ([`Namespace::own`]). [`move_into`] is for `linux.netDevices`: interfaces that
 //! hull itself is to put there.
 //!
 //! Nothing here knows the VM or the agent, decides when any of it is done, or gives a container an address: that is the
@@ -39,6 +40,7 @@ mod sysctls;
 mod tap;
 #[cfg(test)]
 mod tests;
+mod told;
 mod watch;
 
 pub use netlink_packet_route::address::AddressMessage;
@@ -71,6 +73,17 @@ pub struct Network {
     pub rules: Vec<RuleMessage>,
     /// Those that each namespace starts with and that somebody has removed, as RTM_DELRULE takes them.
     pub removed_rules: Vec<RuleMessage>,
+}
+
+impl Network {
+    /// Leaves an interface out, with what depends on it.
+    pub fn leave_out(&mut self, index: u32) {
+        self.interfaces.retain(|interface| interface.index != index);
+        self.routes
+            .retain(|route| !routes::interfaces(route).contains(&index));
+        self.neighbours
+            .retain(|neighbour| neighbour.header.ifindex != index);
+    }
 }
 
 /// An Ethernet interface.

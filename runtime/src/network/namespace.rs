@@ -3,7 +3,9 @@
 //! What a process may see and change of a network depends on the namespace of the thread that asks: a netlink socket
 //! and a tap belong to the one in which they were opened, and /proc/sys/net shows the reader's. So all work is done
 //! on a thread of its own, which enters the namespace and ends with the work; the caller's never enters anything.
+//! A process that is in the namespace as a whole ([`Namespace::own`]) does it itself.
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{self, RecvTimeoutError, SendError};
 use std::thread;
@@ -25,20 +27,22 @@ pub(super) fn deadline() -> Instant {
     Instant::now() + TIMEOUT - UNDO
 }
 
-/// A network namespace of the host, held by a descriptor.
+/// A network namespace of the host.
 #[derive(Debug)]
-pub struct Namespace(OwnedFd);
+pub struct Namespace(Place);
+
+#[derive(Debug)]
+enum Place {
+    /// The calling thread's.
+    Own,
+    /// One that is held by a descriptor.
+    Other(OwnedFd),
+}
 
 impl From<OwnedFd> for Namespace {
     /// Takes a descriptor of nsfs (a file of `/proc/PID/ns/net`). Whether it is one shows when it is entered.
     fn from(fd: OwnedFd) -> Self {
-        Self(fd)
-    }
-}
-
-impl AsFd for Namespace {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        Self(Place::Other(fd))
     }
 }
 
@@ -48,12 +52,24 @@ impl Namespace {
     /// # Errors
     /// When the descriptor can't be duplicated.
     pub fn borrowed(fd: BorrowedFd<'_>) -> Result<Self, Error> {
-        fd.try_clone_to_owned().map(Self).map_err(Error::Enter)
+        fd.try_clone_to_owned()
+            .map(Self::from)
+            .map_err(Error::Enter)
+    }
+
+    /// That of the calling thread, which starts no other thread for it and enters nothing.
+    pub fn own() -> Self {
+        Self(Place::Own)
     }
 
     /// Another descriptor of it.
     pub(super) fn try_clone(&self) -> Result<OwnedFd, Error> {
-        self.0.try_clone().map_err(Error::Enter)
+        match &self.0 {
+            Place::Other(fd) => fd.try_clone().map_err(Error::Enter),
+            Place::Own => File::open("/proc/thread-self/ns/net")
+                .map(OwnedFd::from)
+                .map_err(Error::Enter),
+        }
     }
 
     /// Does something in the namespace. `what` completes "waited for the kernel to …".
@@ -72,7 +88,11 @@ impl Namespace {
         work: impl FnOnce(&mut Netlink) -> Result<T, Error> + Send + 'static,
         undo: impl FnOnce(&mut Netlink, T) + Send + 'static,
     ) -> Result<T, Error> {
-        let (namespace, deadline) = (self.try_clone()?, deadline());
+        let deadline = deadline();
+        let namespace = match &self.0 {
+            Place::Own => return work(&mut Netlink::open(deadline)?),
+            Place::Other(fd) => fd.try_clone().map_err(Error::Enter)?,
+        };
         // Without a buffer, so that what nobody waits for any more is still the thread's.
         let (sender, receiver) = mpsc::sync_channel(0);
         let inside = move || {

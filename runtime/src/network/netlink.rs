@@ -15,6 +15,7 @@ use netlink_packet_core::{
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourMessage};
+use netlink_packet_route::neighbour_table::NeighbourTableMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -272,6 +273,12 @@ impl Netlink {
             }
         }
         Ok(all)
+    }
+
+    /// What all interfaces' neighbours are looked for with, of both families.
+    pub(super) fn neighbour_tables(&mut self) -> Result<Vec<NeighbourTableMessage>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetNeighbourTable(NeighbourTableMessage::default());
+        Ok(only!(self.dump(&request)?, NewNeighbourTable))
     }
 
     /// All rules for the choice of a routing table.

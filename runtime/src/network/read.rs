@@ -17,14 +17,16 @@ use super::{Interface, Namespace, Network, Sysctl, SysctlTable, neighbours, rout
 const LOOPBACK: u32 = 1;
 
 /// Reads the network of a namespace. Each kind of thing is read whole, but not all of them at one moment: who has a
-/// [`Watch`](super::Watch) from before knows whether something has changed meanwhile.
+/// [`Watch`](super::Watch) from before knows whether something has changed meanwhile. `connected` are the indexes of
+/// interfaces that the caller has connected: one that is gone may have left its tap.
 ///
 /// # Errors
 /// For an interface that is in use and that a VM can't have, a route that can't be another kernel's, and when the
 /// kernel refuses or says what hull doesn't understand.
-pub fn read(namespace: &Namespace) -> Result<Network, Error> {
-    namespace.within("tell of the container's network", |netlink| {
-        Reading::of(netlink)?.network()
+pub fn read(namespace: &Namespace, connected: &[u32]) -> Result<Network, Error> {
+    let connected = connected.to_vec();
+    namespace.within("tell of the container's network", move |netlink| {
+        Reading::of(netlink)?.network(&connected)
     })
 }
 
@@ -37,7 +39,7 @@ pub fn count(namespace: &Namespace) -> Result<usize, Error> {
         let what = || "read the interfaces of the container's network namespace".to_owned();
         let links = netlink.links().doing(what)?;
         let links: Vec<Link> = links.into_iter().map(Link::from).collect();
-        Ok(links::wanted(&links)?.len())
+        Ok(links::wanted(&links, &[])?.len())
     })
 }
 
@@ -54,8 +56,17 @@ impl Reading {
     fn of(netlink: &mut Netlink) -> Result<Self, Error> {
         let doing = |what| move || format!("read the {what} of the container's network namespace");
         let links = netlink.links().doing(doing("interfaces"))?;
+        let mut links: Vec<Link> = links.into_iter().map(Link::from).collect();
+        for table in netlink
+            .neighbour_tables()
+            .doing(doing("neighbour tables"))?
+        {
+            for link in &mut links {
+                link.told.add(link.index, &table);
+            }
+        }
         Ok(Self {
-            links: links.into_iter().map(Link::from).collect(),
+            links,
             addresses: netlink.addresses().doing(doing("addresses"))?,
             routes: netlink.routes().doing(doing("routes"))?,
             neighbours: netlink.neighbours().doing(doing("neighbours"))?,
@@ -64,19 +75,16 @@ impl Reading {
     }
 
     /// Without what the guest's kernel makes by itself. To be called by a thread in the namespace.
-    fn network(self) -> Result<Network, Error> {
+    fn network(self, connected: &[u32]) -> Result<Network, Error> {
         let there = self.routes.iter().filter_map(PrefixRoute::of_route);
         let there: HashSet<_> = there.collect();
         let (mut made, mut defaults) = (HashSet::new(), Defaults::default());
+        let lo = self.links.iter().find(|link| link.is_loopback());
+        let lo = lo.map(|lo| lo.told.clone()).unwrap_or_default();
         let mut interfaces = Vec::new();
-        for link in links::wanted(&self.links)? {
-            interfaces.extend(interface(
-                link,
-                &self.addresses,
-                &there,
-                &mut made,
-                &mut defaults,
-            )?);
+        for link in links::wanted(&self.links, connected)? {
+            let sysctls = defaults.changed(link, &lo)?;
+            interfaces.extend(interface(link, &self.addresses, &there, &mut made, sysctls));
         }
         let (rules, removed_rules) = rules::changes(self.rules);
         let neighbours = self.neighbours.into_iter();
@@ -99,14 +107,11 @@ fn interface(
     all: &[AddressMessage],
     there: &HashSet<PrefixRoute>,
     made: &mut HashSet<PrefixRoute>,
-    defaults: &mut Defaults,
-) -> Result<Option<Interface>, Error> {
-    let Some(mac) = link.mac else {
-        return Ok(None);
-    };
+    mut sysctls: Vec<Sysctl>,
+) -> Option<Interface> {
+    let mac = link.mac?;
     let own = (all.iter()).filter(|address| address.header.index == link.index);
     let mut addresses = addresses::settled(own.cloned());
-    let mut sysctls = defaults.changed(&link.name, link.mtu)?;
     let has_ipv6 =
         !(sysctls.iter()).any(|sysctl| sysctl.is(SysctlTable::Ipv6, "disable_ipv6", "1"));
     let is_running = link.is_running() && has_ipv6;
@@ -120,7 +125,7 @@ fn interface(
     if let LinkLocal::Made(made) = link_local {
         addresses.retain(|address| addresses::local(address) != Some(made.into()));
     }
-    Ok(Some(Interface {
+    Some(Interface {
         index: link.index,
         name: link.name.clone(),
         mac,
@@ -129,7 +134,7 @@ fn interface(
         arp: !link.flags.contains(LinkFlags::Noarp),
         addresses,
         sysctls,
-    }))
+    })
 }
 
 /// Has the guest's kernel make no link-local address: IN6_ADDR_GEN_MODE_NONE, after all other sysctls.

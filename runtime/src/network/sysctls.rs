@@ -1,5 +1,5 @@
 //! Sysctls of one interface (`net.ipv4.conf.IF` and the like) that somebody has changed: those that aren't as the
-//! namespace's `default`, which is what an interface starts with. For neighbours only the host's own namespace has a
+//! namespace's `default`, which is what an interface starts with, nor as `lo`'s, which started with it too. For neighbours only the host's own namespace has a
 //! `default`, and all others' interfaces start with that; so has `lo`, which tells it there.
 //!
 //! What `default` itself says isn't carried along. It is the host's own choice, as of most distributions for
@@ -12,6 +12,8 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::Error;
+use super::links::Link;
+use super::told::Told;
 
 /// A sysctl of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +54,7 @@ pub enum SysctlTable {
 }
 
 impl SysctlTable {
-    const ALL: [Self; 4] = [
+    pub(super) const ALL: [Self; 4] = [
         Self::Ipv4,
         Self::Ipv6,
         Self::Ipv4Neighbours,
@@ -74,7 +76,7 @@ impl SysctlTable {
 const LONGEST: usize = 4096;
 
 /// What can be set of an interface in the guest's kernel (`devinet_sysctl` of Linux's net/ipv4/devinet.c). Others, of a newer
-/// kernel of the host, nobody could set there. And listing the folders costs ten times what reading these does.
+/// kernel of the host, nobody could set there. And listing the folders costs more than reading these does.
 const IPV4: [&str; 32] = [
     "accept_local",
     "accept_redirects",
@@ -192,7 +194,7 @@ const NEIGHBOURS: [&str; 14] = [
 ];
 
 impl SysctlTable {
-    fn names(self) -> &'static [&'static str] {
+    pub(super) fn names(self) -> &'static [&'static str] {
         match self {
             Self::Ipv4 => &IPV4,
             Self::Ipv6 => &IPV6,
@@ -201,13 +203,13 @@ impl SysctlTable {
     }
 }
 
-/// What the interfaces of a namespace start with, as far as it has been read.
+/// What the interfaces of a namespace start with: `default`, or `lo`, as far as they have been opened. There is none
+/// where the kernel lacks the table.
 #[derive(Default)]
-pub(super) struct Defaults(Vec<(SysctlTable, Vec<Option<String>>)>);
+pub(super) struct Defaults(Vec<(SysctlTable, Option<Folder>)>);
 
 impl Defaults {
-    /// The values of a table, in the order of its names.
-    fn of(&mut self, table: SysctlTable) -> Result<&[Option<String>], Error> {
+    fn of(&mut self, table: SysctlTable) -> Result<Option<&Folder>, Error> {
         let index = match self.0.iter().position(|(known, _)| *known == table) {
             Some(index) => index,
             None => {
@@ -215,35 +217,43 @@ impl Defaults {
                     None => Folder::open(table, "lo")?,
                     folder => folder,
                 };
-                let read = |name: &&str| match &folder {
-                    Some(folder) => folder.read(name),
-                    None => Ok(None),
-                };
-                let values = table.names().iter().map(read);
-                self.0.push((table, values.collect::<Result<_, _>>()?));
+                self.0.push((table, folder));
                 self.0.len() - 1
             }
         };
-        Ok(&self.0[index].1)
+        Ok(self.0[index].1.as_ref())
     }
 
-    /// The sysctls of an interface that aren't as these. To be called by a thread in the namespace.
+    /// The sysctls of an interface that aren't as these. What is as `lo`'s is taken for that. To be called by a thread in
+    /// the namespace.
     ///
     /// # Errors
     /// When a file can't be read.
-    pub(super) fn changed(&mut self, interface: &str, mtu: u32) -> Result<Vec<Sysctl>, Error> {
+    pub(super) fn changed(&mut self, link: &Link, lo: &Told) -> Result<Vec<Sysctl>, Error> {
         let mut all = Vec::new();
         for table in SysctlTable::ALL {
-            let Some(own) = Folder::open(table, interface)? else {
+            // An interface's IPv6 MTU follows its own, `default` has the least that IPv6 can do with.
+            let follows = |name: &str| {
+                (table, name) == (SysctlTable::Ipv6, "mtu") && link.told.has_ipv6_mtu(link.mtu)
+            };
+            let is_candidate =
+                |name: &&&str| link.told.may_differ(lo, table, name) && !follows(name);
+            let mut names = table.names().iter().filter(is_candidate).peekable();
+            if names.peek().is_none() {
+                continue;
+            }
+            let Some(own) = Folder::open(table, &link.name)? else {
                 continue;
             };
-            for (name, default) in table.names().iter().zip(self.of(table)?) {
+            for name in names {
                 let Some(value) = own.read(name)? else {
                     continue;
                 };
-                // An interface's IPv6 MTU follows its own, `default` has the least that IPv6 can do with.
-                let follows = *name == "mtu" && value.parse() == Ok(mtu);
-                if default.as_ref() != Some(&value) && !follows {
+                let default = match self.of(table)? {
+                    Some(defaults) => defaults.read(name)?,
+                    None => None,
+                };
+                if default.as_ref() != Some(&value) {
                     let name = (*name).to_owned();
                     all.push(Sysctl { table, name, value });
                 }
@@ -253,7 +263,7 @@ impl Defaults {
     }
 }
 
-/// The sysctls of an interface, or of `default`. There are more than a hundred, so they are opened from here.
+/// The sysctls of an interface, or of `default`, which are opened from here.
 struct Folder {
     path: PathBuf,
     fd: OwnedFd,

@@ -7,16 +7,25 @@ use crate::network::{Interface, Network, Sysctl, to_bytes};
 use crate::store::Nic;
 
 /// A network as the agent is to make it: what was read on the host, and which of the VM's network interfaces is which.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct GuestNetwork(messages::Network);
 
 impl GuestNetwork {
-    /// Of a namespace whose interfaces are connected to these. One that isn't connected isn't told of.
+    /// Of a namespace whose interfaces are connected to these. One that isn't connected isn't told of, nor is what
+    /// depends on it.
     pub fn of(network: &Network, nics: &[Nic]) -> Self {
-        let interfaces = network.interfaces.iter().filter_map(|interface| {
-            let nic = nics.iter().find(|nic| nic.index == interface.index)?;
-            Some(interface_message(interface, nic.slot?))
-        });
+        let slot = |index| nics.iter().find(|nic| nic.index == index)?.slot;
+        let mut connected = network.clone();
+        for interface in &network.interfaces {
+            if slot(interface.index).is_none() {
+                connected.leave_out(interface.index);
+            }
+        }
+        let network = &connected;
+        let interfaces = network
+            .interfaces
+            .iter()
+            .filter_map(|interface| Some(interface_message(interface, slot(interface.index)?)));
         Self(messages::Network {
             interfaces: interfaces.collect(),
             routes: network.routes.iter().map(to_bytes).collect(),

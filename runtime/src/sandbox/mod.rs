@@ -2,13 +2,14 @@
 //!
 //! `create` launches the VM process ([`Launch`]), which is [`run_vmm`] here; every command that wants something of
 //! a container talks to the [`Agent`] over the VMM's control socket. A further container gets its shares from outside
-//! ([`add_shares`]), and a [`StandIn`] on the host. What of it all is on disk is `store`'s.
+//! ([`add_shares`]), and a [`StandIn`] on the host. A [`Follower`] has the VM's network follow the host's. What of it all is on disk is `store`'s.
 
 mod agent;
 mod assets;
 mod clock;
 mod config;
 mod devices;
+mod follower;
 mod forward;
 mod guest_network;
 mod handover;
@@ -16,6 +17,7 @@ mod launch;
 mod lifeline;
 mod messages;
 mod namespaces;
+mod nics;
 mod notices;
 mod panics;
 mod process;
@@ -37,14 +39,17 @@ pub use agent::{
 pub use assets::BootFiles;
 pub use config::{VmConfig, VmmConfig, VmmDisk};
 pub use devices::room_beside;
+pub use follower::{Follower, run as run_follower};
 pub use forward::forward_signals;
 pub use guest_network::GuestNetwork;
 pub use launch::{Launch, Sandbox};
 pub use lifeline::{Lifeline, Streams};
+pub use namespaces::network_of;
+pub use nics::{NicError, connect_nic};
 pub use process::ChildProcess;
 pub use search::{Purpose, RunningProcess, running as running_processes};
 pub use shares::{add_shares, remove_shares};
-pub use slots::{hand_disk, hand_nic};
+pub use slots::{hand_disk, hand_nic, remove_nic};
 pub use stand_in::{StandIn, run as run_stand_in};
 pub use stdio::{AttachedStdio, HostStream, Offer, Stdio};
 pub use terminal::{HostTerminal, Sizes, TerminalStreams};

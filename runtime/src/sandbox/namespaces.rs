@@ -12,9 +12,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
+use crate::host::ProcessId;
 use crate::spec::Network;
 
 /// Why the VMM process isn't in the namespaces that it is to be in.
@@ -87,8 +89,8 @@ pub fn of_stand_in_at_birth() -> u64 {
     mounts_too.bits().into()
 }
 
-/// Makes what a stand-in wasn't born with: it shares the network namespace of its sandbox's VM process. Its mount
-/// namespace is left for a tree without shares.
+/// Makes what a stand-in or a follower wasn't born with: it shares the network namespace of its sandbox's VM process.
+/// Its mount namespace is left for a tree of its own.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -96,6 +98,28 @@ pub fn complete_stand_in(network: &OwnedFd) -> Result<(), Error> {
     join(network)?;
     // SAFETY: there is no other thread, and nothing here depends on what is in this namespace.
     unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.map_err(|e| Error::Make(e.into()))
+}
+
+/// The kinds that a network follower is born in. It makes its mount namespace by itself, as it takes files of the
+/// host's along.
+pub fn of_follower_at_birth() -> u64 {
+    (UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWPID)
+        .bits()
+        .into()
+}
+
+/// The network namespace that a process is in, which still is that process.
+///
+/// # Errors
+/// When it is gone.
+pub fn network_of(process: ProcessId) -> io::Result<OwnedFd> {
+    let path = format!("/proc/{}/ns/net", process.pid);
+    let network = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // Otherwise it may be that of another process, which has got the same pid.
+    match process.is_alive() {
+        true => Ok(network),
+        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
 }
 
 fn bring_loopback_up() -> io::Result<()> {

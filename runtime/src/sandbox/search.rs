@@ -1,4 +1,4 @@
-//! The arguments of VMM processes and stand-ins, and finding such a process by them where no readable state names it.
+//! The arguments of VMM processes, stand-ins and network followers, and finding such a process by them where no readable state names it.
 //!
 //! A file in the container's folder could be damaged or gone with the state; what a process was executed with
 //! can't, and costs the start nothing. An id is unique below one `--root` only, so the arguments also name that
@@ -23,6 +23,7 @@ use crate::types::ContainerId;
 /// hull's hidden verbs.
 const VMM: &str = "vmm";
 const STAND_IN: &str = "stand-in";
+const FOLLOW: &str = "follow";
 const ID: &str = "--id=";
 const STORE: &str = "--store=";
 const OWN_CGROUP: &str = "--own-cgroup";
@@ -45,6 +46,8 @@ pub enum Purpose {
         /// The folder of the container's shares in the VM's tree.
         folder: String,
     },
+    /// It has the VM's network follow the host's.
+    NetworkFollower,
 }
 
 /// A container's process that runs.
@@ -74,6 +77,7 @@ impl ProcessIdentity {
                 let own = vec![format!("{SANDBOX}{sandbox}"), format!("{FOLDER}{folder}")];
                 (STAND_IN, own)
             }
+            Purpose::NetworkFollower => (FOLLOW, Vec::new()),
         };
         let mut words = vec!["hull".to_owned(), verb.to_owned()];
         words.push(format!("{ID}{id}"));
@@ -174,6 +178,7 @@ fn parse(arguments: &[u8], store: StoreKey) -> Option<(ContainerId, Purpose)> {
             sandbox: value(SANDBOX)?.parse().ok()?,
             folder: value(FOLDER)?.to_owned(),
         },
+        FOLLOW => Purpose::NetworkFollower,
         _ => return None,
     };
     let is_ours = value(STORE) == Some(&*store.to_string());
@@ -206,7 +211,12 @@ mod tests {
             folder: "f".to_owned(),
         };
         let own_cgroup = true;
-        for (id, purpose) in [("web", Purpose::Vmm { own_cgroup }), ("-a", stand_in)] {
+        let follower = Purpose::NetworkFollower;
+        for (id, purpose) in [
+            ("web", Purpose::Vmm { own_cgroup }),
+            ("-a", stand_in),
+            ("b", follower),
+        ] {
             let id: ContainerId = id.parse().expect("id");
             let identity = ProcessIdentity::new(&purpose, ours, &id);
             let words = identity.arguments(7).expect("arguments");

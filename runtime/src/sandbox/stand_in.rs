@@ -95,14 +95,14 @@ impl StandIn<'_> {
     pub fn spawn(self) -> Result<Lifeline, SandboxError> {
         let (connection, theirs) =
             UnixStream::pair().map_err(SandboxError::host("make a socket pair"))?;
-        let network = network_of(self.vmm)
+        let network = namespaces::network_of(self.vmm)
             .map_err(SandboxError::host("open the sandbox's network namespace"))?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let null = openat(CWD, c"/dev/null", flags, Mode::empty());
         let config = Config {
             container: self.container.clone(),
             lifeline: OwnedFd::from(theirs),
-            agent: open_connection(self.sandbox)?.into(),
+            agent: open_connection(&self.sandbox.socket_path())?.into(),
             streams: self.streams.into_connection().into(),
             network,
             null: null.map_err(|e| SandboxError::host("open /dev/null")(e.into()))?,
@@ -123,16 +123,6 @@ impl StandIn<'_> {
         };
         lifeline.abort();
         Err(SandboxError::StandIn(said))
-    }
-}
-
-/// The network namespace that a process is in, which still is that process.
-fn network_of(process: ProcessId) -> io::Result<OwnedFd> {
-    let path = format!("/proc/{}/ns/net", process.pid);
-    let network = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    match process.is_alive() {
-        true => Ok(network),
-        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
     }
 }
 

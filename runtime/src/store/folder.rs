@@ -27,14 +27,17 @@ pub mod files {
     pub const CONFIG_NEW: &str = "config.json.new";
     /// What the guest's kernel and agent say.
     pub const CONSOLE: &str = "console.log";
+    /// The interfaces that the network follower has connected.
+    pub const INTERFACES: &str = "interfaces";
     /// The control socket.
     pub const SOCKET: &str = "vsock.sock";
 
-    pub const ALL: [&str; 8] = [
+    pub const ALL: [&str; 9] = [
         CONTAINER_NEW,
         SANDBOX_NEW,
         CONFIG_NEW,
         SOCKET,
+        INTERFACES,
         CONSOLE,
         CONFIG,
         CONTAINER,

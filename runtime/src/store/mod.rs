@@ -5,6 +5,7 @@
 
 mod container;
 mod folder;
+mod interfaces;
 mod lock;
 mod record;
 mod sandbox;
@@ -12,6 +13,7 @@ mod sandbox;
 mod store;
 
 pub use container::ContainerDir;
+pub use interfaces::ConnectedInterfaces;
 pub use record::{ContainerRecord, Joined, Phase, State, Status};
 pub use sandbox::{NamedNamespace, Nic, SandboxDir, SandboxNetwork, SandboxRecord};
 pub use store::{Store, StoreKey};

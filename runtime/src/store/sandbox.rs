@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::folder::{Folder, files};
-use super::{StoreError, StoreKey};
+use super::{StoreError, StoreKey, interfaces};
 use crate::cgroup::HostCgroup;
 use crate::host::ProcessId;
 use crate::types::{ContainerId, Sizing};
@@ -40,8 +40,11 @@ pub struct SandboxNetwork {
     pub named: Option<NamedNamespace>,
     /// Whether the host's kernel moves the packets, where it can.
     pub vhost: bool,
-    /// The VM's network interfaces, each from before it is connected.
+    /// The VM's network interfaces, each from before it is connected. What the follower connects is in a list of its own.
     pub nics: Vec<Nic>,
+    /// The process that follows changes, from `start` on.
+    #[serde(default)]
+    pub follower: Option<ProcessId>,
 }
 
 /// A file that names a namespace.
@@ -151,17 +154,36 @@ impl SandboxDir {
             .write_record(files::SANDBOX, files::SANDBOX_NEW, record)
     }
 
-    /// Makes the file that takes what the guest's kernel and agent say.
+    /// Makes the file that takes what the guest's kernel and agent say, or opens it.
     ///
     /// # Errors
     /// When it can't be made.
     pub fn create_console_log(&self) -> Result<File, StoreError> {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.create(files::CONSOLE, OFlags::APPEND)
+    }
+
+    /// Makes the list of interfaces that the follower connects ([`ConnectedInterfaces`]), which is empty.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    ///
+    /// [`ConnectedInterfaces`]: super::ConnectedInterfaces
+    pub fn create_connected_interfaces(&self) -> Result<File, StoreError> {
+        self.create(files::INTERFACES, OFlags::empty())
+    }
+
+    /// The indexes of the interfaces that the follower has connected; none where there is no such list.
+    pub fn connected_interfaces(&self) -> Vec<u32> {
+        let text = self.folder.read(files::INTERFACES).unwrap_or_default();
+        interfaces::parse(&text)
+    }
+
+    fn create(&self, name: &str, flags: OFlags) -> Result<File, StoreError> {
+        let flags = flags | OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
-        rustix::fs::openat(&self.folder.dir, files::CONSOLE, flags, mode)
+        rustix::fs::openat(&self.folder.dir, name, flags, mode)
             .map(File::from)
-            .map_err(|e| self.folder.failed("create", files::CONSOLE, e))
+            .map_err(|e| self.folder.failed("create", name, e))
     }
 
     /// The last `lines` lines of the console log; empty where there is none.

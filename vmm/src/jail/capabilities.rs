@@ -39,12 +39,20 @@ const FILESYSTEM: &[(Capability, &str)] = &[
     (Capability::CAP_SETFCAP, "set file capabilities"),
 ];
 
+/// What the network follower keeps. It counts in every network namespace of the same user
+/// namespace that the process gets at; it is in one, and can enter no other.
+const NETWORK_FOLLOWER: &[(Capability, &str)] = &[(
+    Capability::CAP_NET_ADMIN,
+    "make a tap beside an interface, and redirect between the two",
+)];
+
 /// The capabilities that `role` keeps.
 pub(super) fn of_role(role: Role) -> &'static [(Capability, &'static str)] {
     match role {
         Role::Filesystem => FILESYSTEM,
         Role::Main | Role::Vcpu | Role::Block | Role::DiskSlot => &[],
         Role::Net | Role::NetSlot | Role::StandIn => &[],
+        Role::NetworkFollower => NETWORK_FOLLOWER,
     }
 }
 

@@ -61,11 +61,14 @@ pub enum Role {
     /// Not of the VMM: the only thread of a process that stands for a container on the host. It reads
     /// what the guest's agent answers, and passes on signals and the size of a terminal.
     StandIn,
+    /// Not of the VMM: the only thread of a process that has a VM's network follow what changes in
+    /// its network namespace on the host.
+    NetworkFollower,
 }
 
 #[cfg(test)]
 impl Role {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Main,
         Self::Vcpu,
         Self::Filesystem,
@@ -74,6 +77,7 @@ impl Role {
         Self::Net,
         Self::NetSlot,
         Self::StandIn,
+        Self::NetworkFollower,
     ];
 }
 

@@ -209,7 +209,11 @@ fn no_capability_is_left_but_those_of_the_role() {
         return;
     }
     for role in Role::ALL {
-        let count = if role == Role::Filesystem { 8 } else { 0 };
+        let count = match role {
+            Role::Filesystem => 8,
+            Role::NetworkFollower => 1,
+            _ => 0,
+        };
         let end = run(|| {
             super::capabilities::keep_only(super::capabilities::of_role(role))
                 .expect("capabilities");
@@ -263,7 +267,7 @@ fn a_call_that_is_not_the_roles_kills() {
     let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // The calls would fail or do no harm if they came through: the pointers are null.
     let forbidden = [
-        (libc::SYS_socket, [libc::AF_UNIX, libc::SOCK_STREAM, 0, 0]),
+        (libc::SYS_socket, [libc::AF_INET, libc::SOCK_STREAM, 0, 0]),
         (libc::SYS_execve, [0; 4]),
         (libc::SYS_fork, [0; 4]),
         (libc::SYS_mmap, [0, 4096, executable, private]),
@@ -292,6 +296,23 @@ fn a_call_that_is_not_the_roles_kills() {
         let _ = fs::File::open("/etc/passwd");
     });
     assert_eq!(end, End::Signal(libc::SIGSYS), "a vCPU opens no file");
+    for role in Role::ALL
+        .into_iter()
+        .filter(|role| *role != Role::NetworkFollower)
+    {
+        let end = run(|| {
+            confine(role, UNIQUE_USER, &test_child::open_fds()).expect("the jail");
+            let family = libc::AF_UNIX;
+            // SAFETY: it takes no pointer.
+            unsafe { libc::syscall(libc::SYS_socket, family, libc::SOCK_STREAM, 0) };
+        });
+        assert_eq!(end, End::Signal(libc::SIGSYS), "{role:?}: a socket");
+    }
+    let end = run(|| {
+        confine(Role::NetworkFollower, UNIQUE_USER, &test_child::open_fds()).expect("the jail");
+        let _ = fs::File::create("/tmp/none");
+    });
+    assert_eq!(end, End::Signal(libc::SIGSYS), "a follower makes no file");
 }
 
 #[test]

@@ -16,6 +16,7 @@
 #![allow(unsafe_code)] // rustix's unshare
 
 mod attributes;
+mod host_files;
 mod remote;
 mod share;
 
@@ -38,6 +39,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use super::proc_pids;
 use super::userns;
 use attributes::{Depth, HARDENED, change, read_only};
+pub use host_files::{HostFile, enter_with_host_files};
 pub use remote::{add_shares, make_read_only, remove_shares};
 use share::Prepared;
 pub use share::{AccessTimes, BindMount, FileSystem, Owners, ReadOnly, Share, Source, Times};
@@ -148,7 +150,15 @@ pub fn enter(shares: Vec<Share>) -> Result<Tree, Error> {
         .into_iter()
         .map(Prepared::new)
         .collect::<Result<Vec<_>, _>>()?;
+    enter_new_root(&shares)?;
+    mount_over_root(&task_dir)?;
+    Ok(Tree {
+        task_dir: TaskDir(task_dir),
+    })
+}
 
+/// Makes a tree of what is prepared this process's root, in a new mount namespace.
+fn enter_new_root(shares: &[Prepared]) -> Result<(), Error> {
     // SAFETY: CLONE_NEWNS and the CLONE_FS that it implies touch no other thread: there is none.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.map_err(call("unshare(CLONE_NEWNS)"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -157,18 +167,14 @@ pub fn enter(shares: Vec<Share>) -> Result<Tree, Error> {
     let root = new_tmpfs()?;
     mount_over_root(&root)?;
     // All mount points first, so that none is created within a share.
-    for share in &shares {
+    for share in shares {
         share.make_mount_point(&root)?;
     }
-    for share in &shares {
+    for share in shares {
         share.attach(&root)?;
     }
     change(root.as_fd(), Depth::One, read_only(true)).map_err(call("mount_setattr"))?;
-    leave_old_root(&root)?;
-    mount_over_root(&task_dir)?;
-    Ok(Tree {
-        task_dir: TaskDir(task_dir),
-    })
+    leave_old_root(&root)
 }
 
 fn check_targets(shares: &[Share]) -> Result<(), Error> {

@@ -65,7 +65,7 @@ pub(super) struct Lifecycle<const QUEUES: usize> {
     /// The device's name, for messages.
     device: String,
     /// Notifies the loop that the device was activated or stopped.
-    activation_changed: EventFd,
+    activation_changed: Arc<EventFd>,
     active: Option<Active<QUEUES>>,
     /// The kick eventfds that the loop watches, which may still be those of an earlier activation.
     watched: Vec<Arc<EventFd>>,
@@ -75,23 +75,24 @@ pub(super) struct Lifecycle<const QUEUES: usize> {
 impl<const QUEUES: usize> Lifecycle<QUEUES> {
     /// The lifecycle of an inactive device.
     pub(super) fn new(device: String) -> io::Result<Self> {
-        Ok(Self {
+        let eventfd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        Ok(Self::with_eventfd(device, Arc::new(eventfd)))
+    }
+
+    /// With an activation eventfd that was there before the device.
+    pub(super) fn with_eventfd(device: String, activation_changed: Arc<EventFd>) -> Self {
+        Self {
             device,
-            activation_changed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            activation_changed,
             active: None,
             watched: Vec::new(),
             warnings: RateLimit::default(),
-        })
+        }
     }
 
     /// Changes the name for messages.
     pub(super) fn with_name(self, device: String) -> Self {
         Self { device, ..self }
-    }
-
-    /// The activation eventfd, for a device that keeps the rest of its lifecycle itself.
-    pub(super) fn into_activation_eventfd(self) -> EventFd {
-        self.activation_changed
     }
 
     /// See [`VirtioDevice::activation_eventfd`](super::VirtioDevice::activation_eventfd).
@@ -137,6 +138,13 @@ impl<const QUEUES: usize> Lifecycle<QUEUES> {
     /// Makes the loop watch for activation.
     pub(super) fn init(&self, ops: &mut EventOps<'_>) {
         self.watch(&self.activation_changed, ACTIVATION_CHANGED, ops);
+    }
+
+    /// Stops the device, and makes the loop watch none of its eventfds.
+    pub(super) fn unwatch(&mut self, ops: &mut EventOps<'_>) {
+        self.stop();
+        self.rewatch_queues(ops);
+        let _ = ops.remove(Events::empty(&*self.activation_changed)); // fails if it never was added
     }
 
     /// Acknowledges an event, and returns what it means.

@@ -3,8 +3,9 @@
 //!
 //! [`Slot`] is served by the thread, alone or together with other slots. It receives one
 //! [`Backend`], a disk or a NIC, from the holder of the [`SlotHandle`], over a socket pair: a packet
-//! with a line and descriptors, answered by a line. Once there is one, the slot closes its end of the
-//! socket pair, and stays a virtio device like any other.
+//! with a line and descriptors, answered by a line. From then on it is a virtio device like any other.
+//! A disk stays: the slot closes its end of the socket pair. A NIC can be removed, by a packet that
+//! says [`REMOVE`], and then another one be plugged in.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
@@ -39,6 +40,12 @@ const LONGEST_ANSWER: usize = 200;
 /// The answer that the device is in the slot; any other answer is the reason why it isn't.
 const FILLED: &str = "OK";
 
+/// The request to remove the device, which comes without a descriptor.
+const REMOVE: &[u8] = b"-";
+
+/// The answer that there is no device in the slot any more.
+const REMOVED: &str = "REMOVED";
+
 /// Why a slot refused a backend.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
@@ -59,8 +66,10 @@ pub enum SlotError {
 /// The answer of a slot's thread to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SlotAnswer {
-    /// The device is in the slot, and stays there.
+    /// The device is in the slot.
     Filled,
+    /// There is no device in the slot any more.
+    Removed,
     /// The backend was refused, with the reason.
     Refused(String),
     /// The thread has closed its socket.
@@ -89,8 +98,9 @@ pub trait Backend: Sized {
     /// The line is malformed, or the descriptors can't be such a backend.
     fn from_request(line: &str, descriptors: Vec<OwnedFd>) -> Result<Self, SlotError>;
 
-    /// The inactive device with this backend.
-    fn insert_into(self, bare: Self::BareDevice) -> PluggedDevice;
+    /// The inactive device with this backend. If it can be removed, also what the next one is to be
+    /// inserted into.
+    fn insert_into(self, bare: Self::BareDevice) -> (PluggedDevice, Option<Self::BareDevice>);
 }
 
 /// A device with its backend.
@@ -108,11 +118,11 @@ pub struct SlotHandle<B>(OwnedFd, PhantomData<fn(B)>);
 /// The slot, which an event loop serves.
 pub struct Slot<B: Backend> {
     registers: Arc<MmioTransport>,
-    /// The device, until there is a backend.
+    /// What the next backend is inserted into, if there can be one.
     bare: Option<B::BareDevice>,
-    /// Receives the backend; closed once there is one.
+    /// Receives backends, as long as there can be another one.
     socket: Option<OwnedFd>,
-    /// Handles the device's events, once there is a backend.
+    /// Handles the device's events, while there is a backend.
     subscriber: Option<Arc<Mutex<dyn Subscriber>>>,
 }
 
@@ -130,6 +140,16 @@ impl<B> SlotHandle<B> {
         Ok(())
     }
 
+    /// Asks the slot's thread to remove the device. Doesn't block.
+    ///
+    /// # Errors
+    /// The thread is gone, or the device is one that stays.
+    pub fn send_removal(&self) -> io::Result<()> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        send(&self.0, REMOVE, flags)?;
+        Ok(())
+    }
+
     /// The thread's answer; `None` if there is none yet. To be called when this is readable.
     pub fn receive_answer(&self) -> Option<SlotAnswer> {
         let mut text = [0; LONGEST_ANSWER];
@@ -140,9 +160,10 @@ impl<B> SlotHandle<B> {
             Ok((length, _)) => {
                 let text = text.get(..length).unwrap_or_default();
                 let text = String::from_utf8_lossy(text).into_owned();
-                Some(match text == FILLED {
-                    true => SlotAnswer::Filled,
-                    false => SlotAnswer::Refused(text),
+                Some(match &*text {
+                    FILLED => SlotAnswer::Filled,
+                    REMOVED => SlotAnswer::Removed,
+                    _ => SlotAnswer::Refused(text),
                 })
             }
         }
@@ -186,16 +207,17 @@ impl<B: Backend> Slot<B> {
     /// Receives a request, plugs the device in, and answers.
     fn receive_request(&mut self, ops: &mut EventOps<'_>) {
         let Some(socket) = &self.socket else { return };
-        let filled = match receive(socket.as_fd(), B::LONGEST_LINE) {
+        let done = match receive(socket.as_fd(), B::LONGEST_LINE) {
             Ok(None) => return,
-            Ok(Some(packet)) => self.fill(packet, ops),
+            Ok(Some(packet)) if packet.is_removal() => {
+                self.remove(ops);
+                Ok(REMOVED)
+            }
+            Ok(Some(packet)) => self.fill(packet, ops).map(|()| FILLED),
             Err(ReceiveError::Malformed) => Err(SlotError::Malformed(B::REQUEST)),
             Err(ReceiveError::Closed) => return self.close(ops),
         };
-        let answer = match filled {
-            Ok(()) => FILLED.to_owned(),
-            Err(error) => answer_of(&error),
-        };
+        let answer = done.map_or_else(|error| answer_of(&error), str::to_owned);
         if let Some(socket) = &self.socket {
             send_answer(socket.as_fd(), &answer);
         }
@@ -209,12 +231,26 @@ impl<B: Backend> Slot<B> {
         let malformed = |_| SlotError::Malformed(B::REQUEST);
         let line = std::str::from_utf8(&packet.line).map_err(malformed)?;
         let backend = B::from_request(line, packet.descriptors)?;
-        let bare = self.bare.take().ok_or(FillError::Occupied)?;
-        let PluggedDevice { device, subscriber } = backend.insert_into(bare);
+        let bare = self.bare.take_if(|_| self.subscriber.is_none());
+        let (plugged, bare) = backend.insert_into(bare.ok_or(FillError::Occupied)?);
+        self.bare = bare;
+        let PluggedDevice { device, subscriber } = plugged;
         // Before the guest can see the device, since its driver may activate it at once.
         lock(&subscriber).init(ops);
         self.subscriber = Some(subscriber);
         Ok(self.registers.fill(device)?)
+    }
+
+    /// Removes the device, if there is one, and with it its backend's descriptors: nobody else has
+    /// them, whatever the driver does.
+    fn remove(&mut self, ops: &mut EventOps<'_>) {
+        let Some(subscriber) = self.subscriber.take() else {
+            return;
+        };
+        lock(&subscriber).unwatch(ops);
+        // With what serves the device, whatever a vCPU waits for is over.
+        drop(subscriber);
+        self.registers.empty_slot();
     }
 
     /// Closes the socket: no other backend will be received.
@@ -231,11 +267,17 @@ struct Packet {
     descriptors: Vec<OwnedFd>,
 }
 
+impl Packet {
+    fn is_removal(&self) -> bool {
+        self.line == REMOVE && self.descriptors.is_empty()
+    }
+}
+
 /// Why no request was received.
 enum ReceiveError {
     /// The other end is closed.
     Closed,
-    /// The packet has no descriptor, too many of them, or too long a line.
+    /// The packet has too many descriptors, or too long a line.
     Malformed,
 }
 
@@ -267,7 +309,7 @@ fn receive(socket: BorrowedFd<'_>, longest_line: usize) -> Result<Option<Packet>
     line.truncate(length);
     match length {
         0 if descriptors.is_empty() => Err(ReceiveError::Closed),
-        _ if descriptors.is_empty() || is_cut => Err(ReceiveError::Malformed),
+        _ if is_cut => Err(ReceiveError::Malformed),
         _ => Ok(Some(Packet { line, descriptors })),
     }
 }

@@ -98,6 +98,28 @@ fn a_slot_is_filled_once_by_a_device_that_it_was_made_for() {
     assert_eq!((driver.read(DEVICE_ID), driver.status()), (4, 15));
 }
 
+#[test]
+fn a_slot_that_is_emptied_is_a_placeholder_again() {
+    let (slot, first) = (slot(), probe());
+    let driver = Driver(&slot);
+    slot.fill(first.clone()).expect("filled");
+    driver.start();
+    slot.empty_slot();
+    assert_eq!((driver.read(DEVICE_ID), driver.status()), (0, 0));
+    assert_eq!(config(&slot), 0);
+    driver.start();
+    assert_eq!(driver.status(), 0);
+    assert_eq!(first.lock().expect("free").activations.len(), 1);
+    let second = probe();
+    slot.fill(second.clone()).expect("filled again");
+    driver.start();
+    assert_eq!(driver.status(), 15);
+    assert_eq!(second.lock().expect("free").activations.len(), 1);
+    slot.empty_slot();
+    slot.empty_slot();
+    assert_eq!(driver.read(DEVICE_ID), 0);
+}
+
 /// Writes all that makes a driver, again and again, as a vCPU might while the slot is filled.
 fn keep_driving(slot: &MmioTransport, done: &AtomicBool) {
     while !done.load(Ordering::Relaxed) {

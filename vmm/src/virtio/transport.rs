@@ -1,7 +1,8 @@
 //! The virtio-mmio transport: connects the registers that a driver accesses to a device.
 //!
-//! A transport may also be an empty slot, into which a device is plugged later, once, and stays.
-//! Until then its registers are those of a placeholder (virtio 1.3, 4.2.2), which drivers ignore.
+//! A transport may also be an empty slot, into which a device is plugged later. Until then, and once
+//! the device has been removed, its registers are those of a placeholder (virtio 1.3, 4.2.2), which
+//! drivers ignore.
 //!
 //! It is called by vCPU threads. Kicks don't come here, since KVM turns a write to `QueueNotify`
 //! into an eventfd. Accessing the interrupt registers takes no lock that the device's thread may
@@ -11,7 +12,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_mmio::{
@@ -36,8 +37,9 @@ const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
 /// The registers of a device or of an empty slot, and the device.
 pub struct MmioTransport {
     memory: Arc<GuestMemoryMmap>,
-    /// The device, once there is one. Set with the registers locked.
-    attached: OnceLock<AttachedDevice>,
+    /// The device, if there is one. Changed with the registers locked, and never locked while
+    /// anything is waited for.
+    attached: RwLock<Option<Arc<AttachedDevice>>>,
     interrupt_status: Arc<AtomicU32>,
     irqfd: Arc<EventFd>,
     kicks: Vec<Arc<EventFd>>,
@@ -117,7 +119,7 @@ impl MmioTransport {
         let new_eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
         Ok(Self {
             memory,
-            attached: OnceLock::new(),
+            attached: RwLock::default(),
             interrupt_status: Arc::new(AtomicU32::new(0)),
             irqfd: new_eventfd()?,
             kicks: (0..queues)
@@ -148,18 +150,34 @@ impl MmioTransport {
             let fresh = Registers::new(device.device_type(), device.features(), sizes);
             (fresh, device.config().to_vec())
         };
-        let attached = AttachedDevice { device, config };
-        self.attached
-            .set(attached)
-            .map_err(|_| FillError::Occupied)?;
+        if self.attached().is_some() {
+            return Err(FillError::Occupied);
+        }
+        self.attach(Some(AttachedDevice { device, config }));
         *registers = fresh;
         self.interrupt_status.store(0, Ordering::SeqCst);
         Ok(())
     }
 
-    /// The device's configuration space; empty if there is no device.
-    fn config(&self) -> &[u8] {
-        (self.attached.get()).map_or(&[], |attached| &attached.config)
+    /// Empties the slot: its registers are a placeholder's again, in one step for every vCPU, and no
+    /// vCPU calls the device any more. To be called by the thread that serves the device, which
+    /// doesn't do so any more: a vCPU that waits for it would keep this waiting.
+    pub fn empty_slot(&self) {
+        let mut registers = lock(&self.registers);
+        self.attach(None);
+        *registers = Registers::empty();
+        self.interrupt_status.store(0, Ordering::SeqCst);
+    }
+
+    fn attach(&self, device: Option<AttachedDevice>) {
+        let mut attached = (self.attached.write()).unwrap_or_else(PoisonError::into_inner);
+        *attached = device.map(Arc::new);
+    }
+
+    /// The device, if there is one.
+    fn attached(&self) -> Option<Arc<AttachedDevice>> {
+        let attached = self.attached.read();
+        attached.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The eventfd that interrupts the guest, to be registered with KVM as an irqfd.
@@ -196,9 +214,9 @@ impl MmioTransport {
             return;
         }
         if let Some(offset) = offset.checked_sub(CONFIG) {
-            let rest = usize::try_from(offset)
-                .ok()
-                .and_then(|at| self.config().get(at..));
+            let attached = self.attached();
+            let config = attached.as_ref().map_or(&[][..], |device| &device.config);
+            let rest = usize::try_from(offset).ok().and_then(|at| config.get(at..));
             for (byte, value) in data.iter_mut().zip(rest.unwrap_or_default()) {
                 *byte = *value;
             }
@@ -231,7 +249,7 @@ impl MmioTransport {
     /// for long. That of a device that has to know is held by vCPU threads alone, or by whoever saves
     /// and thereby stops it, so the last vCPU thread gets it.
     pub(crate) fn machine_ended(&self) {
-        if let Some(attached) = self.attached.get()
+        if let Some(attached) = self.attached()
             && let Ok(mut device) = attached.device.try_lock()
         {
             device.machine_ended();
@@ -246,7 +264,8 @@ impl MmioTransport {
     /// The device can't be saved in its current state. It continues unchanged then.
     pub fn save(&self) -> Result<TransportState, SaveError> {
         let mut registers = lock(&self.registers);
-        let device = match self.attached.get() {
+        let attached = self.attached();
+        let device = match &attached {
             None => DeviceState::Absent,
             Some(attached) => {
                 let mut device = lock(&attached.device);
@@ -258,7 +277,7 @@ impl MmioTransport {
         Ok(TransportState {
             registers: registers.clone(),
             interrupt_status: readable_status(self.interrupt_status.load(Ordering::SeqCst)),
-            config: self.config().to_vec(),
+            config: attached.map_or_else(Vec::new, |attached| attached.config.clone()),
             device,
         })
     }
@@ -273,13 +292,14 @@ impl MmioTransport {
     /// # Errors
     /// The state is that of a device with other properties, or no driver can have led to it.
     pub fn restore(&self, state: TransportState) -> Result<(), RestoreError> {
-        if state.config != self.config() {
+        let attached = self.attached();
+        if state.config != attached.as_ref().map_or(&[][..], |device| &device.config) {
             let what = "configuration";
             return Err(RestoreError::Differs { what });
         }
         let mut registers = lock(&self.registers);
         registers.restore(state.registers)?;
-        match (self.attached.get(), state.device) {
+        match (&attached, state.device) {
             (Some(attached), device) => lock(&attached.device).restore(device)?,
             (None, DeviceState::Absent) => {}
             (None, _) => return Err(RestoreError::Differs { what: "type" }),
@@ -351,7 +371,7 @@ impl MmioTransport {
                 queue,
                 kick: Arc::clone(kick),
             });
-        let attached = self.attached.get().ok_or(ActivateError::NoDevice)?;
+        let attached = self.attached().ok_or(ActivateError::NoDevice)?;
         let mut device = lock(&attached.device);
         // Checked with the device locked: once the machine is stopped and the device reset, it is
         // never activated again.
@@ -368,7 +388,7 @@ impl MmioTransport {
     }
 
     fn reset(&self) {
-        if let Some(attached) = self.attached.get() {
+        if let Some(attached) = self.attached() {
             lock(&attached.device).reset();
         }
         // After the device has been reset, so that it can't raise an interrupt any more.

@@ -56,7 +56,8 @@ impl Net {
     fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let enter_and_work = || {
             let kind = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(self.0.as_fd(), kind).expect("setns");
+            let namespace = self.0.try_clone().expect("dup");
+            move_into_link_name_space(namespace.as_fd(), kind).expect("setns");
             work()
         };
         thread::scope(|scope| scope.spawn(enter_and_work).join().expect("a thread"))
@@ -90,7 +91,8 @@ impl Net {
 
     /// Puts a veth into it whose other end, `peer0`, is in another one; both are up.
     fn add_veth(&self, name: &str, mac: &str, other: &Self) {
-        let (process, fd) = (std::process::id(), other.0.as_fd().as_raw_fd());
+        let other_fd = other.0.try_clone().expect("dup");
+        let (process, fd) = (std::process::id(), other_fd.as_raw_fd());
         let other_end = format!("name peer0 netns /proc/{process}/fd/{fd}");
         self.ip(&format!(
             "link add {name} address {mac} type veth peer {other_end}"
@@ -100,7 +102,7 @@ impl Net {
     }
 
     fn read(&self) -> Network {
-        read(&self.0).expect("read")
+        read(&self.0, &[]).expect("read")
     }
 
     fn interface(&self, name: &str) -> Interface {

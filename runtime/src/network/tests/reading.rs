@@ -4,6 +4,7 @@ use super::*;
 use crate::network::body::{from_bytes, to_bytes};
 use crate::network::namespace;
 use crate::network::netlink::Netlink;
+use crate::network::{Sysctl, SysctlTable};
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use std::fs;
@@ -243,6 +244,41 @@ fn sysctls_that_somebody_has_changed_are_read() {
     assert!(path_and_value(&peer.interface("peer0")).is_empty());
 }
 
+/// Whatever the kernel tells of sysctls without a file being read, none that somebody changes is passed over.
+#[test]
+fn each_sysctl_that_somebody_changes_is_read() {
+    const VALUES: [&str; 7] = ["1", "0", "2", "3", "1400", "20000", "2001:db8::1"];
+    let Some((net, _peer)) = pair() else {
+        return;
+    };
+    let mut changed = 0;
+    for table in SysctlTable::ALL {
+        for name in table.names() {
+            let sysctl = |value: &str| Sysctl {
+                table,
+                name: (*name).to_owned(),
+                value: value.to_owned(),
+            };
+            let path = Path::new("/proc/sys").join(sysctl("").path("eth0"));
+            let read = || net.inside(|| fs::read_to_string(&path)).unwrap_or_default();
+            let before = read();
+            let other = VALUES.iter().find(|value| {
+                let written = net.inside(|| fs::write(&path, value));
+                written.is_ok() && read() != before
+            });
+            // Some can't be written, or aren't there.
+            if other.is_none() {
+                continue;
+            }
+            let now = sysctl(read().trim_end());
+            assert!(net.interface("eth0").sysctls.contains(&now), "{now:?}");
+            let _ = net.inside(|| fs::write(&path, before.trim_end()));
+            changed += 1;
+        }
+    }
+    assert!(changed > 80, "{changed}");
+}
+
 #[test]
 fn a_link_local_address_of_ones_own_comes_along() {
     let Some((net, _peer)) = pair() else {
@@ -283,7 +319,7 @@ fn what_a_vm_cannot_have_is_refused() {
     if !is_there {
         return eprintln!("skipped: this machine has no VLANs: {text}");
     }
-    let said = read(&net.0).expect_err("refused").to_string();
+    let said = read(&net.0, &[]).expect_err("refused").to_string();
     assert!(said.contains("interface eth0.7"), "{said}");
 }
 
@@ -301,7 +337,7 @@ fn a_route_through_a_nexthop_object_is_one_without() {
     assert_eq!(route.trim(), "10.9.0.0/16 via 10.7.0.1 dev eth0");
 
     net.inside(|| fs::write("/proc/sys/net/ipv4/nexthop_compat_mode", "0").expect("a sysctl"));
-    let said = read(&net.0).expect_err("refused").to_string();
+    let said = read(&net.0, &[]).expect_err("refused").to_string();
     assert!(
         said.contains("route 10.9.0.0/16: its nexthop object 7"),
         "{said}"

@@ -150,7 +150,7 @@ impl BlockingAgent {
     /// # Errors
     /// When the VMM or the agent don't answer.
     pub fn connect(dir: &SandboxDir) -> Result<Self, AgentError> {
-        Self::over(open_connection(dir)?)
+        Self::over(open_connection(&dir.socket_path())?)
     }
 
     /// Speaks on a connection to the agent that somebody has opened.
@@ -175,12 +175,12 @@ impl BlockingAgent {
     }
 }
 
-/// Opens a connection to the agent of the sandbox whose files these are.
+/// Opens a connection to the agent of the sandbox whose VMM has this control socket.
 ///
 /// # Errors
 /// When the VMM or the agent don't answer.
-pub fn open_connection(dir: &SandboxDir) -> Result<UnixStream, AgentError> {
-    dial(&dir.socket_path(), CALL_TIMEOUT)
+pub fn open_connection(socket: &Path) -> Result<UnixStream, AgentError> {
+    dial(socket, CALL_TIMEOUT)
 }
 
 /// Waits for the answer to a call, but no longer than that.

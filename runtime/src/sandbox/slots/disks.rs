@@ -26,6 +26,7 @@ impl DeviceLine for DiskLine {
     const VERB: &'static str = "DISK";
     const WHAT: &'static str = "disk";
     const MOST_DESCRIPTORS: usize = 1;
+    const REMOVAL: Option<&'static str> = None;
     const NO_SLOTS: &'static str =
         "its VM has no slots for disks (disk_slots of hull.toml, before it is created)";
 

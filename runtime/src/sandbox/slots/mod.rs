@@ -2,8 +2,8 @@
 //!
 //! A verb, what is to be known of the device, and in the same sendmsg(2) its descriptors: `disks` and `nics` have the
 //! two that there are. The answer is `OK <slot>`, once the device is in the slot of this number, or `ERROR <why>`; then
-//! the socket is closed. The guest sees nothing of it before its agent is told, and a device stays in its slot for as
-//! long as the VM lives, also that of a client that has left before the answer.
+//! the socket is closed. The guest sees nothing of it before its agent is told. A disk stays in its slot for as long as
+//! the VM lives, also that of a client that has left before the answer; a network interface until somebody removes it.
 //!
 //! In the VM process, [`Slots`] lives in the main thread's loop. It looks at the line alone, and passes the
 //! descriptors on to the thread of an empty slot ([`hull_vmm::virtio::slot::Slot`]). Nothing in it waits; a
@@ -17,6 +17,7 @@ mod tests;
 
 use std::io::{self, BufReader};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use super::socket::{self, CALL_TIMEOUT};
 use crate::host::send_with_fds;
 
 pub use disks::{DiskLine, hand_disk};
-pub use nics::{NicLine, hand_nic};
+pub use nics::{NicLine, hand_nic, remove_nic};
 
 /// How long a slot's thread may take for its answer. It looks at a descriptor, and that is all.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,6 +58,10 @@ pub trait DeviceLine: Sized {
 
     /// The most descriptors that come with it; there is one at least.
     const MOST_DESCRIPTORS: usize;
+
+    /// The first word of a line by which such a device is removed from its slot, if it can be. The slot's number
+    /// follows, and is the answer's.
+    const REMOVAL: Option<&'static str>;
 
     /// What is said of a VMM that closes the socket: it has no such verb.
     const NO_SLOTS: &'static str;
@@ -85,13 +90,18 @@ fn hand<D: DeviceLine>(
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<u8, AgentError> {
     let failed = |what| socket::failed(what, CALL_TIMEOUT);
-    let refused = |why| AgentError::NotTaken { what: D::WHAT, why };
     let mut vmm = socket::dial(socket, CALL_TIMEOUT)?;
     let request = format!("{} {words}\n", D::VERB);
     send_with_fds(&mut vmm, request.as_bytes(), descriptors).map_err(failed("take a device"))?;
+    read_answer::<D>(vmm, "put a device into a slot")
+}
+
+/// Waits for what the VMM answers.
+fn read_answer<D: DeviceLine>(vmm: UnixStream, what: &'static str) -> Result<u8, AgentError> {
+    let refused = |why| AgentError::NotTaken { what: D::WHAT, why };
     let timeout = Some(CALL_TIMEOUT);
     let line = socket::answer(&mut BufReader::new(vmm), LONGEST_ANSWER, timeout);
-    let line = line.map_err(failed("put a device into a slot"))?;
+    let line = line.map_err(socket::failed(what, CALL_TIMEOUT))?;
     match parse_answer(&line) {
         Some(Ok(slot)) => Ok(slot),
         Some(Err(why)) => Err(refused(why)),
@@ -119,6 +129,8 @@ enum Refusal {
     Descriptors { most: usize, got: usize },
     #[error("no slot is empty")]
     Full,
+    #[error("there is no {what} in a slot {slot:?} that could be removed")]
+    Missing { what: &'static str, slot: String },
     #[error("the slot's thread takes nothing: {0}")]
     Send(io::Error),
     #[error("the slot's thread did not answer in {} s", ANSWER_TIMEOUT.as_secs())]
@@ -161,6 +173,12 @@ enum State {
     },
     /// There is a device of this name.
     Filled(String),
+    /// The device of this name is to be removed, which wasn't answered yet.
+    Leaving {
+        name: String,
+        /// Nobody once its time is over.
+        client: Option<ControlClient>,
+    },
     /// Its thread is gone.
     Lost,
 }
@@ -169,7 +187,9 @@ impl<D: DeviceLine> Slot<D> {
     /// The name that is taken by it.
     fn name(&self) -> Option<&str> {
         match &self.state {
-            State::Asked { name, .. } | State::Filled(name) => Some(name),
+            State::Asked { name, .. } | State::Filled(name) | State::Leaving { name, .. } => {
+                Some(name)
+            }
             State::Empty | State::Lost => None,
         }
     }
@@ -181,11 +201,12 @@ impl<D: DeviceLine> Slot<D> {
                 State::Filled(self.name().unwrap_or_default().to_owned()),
                 Ok(self.number),
             ),
+            SlotAnswer::Removed => (State::Empty, Ok(self.number)),
             SlotAnswer::Refused(why) => (State::Empty, Err(Refusal::Thread(why))),
             SlotAnswer::Closed => (State::Lost, Err(Refusal::Gone)),
         };
         match std::mem::replace(&mut self.state, state) {
-            State::Asked { client, .. } => Some((client?, outcome)),
+            State::Asked { client, .. } | State::Leaving { client, .. } => Some((client?, outcome)),
             _ => None,
         }
     }
@@ -219,21 +240,45 @@ impl<D: DeviceLine> Slots<D> {
     /// Is the request, then.
     pub fn take(&mut self, request: OtherRequest) -> Result<(), OtherRequest> {
         let (verb, words) = request.line.split_once(' ').unwrap_or((&request.line, ""));
-        if verb != D::VERB || self.slots.is_empty() {
+        let is_removal = D::REMOVAL == Some(verb);
+        if !(verb == D::VERB || is_removal) || self.slots.is_empty() {
             return Err(request);
         }
         let words = words.to_owned();
-        match self.hand_on(&words, request.descriptors) {
+        let asked = match is_removal {
+            true => self.ask_to_remove(&words),
+            false => self.hand_on(&words, request.descriptors),
+        };
+        match asked {
             Err(refusal) => refusal.tell(request.client),
             Ok((index, name)) => {
                 self.deadlines.set(index, self.timeout);
                 if let Some(slot) = self.slots.get_mut(index) {
                     let client = Some(request.client);
-                    slot.state = State::Asked { name, client };
+                    slot.state = match is_removal {
+                        true => State::Leaving { name, client },
+                        false => State::Asked { name, client },
+                    };
                 }
             }
         }
         Ok(())
+    }
+
+    /// Has a slot's thread remove the device. Returns the slot's index, and the device's name.
+    fn ask_to_remove(&self, words: &str) -> Result<(usize, String), Refusal> {
+        let number = words.parse::<u8>().ok();
+        let mut slots = self.slots.iter().enumerate();
+        let found = slots.find_map(|(index, slot)| match &slot.state {
+            State::Filled(name) if Some(slot.number) == number => Some((index, slot, name)),
+            _ => None,
+        });
+        let (index, slot, name) = found.ok_or_else(|| Refusal::Missing {
+            what: D::WHAT,
+            slot: words.to_owned(),
+        })?;
+        slot.handle.send_removal().map_err(Refusal::Send)?;
+        Ok((index, name.clone()))
     }
 
     /// Hands a device to an empty slot's thread. Returns the slot's index, and the device's name.
@@ -268,7 +313,8 @@ impl<D: DeviceLine> Slots<D> {
             return;
         };
         self.deadlines.cancel(index);
-        if matches!(answer, SlotAnswer::Filled | SlotAnswer::Closed) {
+        let stays = D::REMOVAL.is_none() && answer == SlotAnswer::Filled;
+        if stays || answer == SlotAnswer::Closed {
             // It has no more to say.
             let _ = ops.remove(Events::empty(&slot.handle));
         }
@@ -281,10 +327,8 @@ impl<D: DeviceLine> Slots<D> {
 
     fn on_timer(&mut self) {
         for index in self.deadlines.expired() {
-            if let Some(Slot {
-                state: State::Asked { client, .. },
-                ..
-            }) = self.slots.get_mut(index)
+            if let Some(State::Asked { client, .. } | State::Leaving { client, .. }) =
+                self.slots.get_mut(index).map(|slot| &mut slot.state)
                 && let Some(client) = client.take()
             {
                 Refusal::Late.tell(client);

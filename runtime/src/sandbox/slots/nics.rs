@@ -1,17 +1,19 @@
 //! Network interfaces that a VM process gets while it runs.
 //!
 //! `NIC <MAC address> <MTU>`, with one descriptor or two: a tap, and maybe /dev/vhost-net for the host's kernel to move
-//! the packets. The address is that of no other interface of the VM.
+//! the packets. The address is that of no other interface of the VM. `REMOVE-NIC <slot>` takes it away again: the VM
+//! process closes both then, whatever the guest does with its end.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use hull_vmm::virtio::net::{MacAddress, Nic, NicConfig};
 use hull_vmm::virtio::slot::SlotHandle;
 
-use super::{DeviceLine, hand};
+use super::{DeviceLine, hand, read_answer};
 use crate::sandbox::AgentError;
-use crate::store::SandboxDir;
+use crate::sandbox::socket::{self, CALL_TIMEOUT};
 
 /// What is said of a network interface.
 pub struct NicLine(NicConfig);
@@ -22,6 +24,7 @@ impl DeviceLine for NicLine {
     const VERB: &'static str = "NIC";
     const WHAT: &'static str = "network interface";
     const MOST_DESCRIPTORS: usize = 2;
+    const REMOVAL: Option<&'static str> = Some("REMOVE-NIC");
     const NO_SLOTS: &'static str =
         "its VM has no slots for network interfaces (nic_slots of hull.toml, before it is created)";
 
@@ -45,14 +48,14 @@ impl DeviceLine for NicLine {
     }
 }
 
-/// Hands a network interface to the VMM of the sandbox whose folder this is: its tap, and /dev/vhost-net if the host's
+/// Hands a network interface to the VMM at that control socket: its tap, and /dev/vhost-net if the host's
 /// kernel is to move its packets. Returns the number of the slot that it is in from then on, which the agent has to be
 /// told.
 ///
 /// # Errors
 /// When the VMM doesn't answer, has no empty slot, or refuses it.
 pub fn hand_nic(
-    dir: &SandboxDir,
+    socket: &Path,
     mac: [u8; 6],
     mtu: u32,
     tap: BorrowedFd<'_>,
@@ -62,5 +65,17 @@ pub fn hand_nic(
     let mtu = mtu.min(u16::MAX.into());
     let words = format!("{} {mtu}", MacAddress(mac));
     let descriptors: Vec<_> = std::iter::once(tap).chain(vhost).collect();
-    hand::<NicLine>(&dir.socket_path(), &words, &descriptors)
+    hand::<NicLine>(socket, &words, &descriptors)
+}
+
+/// Has the VMM at that control socket empty the slot of a network interface, which the guest has released.
+///
+/// # Errors
+/// When the VMM doesn't answer, or has none in that slot.
+pub fn remove_nic(socket: &Path, slot: u8) -> Result<(), AgentError> {
+    let failed = |what| socket::failed(what, CALL_TIMEOUT);
+    let mut vmm = socket::dial(socket, CALL_TIMEOUT)?;
+    let verb = NicLine::REMOVAL.unwrap_or_default();
+    writeln!(vmm, "{verb} {slot}").map_err(failed("remove a device"))?;
+    read_answer::<NicLine>(vmm, "remove a device from its slot").map(drop)
 }

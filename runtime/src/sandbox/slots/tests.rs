@@ -215,6 +215,19 @@ fn what_is_no_tap_leaves_the_slot_of_a_network_interface_empty() {
     assert!(crate::host::wait_readable(handle, deadline()).expect("a socket"));
     let answer = handle.receive_answer().expect("an answer");
     assert!(matches!(answer, SlotAnswer::Refused(_)), "{answer:?}");
+    for words in ["3", "4", "", "x"] {
+        assert!(matches!(
+            slots.ask_to_remove(words),
+            Err(Refusal::Missing { .. })
+        ));
+    }
+    slots.slots[0].state = State::Filled("02:00:00:00:00:01".to_owned());
+    assert_eq!(slots.ask_to_remove("3").expect("asked").0, 0);
+    let handle = &slots.slots[0].handle;
+    assert!(crate::host::wait_readable(handle, deadline()).expect("a socket"));
+    assert_eq!(handle.receive_answer(), Some(SlotAnswer::Removed));
+    slots.slots[0].on_answer(SlotAnswer::Removed);
+    assert!(matches!(slots.slots[0].state, State::Empty));
     let mut slot = slots.slots.pop().expect("a slot");
     assert!(slot.on_answer(answer).is_none(), "nobody waits");
     stop.stop();

@@ -17,7 +17,9 @@ pub(crate) const VCPU_IOCTLS: &[u32] = &[
 /// newer architectures lack and which the C library still makes here.
 pub(crate) fn arch_syscalls(role: Role) -> &'static [libc::c_long] {
     match role {
-        Role::Main | Role::StandIn => &[libc::SYS_epoll_wait, libc::SYS_poll],
+        Role::Main | Role::StandIn | Role::NetworkFollower => {
+            &[libc::SYS_epoll_wait, libc::SYS_poll]
+        }
         Role::Filesystem | Role::Block | Role::DiskSlot | Role::Net | Role::NetSlot => {
             &[libc::SYS_epoll_wait]
         }

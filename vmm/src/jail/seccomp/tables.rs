@@ -306,6 +306,55 @@ pub(super) const STAND_IN: &[AllowedCall] = &[
     one_of(SYS_prctl, 0, &[PR_SET_NAME as u32]),
 ];
 
+/// What openat(2) is not told by who may not create or cut a file.
+pub(super) const NEW_FILE: u32 = (O_CREAT | O_TRUNC) as u32;
+
+/// The network follower: rtnetlink in its own network namespace, taps there, and the VMM's control
+/// socket, which is the only one in its tree.
+pub(super) const NETWORK_FOLLOWER: &[AllowedCall] = &[
+    // tokio's event loop, and how it is woken by a signal.
+    EPOLL_CREATE,
+    any(SYS_epoll_ctl),
+    any(SYS_epoll_pwait),
+    any(SYS_eventfd2),
+    one_of(SYS_socketpair, 0, &[AF_UNIX as u32]),
+    // rtnetlink, and the control socket.
+    one_of(SYS_socket, 0, &[AF_UNIX as u32, AF_NETLINK as u32]),
+    any(SYS_bind),
+    any(SYS_connect),
+    any(SYS_getsockname),
+    any(SYS_setsockopt),
+    any(SYS_recvfrom),
+    any(SYS_recvmsg),
+    any(SYS_sendto),
+    any(SYS_sendmsg),
+    any(SYS_readv),
+    any(SYS_writev),
+    any(SYS_shutdown),
+    one_of(
+        SYS_fcntl,
+        1,
+        &[
+            F_GETFL as u32,
+            F_SETFL as u32,
+            F_GETFD as u32,
+            F_SETFD as u32,
+            F_DUPFD_CLOEXEC as u32,
+        ],
+    ),
+    any(SYS_ppoll),
+    // What is in its tree: sysctls to be read, /dev/net/tun and /dev/vhost-net.
+    without_bits(SYS_openat, &[(2, NEW_FILE)]),
+    // The list of connected interfaces.
+    any(SYS_pwrite64),
+    // A tap is made and prepared; FIONBIO is how Rust makes a socket non-blocking.
+    one_of(
+        SYS_ioctl,
+        1,
+        &[FIONBIO as u32, TUNSETIFF as u32, TUNSETVNETHDRSZ as u32],
+    ),
+];
+
 #[cfg(test)]
 mod tests {
     use vhost::vhost_kern::vhost_binding as vhost;

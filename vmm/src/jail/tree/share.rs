@@ -198,6 +198,16 @@ enum PreparedMount {
 }
 
 impl Prepared {
+    /// A detached mount that is there already.
+    pub fn of_mount(target: &str, is_directory: bool, mount: OwnedFd) -> Self {
+        Self {
+            name: target.to_owned(),
+            target: target.into(),
+            is_directory,
+            mount: PreparedMount::Detached(mount),
+        }
+    }
+
     /// Clones the mounts of a bind mount. To be called in the mount namespace that they belong to.
     ///
     /// # Errors

@@ -50,12 +50,13 @@ impl Backend for Disk {
         Ok(Disk::from_received_fd(device, serial, read_only)?)
     }
 
-    fn insert_into(self, bare: DisklessBlock) -> PluggedDevice {
+    fn insert_into(self, bare: DisklessBlock) -> (PluggedDevice, Option<DisklessBlock>) {
         let block = Arc::new(Mutex::new(bare.insert_disk(self)));
-        PluggedDevice {
+        let plugged = PluggedDevice {
             device: block.clone(),
             subscriber: block,
-        }
+        };
+        (plugged, None)
     }
 }
 

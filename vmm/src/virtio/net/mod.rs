@@ -355,6 +355,14 @@ impl Subscriber for Net {
     fn descriptors(&self) -> Vec<RawFd> {
         vec![self.lifecycle.activation_eventfd(), self.tap.as_raw_fd()]
     }
+
+    fn unwatch(&mut self, ops: &mut EventOps<'_>) {
+        self.stop();
+        self.lifecycle.unwatch(ops);
+        if self.watched.take().is_some() {
+            let _ = ops.remove(Events::empty(&self.tap)); // fails if its interface was deleted
+        }
+    }
 }
 
 impl MutEventSubscriber for Net {

@@ -1,10 +1,12 @@
 //! A NIC as the backend that is plugged into a [slot](crate::virtio::slot). The line of the request
 //! has its MAC address and its MTU; the descriptors are a tap and, if the host's kernel is to serve
-//! the queues, vhost-net.
+//! the queues, vhost-net. A NIC can be removed, after which the slot is as before it.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::vhost::{Vhost, VhostError, VhostNet};
 use super::{ConfigError, MacAddress, Net, NicConfig, QUEUES, Tap, TapError};
@@ -44,7 +46,8 @@ pub enum NicError {
 /// the threads are confined.
 #[derive(Debug)]
 pub struct TaplessNet {
-    lifecycle: Lifecycle<QUEUES>,
+    /// Each NIC's that is plugged in there: the threads know it under this number.
+    activation_eventfd: Arc<EventFd>,
 }
 
 impl TaplessNet {
@@ -53,8 +56,10 @@ impl TaplessNet {
     /// # Errors
     /// The process has too many files open.
     pub fn new() -> io::Result<Self> {
-        let lifecycle = Lifecycle::new("virtio-net: an empty slot".to_owned())?;
-        Ok(Self { lifecycle })
+        let eventfd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        Ok(Self {
+            activation_eventfd: Arc::new(eventfd),
+        })
     }
 
     /// How many queues the device has.
@@ -64,7 +69,7 @@ impl TaplessNet {
 
     /// See [`VirtioDevice::activation_eventfd`](crate::virtio::VirtioDevice::activation_eventfd).
     pub fn activation_eventfd(&self) -> RawFd {
-        self.lifecycle.activation_eventfd()
+        self.activation_eventfd.as_raw_fd()
     }
 }
 
@@ -113,11 +118,12 @@ impl Backend for Nic {
         }
     }
 
-    fn insert_into(self, bare: TaplessNet) -> PluggedDevice {
+    fn insert_into(self, bare: TaplessNet) -> (PluggedDevice, Option<TaplessNet>) {
         let Self { config, tap, vhost } = self;
-        match vhost {
+        let eventfd = Arc::clone(&bare.activation_eventfd);
+        let plugged = match vhost {
             None => {
-                let lifecycle = bare.lifecycle.with_name(super::name(&config));
+                let lifecycle = Lifecycle::with_eventfd(super::name(&config), eventfd);
                 let net = Arc::new(Mutex::new(Net::with_lifecycle(config, tap, lifecycle)));
                 PluggedDevice {
                     device: net.clone(),
@@ -125,14 +131,14 @@ impl Backend for Nic {
                 }
             }
             Some(vhost) => {
-                let eventfd = Arc::new(bare.lifecycle.into_activation_eventfd());
                 let (device, server) = VhostNet::with_eventfd(config, tap, vhost, eventfd);
                 PluggedDevice {
                     device: Arc::new(Mutex::new(device)),
                     subscriber: Arc::new(Mutex::new(server)),
                 }
             }
-        }
+        };
+        (plugged, Some(bare))
     }
 }
 

@@ -138,7 +138,6 @@ fn one_thread_serves_several_nics() {
         second.use_both_ways(&wire_2);
         assert_eq!(first.send_nic(nic(1, 1500), &tap_1), SlotAnswer::Filled);
         first.use_both_ways(&wire_1);
-        assert_eq!(first.answer(), SlotAnswer::Closed, "its socket is closed");
         let id = |rig: &Rig| Driver(&rig.registers).read(8);
         assert_eq!([id(&first), id(&second), id(&third)], [1, 1, 0]);
         let mut config = [0; 8];
@@ -146,6 +145,52 @@ fn one_thread_serves_several_nics() {
         assert_eq!(config, [0x52, 0x54, 0, 0, 0, 2, 1, 0]);
         stop.stop();
     });
+}
+
+#[test]
+fn a_nic_that_is_removed_leaves_the_slot_for_another_whatever_its_driver_does() {
+    in_network(|| {
+        let ([rig], stop) = slots(|_| Ok(()));
+        let remove = || {
+            rig.handle.send_removal().expect("sent");
+            assert_eq!(rig.answer(), SlotAnswer::Removed);
+            let mut config = [0xaa; 8];
+            rig.registers.read(0x100, &mut config);
+            assert_eq!((Driver(&rig.registers).read(8), config), (0, [0; 8]));
+        };
+        remove();
+        for round in 1..4 {
+            let name = format!("tap{round}");
+            let (tap, wire) = tap(&name);
+            assert_eq!(rig.send_nic(nic(round, 1500), &tap), SlotAnswer::Filled);
+            let second = rig.handle.send_nic(nic(9, 1500), tap.as_fd(), None);
+            second.expect("sent");
+            assert!(rig.refusal().contains("there is a device in the slot"));
+            rig.use_both_ways(&wire);
+            // The last driver is still at it.
+            if round == 1 {
+                Driver(&rig.registers).write(0x70, 0);
+            }
+            drop(tap);
+            remove();
+            wait("the end of the tap", || !interface_exists(&name));
+            // Of the driver that hasn't noticed nothing is left.
+            rig.registers.write(QUEUE_NOTIFY, &[0; 4]);
+            Driver(&rig.registers).start();
+            assert_eq!(Driver(&rig.registers).status(), 0);
+            let cleared = vec![0; 0x1000];
+            for at in QUEUES_AT {
+                let written = rig.memory.write_slice(&cleared, GuestAddress(at));
+                written.expect("in memory");
+            }
+        }
+        stop.stop();
+    });
+}
+
+fn interface_exists(name: &str) -> bool {
+    let all = std::fs::read_to_string("/proc/thread-self/net/dev").expect("a list");
+    all.contains(&format!("{name}:"))
 }
 
 #[test]
@@ -215,7 +260,9 @@ fn the_jail_allows_all_that_a_slot_for_nics_does() {
         assert!(rig.refusal().contains("vhost-net"));
         assert_eq!(rig.send_nic(nic(1, 1500), &tap), SlotAnswer::Filled);
         rig.use_both_ways(&wire);
-        Driver(&rig.registers).write(0x70, 0);
+        rig.handle.send_removal().expect("sent");
+        assert_eq!(rig.answer(), SlotAnswer::Removed);
+        assert_eq!(Driver(&rig.registers).read(8), 0);
     });
     assert_eq!(end, End::Returned);
 }

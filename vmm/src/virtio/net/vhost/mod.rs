@@ -355,6 +355,11 @@ impl Subscriber for VhostServer {
             self.vhost.as_raw_fd(),
         ]
     }
+
+    fn unwatch(&mut self, ops: &mut EventOps<'_>) {
+        self.stop();
+        let _ = ops.remove(Events::empty(&*self.eventfd)); // fails if it never was added
+    }
 }
 
 impl MutEventSubscriber for VhostServer {

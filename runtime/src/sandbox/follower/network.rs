@@ -1,0 +1,214 @@
+//! What the follower does: it compares what is in its network namespace with what the VM has, whenever something has
+//! changed.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+
+use super::jail::SOCKET;
+use crate::chain::chain;
+use crate::host::wait_for_any;
+use crate::network::{self, Interface, Namespace, Network, Watch, read, watch};
+use crate::sandbox::agent::open_connection;
+use crate::sandbox::nics::{NicError, connect_nic};
+use crate::sandbox::{AgentError, BlockingAgent, GuestNetwork, remove_nic};
+use crate::store::{ConnectedInterfaces, Nic};
+use crate::types::ContainerId;
+
+/// How long the next attempt waits after one that has failed, without a change. Each further one waits twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest such pause: a guest that takes nothing costs nothing.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Why the VM's network isn't what it is on the host.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Network(#[from] network::Error),
+    #[error("interface {name} isn't connected to the VM")]
+    Nic {
+        name: String,
+        #[source]
+        source: NicError,
+    },
+    #[error("the guest's network isn't what it is on the host")]
+    Agent(#[from] AgentError),
+    #[error("write down which interfaces are connected")]
+    List(#[source] io::Error),
+    #[error("wait for changes of the network")]
+    Wait(#[source] io::Error),
+}
+
+/// A follower in its jail.
+pub struct Follower {
+    container: ContainerId,
+    nics: Vec<Nic>,
+    vhost: bool,
+    list: ConnectedInterfaces,
+    /// Until it breaks.
+    agent: Option<BlockingAgent>,
+    /// What the agent was told last and has made.
+    told: Option<GuestNetwork>,
+}
+
+/// What has happened.
+enum Event {
+    VmmEnded,
+    /// Something has changed, or it is time for another attempt.
+    Changed,
+}
+
+impl Follower {
+    pub fn new(
+        container: ContainerId,
+        nics: Vec<Nic>,
+        vhost: bool,
+        list: ConnectedInterfaces,
+    ) -> Self {
+        Self {
+            container,
+            nics,
+            vhost,
+            list,
+            agent: None,
+            told: None,
+        }
+    }
+
+    /// Follows changes until the VM's process has ended.
+    pub fn follow(mut self, vmm: &OwnedFd) {
+        if let Err(e) = self.try_follow(vmm) {
+            log::error!("changes aren't followed any more: {}", chain(&e));
+        }
+    }
+
+    fn try_follow(&mut self, vmm: &OwnedFd) -> Result<(), Error> {
+        // From here on no change is missed.
+        let mut changes = watch(&Namespace::own())?;
+        let (mut said, mut pause) = (String::new(), FIRST_PAUSE);
+        loop {
+            let mut attempt = None;
+            match self.update() {
+                Ok(()) => (said, pause) = (String::new(), FIRST_PAUSE),
+                Err(e) => {
+                    if has_ended(vmm)? {
+                        return Ok(());
+                    }
+                    let why = chain(&e);
+                    if why != said {
+                        log::warn!("{why}");
+                        said = why;
+                    }
+                    attempt = Some(Instant::now() + pause);
+                    pause = LONGEST_PAUSE.min(2 * pause);
+                }
+            }
+            match wait(vmm, &mut changes, attempt)? {
+                Event::VmmEnded => return Ok(()),
+                Event::Changed => {}
+            }
+        }
+    }
+
+    /// Has the VM's network be what it is on the host now. One interface that can't be connected keeps no other back.
+    fn update(&mut self) -> Result<(), Error> {
+        let connected: Vec<u32> = self.nics.iter().map(|nic| nic.index).collect();
+        let there = read(&Namespace::own(), &connected)?;
+        self.release_gone(&there)?;
+        let mut failure = Ok(());
+        for interface in &there.interfaces {
+            let connected = self.connect(interface);
+            failure = failure.and(connected);
+        }
+        self.tell(GuestNetwork::of(&there, &self.nics))?;
+        failure
+    }
+
+    /// Has the guest release interfaces that are gone, and then empties their slots: a driver that still had one
+    /// would take the next one for it.
+    fn release_gone(&mut self, there: &Network) -> Result<(), Error> {
+        let is_there = |nic: &&Nic| there.interfaces.iter().any(|one| one.index == nic.index);
+        let gone: Vec<Nic> = (self.nics.iter())
+            .filter(|nic| !is_there(nic))
+            .copied()
+            .collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.tell(GuestNetwork::of(there, &self.nics))?;
+        for nic in gone {
+            if let Some(slot) = nic.slot {
+                remove_nic(Path::new(SOCKET), slot)?;
+            }
+            self.nics.retain(|other| other.index != nic.index);
+        }
+        self.write_list()
+    }
+
+    /// Connects an interface, if it isn't.
+    fn connect(&mut self, interface: &Interface) -> Result<(), Error> {
+        let index = interface.index;
+        let known = self.nics.iter().find(|nic| nic.index == index);
+        if known.is_some_and(|nic| nic.slot.is_some()) {
+            return Ok(());
+        }
+        if known.is_none() {
+            self.nics.push(Nic { index, slot: None });
+            // Before anything is made, so that `delete` knows of it, whatever becomes of this process.
+            self.write_list()?;
+        }
+        let connected = connect_nic(Path::new(SOCKET), &Namespace::own(), interface, self.vhost);
+        let slot = connected.map_err(|source| Error::Nic {
+            name: interface.name.clone(),
+            source,
+        })?;
+        for nic in self.nics.iter_mut().filter(|nic| nic.index == index) {
+            nic.slot = Some(slot);
+        }
+        Ok(())
+    }
+
+    fn write_list(&self) -> Result<(), Error> {
+        let indexes = self.nics.iter().map(|nic| nic.index).collect();
+        self.list.write(indexes).map_err(Error::List)
+    }
+
+    /// Tells the agent, if it doesn't know.
+    fn tell(&mut self, network: GuestNetwork) -> Result<(), Error> {
+        if self.told.as_ref() == Some(&network) {
+            return Ok(());
+        }
+        let agent = match self.agent.take() {
+            Some(agent) => agent,
+            None => BlockingAgent::over(open_connection(Path::new(SOCKET))?)?,
+        };
+        self.told = None;
+        agent.ask(|agent| agent.update_network(&self.container, network.clone()))?;
+        (self.agent, self.told) = (Some(agent), Some(network));
+        Ok(())
+    }
+}
+
+/// Waits for the next event, no longer than until the next attempt.
+fn wait(vmm: &OwnedFd, changes: &mut Watch, attempt: Option<Instant>) -> Result<Event, Error> {
+    let mut fds = [
+        PollFd::new(vmm, PollFlags::IN),
+        PollFd::new(changes, PollFlags::IN),
+    ];
+    wait_for_any(&mut fds, attempt).map_err(Error::Wait)?;
+    if !fds[0].revents().is_empty() {
+        return Ok(Event::VmmEnded);
+    }
+    // All that an engine changes at once.
+    changes.changed(Duration::ZERO)?;
+    Ok(Event::Changed)
+}
+
+fn has_ended(vmm: &OwnedFd) -> Result<bool, Error> {
+    let mut fds = [PollFd::new(vmm, PollFlags::IN)];
+    wait_for_any(&mut fds, Some(Instant::now())).map_err(Error::Wait)
+}
