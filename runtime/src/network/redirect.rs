@@ -1,8 +1,10 @@
 //! Redirection by tc(8): what one interface receives, another sends. Two of these, and a tap is as good as the
 //! interface itself; Kata Containers calls it the tcfilter model.
 //!
-//!     tc qdisc add dev FROM ingress
-//!     tc filter add dev FROM ingress pref 26741 protocol all u32 match u32 0 0 action mirred egress redirect dev TO
+//! ```text
+//! tc qdisc add dev FROM ingress
+//! tc filter add dev FROM ingress pref 26741 protocol all u32 match u32 0 0 action mirred egress redirect dev TO
+//! ```
 //!
 //! The filter is a u32 rather than a matchall: kernels are built without the latter. What an engine has put at the
 //! interface's ingress is left alone: filters of its own are refused by the caller, as they would see nothing any
