@@ -210,7 +210,7 @@ fn unsupported_fields_are_refused_by_their_path() {
         ),
         (
             "/process/apparmorProfile",
-            json!("docker-default"),
+            json!("a-profile"),
             "process.apparmorProfile",
         ),
         (

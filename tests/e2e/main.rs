@@ -12,6 +12,7 @@ mod damaged;
 mod devices;
 mod disk_mounts;
 mod ends;
+mod engines_config;
 mod exec;
 mod exit_codes;
 mod fields;

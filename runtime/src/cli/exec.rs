@@ -78,7 +78,7 @@ pub fn run(context: &Context, args: &Exec) -> Result<ExitCode, Error> {
             args.changes.apply(&own, &args.command)?
         }
     };
-    let process = lifecycle::without_label(process, &target.dir)?;
+    let process = lifecycle::for_guest(context, process, &target)?;
     let terminal = process.terminal().unwrap_or(false);
     let console = Console::of(terminal, args.detach, args.console_socket.as_deref())?;
     if args.detach {

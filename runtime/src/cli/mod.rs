@@ -272,7 +272,7 @@ fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Error> {
         Command::Restore(args) => checkpoint::run("restore", &args),
         Command::Resume(args) => pause::resume(context, &args),
         Command::Run(args) => run::run(context, &args),
-        Command::Spec(args) => spec::run(&args),
+        Command::Spec(args) => spec::run(context, &args),
         Command::Start(args) => start::run(context, &args),
         Command::State(args) => state::run(context, &args),
         Command::Update(args) => update::run(context, &args),

@@ -36,7 +36,7 @@ pub struct Changes {
     /// Do not let the process gain privileges
     #[arg(long)]
     no_new_privs: bool,
-    /// An AppArmor profile: refused, for guests have no AppArmor
+    /// An AppArmor profile: unconfined, or an engine's default; guests have no AppArmor, so others are refused
     #[arg(long, value_name = "PROFILE")]
     apparmor: Option<String>,
     /// An SELinux label: refused, for it is the container's VM that has one
@@ -54,13 +54,15 @@ impl Changes {
         if command.is_empty() {
             return Err(usage("exec: give a command, or --process FILE"));
         }
-        if self.apparmor.is_some() || self.process_label.is_some() {
+        if self.process_label.is_some() {
             return Err(usage(
-                "--apparmor, --process-label: the guest's kernel has neither module (a container's own \
-                 SELinux label is its VM's)",
+                "--process-label: the guest's kernel has no SELinux (a container's own label is its VM's)",
             ));
         }
         let mut process = base.clone();
+        if self.apparmor.is_some() {
+            process.set_apparmor_profile(self.apparmor.clone());
+        }
         process.set_args(Some(command.to_vec()));
         process.set_terminal(Some(self.tty));
         if let Some(cwd) = &self.cwd {

@@ -97,6 +97,24 @@ pub const KEYS: &[Key] = &[
          can: true or false. Otherwise the VM's process does.",
     ),
     key(
+        "apparmor_defaults",
+        "Whether engines' default AppArmor profiles (docker-default, containers-default-*, crio-default*,\n\
+         cri-containerd.apparmor.d) are taken: true or false. Guests have no AppArmor; what holds in their\n\
+         place is the VM, and config.json's masked paths, capabilities and seccomp filter.",
+    ),
+    key(
+        "host_namespaces",
+        "What becomes of an engine's container that is to share namespaces of the host (--network host,\n\
+         --pid host and the like), which a VM can't: \"refuse\" it, \"refuse-network\" (refuse it for the\n\
+         network, warn of others), or \"isolate\": warn, and it has the guest's, with lo alone.",
+    ),
+    key(
+        "privileged_devices",
+        "What a privileged container has of the devices of the host that engines list for it: \"guest\"\n\
+         (those that a guest has), \"guest-and-disks\" (the host's block devices, too), or \"refuse\" (it is\n\
+         refused for those that a guest can't have).",
+    ),
+    key(
         ANNOTATIONS,
         "Keys of this file that a container's annotations may set, for that container: with\n\
          [\"default_memory\"], the annotation io.hull.default_memory does. Others are refused.",

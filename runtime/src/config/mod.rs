@@ -7,6 +7,7 @@
 mod annotations;
 mod file;
 mod keys;
+mod policy;
 
 use std::collections::HashMap;
 use std::num::NonZeroU8;
@@ -20,6 +21,7 @@ pub use file::ConfigError;
 use crate::types::Boot;
 pub use keys::MIN_MEMORY;
 use keys::{log_size, memory, seconds, settable, slots, vcpus};
+pub use policy::{HostNamespaces, PrivilegedDevices};
 
 /// What is configured; each field is a key of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +65,12 @@ pub struct Config {
     pub nic_slots: u8,
     /// Whether the host's kernel moves the packets of VMs' interfaces (vhost-net), where it can.
     pub vhost_net: bool,
+    /// Whether engines' default AppArmor profiles are taken as held by what a VM has in their place.
+    pub apparmor_defaults: bool,
+    /// What becomes of containers that are to share namespaces of the host.
+    pub host_namespaces: HostNamespaces,
+    /// What becomes of the devices of privileged containers.
+    pub privileged_devices: PrivilegedDevices,
     /// The keys that a container's annotations may set.
     #[serde(deserialize_with = "settable")]
     pub annotations: Vec<String>,
@@ -87,6 +95,9 @@ impl Default for Config {
             disk_slots: 0,          // each is a thread of the VM process, and is probed at boot
             nic_slots: 4,           // they share a thread, and each is probed at boot
             vhost_net: true,
+            apparmor_defaults: true, // or no engine's container would run on Debian or Ubuntu
+            host_namespaces: HostNamespaces::default(),
+            privileged_devices: PrivilegedDevices::default(),
             annotations: Vec::new(),
         }
     }

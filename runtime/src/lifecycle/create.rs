@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::delete::undo;
+use super::foreign_network;
 use super::hooks::{HookContext, Hooks, Stage};
 use super::join::join;
 use super::network::{PlannedNetwork, connect_interfaces, may_have_interfaces, move_devices};
@@ -166,6 +167,8 @@ impl Planned {
     fn of(context: &Context, request: &Create<'_>) -> Result<Self, Error> {
         let Create { id, bundle, .. } = request;
         let config = context.settings.for_container(&bundle.annotations())?;
+        spec::apply_policy(bundle, Some(id.as_str()), &config)?;
+        foreign_network::refuse(context, id, bundle.spec())?;
         let boot = config.boot().open()?;
         let filters = FilterCache::below(&context.root);
         let privilege = Privilege::own();

@@ -73,6 +73,35 @@ pub enum Error {
     /// What an engine has put into it.
     #[error(transparent)]
     Network(#[from] crate::network::Error),
+    /// One that a sandbox is in, which is to be joined by it.
+    #[error(
+        "config.json: {field}: {}: it is the network namespace of the sandbox {sandbox}: hull cannot join it yet; give \
+         the container a network of its own (engines: one that both are on), or create it in the sandbox \
+         (hull run --sandbox {sandbox})",
+        path.display()
+    )]
+    NetworkOfSandbox {
+        /// Which field.
+        field: String,
+        /// The namespace's path.
+        path: PathBuf,
+        /// The sandbox.
+        sandbox: ContainerId,
+    },
+    /// One that a container of another runtime is in, which is to be joined.
+    #[error(
+        "config.json: {field}: {}: it is the network namespace of another container, whose process is {process}: a VM \
+         would take its interfaces from it; give the container a network of its own (engines: one that both are on)",
+        path.display()
+    )]
+    NetworkOfContainer {
+        /// Which field.
+        field: String,
+        /// The namespace's path.
+        path: PathBuf,
+        /// The process that it names.
+        process: i32,
+    },
     /// An interface of the host's that is to be the container's.
     #[error("config.json: linux.netDevices[{name:?}]")]
     NetDevice {

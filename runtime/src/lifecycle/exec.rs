@@ -7,7 +7,7 @@ use oci_spec::runtime::Process;
 use super::{Context, Error, Verb, allow};
 use crate::chain::chain;
 use crate::sandbox::{Agent, AttachedStdio, BlockingAgent, Stdio};
-use crate::spec::SpecError;
+use crate::spec::{self, SpecError};
 use crate::store::{ContainerDir, SandboxDir, Status};
 use crate::types::ContainerId;
 
@@ -50,12 +50,24 @@ pub fn own_process(dir: &ContainerDir) -> Result<Process, Error> {
     Ok(process.ok_or(SpecError::Missing("process"))?)
 }
 
-/// The process as the guest can have it. Its SELinux label, if any, is that of the container, whose VM has
-/// it: one VM can't have two.
+/// The process as the guest can have it: without an AppArmor profile, if that is one which is taken, and without its
+/// SELinux label. That, if any, is the container's, whose VM has it: one VM can't have two.
 ///
 /// # Errors
-/// When it is another one.
-pub fn without_label(mut process: Process, dir: &ContainerDir) -> Result<Process, Error> {
+/// When it has another label or profile.
+pub fn for_guest(
+    context: &Context,
+    process: Process,
+    Target { dir, .. }: &Target,
+) -> Result<Process, Error> {
+    let mut process = match process.apparmor_profile() {
+        None => process,
+        Some(_) => {
+            let annotations = dir.load()?.container.annotations;
+            let config = context.settings.for_container(&annotations)?;
+            spec::without_profile(process, &config)?
+        }
+    };
     let asked_for = process.selinux_label().clone().unwrap_or_default();
     if !asked_for.is_empty() {
         let own = own_process(dir)?.selinux_label().clone();
@@ -76,7 +88,7 @@ pub struct Execution {
     stdio: AttachedStdio,
 }
 
-/// Starts a process of [`without_label`] in the container, in this cgroup below the container's.
+/// Starts a process of [`for_guest`] in the container, in this cgroup below the container's.
 ///
 /// # Errors
 /// When the VM process or the agent refuses.

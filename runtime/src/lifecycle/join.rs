@@ -135,6 +135,7 @@ fn plan(
     }
     let bundle = &request.bundle;
     let config = context.settings.for_container(&bundle.annotations())?;
+    spec::apply_policy(bundle, None, &config)?;
     let filters = FilterCache::below(&context.root);
     // A disk stays in its VM when its container goes, and keeps its serial number: it is one that nobody has had.
     let plan = spec::plan(bundle, folder, folder, &config, &filters, privilege)?;

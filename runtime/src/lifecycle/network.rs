@@ -53,7 +53,7 @@ impl PlannedNetwork {
             Network::New => None,
             Network::Named(namespace) => {
                 let file = identity(namespace).map_err(Error::NetworkNamespace)?;
-                let path = spec::network_path(spec).map(Path::to_owned);
+                let path = spec::network_path(spec).map(|(_, path)| path.to_owned());
                 path.map(|path| NamedNamespace { path, file })
             }
         };

@@ -22,6 +22,8 @@ pub struct Finding {
 pub enum Verdict {
     /// Whom the table names; never [`Enforcer::Refused`].
     Enforced(Enforcer),
+    /// The same, but in a way that users are to know of, which the text tells.
+    Noted(Enforcer, String),
     /// The field or its value is refused.
     Refused(Refusal),
     /// The runtime-spec has no such field: it is ignored, as it asks.
@@ -34,7 +36,7 @@ impl Verdict {
     /// One word for it: the enforcer's, or what becomes of the field.
     pub fn word(&self) -> &'static str {
         match self {
-            Self::Enforced(enforcer) => enforcer.word(),
+            Self::Enforced(enforcer) | Self::Noted(enforcer, _) => enforcer.word(),
             Self::Refused(_) => "refused",
             Self::Unknown => "unknown",
             Self::Invalid(_) => "invalid",

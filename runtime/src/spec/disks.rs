@@ -238,7 +238,7 @@ impl<'a> Disks<'a> {
 }
 
 /// Whether the guest's own loop device of this number is meant: the host's has no file.
-fn is_guests_loop((major, minor): Number) -> bool {
+pub(super) fn is_guests_loop((major, minor): Number) -> bool {
     let file = format!("/sys/dev/block/{major}:{minor}/loop/backing_file");
     major == LOOP && !Path::new(&file).exists()
 }

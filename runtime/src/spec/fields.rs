@@ -7,6 +7,7 @@
 use Enforcer::{Both, Guest, Host};
 use serde_json::Value;
 
+use super::apparmor;
 use super::mounts;
 use super::refuse::{self, Check, Node};
 
@@ -116,8 +117,10 @@ pub const FIELDS: &[Field] = &[
     row("process.rlimits[].soft", Guest),
     row("process.noNewPrivileges", Guest),
     row("process.apparmorProfile", Guest).unless(
-        refuse::apparmor,
-        "refused unless it is empty or `unconfined`: the guest's kernel has no AppArmor",
+        apparmor::check,
+        "guests have no AppArmor: engines' default profiles are taken as held by what stands in their place \
+         ([security.md](security.md)), if `apparmor_defaults` of the configuration lets them be; others are refused, \
+         but for `unconfined`",
     ),
     row("process.oomScoreAdj", Both).noted("the VM's process has it on the host"),
     row("process.scheduler.policy", Guest),
@@ -153,7 +156,9 @@ pub const FIELDS: &[Field] = &[
     row("mounts[].destination", Guest),
     row("mounts[].type", Both)
         .noted("of those on a disk erofs, ext2, ext3 and ext4; others are refused"),
-    row("mounts[].source", Both),
+    row("mounts[].source", Both).noted(
+        "an empty tmpfs that an engine has mounted for /dev/shm is one of the guest's, of the same size, mode and owner",
+    ),
     row("mounts[].options", Both).noted(
         "without one that sets a flag, a bind mount has its source's; in a user namespace it keeps what \
          these forbid",
@@ -241,18 +246,21 @@ pub const FIELDS: &[Field] = &[
     ),
     row("linux.namespaces[].type", Guest).noted(
         "a kind that is not listed is the guest's own, which stands in for the runtime's: nothing of \
-         the host's is shared, and nothing else runs in the guest but its agent",
+         the host's is shared, and nothing else runs in the guest but its agent. Where an engine leaves one out to \
+         share the host's, `host_namespaces` of the configuration says what becomes of it: by default it is refused for \
+         the network, and told of pid, ipc and uts",
     ),
     row("linux.namespaces[].path", Host).noted(
         "the VM's process joins the network namespace, whose interfaces are connected to the VM; the host's own is \
-         refused; `lo` is the guest's",
+         refused, and that of another container's process; `lo` is the guest's",
     ),
     // Block devices are the host's, attached as disks; the rest is the guest's own.
     row("linux.devices[]", Both).unless(
         refuse::device,
         "block devices of the host, FIFOs, and the character devices that every guest has; any other \
          character device is refused. A block device that the host lacks is a node with nothing behind it, \
-         and hull says so",
+         and hull says so. Where an engine lists all devices of the host, for a privileged container, that has those \
+         that a guest has, and none of the host's block devices (`privileged_devices` of the configuration)",
     ),
     row("linux.devices[].path", Guest),
     row("linux.devices[].type", Guest),

@@ -5,23 +5,30 @@
 //! the bundle into what is done about it: the shares, disks and the size of the VM on the host, and the
 //! config.json that the agent gets.
 
+mod apparmor;
 mod audit;
 mod bind;
 mod bounds;
 mod cpulist;
 mod defaults;
 mod disks;
+#[cfg(test)]
+mod engine_tests;
 mod error;
 mod fields;
+mod guest_linux;
 mod json;
 mod memory_policy;
 mod mount_options;
 mod mounts;
 mod network;
+mod policy;
+mod privileged;
 mod read;
 mod reference;
 mod refuse;
 mod seccomp;
+mod shm;
 mod sizing;
 mod split;
 #[cfg(test)]
@@ -36,6 +43,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
+pub use apparmor::without_profile;
 pub use audit::{Finding, Verdict};
 pub use cpulist::CpuList;
 pub use disks::Disk;
@@ -45,6 +53,7 @@ pub use memory_policy::MemoryPolicy;
 pub use mount_options::supported as supported_mount_options;
 pub use mounts::{is_bind, within_root};
 pub use network::{Network, path as network_path};
+pub use policy::{apply as apply_policy, is_of_engine};
 pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
 pub use seccomp::FilterCache;

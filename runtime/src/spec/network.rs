@@ -10,10 +10,16 @@ use rustix::fs::{CWD, Mode, OFlags, fstat, openat, stat};
 use serde::{Deserialize, Serialize};
 
 use super::SpecError;
+use crate::config::{Config, HostNamespaces};
 use crate::network::{Namespace, count};
 
 /// The network namespace of whoever asks.
 const OWN: &str = "/proc/self/ns/net";
+
+/// Why the host's own can't be joined, and what to do. Engines name it for --network host.
+const HOSTS_OWN: &str = "it is the host's own network, which a VM cannot share; let the container have one of its own \
+                         (engines: --network bridge or pasta, and publish its ports), or set host_namespaces = \
+                         \"isolate\" in hull.toml: then it has lo alone";
 
 /// The host's network namespace that the VM's process is in, where engines look for the container's. The
 /// descriptor is this process's own in a plan, and a number of the VMM process's in what that is told.
@@ -44,26 +50,24 @@ impl<Fd> Network<Fd> {
     }
 }
 
-/// What a config.json asks for, and how many interfaces a VM can have of it; a namespace that it names is opened.
+/// What a config.json asks for, and how many interfaces a VM can have of it; a namespace that it names is opened. For the
+/// host's own there is a new one, if the operator says so.
 ///
 /// # Errors
 /// When there is none at that path, it is the host's own, or has an interface that can't be a VM's.
-pub fn asked_for(spec: &Spec) -> Result<(Network, usize), SpecError> {
+pub fn asked_for(spec: &Spec, config: &Config) -> Result<(Network, usize), SpecError> {
     match (element(spec), path(spec)) {
         (None, _) => Ok((Network::Creators, 0)),
         (Some(_), None) => Ok((Network::New, 0)),
-        (Some((index, _)), Some(path)) => {
-            let (namespace, interfaces) = open(index, path)?;
-            Ok((Network::Named(namespace), interfaces))
-        }
+        (Some(_), Some((index, path))) => open(index, path, config),
     }
 }
 
-/// The path of the network namespace that a config.json names.
-pub fn path(spec: &Spec) -> Option<&Path> {
-    let (_, namespace) = element(spec)?;
+/// The path of the network namespace that a config.json names, and its index in `linux.namespaces`.
+pub fn path(spec: &Spec) -> Option<(usize, &Path)> {
+    let (index, namespace) = element(spec)?;
     let path = namespace.path().as_deref()?;
-    (!path.as_os_str().is_empty()).then_some(path)
+    (!path.as_os_str().is_empty()).then_some((index, path))
 }
 
 /// The element of `linux.namespaces` for the network, and its index.
@@ -74,7 +78,7 @@ fn element(spec: &Spec) -> Option<(usize, &LinuxNamespace)> {
 }
 
 /// Opens the namespace that the element `index` of `linux.namespaces` names.
-fn open(index: usize, path: &Path) -> Result<(OwnedFd, usize), SpecError> {
+fn open(index: usize, path: &Path, config: &Config) -> Result<(Network, usize), SpecError> {
     let field = format!("linux.namespaces[{index}].path");
     let failed = |source: io::Error| SpecError::Source {
         field: field.clone(),
@@ -84,8 +88,15 @@ fn open(index: usize, path: &Path) -> Result<(OwnedFd, usize), SpecError> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let namespace = openat(CWD, path, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
     if is_own(namespace.as_fd()).map_err(|e| failed(e.into()))? {
-        let why = "it is the host's own network, which a VM cannot share";
-        return Err(SpecError::invalid(field, why));
+        if config.host_namespaces == HostNamespaces::Isolate {
+            log::warn!(
+                "config.json: {field}: {}: it is the host's own network, which a VM cannot share: the container has \
+                 lo alone",
+                path.display()
+            );
+            return Ok((Network::New, 0));
+        }
+        return Err(SpecError::invalid(field, HOSTS_OWN));
     }
     let look = || count(&Namespace::borrowed(namespace.as_fd())?);
     let interfaces = look().map_err(|source| SpecError::Network {
@@ -93,7 +104,7 @@ fn open(index: usize, path: &Path) -> Result<(OwnedFd, usize), SpecError> {
         path: path.to_owned(),
         source,
     })?;
-    Ok((namespace, interfaces))
+    Ok((Network::Named(namespace), interfaces))
 }
 
 fn is_own(namespace: BorrowedFd<'_>) -> rustix::io::Result<bool> {
@@ -106,9 +117,19 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn asked(namespaces: &serde_json::Value) -> Result<(Network, usize), SpecError> {
+    fn asked_under(
+        config: &Config,
+        namespaces: &serde_json::Value,
+    ) -> Result<(Network, usize), SpecError> {
         let spec = json!({ "ociVersion": "1.2.0", "linux": { "namespaces": namespaces } });
-        asked_for(&serde_json::from_value(spec).expect("a config.json"))
+        asked_for(
+            &serde_json::from_value(spec).expect("a config.json"),
+            config,
+        )
+    }
+
+    fn asked(namespaces: &serde_json::Value) -> Result<(Network, usize), SpecError> {
+        asked_under(&Config::default(), namespaces)
     }
 
     fn named_at(path: &str) -> Result<(Network, usize), SpecError> {
@@ -122,6 +143,16 @@ mod tests {
             said.contains("linux.namespaces[1].path: it is the host's own"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn the_operator_can_have_it_isolated() {
+        let config = Config {
+            host_namespaces: HostNamespaces::Isolate,
+            ..Config::default()
+        };
+        let own = json!([{"type": "network", "path": OWN}]);
+        assert!(matches!(asked_under(&config, &own), Ok((Network::New, 0))));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The folder is opened once, and what is in it is opened through it: a name that is changed meanwhile
 //! changes nothing.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,8 +20,10 @@ use super::defaults::{
     forget_lone_ambient_capabilities, forget_pids_limit_of_zero, forget_unknown_capabilities,
     map_identity,
 };
+use super::policy::judge;
 use super::validate::{validate, validate_process};
 use super::{Bundle, SpecError, json};
+use crate::config::Config;
 
 /// The largest config.json, in bytes: it has to fit into one message to the agent (4 MiB).
 const MAX_CONFIG: u64 = 3 << 20;
@@ -55,15 +58,19 @@ pub fn load(bundle: &Path) -> Result<Bundle, SpecError> {
 ///
 /// # Errors
 /// When there is no config.json, or it isn't a JSON object.
-pub fn audit_bundle(bundle: &Path) -> Result<Vec<Finding>, SpecError> {
+pub fn audit_bundle(bundle: &Path, config: &Config) -> Result<Vec<Finding>, SpecError> {
     let (dir, path) = open_bundle(bundle)?;
-    let mut config = parse(open_config(&dir, &path)?, &path.join(CONFIG))?;
-    let readable = normalize(&mut config, "");
-    let mut findings = audit(&config);
-    fill_in(&mut config);
-    let meaning = readable
-        .and_then(|()| typed::<Spec>(&config, ""))
-        .and_then(|spec| validate(&spec));
+    let mut json = parse(open_config(&dir, &path)?, &path.join(CONFIG))?;
+    let readable = normalize(&mut json, "");
+    let mut findings = audit(&json);
+    fill_in(&mut json);
+    let spec = readable.and_then(|()| typed::<Spec>(&json, ""));
+    if let Ok(spec) = &spec {
+        // Engines name the folder as the container, if after anything.
+        let id = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        add_policy(&mut findings, spec, id, config);
+    }
+    let meaning = spec.and_then(|spec| validate(&spec));
     if let Some(invalid) = meaning.err().and_then(SpecError::finding) {
         // What is refused need not make sense as well.
         let refused = |f: &Finding| f.verdict.is_fatal() && invalid.path.starts_with(&f.path);
@@ -73,6 +80,24 @@ pub fn audit_bundle(bundle: &Path) -> Result<Vec<Finding>, SpecError> {
         }
     }
     Ok(findings)
+}
+
+/// Adds what the operator's decisions make of a config.json, in the place of what the table says.
+fn add_policy(findings: &mut Vec<Finding>, spec: &Spec, id: &str, config: &Config) {
+    let (said, left_out) = judge(spec, Some(id), config);
+    let of_left_out: Vec<_> = left_out
+        .iter()
+        .map(|index| format!("linux.devices[{index}]"))
+        .collect();
+    let is_gone = |path: &str| {
+        let device = path.find(']').map(|end| &path[..=end]);
+        device.is_some_and(|device| of_left_out.iter().any(|gone| gone == device))
+    };
+    let is_replaced = |path: &str| said.iter().any(|finding| finding.path == path);
+    findings.retain(|finding| {
+        finding.verdict.is_fatal() || !is_replaced(&finding.path) && !is_gone(&finding.path)
+    });
+    findings.extend(said);
 }
 
 /// Reads the `process` object of `exec --process`, which may come through a pipe.

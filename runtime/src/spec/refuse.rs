@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::privileged::lists_all_devices;
 use crate::host::is_selinux_enabled;
 
 /// Why a value is refused, and what to do about it.
@@ -101,7 +102,9 @@ pub fn device(node: Node<'_>) -> Option<Refusal> {
         "p" => None,
         "b" if numbers.is_some() => None,
         "c" | "u" if GUEST_DEVICES.iter().any(|d| Some((d.1, d.2)) == numbers) => None,
+        // What a privileged container lacks of all the host's devices, others say.
         "b" | "c" | "u" => match numbers {
+            Some(_) if lists_all_devices(&node.root["linux"]) => None,
             Some(numbers) => Some(character_device(path, numbers)),
             None => Some(Refusal::new(
                 format!("{path}: a device has a major and a minor number"),
@@ -162,17 +165,6 @@ fn character_device(path: &str, (major, minor): (u32, u32)) -> Refusal {
         ),
     };
     Refusal::new(format!("{path} ({major}:{minor}): {why}"), remedy)
-}
-
-/// `process.apparmorProfile`: whatever confines.
-pub fn apparmor(node: Node<'_>) -> Option<Refusal> {
-    match node.value.as_str()? {
-        "" | "unconfined" => None,
-        _ => Some(Refusal::new(
-            "the guest's kernel has no AppArmor",
-            "remove it or say \"unconfined\" (engines: apparmor=unconfined)",
-        )),
-    }
 }
 
 /// `process.selinuxLabel`, `linux.mountLabel`: the host's to enforce, if it can. runc refuses them too

@@ -7,10 +7,9 @@
 //! - the path of a network namespace: the host's has no part in the guest's kernel, which makes one;
 //! - the seccomp profile, which goes to the agent compiled;
 //! - the memory policy: the VM's memory is the host's;
-//! - the SELinux label, which is the VM process's;
+//! - the SELinux label, which is the VM process's, and the AppArmor profile, which is nobody's;
 //! - cpuset and limits of block devices, in `unified` too: the guest's CPUs and devices aren't the host's.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -18,19 +17,19 @@ use std::path::{Path, PathBuf};
 use hull_protocol::agent::{BlockDevice, SeccompFilter};
 use hull_protocol::paths::SHARE;
 use hull_vmm::jail::tree::{AccessTimes, BindMount, ReadOnly, Share, Source};
-use oci_spec::runtime::{
-    Hooks, Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec,
-};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, openat, statat};
 
 use super::cpulist::{CpuList, Pinned};
 use super::disks::{Access, Disk, Disks, Place};
+use super::guest_linux::guest_linux;
 use super::mount_options::{Treatment, flags, treatment};
 use super::mounts::{Maker, ON_A_DISK, OTHER_WAYS, file_system, maker, owners, receives};
+use super::privileged::keep_own_devices;
 use super::refuse::GUEST_DEVICES;
 use super::sizing::Host;
 use super::user_namespace::{self, UserNamespace};
-use super::{Bundle, FilterCache, MemoryPolicy, Network, SpecError, bind, network};
+use super::{Bundle, FilterCache, MemoryPolicy, Network, SpecError, bind, network, shm};
 use crate::config::Config;
 use crate::host::Privilege;
 use crate::types::Sizing;
@@ -125,8 +124,9 @@ pub fn plan(
     let locked = !privilege.is_host_root() || has_user_namespace(&bundle.spec);
     let (root, root_options) = share_root(bundle, folder, locked)?;
     guest.set_root(Some(guest_root(&bundle.spec, folder)));
+    keep_own_devices(&mut guest, config);
     let mut disks = Disks::of(&bundle.spec, serials);
-    disks.add_devices(&bundle.spec)?;
+    disks.add_devices(&guest)?;
     let mut shares = vec![root];
     let mut mounts = guest.mounts().clone().unwrap_or_default();
     split_mounts(bundle, folder, locked, &mut mounts, &mut disks, &mut shares)?;
@@ -134,14 +134,14 @@ pub fn plan(
     guest.set_hooks(guest_hooks(&bundle.spec));
     guest.set_linux(Some(guest_linux(guest.linux().clone())));
     if let Some(process) = guest.process_mut() {
-        process.set_selinux_label(None);
+        process.set_selinux_label(None).set_apparmor_profile(None);
     }
 
     let json = serde_json::to_vec(&guest).map_err(|source| SpecError::Type {
         field: "(top level)".to_owned(),
         source,
     })?;
-    let (network, interfaces) = network::asked_for(&bundle.spec)?;
+    let (network, interfaces) = network::asked_for(&bundle.spec, config)?;
     let disks = disks.into_vec();
     let block_devices = disks.iter().map(|disk| disk.about.clone()).collect();
     let linux = bundle.spec.linux().as_ref();
@@ -440,6 +440,12 @@ fn split_bind(
         .map_err(|why| SpecError::invalid(&*field, format!("{}: {why}", source.display())))?;
     match shareable {
         Shareable::File => {
+            if let Some(own) = shm::options(mount, &fd, &stat, &bundle.spec).map_err(failed)? {
+                let of_source = bind::Source::of(&fd, locked).map_err(failed)?;
+                options.extend(of_source.inherited(&options));
+                shm::replace(mount, options, own);
+                return Ok(None);
+            }
             let target = format!("{id}/mounts/{index}");
             let of_source = bind::Source::of(&fd, locked).map_err(failed)?;
             if let Some(option) = of_source.unlocks(&options) {
@@ -535,70 +541,4 @@ fn shareable(stat: &Stat) -> Result<Shareable, &'static str> {
         FileType::Fifo => Err("a FIFO of the host cannot be opened from inside a VM"),
         _ => Err("it is of no kind that can be shared"),
     }
-}
-
-/// The guest's `linux` object, which the agent needs even where config.json has none.
-fn guest_linux(linux: Option<Linux>) -> Linux {
-    // Not the type's own default, which is a set of choices.
-    let mut linux = linux.unwrap_or_else(bare_linux);
-    linux
-        .set_cgroups_path(None)
-        .set_memory_policy(None)
-        .set_mount_label(None)
-        .set_net_devices(None)
-        .set_seccomp(None);
-    for namespace in linux.namespaces_mut().iter_mut().flatten() {
-        namespace.set_path(None);
-    }
-    let resources = linux.resources().clone().map(guest_resources);
-    linux.set_resources(resources);
-    linux
-}
-
-fn bare_linux() -> Linux {
-    let mut linux = Linux::default();
-    linux
-        .set_resources(None)
-        .set_namespaces(None)
-        .set_masked_paths(None)
-        .set_readonly_paths(None);
-    linux
-}
-
-/// Whether a file of `unified` is about what is the host's: CPUs and block devices.
-pub(super) fn is_hosts_alone(file: &str) -> bool {
-    file.starts_with("io.") || file.starts_with("cpuset.")
-}
-
-pub(super) fn guest_resources(mut resources: LinuxResources) -> LinuxResources {
-    if let Some(mut cpu) = resources.cpu().clone() {
-        cpu.set_cpus(None).set_mems(None);
-        resources.set_cpu(Some(cpu));
-    }
-    resources.set_memory(resources.memory().map(guest_memory));
-    let unified = resources.unified().iter().flatten();
-    let guests: HashMap<_, _> = unified
-        .filter(|(name, _)| !is_hosts_alone(name))
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
-    resources
-        .set_unified((!guests.is_empty()).then_some(guests))
-        .set_block_io(None)
-        .set_network(None)
-        .set_rdma(None);
-    resources
-}
-
-/// In config.json 0 means unset, but for swap: none. Any other swap without a limit can only be unlimited,
-/// which it is anyway.
-fn guest_memory(mut memory: LinuxMemory) -> LinuxMemory {
-    let set = |value: Option<i64>| value.filter(|value| *value != 0);
-    let limit = set(memory.limit());
-    let reservation = set(memory.reservation());
-    let swap = memory.swap().filter(|swap| *swap == 0 || limit.is_some());
-    memory
-        .set_limit(limit)
-        .set_reservation(reservation)
-        .set_swap(swap);
-    memory
 }

@@ -287,7 +287,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ),
         (
             "/process/apparmorProfile",
-            json!("docker-default"),
+            json!("a-profile"),
             "process.apparmorProfile: ",
         ),
         (

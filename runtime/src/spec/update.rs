@@ -9,10 +9,10 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::{Map, Value, json};
 
 use super::cpulist::CpuList;
+use super::guest_linux::{guest_resources, is_hosts_alone};
 use super::read::{normalize, refuse, typed};
 use super::refuse::is_unset;
 use super::sizing::{Host, TooSmall};
-use super::split::{guest_resources, is_hosts_alone};
 use super::validate::validate;
 use super::{SpecError, json};
 use crate::config::Config;

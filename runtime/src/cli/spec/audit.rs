@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
+use hull_runtime::lifecycle::Context;
 use hull_runtime::spec::{self, Finding, Verdict};
 use serde::Serialize;
 
@@ -25,8 +26,9 @@ pub enum Format {
 ///
 /// # Errors
 /// When there is no config.json, or it isn't a JSON object.
-pub fn run(bundle: &Path, format: Format) -> Result<ExitCode, Error> {
-    let findings = spec::audit_bundle(bundle)?;
+pub fn run(context: &Context, bundle: &Path, format: Format) -> Result<ExitCode, Error> {
+    let config = context.settings.load()?;
+    let findings = spec::audit_bundle(bundle, &config)?;
     match format {
         Format::Json => {
             let rows: Vec<_> = findings.iter().map(Row::from).collect();
@@ -58,6 +60,7 @@ impl<'a> From<&'a Finding> for Row<'a> {
     fn from(finding: &'a Finding) -> Self {
         let (reason, remedy) = match &finding.verdict {
             Verdict::Enforced(_) => (None, None),
+            Verdict::Noted(_, note) => (Some(note.as_str()), None),
             Verdict::Refused(refusal) => (Some(&*refusal.reason), Some(&*refusal.remedy)),
             Verdict::Unknown => (
                 Some("the runtime-spec has no such field: it is ignored"),
@@ -141,13 +144,14 @@ fn without_indices(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hull_runtime::config::Config;
     use serde_json::{Value, json};
 
     fn audited(config: Value) -> (Vec<Finding>, String) {
         let bundle = tempfile::tempdir().expect("a folder");
         let path = bundle.path().join("config.json");
         std::fs::write(path, config.to_string()).expect("written");
-        let findings = spec::audit_bundle(bundle.path()).expect("audited");
+        let findings = spec::audit_bundle(bundle.path(), &Config::default()).expect("audited");
         let text = table(&findings, Palette { colourful: false });
         (findings, text)
     }
@@ -177,6 +181,8 @@ mod tests {
              refused  solaris\n         \
                       it is for another platform than Linux containers\n         \
                       to do: remove it\n\
+             guest    linux.namespaces\n         \
+                      it lists no namespace of type network: the container has the guest's, with lo alone\n\
              \nhull does not take it, for 1 field.\n"
         );
     }

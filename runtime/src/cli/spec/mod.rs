@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use hull_runtime::lifecycle::Context;
 use hull_runtime::spec;
 use serde::Serialize;
 use serde_json::ser::{PrettyFormatter, Serializer};
@@ -51,13 +52,14 @@ pub struct Spec {
 ///
 /// # Errors
 /// When there is one, or it can't be written; with `--audit`, when there is none to read.
-pub fn run(args: &Spec) -> Result<ExitCode, Error> {
+pub fn run(context: &Context, args: &Spec) -> Result<ExitCode, Error> {
     if args.reference {
         output::text(spec::reference())?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.audit {
-        return audit::run(args.audited.as_ref().unwrap_or(&args.bundle), args.format);
+        let bundle = args.audited.as_ref().unwrap_or(&args.bundle);
+        return audit::run(context, bundle, args.format);
     }
     let user = args.rootless.then(|| {
         (
