@@ -259,3 +259,20 @@ fn a_shm_that_holds_something_is_shared() {
     assert_eq!(fs::read_to_string(folder.join("file")).unwrap(), "back\n");
     mount.unmount();
 }
+
+#[test]
+fn an_update_may_tell_what_stays() {
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+    let all = json!({ "devices": [{ "allow": false, "access": "rwm" }, { "allow": false, "access": "rwm" }],
+                      "pids": { "limit": 55 } });
+    let file = container.bundle.file("limits", &all.to_string());
+    let _ = container
+        .update(&["--resources", &file.display().to_string()])
+        .ok();
+    let limit = container
+        .exec(&["cat", "/sys/fs/cgroup/pids.max"])
+        .ok()
+        .out();
+    assert_eq!(limit, "55");
+}

@@ -5,7 +5,7 @@
 
 use std::io::Read;
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources, Spec};
 use serde_json::{Map, Value, json};
 
 use super::cpulist::CpuList;
@@ -63,6 +63,7 @@ pub fn update(
     let Value::Object(changed) = &mut changes else {
         return Err(SpecError::invalid("linux.resources", "it is not an object"));
     };
+    without_unchanged(changed, spec);
     let fixed = |name: &&String| !CHANGEABLE.contains(&name.as_str());
     changed.retain(|name, value| match value {
         Value::Object(fields) if fields.is_empty() => false,
@@ -129,6 +130,65 @@ fn without_meaning(changes: &mut Value) {
         && !memory.contains_key("swap")
     {
         memory.insert("swap".to_owned(), json!(-1));
+    }
+}
+
+/// Takes out what can't be changed and isn't: engines send all that a container has, whatever its user changes.
+fn without_unchanged(changes: &mut Map<String, Value>, spec: &Spec) {
+    let linux = spec.linux().as_ref();
+    let own = linux
+        .and_then(|linux| linux.resources().clone())
+        .unwrap_or_default();
+    let as_told = |resources: &LinuxResources, name: &str| {
+        let told = serde_json::to_value(resources).ok()?.get_mut(name)?.take();
+        (!told.is_null()).then_some(told)
+    };
+    changes.retain(|name, value| {
+        let one = Map::from_iter([(name.clone(), value.clone())]);
+        let Ok(asked) = typed::<LinuxResources>(&one.into(), "linux.resources") else {
+            return true;
+        };
+        CHANGEABLE.contains(&name.as_str())
+            || match name.as_str() {
+                "devices" => in_effect(asked.devices()) != in_effect(own.devices()),
+                name => as_told(&asked, name) != as_told(&own, name),
+            }
+    });
+}
+
+/// What rules about devices come to: whether what none of them is about is allowed, and those after the last one that
+/// is about all devices and replaces what is before it. The same rule can be written in several ways.
+fn in_effect(rules: &Option<Vec<LinuxDeviceCgroup>>) -> (bool, Vec<Rule>) {
+    let mut effect = (false, Vec::new());
+    for rule in rules.iter().flatten() {
+        match rule.typ().unwrap_or_default() {
+            LinuxDeviceType::A => effect = (rule.allow(), Vec::new()),
+            kind => effect.1.push(Rule::of(rule, kind)),
+        }
+    }
+    effect
+}
+
+/// A rule about some devices; no number is every number.
+#[derive(PartialEq, Eq)]
+struct Rule {
+    allow: bool,
+    kind: LinuxDeviceType,
+    major: Option<i64>,
+    minor: Option<i64>,
+    access: [bool; 3],
+}
+
+impl Rule {
+    fn of(rule: &LinuxDeviceCgroup, kind: LinuxDeviceType) -> Self {
+        let access = rule.access().as_deref().unwrap_or_default();
+        Self {
+            allow: rule.allow(),
+            kind,
+            major: rule.major().filter(|number| *number >= 0),
+            minor: rule.minor().filter(|number| *number >= 0),
+            access: ['r', 'w', 'm'].map(|letter| access.is_empty() || access.contains(letter)),
+        }
     }
 }
 
@@ -272,6 +332,34 @@ mod tests {
         assert_eq!(kept["linux"]["resources"]["pids"]["limit"], 5);
         assert_eq!(kept["linux"]["resources"]["cpu"]["cpus"], "0-1");
         assert_eq!(update.cpus.map(|cpus| cpus.count()), Some(2));
+    }
+
+    #[test]
+    fn rules_of_devices_may_be_told_again_and_not_changed() {
+        let with = |rules: Value| {
+            let mut config = serde_json::to_value(config()).expect("JSON");
+            config["linux"]["resources"]["devices"] = rules;
+            serde_json::from_value::<Spec>(config).expect("a config.json")
+        };
+        let fuse = json!({"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rwm"});
+        let deny = json!({"allow": false, "access": "rwm"});
+        let (own, none) = (with(json!([deny, fuse])), with(json!([])));
+        let told = |spec: &Spec, rules: Value| {
+            let changes = json!({"devices": rules, "pids": {"limit": 5}});
+            update(spec, SIZING, changes).map_err(|e| chain(&e))
+        };
+        let again = json!([{"allow": false, "type": "a", "major": -1, "minor": -1, "access": "rwm"},
+                           {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "mrw"}]);
+        let update = told(&own, again).expect("taken");
+        assert!(!String::from_utf8_lossy(&update.guest).contains("devices"));
+        assert!(told(&none, json!([deny])).is_ok());
+        for rules in [json!([deny]), json!([fuse, deny]), json!([{"allow": true}])] {
+            let said = told(&own, rules).expect_err("refused");
+            assert!(
+                said.contains("linux.resources.devices: it cannot be changed"),
+                "{said}"
+            );
+        }
     }
 
     #[test]
