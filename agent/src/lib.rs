@@ -6,6 +6,7 @@
 //! changing credentials) is done in a [`helper`]: the same program, executed again.
 
 pub mod boot;
+mod bpf;
 pub mod cgroup;
 pub mod clock;
 pub mod console;

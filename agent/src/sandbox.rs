@@ -8,7 +8,8 @@ use std::time::Duration;
 use hull_cgroup::stats;
 use hull_protocol::agent::{
     ContainerStatsResponse, CreateContainerRequest, ExecProcessRequest, HostStream, ProcessInfo,
-    SignalProcessRequest, UpdateContainerRequest, UpdateNetworkRequest, WaitProcessRequest,
+    RelayResolverRequest, SignalProcessRequest, UpdateContainerRequest, UpdateNetworkRequest,
+    WaitProcessRequest,
 };
 use hull_protocol::answers;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -405,6 +406,19 @@ impl Sandbox {
         let container = self.containers.find(&request.container_id)?;
         let network = request.network.get_or_default();
         Ok(container.network.update(network).await?)
+    }
+
+    /// Has a container reach the resolver that the host has for it.
+    ///
+    /// # Errors
+    /// When the host doesn't answer at the stream's port, or the guest's kernel refuses.
+    pub async fn relay_resolver(&self, request: &RelayResolverRequest) -> Result<(), Error> {
+        let container = self.containers.find(&request.container_id)?;
+        let what = "dialling the host's port for its resolver";
+        let host = transport::open(&*self.host, request.stream.get_or_default(), &[]);
+        let host = with_timeout(DIAL_TIMEOUT, what, host).await?;
+        let host = host.map_err(Error::io("dial the host's port for its resolver"))?;
+        Ok(container.network.relay_resolver(host).await?)
     }
 
     /// Lists the container's next processes after a pid, as many as fit into an answer.

@@ -7,9 +7,10 @@ use async_trait::async_trait;
 use hull_protocol::agent::{
     ContainerStatsRequest, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse,
     DeleteContainerRequest, Empty, ExecProcessRequest, ExecProcessResponse, ListProcessesRequest,
-    ListProcessesResponse, PauseContainerRequest, ResumeContainerRequest, SignalProcessRequest,
-    StartContainerRequest, UpdateContainerRequest, UpdateNetworkRequest, WaitOomRequest,
-    WaitOomResponse, WaitProcessRequest, WaitProcessResponse, WaitReadyRequest, WaitReadyResponse,
+    ListProcessesResponse, PauseContainerRequest, RelayResolverRequest, ResumeContainerRequest,
+    SignalProcessRequest, StartContainerRequest, UpdateContainerRequest, UpdateNetworkRequest,
+    WaitOomRequest, WaitOomResponse, WaitProcessRequest, WaitProcessResponse, WaitReadyRequest,
+    WaitReadyResponse,
 };
 use hull_protocol::agent_ttrpc;
 use ttrpc::asynchronous::transport::Listener;
@@ -142,6 +143,15 @@ impl agent_ttrpc::Agent for Service {
         request: UpdateNetworkRequest,
     ) -> ttrpc::Result<Empty> {
         answer("UpdateNetwork", self.0.update_network(&request).await)?;
+        Ok(Empty::new())
+    }
+
+    async fn relay_resolver(
+        &self,
+        _: &TtrpcContext,
+        request: RelayResolverRequest,
+    ) -> ttrpc::Result<Empty> {
+        answer("RelayResolver", self.0.relay_resolver(&request).await)?;
         Ok(Empty::new())
     }
 

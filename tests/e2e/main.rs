@@ -39,6 +39,7 @@ mod overlays;
 mod poor_hosts;
 mod privileges;
 mod process;
+mod resolver;
 mod rootless;
 mod rootless_engine;
 mod seccomp;

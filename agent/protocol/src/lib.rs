@@ -9,6 +9,7 @@ pub mod network;
 pub mod notices;
 pub mod paths;
 pub mod ports;
+pub mod resolver;
 pub mod terminal;
 
 /// The messages of `agent.proto`.

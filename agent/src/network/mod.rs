@@ -14,6 +14,7 @@ mod error;
 mod link;
 mod namespaces;
 mod nic;
+mod resolver;
 mod rtnetlink;
 mod sysctl;
 #[cfg(test)]
@@ -21,8 +22,8 @@ mod tests;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -32,8 +33,10 @@ use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 pub use error::Error;
 pub use rtnetlink::Refusal;
 
+use crate::transport::Stream;
 use apply::Applied;
 use desired::Desired;
+use resolver::Resolver;
 
 /// How long a request may take: longer than its NICs are waited for.
 const TIMEOUT: Duration = Duration::from_secs(40);
@@ -53,6 +56,8 @@ pub struct Network {
     state: NamespaceState,
     /// Whether the container is being deleted. Changes only while `applied` is locked.
     released: AtomicBool,
+    /// What stands for the host's resolver in the namespace.
+    resolver: StdMutex<Option<Resolver>>,
 }
 
 impl Network {
@@ -77,6 +82,7 @@ impl Network {
             namespace: namespace.map(Arc::new),
             state,
             released: AtomicBool::new(false),
+            resolver: StdMutex::default(),
         }
     }
 
@@ -108,6 +114,29 @@ impl Network {
         .await
     }
 
+    /// Has the container reach the resolver that the host has for it, on that stream. An earlier one is left.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the container is being deleted.
+    pub async fn relay_resolver(&self, host: Box<dyn Stream>) -> Result<(), Error> {
+        with_timeout(async {
+            let _applied = self.state.applied.lock().await;
+            if self.released.load(Ordering::Relaxed) {
+                return Err(Error::Released);
+            }
+            drop(self.replace_resolver(None));
+            let resolver = Resolver::start(self.namespace.clone(), host).await?;
+            self.replace_resolver(Some(resolver));
+            Ok(())
+        })
+        .await
+    }
+
+    fn replace_resolver(&self, resolver: Option<Resolver>) -> Option<Resolver> {
+        let mut current = (self.resolver.lock()).unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut current, resolver)
+    }
+
     /// Removes all that was set up, so that the NICs can be used again; in the guest's own network namespace, the last
     /// container does that. Logs an error, after which still everything else is removed. Called when the container of
     /// this id has ended; every [`update`](Self::update) afterwards is refused.
@@ -123,6 +152,7 @@ impl Network {
             if self.released.swap(true, Ordering::Relaxed) {
                 return Ok(());
             }
+            self.replace_resolver(None);
             if self.state.containers.fetch_sub(1, Ordering::Relaxed) > 1 {
                 return Ok(());
             }

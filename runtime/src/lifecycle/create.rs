@@ -13,6 +13,7 @@ use super::foreign_network;
 use super::hooks::{HookContext, Hooks, Stage};
 use super::join::join;
 use super::network::{PlannedNetwork, connect_interfaces, may_have_interfaces, move_devices};
+use super::resolver::relay_resolver;
 use super::state::for_hook;
 use super::{Context, Error, console_socket, pid_file};
 use crate::cgroup::{HostCgroup, Limits};
@@ -270,7 +271,8 @@ fn bring_up(
     // While the guest boots.
     move_devices(request.bundle.spec(), &state.sandbox)?;
     run_create_hooks(&Hooks::of(request.bundle.spec()), state)?;
-    let network = match may_have_interfaces(&state.sandbox, request.bundle.spec()) {
+    let looks_there = may_have_interfaces(&state.sandbox, request.bundle.spec());
+    let network = match looks_there {
         true => connect_interfaces(&files, &mut state.sandbox)?,
         false => GuestNetwork::default(),
     };
@@ -285,6 +287,9 @@ fn bring_up(
     agent
         .ask(|agent| agent.create(dir.id(), guest_spec, bundle, ends))
         .map_err(Error::ContainerProcess)?;
+    if looks_there {
+        relay_resolver(dir.id(), &files, &mut state.sandbox, &agent)?;
+    }
     if request.bundle.read_only_root() {
         sandbox.make_root_read_only(dir.id())?;
     }

@@ -67,6 +67,7 @@ impl PlannedNetwork {
                 vhost: config.vhost_net,
                 nics: Vec::new(),
                 follower: None,
+                resolver: false,
             }),
             slots: u8::try_from(slots).unwrap_or(u8::MAX),
         })
@@ -165,7 +166,7 @@ fn set_slot(sandbox: &mut SandboxRecord, index: u32, slot: Option<u8>) {
 }
 
 /// The network namespace that a VM's process is in.
-fn namespace_of_vm(sandbox: &SandboxRecord) -> io::Result<OwnedFd> {
+pub(super) fn namespace_of_vm(sandbox: &SandboxRecord) -> io::Result<OwnedFd> {
     let gone = || io::Error::from(io::ErrorKind::NotFound);
     network_of(sandbox.vmm.ok_or_else(gone)?)
 }

@@ -3,6 +3,7 @@
 use super::delete::kill_container;
 use super::hooks::{HookContext, Hooks, Stage};
 use super::network::{connect_new_interfaces, follow_network};
+use super::resolver::relay_resolver;
 use super::state::for_hook;
 use super::{Context, Error, Verb, connect};
 use crate::chain::chain;
@@ -43,6 +44,9 @@ pub fn start_created(
     agent: &BlockingAgent,
 ) -> Result<(), Error> {
     connect_new_interfaces(dir, state, agent)?;
+    if state.own_network().is_some() {
+        relay_resolver(dir.id(), &dir.own_sandbox(), &mut state.sandbox, agent)?;
+    }
     follow_network(dir, state);
     // Before the process runs: if it ends at once, the state must not say `created` ever after.
     state.container.phase = Phase::Running;

@@ -78,6 +78,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The kernel doesn't tell of sockets, or gives none.
+    #[error("look for a resolver of the container's network, and connect to it")]
+    Resolver(#[source] io::Error),
     /// There is no tun(4) for hull, or it makes no tap.
     #[error("make the tap {tap} of interface {interface} by /dev/net/tun")]
     Tap {

@@ -7,7 +7,8 @@
 //! tap beside each interface that passes everything on, and the agent sets up an interface of the same name, hardware
 //! address and MTU in the container's namespace in the guest, with all that was read. [`watch()`] tells when to read
 //! again, and [`disconnect`] leaves the namespace as it was. All of it is done by a thread that enters the namespace,
-//! or by a process that is in it ([`Namespace::own`]). [`move_into`] is for `linux.netDevices`: interfaces that
+//! or by a process that is in it ([`Namespace::own`]). [`connect_to_resolver`] finds docker's resolver, and
+//! [`move_into`] is for `linux.netDevices`: interfaces that
 //! hull itself is to put there.
 //!
 //! Nothing here knows the VM or the agent, decides when any of it is done, or gives a container an address: that is the
@@ -34,6 +35,7 @@ mod netdevices;
 mod netlink;
 mod read;
 mod redirect;
+mod resolver;
 mod routes;
 mod rules;
 mod sysctls;
@@ -54,6 +56,7 @@ pub use error::{Error, NetlinkError};
 pub use namespace::Namespace;
 pub use netdevices::{is_interface_name, move_into};
 pub use read::{count, read};
+pub use resolver::connect_to_resolver;
 pub use sysctls::{Sysctl, SysctlTable};
 pub use tap::HEADER_LENGTH;
 pub use watch::{Watch, watch};

@@ -14,6 +14,7 @@ use hull_vmm::virtio::vsock::Vsock;
 use hull_vmm::{EventLoop, MAX_DEVICES, Machine};
 
 use super::VmmDisk;
+use super::resolver::relay::Relay;
 use super::slots::{DiskLine, NicLine, Slots};
 use super::vmm::{VmmError, io_error};
 
@@ -104,7 +105,8 @@ where
     Ok((number, handle))
 }
 
-/// Has devices that come over the control socket put into these slots. `serials` are those of the VM's disks.
+/// Has devices that come over the control socket put into these slots, and a resolver's sockets relayed to. `serials` are
+/// those of the VM's disks.
 pub(super) fn take_devices(
     disks: Handles<Disk>,
     serials: Vec<String>,
@@ -112,18 +114,25 @@ pub(super) fn take_devices(
     vsock: &Mutex<Vsock>,
     events: &mut EventLoop,
 ) -> Result<(), VmmError> {
-    if disks.is_empty() && nics.is_empty() {
-        return Ok(());
+    let relay = Relay::new().map_err(io_error("make an eventfd"))?;
+    let relay = Arc::new(Mutex::new(relay));
+    events.add(Arc::clone(&relay) as _);
+    let mut slots = None;
+    if !disks.is_empty() || !nics.is_empty() {
+        let timer = || io_error("make a timer");
+        let disks = Slots::<DiskLine>::new(disks, serials).map_err(timer())?;
+        let nics = Slots::<NicLine>::new(nics, Vec::new()).map_err(timer())?;
+        let (disks, nics) = (Arc::new(Mutex::new(disks)), Arc::new(Mutex::new(nics)));
+        events.add(Arc::clone(&disks) as _);
+        events.add(Arc::clone(&nics) as _);
+        slots = Some((disks, nics));
     }
-    let timer = || io_error("make a timer");
-    let disks = Slots::<DiskLine>::new(disks, serials).map_err(timer())?;
-    let nics = Slots::<NicLine>::new(nics, Vec::new()).map_err(timer())?;
-    let (disks, nics) = (Arc::new(Mutex::new(disks)), Arc::new(Mutex::new(nics)));
-    events.add(Arc::clone(&disks) as _);
-    events.add(Arc::clone(&nics) as _);
     lock(vsock).on_other_requests(move |request| {
-        let request = lock(&disks).take(request);
-        let request = request.or_else(|request| lock(&nics).take(request));
+        let mut request = lock(&relay).take(request);
+        if let Some((disks, nics)) = &slots {
+            request = request.or_else(|request| lock(disks).take(request));
+            request = request.or_else(|request| lock(nics).take(request));
+        }
         // Nobody's: the connection is closed.
         drop(request);
     });

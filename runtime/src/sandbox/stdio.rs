@@ -97,8 +97,6 @@ impl AttachedStdio {
     /// # Errors
     /// When the VMM doesn't answer.
     pub fn attach(dir: &SandboxDir, stdio: Stdio<'_>) -> Result<Self, AgentError> {
-        let failed = |what| socket::failed(what, CALL_TIMEOUT);
-        let mut vmm = socket::dial(&dir.socket_path(), CALL_TIMEOUT)?;
         let terminal = matches!(stdio, Stdio::Terminal(_));
         let (request, own): (&[u8], Vec<OwnedFd>) = match stdio {
             Stdio::Streams(fds) => {
@@ -109,12 +107,7 @@ impl AttachedStdio {
             }
             Stdio::Terminal(streams) => (b"ATTACH dr-\n", vec![streams.text, streams.sizes]),
         };
-        let fds: Vec<_> = own.iter().map(AsFd::as_fd).collect();
-        send_with_fds(&mut vmm, request, &fds).map_err(failed("take the standard streams"))?;
-        let mut vmm = BufReader::new(vmm);
-        let line = socket::answer(&mut vmm, LONGEST_ANSWER, Some(CALL_TIMEOUT));
-        let line = line.map_err(failed("give the standard streams ports"))?;
-        let streams = parse(&line).ok_or(AgentError::NotServing)?;
+        let (vmm, streams) = attach_streams(dir, request, &own)?;
         let offer = Offer::of(terminal, streams);
         Ok(Self { vmm, offer })
     }
@@ -142,6 +135,27 @@ impl AttachedStdio {
 /// Waits as [`AttachedStdio::wait_flushed`] does.
 pub fn wait_flushed(connection: UnixStream) {
     let _ = socket::answer(&mut BufReader::new(connection), LONGEST_ANSWER, None); // or its end
+}
+
+/// Hands streams to a VMM by an `ATTACH` of its control socket (`hull_vmm::virtio::vsock`). Returns where the guest's agent
+/// finds each of them, and the connection that they are held by.
+///
+/// # Errors
+/// When the VMM doesn't answer.
+pub(super) fn attach_streams(
+    dir: &SandboxDir,
+    request: &[u8],
+    streams: &[OwnedFd],
+) -> Result<(BufReader<UnixStream>, [Option<HostStream>; 3]), AgentError> {
+    let failed = |what| socket::failed(what, CALL_TIMEOUT);
+    let mut vmm = socket::dial(&dir.socket_path(), CALL_TIMEOUT)?;
+    let fds: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
+    send_with_fds(&mut vmm, request, &fds).map_err(failed("take over streams"))?;
+    let mut vmm = BufReader::new(vmm);
+    let line = socket::answer(&mut vmm, LONGEST_ANSWER, Some(CALL_TIMEOUT));
+    let line = line.map_err(failed("give streams ports"))?;
+    let streams = parse(&line).ok_or(AgentError::NotServing)?;
+    Ok((vmm, streams))
 }
 
 fn parse(line: &str) -> Option<[Option<HostStream>; 3]> {

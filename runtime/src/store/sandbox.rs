@@ -45,6 +45,9 @@ pub struct SandboxNetwork {
     /// The process that follows changes, from `start` on.
     #[serde(default)]
     pub follower: Option<ProcessId>,
+    /// Whether the container reaches a resolver that is in the namespace.
+    #[serde(default)]
+    pub resolver: bool,
 }
 
 /// A file that names a namespace.

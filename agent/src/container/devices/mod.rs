@@ -4,7 +4,6 @@
 //! - [`DeviceNodes`]: the nodes of the devices that config.json lists, and of those that every container has.
 //! - [`enforce`]: the device rules of the container's cgroup.
 
-mod bpf;
 mod disks;
 mod nodes;
 mod rules;

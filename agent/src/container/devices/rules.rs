@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 
 use oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxDeviceType};
 
-use super::bpf;
+use crate::bpf::{self, Kind, instruction};
 use crate::error::Failure;
 
 /// Accesses, `BPF_DEVCG_ACC_*` of linux/bpf.h.
@@ -126,7 +126,7 @@ pub fn enforce(linux: &Linux, cgroup: BorrowedFd<'_>) -> Result<(), Failure> {
     let given = resources.and_then(|resources| resources.devices().as_deref());
     let (mut rules, default_allow) = effective_rules(given.unwrap_or_default());
     rules.extend(ALWAYS);
-    bpf::load(&program(&rules, default_allow))
+    bpf::load(Kind::CgroupDevice, &program(&rules, default_allow))
         .and_then(|program| bpf::attach(&program, cgroup))
         .map_err(Failure::field("linux.resources.devices"))
 }
@@ -187,13 +187,6 @@ const MOV32_REG: u8 = 0xbc;
 const JNE32: u8 = 0x56;
 const EXIT: u8 = 0x95;
 
-/// An instruction, in the memory layout of `struct bpf_insn`: `offset` is that of the field to load, or the number
-/// of instructions to skip.
-fn instruction(code: u8, to: u8, from: u8, offset: u8, constant: u32) -> u64 {
-    let [a, b, c, d] = constant.to_ne_bytes();
-    u64::from_ne_bytes([code, to | from << 4, offset, 0, a, b, c, d])
-}
-
 /// The program for these rules. It checks the smallest sets of devices first, and the first set that a device is in
 /// decides. That keeps the paths through the program few, all of which the kernel's verifier follows.
 fn program(rules: &[Rule], default_allow: bool) -> Vec<u64> {
@@ -245,7 +238,7 @@ fn add_check(devices: Devices, access: u32, program: &mut Vec<u64>) {
     for (index, (register, wanted)) in about.into_iter().flatten().enumerate() {
         let rest = count - index - 1 + decide.len();
         // Less than ten for every rule.
-        let rest = u8::try_from(rest).unwrap_or(u8::MAX);
+        let rest = i16::try_from(rest).unwrap_or(i16::MAX);
         program.push(instruction(JNE32, register, 0, rest, wanted));
     }
     program.extend(decide);
@@ -362,7 +355,7 @@ mod tests {
                 ..Rule::allow(BLOCK, Some(i % 9), (i % 4 != 0).then_some(i), READ)
             });
             let rules: Vec<_> = partial.chain(ALWAYS.iter().copied()).collect();
-            bpf::load(&program(&rules, true)).expect("loaded");
+            bpf::load(Kind::CgroupDevice, &program(&rules, true)).expect("loaded");
         }
     }
 }

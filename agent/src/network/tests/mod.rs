@@ -4,6 +4,7 @@
 //!
 //! The tests need root and a kernel with such links; without, they say so and are skipped.
 
+mod resolver;
 mod setup;
 
 use std::os::fd::AsFd;

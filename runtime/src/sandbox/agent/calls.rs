@@ -4,9 +4,10 @@ use std::path::Path;
 
 use hull_protocol::agent::{
     self as messages, ContainerStatsRequest, CreateContainerRequest, DeleteContainerRequest,
-    ExecProcessRequest, ListProcessesRequest, PauseContainerRequest, ResumeContainerRequest,
-    SignalProcessRequest, StartContainerRequest, Stdio, UpdateContainerRequest,
-    UpdateNetworkRequest, WaitOomRequest, WaitProcessRequest, WaitReadyRequest,
+    ExecProcessRequest, ListProcessesRequest, PauseContainerRequest, RelayResolverRequest,
+    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, Stdio,
+    UpdateContainerRequest, UpdateNetworkRequest, WaitOomRequest, WaitProcessRequest,
+    WaitReadyRequest,
 };
 use hull_protocol::answers;
 use ttrpc::context::Context;
@@ -111,6 +112,29 @@ impl Agent {
             "set up the container's network",
             NETWORK_TIMEOUT,
             |context, client| async move { client.update_network(context, &request).await },
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Has the container reach the resolver that the host has for it, at that stream.
+    ///
+    /// # Errors
+    /// When the agent refuses.
+    pub async fn relay_resolver(
+        &self,
+        id: &ContainerId,
+        stream: HostStream,
+    ) -> Result<(), AgentError> {
+        let request = RelayResolverRequest {
+            container_id: id.to_string(),
+            stream: Some(stream_message(stream)).into(),
+            ..Default::default()
+        };
+        self.call(
+            "connect the container to the resolver of its network",
+            NETWORK_TIMEOUT,
+            |context, client| async move { client.relay_resolver(context, &request).await },
         )
         .await
         .map(drop)

@@ -5,6 +5,7 @@ mod adopt;
 mod files;
 mod identity;
 mod locks;
+mod names;
 mod privileges;
 mod report;
 mod syscall;
@@ -26,7 +27,8 @@ const USAGE: &str =
       acls DIR | set-id DIR | trusted DIR |
       notify MESSAGE | syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT | signal PID SIGNAL… | reserve BYTES | reach-vsock |
       forge-exit-status STATUS | take-streams SECONDS | flood-agent COUNT | into-init |
-      hold-thread TID SECONDS";
+      hold-thread TID SECONDS | ask-names ADDRESS:PORT NAME… | ask-name-connected ADDRESS:PORT NAME |
+      answer-names ADDRESS:PORT NETWORK";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -68,6 +70,9 @@ fn main() -> ExitCode {
         ["forge-exit-status", status] => vsock::forge_exit_status(number(status) as u8),
         ["take-streams", seconds] => vsock::take_streams(number(seconds)),
         ["flood-agent", count] => vsock::flood(number(count) as usize),
+        ["ask-names", resolver, ref names @ ..] => names::ask_by_datagrams(resolver, names),
+        ["ask-name-connected", resolver, name] => names::ask_on_a_connection(resolver, name),
+        ["answer-names", at, network] => names::answer(at, network),
         ["into-init"] => trace::into_init(),
         ["hold-thread", thread, seconds] => {
             trace::hold(number(thread) as i32, Duration::from_secs(number(seconds)))
