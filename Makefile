@@ -15,7 +15,7 @@ export HULL_KERNEL    = $(CURDIR)/$(KERNEL)
 export HULL_INITRAMFS = $(CURDIR)/$(INITRAMFS)
 
 .DEFAULT_GOAL := help
-.PHONY: help build kernel agent initramfs hull packages rootfs demo test bench conformance fuzz lint install dist clean
+.PHONY: help build kernel agent initramfs hull packages rootfs demo test bench conformance engines fuzz lint install dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ demo: build rootfs ## Run a Debian userland in a microVM, from an ordinary bundl
 	@$(STEP) "run the demo" tests/demo/run
 
 test: build rootfs lint ## Pass the lints, the unit and end-to-end tests, and a sample of others' suites
-	@.ci/packages host conformance
+	@.ci/packages host conformance engines
 	@tests/run
 
 bench: build rootfs ## Measure hull beside runc, crun and gVisor on the counting clock; FRESH=1
@@ -39,6 +39,10 @@ conformance: build rootfs ## Pass others' suites, and 500 bundles as runc does; 
 		tests/conformance/run $(if $(ONLY),--only '$(ONLY)') $(if $(FRESH),--fresh) || status=1; \
 	[ '$(or $(ONLY),differential)' != differential ] || tests/differential/run $(if $(FRESH),--fresh) || status=1; \
 	exit $$status
+
+engines: build rootfs ## Drive podman, docker and buildah with hull and a control; ONLY=engine[:regex], FRESH=1
+	@.ci/packages host engines
+	@tests/conformance/run --collection engines $(if $(ONLY),--only '$(ONLY)') $(if $(FRESH),--fresh)
 
 fuzz: ## Fuzz whatever reads the guest's bytes, SECONDS (600) each target
 	@.ci/packages build fuzz
