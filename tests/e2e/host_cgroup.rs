@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
+use hull_tests::device_filter::DeviceFilter;
 use hull_tests::process::{limit, wait_for_death};
-use hull_tests::{Bundle, Container, only_hull, runtime};
+use hull_tests::{Bundle, Container, Running, only_hull, runtime, skip};
 use serde_json::{Value, json};
 
 use crate::lifecycle::{signal_pid, waiting};
@@ -67,6 +68,25 @@ fn a_path_of_several_levels_is_made() {
     // What is above it may be others' too.
     fs::remove_dir(&some).unwrap();
     fs::remove_dir(directory(&container)).unwrap();
+}
+
+#[test]
+fn it_may_be_one_in_which_no_device_can_be_opened() {
+    only_hull!("runc opens the container's devices there");
+    let bundle = Bundle::new().shell("echo hello >/dev/null; cat; echo ran");
+    let token = bundle.token().to_owned();
+    let filter = match DeviceFilter::make(&token) {
+        Ok(filter) => filter,
+        Err(e) => skip!("this host's kernel takes no program about devices: {e}"),
+    };
+    let path = format!("/{token}/inner");
+    let container = Container::new(bundle.set("/linux/cgroupsPath", json!(path)));
+    let mut run = container.run_command();
+    run.stdin(Stdio::null());
+    let done = Running::spawn(&mut run).finish().ok();
+    assert_eq!(done.out(), "ran");
+    let _ = container.delete_force().ok();
+    drop(filter);
 }
 
 #[test]

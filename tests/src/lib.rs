@@ -8,6 +8,7 @@
 pub mod bundle;
 pub mod calls;
 pub mod captive;
+pub mod device_filter;
 pub mod disk;
 pub mod guest;
 pub mod leaks;

@@ -1,4 +1,7 @@
 //! Opens the host's KVM, and checks that it has what a machine needs.
+#![allow(unsafe_code)] // a descriptor that becomes the library's own
+
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use kvm_ioctls::{Cap, Kvm};
 
@@ -61,20 +64,39 @@ pub enum KvmError {
     },
 }
 
-/// Opens /dev/kvm and checks that it supports a machine with `vcpus` vCPUs.
+/// Opens /dev/kvm.
+///
+/// # Errors
+/// It can't be opened; the error says what to do.
+pub fn open_device() -> Result<OwnedFd, KvmError> {
+    let fd = Kvm::open_with_cloexec(true).map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENXIO | libc::ENODEV => KvmError::Missing,
+        libc::EACCES | libc::EPERM => KvmError::Permission,
+        _ => KvmError::Open(error),
+    })?;
+    // SAFETY: it was opened just now, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens /dev/kvm, and [checks](check) it.
+///
+/// # Errors
+/// Those of both.
+pub fn open(vcpus: u8) -> Result<Kvm, KvmError> {
+    check(open_device()?, vcpus)
+}
+
+/// Checks that a /dev/kvm supports a machine with `vcpus` vCPUs.
 ///
 /// This doesn't check that it can run an unmodified kernel: a KVM that only emulates looks the
 /// same, until [`probe`] is called or a machine ends with
 /// [`StopReason::Emulation`](crate::vcpu::StopReason::Emulation).
 ///
 /// # Errors
-/// It can't be opened, or lacks something; each error says what to do.
-pub fn open(vcpus: u8) -> Result<Kvm, KvmError> {
-    let kvm = Kvm::new().map_err(|error| match error.errno() {
-        libc::ENOENT | libc::ENXIO | libc::ENODEV => KvmError::Missing,
-        libc::EACCES | libc::EPERM => KvmError::Permission,
-        _ => KvmError::Open(error),
-    })?;
+/// It lacks something; each error says what to do.
+pub fn check(kvm: OwnedFd, vcpus: u8) -> Result<Kvm, KvmError> {
+    // SAFETY: the descriptor is handed over.
+    let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
     let found = kvm.get_api_version();
     if found != API_VERSION {
         return Err(KvmError::ApiVersion { found });

@@ -115,8 +115,16 @@ impl Machine {
     /// # Errors
     /// The host has no usable KVM or not enough memory, or the kernel can't be loaded.
     pub fn new(config: &MachineConfig<'_>) -> Result<Self, MachineError> {
+        Self::with_kvm(kvm::open_device()?, config)
+    }
+
+    /// As [`Self::new`], with a /dev/kvm that is [open](kvm::open_device) already.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_kvm(kvm: OwnedFd, config: &MachineConfig<'_>) -> Result<Self, MachineError> {
         let vcpus = config.vcpus.get();
-        let kvm = kvm::open(vcpus)?;
+        let kvm = kvm::check(kvm, vcpus)?;
         let (mut initial_state, memory) = InitialState::load(&kvm, config)?;
         let vm = Vm::new(&kvm, Arc::new(memory))?;
         let create = |number| {

@@ -60,7 +60,7 @@ pub struct VmConfig<Fd = OwnedFd> {
     pub terminal: Option<HostTerminal<Fd>>,
 }
 
-/// The VMM process's ends of what connects it to others, and what it is root in.
+/// The VMM process's ends of what connects it to others, its KVM, and what it is root in.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Ends<Fd = OwnedFd> {
     /// The listening control socket.
@@ -71,6 +71,8 @@ pub struct Ends<Fd = OwnedFd> {
     pub ready: Fd,
     /// The file that takes the guest's console.
     pub console: Fd,
+    /// /dev/kvm: the process's cgroup may be one in which no device can be opened.
+    pub kvm: Fd,
     /// The user namespace that the process is root in, where it is not the host's root.
     pub user_namespace: Option<Fd>,
 }
@@ -210,6 +212,7 @@ impl<Fd> Ends<Fd> {
             lifeline,
             ready,
             console,
+            kvm,
             user_namespace,
         } = self;
         Ok(Ends {
@@ -217,6 +220,7 @@ impl<Fd> Ends<Fd> {
             lifeline: change(lifeline)?,
             ready: change(ready)?,
             console: change(console)?,
+            kvm: change(kvm)?,
             user_namespace: user_namespace.as_ref().map(change).transpose()?,
         })
     }
@@ -269,6 +273,7 @@ mod tests {
                 lifeline: number(),
                 ready: number(),
                 console: number(),
+                kvm: number(),
                 user_namespace: Some(number()),
             },
         };

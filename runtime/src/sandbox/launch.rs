@@ -120,6 +120,7 @@ impl Launch<'_> {
             lifeline: theirs.into(),
             ready: ready_writer,
             console: console.into(),
+            kvm: hull_vmm::kvm::open_device()?,
             user_namespace: user_namespace.transpose()?,
         };
         Ok((ours, ready, ends))

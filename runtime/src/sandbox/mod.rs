@@ -89,6 +89,9 @@ pub enum SandboxError {
         #[source]
         source: io::Error,
     },
+    /// The host's KVM can't be opened.
+    #[error(transparent)]
+    Kvm(#[from] hull_vmm::kvm::KvmError),
     /// An ordinary user can't have config.json's mappings.
     #[error("config.json: linux.uidMappings and linux.gidMappings")]
     UserNamespace(#[source] hull_vmm::jail::userns::Error),

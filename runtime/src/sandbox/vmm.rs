@@ -145,7 +145,7 @@ fn assemble(
 
     let (console, messages) =
         hear(&vm, ends.console).map_err(io_error("replace standard error"))?;
-    let mut machine = load_machine(&vm)?;
+    let mut machine = load_machine(&vm, ends.kvm)?;
     // Elsewhere there is no id that nobody else has.
     let identity = match Privilege::own() {
         Privilege::HostRoot => Identity::unique_user()?,
@@ -385,7 +385,7 @@ fn share(
 }
 
 /// Creates the VM, with kernel and initramfs in its memory.
-fn load_machine(vm: &VmConfig) -> Result<Machine, VmmError> {
+fn load_machine(vm: &VmConfig, kvm: OwnedFd) -> Result<Machine, VmmError> {
     let read = |fd: &OwnedFd| -> Result<Vec<u8>, VmmError> {
         let mut bytes = Vec::new();
         let file = fd
@@ -400,13 +400,14 @@ fn load_machine(vm: &VmConfig) -> Result<Machine, VmmError> {
     let initramfs = vm.initramfs.as_ref().map(read).transpose()?;
     let cmdline = format!("{} {}", assets::cmdline(), vm.cmdline);
     let program = Program::open().map_err(io_error("open this program's file"))?;
-    Ok(Machine::new(&MachineConfig {
+    let config = MachineConfig {
         vcpus: vm.vcpus,
         memory_mib: vm.memory_mib,
         kernel: program.image_or(kernel.as_deref(), assets::kernel()),
         initramfs: program.image_or(initramfs.as_deref(), assets::initramfs()),
         cmdline: &cmdline,
-    })?)
+    };
+    Ok(Machine::with_kvm(kvm, &config)?)
 }
 
 /// The ports with fixed numbers. The notices' and that of the agent's greeting have no token: the
