@@ -1,9 +1,9 @@
 //! File systems on block devices of the host, mounted for a container.
 
-use std::fs;
 use std::process::Command;
 
 use hull_tests::disk::HostDisk;
+use hull_tests::namespace::mounts_of_the_tree;
 use hull_tests::runtime::is_hull;
 use hull_tests::{Bundle, Container, only_hull, skip};
 use serde_json::{Value, json};
@@ -71,8 +71,7 @@ fn the_hosts_kernel_never_reads_it() {
     let disk = ext4!(&bundle);
     let container = Container::new(bundle.push("/mounts", ext4_at("/mnt", &disk, &[])));
     let _running = container.run_until_ready();
-    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", container.state().pid));
-    assert!(!mounts.unwrap().contains(" ext4 "));
+    assert!(!mounts_of_the_tree(container.state().pid).contains(" ext4 "));
 
     let other = Bundle::new().push("/mounts", ext4_at("/mnt", &disk, &[]));
     let refused = Container::new(other).run().exits(1);

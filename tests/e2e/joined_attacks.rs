@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use hull_tests::captive::Captive;
+use hull_tests::namespace::mounts_of_the_tree;
 use hull_tests::process::{limit, wait_for_death};
 use hull_tests::{Bundle, Container, only_hull, threads};
 use serde_json::json;
@@ -159,7 +160,7 @@ fn its_shares_are_taken_from_a_vm_process_that_says_that_it_has_ended() {
 
     assert!(wait_for_death(stand_in, limit()));
     assert_eq!(second.leaks(), Vec::<String>::new());
-    let mounts = fs::read_to_string(format!("/proc/{vmm}/mounts")).unwrap();
+    let mounts = mounts_of_the_tree(vmm);
     let of_shares = mounts
         .lines()
         .filter(|mount| mount.contains("/rootfs "))

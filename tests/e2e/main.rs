@@ -51,4 +51,5 @@ mod systemd;
 mod systemd_user;
 mod terminal;
 mod verbs;
+mod view;
 mod walls;

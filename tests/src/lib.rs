@@ -13,6 +13,7 @@ pub mod disk;
 pub mod guest;
 pub mod leaks;
 pub mod mount;
+pub mod namespace;
 pub mod pattern;
 pub mod process;
 pub mod random;

@@ -216,6 +216,7 @@ fn launch(
         console_log_size: u64::from(limits.config.console_log_size) << 10,
         core_scheduling: limits.config.core_scheduling,
         shares: plan.shares,
+        view: plan.view,
         disks: plan.disks.into_iter().map(VmmDisk::from).collect(),
         disk_slots: limits.config.disk_slots,
         nic_slots: boot.nic_slots,

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::num::NonZeroU8;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use hull_vmm::jail::tree::Share;
+use hull_vmm::jail::tree::{Share, View};
 use serde::{Deserialize, Serialize};
 
 use super::HostTerminal;
@@ -40,6 +40,8 @@ pub struct VmConfig<Fd = OwnedFd> {
     pub core_scheduling: bool,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<Share<Fd>>,
+    /// What the host sees by the process's pid.
+    pub view: View,
     /// The host's block devices that the guest has.
     pub disks: Vec<VmmDisk<Fd>>,
     /// How many slots there are for disks that are handed over while it runs; each costs a thread.
@@ -137,6 +139,7 @@ impl<Fd> VmConfig<Fd> {
             console_log_size,
             core_scheduling,
             shares,
+            view,
             disks,
             disk_slots,
             nic_slots,
@@ -157,6 +160,7 @@ impl<Fd> VmConfig<Fd> {
             shares: (shares.iter())
                 .map(|share| share.with(&mut *change))
                 .collect::<Result<_, E>>()?,
+            view: view.clone(),
             disks: (disks.iter())
                 .map(|disk| disk.with(&mut *change))
                 .collect::<Result<_, E>>()?,
@@ -254,6 +258,7 @@ mod tests {
                 console_log_size: 0,
                 core_scheduling: false,
                 shares: vec![serde_json::from_value(share).expect("a share")],
+                view: View::default(),
                 disks: vec![VmmDisk {
                     device: number(),
                     serial: "disk".to_owned(),

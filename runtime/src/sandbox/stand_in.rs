@@ -5,6 +5,7 @@
 //! and one to the VMM, on which it learns that all output is written. If it is killed, the agent kills the process.
 //! It opens nothing itself, and is in no namespace of the host that an engine could change by its pid.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -27,6 +28,9 @@ use crate::chain::chain;
 use crate::host::{ENDED, ProcessId};
 use crate::store::{SandboxDir, StoreKey};
 use crate::types::ContainerId;
+
+/// What the process is called on the host, until its container has ended ([`ENDED`]).
+const NAME: &CStr = c"hull-stand-in";
 
 /// What it exits with where nobody knows how the container's process has ended.
 const UNKNOWN: u8 = 255;
@@ -174,6 +178,8 @@ struct Held {
 
 /// Runs a stand-in, which is told in the memory file `config_fd` what for.
 pub fn run(config_fd: RawFd) -> ExitCode {
+    // Its program's is `exe`.
+    let _ = rustix::thread::set_name(NAME);
     let read = || {
         let (config, file): (Config<RawFd>, _) = handover::read(config_fd)?;
         Ok::<_, io::Error>((config.with(handover::take)?, file))

@@ -3,6 +3,7 @@
 //! This is the part of `hull` that lives beside hostile code. It parses nothing of the guest's itself
 //! but eight bytes of greeting, which it passes on unread, and one byte of exit status.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -40,6 +41,9 @@ use crate::spec::Network;
 
 /// The guest's context id: any above the reserved ones, for each VM has a muxer of its own.
 const GUEST_CID: u64 = 3;
+
+/// What the process is called on the host, until its container has ended ([`crate::host::ENDED`]).
+const NAME: &CStr = c"hull-vmm";
 
 /// What the process exits with if the guest ended without an exit status.
 const CRASHED: u8 = 255;
@@ -87,6 +91,8 @@ pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> VmmError
 
 /// Runs the VM that the configuration in the memory file `config_fd` describes.
 pub fn run(config_fd: RawFd) -> ExitCode {
+    // Its program's is `exe`.
+    let _ = rustix::thread::set_name(NAME);
     let (config, config_file) = match read_config(config_fd) {
         Ok(read) => read,
         Err(e) => {
@@ -151,7 +157,11 @@ fn assemble(
         Privilege::HostRoot => Identity::unique_user()?,
         Privilege::NamespaceRoot | Privilege::User => Identity::Unchanged,
     };
-    let (fs, task_dir) = share(&mut vm, ends.user_namespace, open_files)?;
+    let SharedFiles {
+        device: fs,
+        task_dir,
+        processes,
+    } = share(&mut vm, ends.user_namespace, open_files)?;
     let fs = Arc::new(Mutex::new(fs));
     let rng = Arc::new(Mutex::new(Rng::new().map_err(io_error("make virtio-rng"))?));
     let Connections {
@@ -207,6 +217,8 @@ fn assemble(
         stdio: Offer::of(is_terminal, stdio),
         exit_status: exit_stream,
     };
+    // All other threads stay in the tree.
+    vm.view.show(processes)?;
     Ok(Vm {
         config_file,
         events,
@@ -358,14 +370,29 @@ fn confine_files(task_dir: tree::TaskDir, mut needed: Vec<RawFd>) -> io::Result<
     Ok(own)
 }
 
+/// What this process has of the host's files once it has entered the tree.
+struct SharedFiles {
+    /// The device that serves the tree.
+    device: Fs,
+    /// Where its thread finds its own descriptors.
+    task_dir: tree::TaskDir,
+    /// This process's pid namespace, if it has one of its own.
+    processes: Option<tree::Processes>,
+}
+
 /// Enters the tree of the shares, for an ordinary user in a user namespace, and makes the device that
-/// serves it. Returns with it the directory in which its thread finds its own descriptors.
+/// serves it.
 fn share(
     vm: &mut VmConfig,
     user_namespace: Option<OwnedFd>,
     nofile: u64,
-) -> Result<(Fs, tree::TaskDir), VmmError> {
+) -> Result<SharedFiles, VmmError> {
     let mut shares = std::mem::take(&mut vm.shares);
+    // An ordinary user's process has no pid namespace of its own.
+    let processes = match user_namespace {
+        Some(_) => None,
+        None => tree::Processes::mount(),
+    };
     if let Some(namespace) = user_namespace {
         userns::enter(namespace.as_fd())?;
         namespaces::complete(&vm.network, true)?;
@@ -375,13 +402,17 @@ fn share(
     let memory_bytes = u64::from(vm.memory_mib) << 20;
     let fd_limit = fs::fd_limit(memory_bytes, nofile);
     jail::limits::lower_nofile(nofile.min(fd_limit + fs::RESERVED_FDS))?;
-    let fs = Fs::new(fs::Options {
+    let device = Fs::new(fs::Options {
         tag: ports::SHARE_TAG.to_owned(),
         root: "/".into(),
         fd_limit,
         cache_timeout: fs::CACHE_TIMEOUT,
     })?;
-    Ok((fs, tree.task_dir))
+    Ok(SharedFiles {
+        device,
+        task_dir: tree.task_dir,
+        processes,
+    })
 }
 
 /// Creates the VM, with kernel and initramfs in its memory.

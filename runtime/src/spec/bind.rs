@@ -14,10 +14,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use hull_protocol::paths::SUBMOUNT_OPTION;
+use oci_spec::runtime::Mount;
 use rustix::fs::fstatvfs;
 
 use super::mount_options::flags;
-use hull_vmm::jail::tree::{AccessTimes, ReadOnly, Times};
+use hull_vmm::jail::tree::{self, AccessTimes, Content, ReadOnly, Share, Times, ViewMount};
 
 /// The flags about access times.
 const TIMES: u64 =
@@ -105,9 +106,30 @@ impl Source {
     }
 }
 
+/// Does the host's part of a remount: lets a share be written that it makes writable again, unless that
+/// is locked, and changes how access times are kept.
+pub fn remount(mount: &Mount, placed: &[ViewMount], shares: &mut [Share], locked: bool) {
+    let options = mount.options().as_deref().unwrap_or_default();
+    let mut placed = placed.iter().rev();
+    let at = placed.find(|placed| placed.destination == *mount.destination());
+    let Some(Content::Share(target)) = at.map(|placed| &placed.content) else {
+        return;
+    };
+    let share = shares.iter_mut().find(|share| share.target == *target);
+    let Some(tree::Source::Bind(mounted)) = share.map(|share| &mut share.source) else {
+        return;
+    };
+    if let Some(read_only) = remounted(options).filter(|_| !locked) {
+        mounted.read_only = read_only;
+    }
+    let times = access_times(options);
+    mounted.times.itself = times.itself.or(mounted.times.itself);
+    mounted.times.all = times.all.or(mounted.times.all);
+}
+
 /// What a remount makes of where the host refuses writes: nothing if it forbids them, as mount points may
 /// have to be made before; the guest sees to that.
-pub fn remounted(options: &[String]) -> Option<ReadOnly> {
+fn remounted(options: &[String]) -> Option<ReadOnly> {
     match read_only_for_all(options) {
         None if flags(options) & libc::MS_RDONLY == 0 => Some(ReadOnly::Itself(false)),
         Some(false) => Some(ReadOnly::All(false)),

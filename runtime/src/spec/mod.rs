@@ -36,6 +36,7 @@ mod tests;
 mod update;
 mod user_namespace;
 mod validate;
+mod view;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

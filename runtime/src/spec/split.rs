@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::{BlockDevice, SeccompFilter};
 use hull_protocol::paths::SHARE;
-use hull_vmm::jail::tree::{AccessTimes, BindMount, ReadOnly, Share, Source};
+use hull_vmm::jail::tree::{AccessTimes, BindMount, ReadOnly, Share, Source, View, ViewMount};
 use oci_spec::runtime::{Hooks, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, openat, statat};
 
@@ -29,7 +29,7 @@ use super::privileged::keep_own_devices;
 use super::refuse::GUEST_DEVICES;
 use super::sizing::Host;
 use super::user_namespace::{self, UserNamespace};
-use super::{Bundle, FilterCache, MemoryPolicy, Network, SpecError, bind, network, shm};
+use super::{Bundle, FilterCache, MemoryPolicy, Network, SpecError, bind, network, shm, view};
 use crate::config::Config;
 use crate::host::Privilege;
 use crate::types::Sizing;
@@ -43,6 +43,8 @@ pub struct Plan {
     pub resources: LinuxResources,
     /// What the guest sees of the host's file systems.
     pub shares: Vec<Share>,
+    /// What the host sees of the container's files by the VM process's pid.
+    pub view: View,
     /// The user namespace of the VMM process, where hull's user isn't root.
     pub user_namespace: Option<UserNamespace>,
     /// The block devices of the host that the guest gets.
@@ -129,7 +131,7 @@ pub fn plan(
     disks.add_devices(&guest)?;
     let mut shares = vec![root];
     let mut mounts = guest.mounts().clone().unwrap_or_default();
-    split_mounts(bundle, folder, locked, &mut mounts, &mut disks, &mut shares)?;
+    let placed = split_mounts(bundle, folder, locked, &mut mounts, &mut disks, &mut shares)?;
     guest.set_mounts(Some(mounts));
     guest.set_hooks(guest_hooks(&bundle.spec));
     guest.set_linux(Some(guest_linux(guest.linux().clone())));
@@ -150,6 +152,7 @@ pub fn plan(
     Ok(Plan {
         sizing,
         resources: resources.cloned().unwrap_or_default(),
+        view: view::of(&guest, folder, placed),
         shares,
         user_namespace,
         disks,
@@ -192,7 +195,7 @@ fn share_root(bundle: &Bundle, id: &str, locked: bool) -> Result<(Share, Vec<Str
     Ok((share, options))
 }
 
-/// Makes of each mount what the guest is to do about it, and adds what the host has to provide.
+/// Makes of each mount what the guest is to do about it, and adds what the host has to provide. Returns what is where.
 fn split_mounts(
     bundle: &Bundle,
     id: &str,
@@ -200,13 +203,13 @@ fn split_mounts(
     mounts: &mut [Mount],
     disks: &mut Disks<'_>,
     shares: &mut Vec<Share>,
-) -> Result<(), SpecError> {
-    // Where each share is mounted, by its index.
+) -> Result<Vec<ViewMount>, SpecError> {
     let mut placed = Vec::new();
     for (index, mount) in mounts.iter_mut().enumerate() {
         absolute_destination(mount, index);
         let destination = mount.destination().clone();
-        let share = match maker_of(mount) {
+        let maker = maker_of(mount);
+        let share = match maker {
             Maker::Shared => split_bind(bundle, disks, id, index, mount, locked)?,
             Maker::Host => Some(mount_on_host(bundle, id, index, mount)?),
             Maker::Disk => {
@@ -214,17 +217,19 @@ fn split_mounts(
                 None
             }
             Maker::Guest => {
-                remount(mount, &placed, shares, locked);
+                bind::remount(mount, &placed, shares, locked);
                 keep_guest_mount(mount);
                 None
             }
         };
-        if let Some(share) = share {
-            placed.push((destination, shares.len()));
-            shares.push(share);
-        }
+        let content = view::content(mount, maker, share.as_ref());
+        placed.extend(content.map(|content| ViewMount {
+            destination,
+            content,
+        }));
+        shares.extend(share);
     }
-    Ok(())
+    Ok(placed)
 }
 
 /// The label that a process is to have, if any.
@@ -298,24 +303,6 @@ fn keep_guest_mount(mount: &mut Mount) {
     }
     let options = guest_options(mount);
     mount.set_options((!options.is_empty()).then_some(options));
-}
-
-/// Does the host's part of a remount: lets a share be written that it makes writable again, unless that
-/// is locked, and changes how access times are kept.
-fn remount(mount: &Mount, placed: &[(PathBuf, usize)], shares: &mut [Share], locked: bool) {
-    let options = mount.options().as_deref().unwrap_or_default();
-    let mut placed = placed.iter().rev();
-    let at = placed.find(|(destination, _)| destination == mount.destination());
-    let share = at.and_then(|(_, index)| shares.get_mut(*index));
-    let Some(Source::Bind(mounted)) = share.map(|share| &mut share.source) else {
-        return;
-    };
-    if let Some(read_only) = bind::remounted(options).filter(|_| !locked) {
-        mounted.read_only = read_only;
-    }
-    let times = bind::access_times(options);
-    mounted.times.itself = times.itself.or(mounted.times.itself);
-    mounted.times.all = times.all.or(mounted.times.all);
 }
 
 /// The options that are the guest's: without those that ask for what is so anyway, and the host's own.

@@ -30,6 +30,8 @@ pub(crate) mod test_child;
 mod tests;
 #[cfg(test)]
 mod tree_tests;
+#[cfg(test)]
+mod view_tests;
 
 pub use descriptors::{PrivateFdTable, close_other_fds};
 pub use identity::Identity;

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::fs::{Dir, Mode, OFlags, openat};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -14,9 +14,17 @@ use rustix::thread::gettid;
 /// # Errors
 /// When there is none, or /proc is not mounted.
 pub(super) fn pid_of_child(child: Pid) -> io::Result<u32> {
-    let pidfd = pidfd_open(child, PidfdFlags::empty())?;
+    pid_of(pidfd_open(child, PidfdFlags::empty())?.as_fd())
+}
+
+/// The pid of the process that a pidfd refers to.
+///
+/// # Errors
+/// When it has ended, or /proc is not mounted.
+pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<u32> {
     let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
     let number = about.lines().find_map(|line| line.strip_prefix("Pid:"));
+    // -1 for one that has ended.
     number
         .and_then(|number| number.trim().parse().ok())
         .ok_or_else(|| io::ErrorKind::NotFound.into())
@@ -59,7 +67,6 @@ fn own_tid_of(threads: BorrowedFd<'_>, name: &str) -> io::Result<String> {
 mod tests {
     use super::*;
     use crate::jail::test_child::{self, End};
-    use std::os::fd::AsFd;
 
     #[test]
     fn a_thread_is_found_in_a_process_id_namespace() {

@@ -57,7 +57,7 @@ fn sources() -> tempfile::TempDir {
     sources
 }
 
-fn names(directory: &str) -> Vec<String> {
+pub(super) fn names(directory: &str) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(directory)
         .expect("a directory")
         .map(|entry| {

@@ -11,6 +11,8 @@
 //! Shares of a container that joins a running sandbox are added from outside (`remote`), since the
 //! process itself has no privilege to mount. The tmpfs stays the root for that purpose.
 //!
+//! What the host sees by the process's pid is not the tree, but a [`View`] of it.
+//!
 //! Two shares of the same file are two inodes in the guest: they don't have a common page cache or
 //! locks. To share a volume between two containers of a sandbox, share it once.
 #![allow(unsafe_code)] // rustix's unshare
@@ -19,6 +21,7 @@ mod attributes;
 mod host_files;
 mod remote;
 mod share;
+mod view;
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -43,6 +46,7 @@ pub use host_files::{HostFile, enter_with_host_files};
 pub use remote::{add_shares, make_read_only, remove_shares};
 use share::Prepared;
 pub use share::{AccessTimes, BindMount, FileSystem, Owners, ReadOnly, Share, Source, Times};
+pub use view::{Content, Processes, View, ViewMount};
 
 /// The size of the tree's tmpfs: it contains only directories and empty files, which take no
 /// blocks.

@@ -6,9 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 
-use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::test_child::{End, is_root, run};
@@ -17,6 +15,7 @@ use super::tree::{
     self, AccessTimes, BindMount, FileSystem, Owners, ReadOnly, Share, Source, Times,
 };
 use super::userns::IdMap;
+use super::view_tests::{Entered, READ_ONLY, errno};
 
 /// Gives this child a mount namespace, with a tmpfs of its own at `at`, on which is a directory `below`.
 fn own_tmpfs(at: &Path) {
@@ -31,12 +30,6 @@ fn own_tmpfs(at: &Path) {
 fn tmpfs(at: &Path) {
     mount(c"none", at, c"tmpfs", MountFlags::empty(), None).expect("tmpfs");
 }
-
-fn errno(path: &str) -> Option<i32> {
-    fs::write(path, "x").err().and_then(|e| e.raw_os_error())
-}
-
-const READ_ONLY: Option<i32> = Some(libc::EROFS);
 
 #[test]
 fn one_mount_can_be_read_only_and_those_below_not() {
@@ -273,90 +266,18 @@ fn a_share_can_be_made_read_only_from_outside() {
     }
     let source = tempfile::tempdir().expect("a directory");
     let end = run(|| {
-        let (told, tell) = rustix::pipe::pipe().expect("a pipe");
-        // SAFETY: the child has one thread; both go on with what they have.
-        let jailed = match unsafe { libc::fork() } {
-            0 => {
-                let share = share_of("c1/rootfs", BindMount::new(o_path(source.path())));
-                let entered = tree::enter(vec![share])
-                    .and_then(|tree| tree.task_dir.open_thread_fds())
-                    .is_ok();
-                let written = fs::write("/c1/rootfs/before", "").is_ok();
-                let _ = rustix::io::write(&tell, &[u8::from(entered && written)]);
-                let _ = kill_process(getpid(), Signal::STOP);
-                let status = i32::from(errno("/c1/rootfs/after") == READ_ONLY);
-                // SAFETY: nothing of the parent's is to be run here.
-                unsafe { libc::_exit(status) }
-            }
-            jailed => Pid::from_raw(jailed).expect("a pid"),
-        };
-        let mut entered = [0];
-        rustix::io::read(&told, &mut entered).expect("told");
-        assert_eq!(entered, [1]);
-        let stopped = rustix::process::WaitOptions::UNTRACED;
-        rustix::process::waitpid(Some(jailed), stopped).expect("it stops");
-        let process = pidfd_open(jailed, PidfdFlags::empty()).expect("a pidfd");
+        let mut entered = Entered::new(source.path(), |number| match number {
+            0 => errno("/c1/rootfs/before").is_none(),
+            _ => errno("/c1/rootfs/after") == READ_ONLY,
+        });
+        assert!(entered.ask(0));
+        let process = entered.process();
         tree::make_read_only(process.as_fd(), Path::new("c1/rootfs"), false).expect("made");
-        kill_process(jailed, Signal::CONT).expect("it goes on");
-        let (_, status) =
-            rustix::process::waitpid(Some(jailed), rustix::process::WaitOptions::empty())
-                .expect("waitpid")
-                .expect("a status");
-        assert_eq!(status.exit_status(), Some(1), "it was refused");
-        assert_eq!(Errno::ROFS.raw_os_error(), libc::EROFS);
+        assert!(entered.ask(1), "it was not refused");
+        entered.kill();
     });
     assert_eq!(end, End::Returned);
     assert!(source.path().join("before").exists() && !source.path().join("after").exists());
-}
-
-/// A child that has entered a tree with one share, `c1/rootfs`, and answers questions about it.
-struct Entered {
-    child: Pid,
-    question: std::fs::File,
-    answer: std::fs::File,
-}
-
-impl Entered {
-    /// `answer` is asked in the child, by the question's number.
-    fn new(source: &Path, answer: impl Fn(u8) -> bool) -> Self {
-        let (asked, question) = rustix::pipe::pipe().expect("a pipe");
-        let (told, tell) = rustix::pipe::pipe().expect("a pipe");
-        // SAFETY: the child has one thread; both go on with what they have.
-        let child = match unsafe { libc::fork() } {
-            0 => {
-                drop(question);
-                let share = share_of("c1/rootfs", BindMount::new(o_path(source)));
-                let entered =
-                    tree::enter(vec![share]).and_then(|tree| tree.task_dir.open_thread_fds());
-                let mut number = [0];
-                while entered.is_ok() && rustix::io::read(&asked, &mut number) == Ok(1) {
-                    let _ = rustix::io::write(&tell, &[u8::from(answer(number[0]))]);
-                }
-                // SAFETY: nothing of the parent's is to be run here.
-                unsafe { libc::_exit(0) }
-            }
-            child => Pid::from_raw(child).expect("a pid"),
-        };
-        drop((asked, tell));
-        let (question, answer) = (question.into(), told.into());
-        Self {
-            child,
-            question,
-            answer,
-        }
-    }
-
-    fn ask(&mut self, number: u8) -> bool {
-        use std::io::{Read, Write};
-        self.question.write_all(&[number]).expect("it lives");
-        let mut answer = [0];
-        self.answer.read_exact(&mut answer).expect("an answer");
-        answer == [1]
-    }
-
-    fn process(&self) -> std::os::fd::OwnedFd {
-        pidfd_open(self.child, PidfdFlags::empty()).expect("a pidfd")
-    }
 }
 
 #[test]
@@ -408,7 +329,7 @@ fn shares_join_the_tree_of_a_process_that_runs_and_leave_it() {
         let stray = vec![share_of("c1/x", BindMount::new(o_path(source.path())))];
         tree::add_shares(process.as_fd(), "c2", stray).expect_err("another folder's");
         assert!(entered.ask(0));
-        kill_process(entered.child, Signal::KILL).expect("killed");
+        entered.kill();
     });
     assert_eq!(end, End::Returned);
     assert!(!source.path().join("new").exists());

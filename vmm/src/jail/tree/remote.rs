@@ -5,28 +5,34 @@
 //! is (only its mount is read-only), and mount points are created through it. [`remove_shares`]
 //! unmounts lazily: the guest may have files of a share open.
 //!
+//! The process's first thread is in the mount namespace of the view, the others are in the tree's
+//! ([`tree_of`]). No thread can change that, whatever it executes.
+//!
 //! This works for root's trees only: the mounts that an ordinary user has cloned belong to another
 //! user namespace than the tree.
 #![allow(unsafe_code)] // rustix's unshare, and fork
 
 use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 use std::thread;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstatfs, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, fstatfs, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, UnmountFlags, unmount};
 use rustix::process::{Pid, WaitOptions, fchdir, waitpid};
 use rustix::thread::{
-    ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe,
+    LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags, move_into_link_name_space,
+    move_into_thread_name_spaces, unshare_unsafe,
 };
 
 use super::attributes::{Depth, change, read_only};
 use super::share::{Prepared, Share};
 use super::{Error, call, check_targets, clone_mount};
+use crate::jail::proc_pids;
 
 /// Adds shares, all of whose targets are within `folder`, to the tree that the process has entered.
 /// What an interrupted earlier call has left in that folder is removed first.
@@ -51,7 +57,8 @@ pub fn add_shares(process: BorrowedFd<'_>, folder: &str, shares: Vec<Share>) -> 
         .into_iter()
         .map(prepare)
         .collect::<Result<Vec<_>, Error>>()?;
-    in_tree_of(process, || {
+    let tree = tree_of(process)?.ok_or(Error::NoTree)?;
+    in_tree(tree, || {
         let (root, writable) = open_roots()?;
         remove_folder(&root, &writable, folder)?;
         for share in &shares {
@@ -70,7 +77,11 @@ pub fn add_shares(process: BorrowedFd<'_>, folder: &str, shares: Vec<Share>) -> 
 /// When the process has ended, and its tree with it, or when a system call fails.
 pub fn remove_shares(process: BorrowedFd<'_>, folder: &str) -> Result<Vec<PathBuf>, Error> {
     check_folder(folder)?;
-    in_tree_of(process, || {
+    // A tree that no thread is in any more is gone, and so are its shares.
+    let Some(tree) = tree_of(process)? else {
+        return Ok(Vec::new());
+    };
+    in_tree(tree, || {
         let (root, writable) = open_roots()?;
         remove_folder(&root, &writable, folder)
     })
@@ -95,12 +106,14 @@ pub fn make_read_only(
     target: &Path,
     user_namespace: bool,
 ) -> Result<(), Error> {
-    let mut namespaces = ThreadNameSpaceType::MOUNT;
-    namespaces.set(ThreadNameSpaceType::USER, user_namespace);
+    let tree = tree_of(process)?.ok_or(Error::NoTree)?;
     let path = CString::new(Path::new("/").join(target).into_os_string().into_vec())
         .map_err(|_| Error::Target(target.to_owned()))?;
     let work = || {
-        move_into_thread_name_spaces(process, namespaces)?;
+        if user_namespace {
+            move_into_thread_name_spaces(process, ThreadNameSpaceType::USER)?;
+        }
+        move_into_link_name_space(tree.as_fd(), Some(LinkNameSpaceType::Mount))?;
         let mount = openat(CWD, &path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         change(mount.as_fd(), Depth::One, read_only(true))
     };
@@ -193,16 +206,47 @@ fn empty_directory(
     Ok(())
 }
 
-/// Runs `work` in the mount namespace of a process, on a new thread, since setns(2) changes that of
-/// a single thread.
-fn in_tree_of<T: Send>(
-    process: BorrowedFd<'_>,
+/// The mount namespace of the tree that a process has entered: the one that its first thread isn't in.
+/// `None` if all the other threads have ended.
+fn tree_of(process: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Error> {
+    let failed = |e| Error::Call("finding the tree's threads in /proc", e);
+    let pid = proc_pids::pid_of(process).map_err(failed)?;
+    let namespace = |thread: &str| {
+        let path = format!("/proc/{pid}/task/{thread}/ns/mnt");
+        openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    };
+    let inode = |namespace: &OwnedFd| fstat(namespace).map(|stat| stat.st_ino);
+    // It has none once it has ended.
+    let first = namespace(&pid.to_string())
+        .and_then(|view| inode(&view))
+        .ok();
+    let mut tree = None;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).map_err(failed)? {
+        let name = thread.map_err(failed)?.file_name();
+        // Threads end meanwhile.
+        let namespace = name.to_str().and_then(|name| namespace(name).ok());
+        tree = namespace.filter(|namespace| inode(namespace).ok() != first);
+        if tree.is_some() {
+            break;
+        }
+    }
+    // The number was this process's all the time if it still is.
+    match proc_pids::pid_of(process).map_err(failed)? == pid {
+        true => Ok(tree),
+        false => Err(failed(io::Error::from_raw_os_error(libc::ESRCH))),
+    }
+}
+
+/// Runs `work` in a mount namespace, on a new thread, since setns(2) changes that of a single thread.
+fn in_tree<T: Send>(
+    namespace: OwnedFd,
     work: impl FnOnce() -> Result<T, Error> + Send,
 ) -> Result<T, Error> {
     on_a_thread(|| {
         // SAFETY: this gives the thread a root and a working directory of its own, which nobody else uses.
         unsafe { unshare_unsafe(UnshareFlags::FS) }.map_err(call("unshare(CLONE_FS)"))?;
-        move_into_thread_name_spaces(process, ThreadNameSpaceType::MOUNT).map_err(call("setns"))?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+            .map_err(call("setns"))?;
         work()
     })
 }
