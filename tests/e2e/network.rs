@@ -181,6 +181,13 @@ fn what_is_sent_arrives_whole_both_ways() {
     }
 }
 
+/// Kills a VM process, and waits for its end.
+fn kill_vm(pid: i32) {
+    shell(&format!(
+        "kill -9 {pid}; while [ -e /proc/{pid}/exe ]; do usleep 10000; done 2>/dev/null || true"
+    ));
+}
+
 #[test]
 fn an_interface_is_connected_to_one_container() {
     only_hull!("runc's containers share a namespace");
@@ -191,6 +198,8 @@ fn an_interface_is_connected_to_one_container() {
         .run()
         .exits(1)
         .fails_saying("interface eth0 is connected to a VM already");
+    // What was refused has taken nothing away from the one that is connected.
+    let _ = first.exec_shell("ping -c 1 -W 20 10.88.0.1").ok();
     let _ = first.delete_force().ok();
     let _ = Container::new(engine.bundle().shell("ping -c 1 -W 20 10.88.0.1"))
         .run()
@@ -205,13 +214,25 @@ fn nothing_is_left_in_the_namespace_of_a_container_whose_vm_was_killed() {
     let mut container = Container::new(engine.bundle().shell("echo ready; exec sleep 3600"));
     container.create();
     assert!(engine.left().contains("hull-"));
-    let pid = container.state().pid;
-    shell(&format!(
-        "kill -9 {pid}; while [ -e /proc/{pid}/exe ]; do usleep 10000; done 2>/dev/null || true"
-    ));
+    kill_vm(container.state().pid);
     let _ = container.delete_force().ok();
     assert_eq!(engine.left(), "");
     let _ = inside(engine.inside.pid(), "busybox ping -c 1 -W 20 10.88.0.1");
+}
+
+#[test]
+fn deleting_an_ended_container_leaves_the_interface_to_the_one_that_came_later() {
+    only_hull!("runc's containers share a namespace");
+    let engine = Engine::new();
+    let mut ended = Container::new(engine.bundle());
+    ended.create();
+    kill_vm(ended.state().pid);
+    let later = Container::new(engine.bundle().shell("echo ready; exec sleep 3600"));
+    let _running = later.run_until_ready();
+    let _ = ended.delete_force().ok();
+    let _ = later.exec_shell("ping -c 1 -W 20 10.88.0.1").ok();
+    let _ = later.delete_force().ok();
+    assert_eq!(engine.left(), "");
 }
 
 #[test]

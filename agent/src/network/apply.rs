@@ -62,7 +62,8 @@ impl Applied {
 /// the container's, if that is another.
 ///
 /// # Errors
-/// Names the first thing that can't be done. Removals go on after an error. What was done is in `applied`.
+/// Names the first thing that can't be done. The rest is done all the same: one interface that can't be as it should
+/// keeps no other from it. What was done is in `applied`.
 pub fn apply(
     container: Option<BorrowedFd<'_>>,
     desired: &Desired,
@@ -77,8 +78,9 @@ pub fn apply(
         // NICs are released from their slots even if the container keeps its interfaces from being listed.
         return remove(&mut namespaces, desired, applied).and(located);
     }
+    let mut result = Ok(());
     for interface in &desired.interfaces {
-        set_up(&mut namespaces, interface, applied)?;
+        result = result.and(set_up(&mut namespaces, interface, applied));
     }
     let mut adding = Adding {
         socket: &mut namespaces.container,
@@ -87,16 +89,21 @@ pub fn apply(
         field: None,
         again: applied.may_lack_entries,
     };
-    adding.add(&desired.neighbours, &mut applied.neighbours)?;
-    adding.add(&desired.routes, &mut applied.routes)?;
-    adding.add(&desired.rules, &mut applied.rules)?;
-    applied.may_lack_entries = false;
+    result = result.and(adding.add(&desired.neighbours, &mut applied.neighbours));
+    result = result.and(adding.add(&desired.routes, &mut applied.routes));
+    result = result.and(adding.add(&desired.rules, &mut applied.rules));
+    applied.may_lack_entries &= result.is_err();
     adding.field = Some(LOOPBACK_ADDRESSES);
     let addresses = &desired.loopback_addresses;
-    adding.replace(addresses, &mut applied.loopback_addresses)?;
-    adding.add(addresses, &mut applied.loopback_addresses)?;
+    result = result.and(adding.replace(addresses, &mut applied.loopback_addresses));
+    result = result.and(adding.add(addresses, &mut applied.loopback_addresses));
     let socket = &mut namespaces.container;
-    remove_default_rules(socket, &desired.removed_rules, &mut applied.removed_rules)
+    let removed_rules = &mut applied.removed_rules;
+    result.and(remove_default_rules(
+        socket,
+        &desired.removed_rules,
+        removed_rules,
+    ))
 }
 
 /// Finds the NICs in the container's network namespace. Without a list of its interfaces, they count as elsewhere: a

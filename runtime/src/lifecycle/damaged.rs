@@ -6,11 +6,12 @@
 
 use super::Error;
 use super::delete::kill_process;
-use super::network::{disconnect_interfaces, end_follower};
+use super::network::{disconnect_interfaces, disconnect_namespace, end_follower};
 use crate::cgroup::HostCgroup;
 use crate::chain::chain;
 use crate::host::Privilege;
 use crate::sandbox::{Purpose, RunningProcess, SandboxError, remove_shares, running_processes};
+use crate::spec;
 use crate::store::{ContainerDir, Store, StoreError};
 use crate::types::ContainerId;
 
@@ -31,7 +32,10 @@ pub fn delete(store: &Store, id: &ContainerId) -> Result<(), Error> {
         kill_process(vmm, remains.cgroup.as_ref())?;
     }
     end_follower(remains.network.as_ref())?;
-    disconnect_interfaces(remains.network.as_ref(), &dir.own_sandbox())?;
+    match &remains.network {
+        Some(network) => disconnect_interfaces(Some(network), &dir.own_sandbox())?,
+        None => disconnect_named(&dir)?,
+    }
     let cgroup = match remains.cgroup {
         None if !ended => asked_for(&dir),
         cgroup => cgroup,
@@ -47,6 +51,7 @@ pub fn delete(store: &Store, id: &ContainerId) -> Result<(), Error> {
 fn end_processes(store: &Store, id: &ContainerId) -> Result<bool, Error> {
     let all = of_store(store)?;
     let (found, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| one.id == *id);
+    let mut cgroups = Vec::new();
     for running in &found {
         let cgroup = match running.purpose {
             Purpose::Vmm { own_cgroup: true } => HostCgroup::around(running.process.pid).ok(),
@@ -57,9 +62,7 @@ fn end_processes(store: &Store, id: &ContainerId) -> Result<bool, Error> {
             "container {id}: its process {} ran without a readable state, and was ended",
             running.process.pid
         );
-        if let Some(cgroup) = cgroup {
-            cgroup.remove(true)?;
-        }
+        cgroups.extend(cgroup);
         if let Purpose::StandIn { sandbox, folder } = &running.purpose {
             let is_vm = |one: &&RunningProcess| {
                 one.id == *sandbox && matches!(one.purpose, Purpose::Vmm { .. })
@@ -68,6 +71,10 @@ fn end_processes(store: &Store, id: &ContainerId) -> Result<bool, Error> {
                 remove_shares(vm.process, folder)?;
             }
         }
+    }
+    // The VM's has the process in it that follows its network, too.
+    for cgroup in cgroups {
+        cgroup.remove(true)?;
     }
     Ok(!found.is_empty())
 }
@@ -79,6 +86,18 @@ fn end_processes(store: &Store, id: &ContainerId) -> Result<bool, Error> {
 pub fn of_store(store: &Store) -> Result<Vec<RunningProcess>, Error> {
     let look = SandboxError::host("look for containers' processes in /proc");
     Ok(running_processes(store.key()?).map_err(look)?)
+}
+
+/// Disconnects what VMs that are gone have left in the network namespace that the kept config.json names, where that
+/// is readable: nobody knows any more which of its interfaces this container had.
+fn disconnect_named(dir: &ContainerDir) -> Result<(), Error> {
+    let Ok(config) = dir.load_config() else {
+        return Ok(());
+    };
+    match spec::network_path(&config) {
+        Some((_, path)) => disconnect_namespace(path),
+        None => Ok(()),
+    }
 }
 
 /// The cgroup that the kept config.json asks for, where that is readable. Others in it keep it.

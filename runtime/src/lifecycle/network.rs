@@ -9,9 +9,10 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use oci_spec::runtime::{LinuxNetDevice, Spec};
-use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
+use rustix::fs::{CWD, Mode, OFlags, fstat, fstatfs, openat};
 
 use super::Error;
 use super::delete::kill_process;
@@ -20,7 +21,7 @@ use crate::cgroup::HostCgroup;
 use crate::chain::chain;
 use crate::config::Config;
 use crate::host::{Privilege, ProcessId};
-use crate::network::{Interface, Namespace, disconnect, move_into, read};
+use crate::network::{Interface, Namespace, disconnect, disconnect_all, move_into, read};
 use crate::sandbox::{
     BlockingAgent, Follower, GuestNetwork, SandboxError, connect_nic, network_of, room_beside,
 };
@@ -28,6 +29,9 @@ use crate::spec::{self, Network, Plan, SpecError};
 use crate::store::{
     ContainerDir, NamedNamespace, Nic, SandboxDir, SandboxNetwork, SandboxRecord, State,
 };
+
+/// NSFS_MAGIC of linux/magic.h: the file system that namespaces are files of.
+const NSFS_MAGIC: libc::__fsword_t = 0x6e73_6673;
 
 /// A sandbox's network, before anything is made of it.
 #[derive(Default)]
@@ -282,6 +286,22 @@ pub(super) fn disconnect_interfaces(
         disconnect(&namespace, index)?;
     }
     Ok(())
+}
+
+/// Takes away what VMs that have ended have left in the namespace that a file names, if it still does.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn disconnect_namespace(path: &Path) -> Result<(), Error> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let Ok(file) = openat(CWD, path, flags, Mode::empty()) else {
+        return Ok(());
+    };
+    let is_namespace = fstatfs(&file).is_ok_and(|system| system.f_type == NSFS_MAGIC);
+    match is_namespace {
+        true => Ok(disconnect_all(&Namespace::from(file))?),
+        false => Ok(()),
+    }
 }
 
 /// By which a namespace is known, as long as it is there.

@@ -59,16 +59,53 @@ pub fn connect(
 }
 
 /// Takes away what is left of a connection on the interface's side, whose index this is. The tap goes with the VM
-/// process. To be called once that is gone; it does nothing where there is nothing to do.
+/// process. To be called once that is gone; it does nothing where there is nothing to do, nor where another VM is
+/// connected to the interface meanwhile.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn disconnect(namespace: &Namespace, index: u32) -> Result<(), Error> {
     let what = format!("disconnect interface {index} from a VM");
-    let doing = what.clone();
-    namespace.within(&what, move |netlink| {
-        redirect::remove(netlink, index).doing(|| doing)
+    namespace.within(&what, move |netlink| remove_remains(netlink, index))
+}
+
+/// Takes away what VMs that are gone have left in a namespace, where nobody knows at which interfaces.
+///
+/// # Errors
+/// As with [`disconnect`].
+pub fn disconnect_all(namespace: &Namespace) -> Result<(), Error> {
+    let what = "disconnect interfaces from VMs that are gone";
+    namespace.within(what, move |netlink| {
+        let doing = || what.to_owned();
+        for link in netlink.links().doing(doing)? {
+            let index = link.header.index;
+            let ingress = Ingress::of(netlink, index).doing(doing)?;
+            let has_filter = matches!(
+                ingress,
+                Ingress::Own {
+                    has_filter: true,
+                    ..
+                }
+            );
+            if has_filter {
+                remove_remains(netlink, index)?;
+            }
+        }
+        Ok(())
     })
+}
+
+/// The tap's name is the lock: who has one of that name is connected to the interface, or is about to be.
+fn remove_remains(netlink: &mut Netlink, index: u32) -> Result<(), Error> {
+    let tap = match tap::open(&tap::name(index), NonZeroU16::MIN) {
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
+        // Who can't make taps can't be kept from removing what they leave.
+        tap => tap.ok(),
+    };
+    let doing = || format!("disconnect interface {index} from a VM");
+    let removed = redirect::remove(netlink, index).doing(doing);
+    drop(tap);
+    removed
 }
 
 /// An interface that is being connected.

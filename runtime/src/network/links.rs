@@ -130,22 +130,25 @@ impl Link {
 }
 
 /// Those of a namespace's interfaces that a VM is to have, in the order of their indexes. Taps of interfaces that are
-/// there, or that were `connected`, aren't among them.
-///
-/// # Errors
-/// For one that is in use and can't be a VM's.
-pub(super) fn wanted<'a>(links: &'a [Link], connected: &[u32]) -> Result<Vec<&'a Link>, Error> {
+/// there, or that were `connected`, aren't among them. Beside them, what is wrong with the first one that is in use
+/// and can't be a VM's.
+pub(super) fn wanted<'a>(
+    links: &'a [Link],
+    connected: &[u32],
+) -> (Vec<&'a Link>, Result<(), Error>) {
     let there = links.iter().map(|link| &link.index);
     let taps = there.chain(connected).map(|index| tap::name(*index));
     let taps = taps.collect();
-    let mut wanted = Vec::new();
+    let (mut wanted, mut all_can_be) = (Vec::new(), Ok(()));
     for link in links {
-        if link.is_wanted(&taps)? {
-            wanted.push(link);
+        match link.is_wanted(&taps) {
+            Ok(true) => wanted.push(link),
+            Ok(false) => {}
+            Err(e) => all_can_be = all_can_be.and(Err(e)),
         }
     }
     wanted.sort_by_key(|link| link.index);
-    Ok(wanted)
+    (wanted, all_can_be)
 }
 
 #[cfg(test)]
@@ -168,10 +171,9 @@ mod tests {
     }
 
     fn names(links: &[Link]) -> Result<Vec<&str>, Error> {
-        Ok(wanted(links, &[])?
-            .iter()
-            .map(|link| link.name.as_str())
-            .collect())
+        let (wanted, all_can_be) = wanted(links, &[]);
+        all_can_be?;
+        Ok(wanted.iter().map(|link| link.name.as_str()).collect())
     }
 
     #[test]
@@ -225,5 +227,18 @@ mod tests {
                 .to_string();
             assert!(said.contains(&format!("interface {}", link.name)), "{said}");
         }
+    }
+
+    #[test]
+    fn what_a_vm_cannot_have_keeps_no_other_back() {
+        let wireguard = Link {
+            layer: LinkLayerType::None,
+            ..link(2, "wg0")
+        };
+        let all = [wireguard, link(3, "eth0")];
+        let (wanted, all_can_be) = wanted(&all, &[]);
+        assert_eq!(wanted.len(), 1);
+        assert_eq!(wanted[0].name, "eth0");
+        all_can_be.expect_err("one is told of");
     }
 }

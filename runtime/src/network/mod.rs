@@ -51,11 +51,11 @@ pub use netlink_packet_route::route::RouteMessage;
 pub use netlink_packet_route::rule::RuleMessage;
 
 pub use body::to_bytes;
-pub use connect::{Connection, connect, disconnect};
+pub use connect::{Connection, connect, disconnect, disconnect_all};
 pub use error::{Error, NetlinkError};
 pub use namespace::Namespace;
 pub use netdevices::{is_interface_name, move_into};
-pub use read::{count, read};
+pub use read::{count, read, read_possible};
 pub use resolver::connect_to_resolver;
 pub use sysctls::{Sysctl, SysctlTable};
 pub use tap::HEADER_LENGTH;

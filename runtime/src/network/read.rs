@@ -24,6 +24,19 @@ const LOOPBACK: u32 = 1;
 /// For an interface that is in use and that a VM can't have, a route that can't be another kernel's, and when the
 /// kernel refuses or says what hull doesn't understand.
 pub fn read(namespace: &Namespace, connected: &[u32]) -> Result<Network, Error> {
+    let (network, all_can_be) = read_possible(namespace, connected)?;
+    all_can_be.map(|()| network)
+}
+
+/// The same, without the interfaces that are in use and that a VM can't have. What is wrong with the first of them is
+/// beside it.
+///
+/// # Errors
+/// As with [`read`], but for such an interface.
+pub fn read_possible(
+    namespace: &Namespace,
+    connected: &[u32],
+) -> Result<(Network, Result<(), Error>), Error> {
     let connected = connected.to_vec();
     namespace.within("tell of the container's network", move |netlink| {
         Reading::of(netlink)?.network(&connected)
@@ -39,7 +52,8 @@ pub fn count(namespace: &Namespace) -> Result<usize, Error> {
         let what = || "read the interfaces of the container's network namespace".to_owned();
         let links = netlink.links().doing(what)?;
         let links: Vec<Link> = links.into_iter().map(Link::from).collect();
-        Ok(links::wanted(&links, &[])?.len())
+        let (wanted, all_can_be) = links::wanted(&links, &[]);
+        all_can_be.map(|()| wanted.len())
     })
 }
 
@@ -75,20 +89,21 @@ impl Reading {
     }
 
     /// Without what the guest's kernel makes by itself. To be called by a thread in the namespace.
-    fn network(self, connected: &[u32]) -> Result<Network, Error> {
+    fn network(self, connected: &[u32]) -> Result<(Network, Result<(), Error>), Error> {
         let there = self.routes.iter().filter_map(PrefixRoute::of_route);
         let there: HashSet<_> = there.collect();
         let (mut made, mut defaults) = (HashSet::new(), Defaults::default());
         let lo = self.links.iter().find(|link| link.is_loopback());
         let lo = lo.map(|lo| lo.told.clone()).unwrap_or_default();
         let mut interfaces = Vec::new();
-        for link in links::wanted(&self.links, connected)? {
+        let (wanted, all_can_be) = links::wanted(&self.links, connected);
+        for link in wanted {
             let sysctls = defaults.changed(link, &lo)?;
             interfaces.extend(interface(link, &self.addresses, &there, &mut made, sysctls));
         }
         let (rules, removed_rules) = rules::changes(self.rules);
         let neighbours = self.neighbours.into_iter();
-        Ok(Network {
+        let network = Network {
             loopback: of_loopback(self.addresses),
             routes: carried_routes(self.routes, &made, &interfaces)?,
             neighbours: neighbours
@@ -97,7 +112,8 @@ impl Reading {
             interfaces,
             rules,
             removed_rules,
-        })
+        };
+        Ok((network, all_can_be))
     }
 }
 

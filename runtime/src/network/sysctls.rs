@@ -236,8 +236,13 @@ impl Defaults {
             let follows = |name: &str| {
                 (table, name) == (SysctlTable::Ipv6, "mtu") && link.told.has_ipv6_mtu(link.mtu)
             };
-            let is_candidate =
-                |name: &&&str| link.told.may_differ(lo, table, name) && !follows(name);
+            // Without IPv6 in the whole namespace (docker, on a network of IPv4 alone) `default` and `lo` say so, too;
+            // but the guest's kernel has it on.
+            let switches_ipv6_off =
+                |name: &str| (table, name) == (SysctlTable::Ipv6, "disable_ipv6");
+            let is_candidate = |name: &&&str| {
+                (link.told.may_differ(lo, table, name) && !follows(name)) || switches_ipv6_off(name)
+            };
             let mut names = table.names().iter().filter(is_candidate).peekable();
             if names.peek().is_none() {
                 continue;
@@ -253,7 +258,8 @@ impl Defaults {
                     Some(defaults) => defaults.read(name)?,
                     None => None,
                 };
-                if default.as_ref() != Some(&value) {
+                let is_off = switches_ipv6_off(name) && value == "1";
+                if is_off || default.as_ref() != Some(&value) {
                     let name = (*name).to_owned();
                     all.push(Sysctl { table, name, value });
                 }

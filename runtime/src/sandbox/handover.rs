@@ -9,9 +9,9 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use rustix::fs::{MemfdFlags, XattrFlags, fsetxattr, getxattr};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, XattrFlags, fsetxattr, getxattr, openat};
 use rustix::io::FdFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,16 +52,35 @@ pub fn read<T: DeserializeOwned>(file: RawFd) -> io::Result<(T, OwnedFd)> {
     Ok((serde_json::from_slice(&text)?, file.into()))
 }
 
-/// In a process of root's: what the file `fd` of a process says of whose process it is. Nobody but root of the host
-/// can have written that.
+/// In a process of root's: what the memory file `fd` of a process says of whose process it is. Nobody but root of the
+/// host can have written that.
+///
+/// Any other file isn't asked: a FUSE file system would be, and answer what its owner likes, or never.
 ///
 /// # Errors
-/// When there is no such process, or no such file, or the file doesn't say.
+/// When there is no such process, or no such memory file, or the file doesn't say.
 pub fn identity(pid: i32, fd: RawFd) -> io::Result<Vec<u8>> {
+    // A descriptor of our own, so that what is looked at is what is asked. With O_PATH no file system takes part.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let file = openat(CWD, format!("/proc/{pid}/fd/{fd}"), flags, Mode::empty())?;
+    let memory = rustix::fs::memfd_create("hull-compare", MemfdFlags::CLOEXEC)?;
+    if mount_id(&file)? != mount_id(&memory)? {
+        return Err(io::Error::other("it is no memory file"));
+    }
     let mut identity = vec![0; MAX_IDENTITY];
-    let length = getxattr(format!("/proc/{pid}/fd/{fd}"), IDENTITY, &mut identity[..])?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let length = getxattr(path, IDENTITY, &mut identity[..])?;
     identity.truncate(length);
     Ok(identity)
+}
+
+/// Which mount a file is in, as the kernel itself tells (proc_pid_fdinfo(5)). That of memory files can't be had by
+/// other means.
+fn mount_id(file: &OwnedFd) -> io::Result<u32> {
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    let id = about.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    let id = id.and_then(|id| id.trim().parse().ok());
+    id.ok_or_else(|| io::Error::other("the kernel doesn't tell which mount a file is in"))
 }
 
 /// In the process: takes over an inherited descriptor, once.
@@ -79,4 +98,23 @@ pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
     Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_memory_file_is_asked_whose_process_it_is() {
+        let pid = std::process::id().cast_signed();
+        let file = tempfile::tempfile().expect("a file");
+        let refused = identity(pid, file.as_raw_fd()).expect_err("a file of a file system");
+        assert_eq!(refused.to_string(), "it is no memory file");
+
+        let memory = write(&"a document", b"somebody").expect("a memory file");
+        match identity(pid, memory.as_raw_fd()) {
+            Ok(said) => assert_eq!(said, b"somebody"),
+            Err(e) => assert!(!rustix::process::geteuid().is_root(), "{e}"),
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
-use rustix::fs::{CWD, Mode, OFlags, fstat, openat, stat};
+use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat, stat};
 use serde::{Deserialize, Serialize};
 
 use super::SpecError;
@@ -15,6 +15,9 @@ use crate::network::{Namespace, count};
 
 /// The network namespace of whoever asks.
 const OWN: &str = "/proc/self/ns/net";
+
+/// The network namespace of the first process.
+const INITS: &str = "/proc/1/ns/net";
 
 /// Why the host's own can't be joined, and what to do. Engines name it for --network host.
 const HOSTS_OWN: &str = "it is the host's own network, which a VM cannot share; let the container have one of its own \
@@ -107,9 +110,12 @@ fn open(index: usize, path: &Path, config: &Config) -> Result<(Network, usize), 
     Ok((Network::Named(namespace), interfaces))
 }
 
+/// Whether it is the network that hull itself is in, or the host's first process, which is the host's where hull is in
+/// one of its own. Who may not look at the latter can't change it either.
 fn is_own(namespace: BorrowedFd<'_>) -> rustix::io::Result<bool> {
     let (given, own) = (fstat(namespace)?, stat(Path::new(OWN))?);
-    Ok((given.st_dev, given.st_ino) == (own.st_dev, own.st_ino))
+    let is_given = |other: &Stat| (given.st_dev, given.st_ino) == (other.st_dev, other.st_ino);
+    Ok(is_given(&own) || stat(Path::new(INITS)).is_ok_and(|inits| is_given(&inits)))
 }
 
 #[cfg(test)]

@@ -36,9 +36,13 @@ impl ConnectedInterfaces {
     }
 }
 
-/// Reads such a file's text; nothing, where nothing was written.
+/// Reads such a file's text; nothing, where nothing was written, nor where it is longer than any list: a follower in
+/// the wrong hands has written it.
 pub(super) fn parse(text: &[u8]) -> Vec<u32> {
-    serde_json::from_slice(text).unwrap_or_default()
+    match text.len() {
+        0..=LENGTH => serde_json::from_slice(text).unwrap_or_default(),
+        _ => Vec::new(),
+    }
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ struct AttachedDevice {
     device: Arc<Mutex<dyn VirtioDevice>>,
     /// A copy of its configuration, which does not change, so that reading it doesn't wait for the
     /// device's lock.
-    config: Vec<u8>,
+    config: Arc<[u8]>,
 }
 
 /// Why a device can't be plugged into a slot. The slot is unchanged then.
@@ -153,7 +153,10 @@ impl MmioTransport {
         if self.attached().is_some() {
             return Err(FillError::Occupied);
         }
-        self.attach(Some(AttachedDevice { device, config }));
+        self.attach(Some(AttachedDevice {
+            device,
+            config: config.into(),
+        }));
         *registers = fresh;
         self.interrupt_status.store(0, Ordering::SeqCst);
         Ok(())
@@ -178,6 +181,14 @@ impl MmioTransport {
     fn attached(&self) -> Option<Arc<AttachedDevice>> {
         let attached = self.attached.read();
         attached.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The device's configuration, without a hold on the device: it is to go with the thread that serves it, whose
+    /// descriptors it has, and not with a vCPU's that happened to read this.
+    fn config(&self) -> Arc<[u8]> {
+        let attached = (self.attached.read()).unwrap_or_else(PoisonError::into_inner);
+        let config = attached.as_ref().map(|device| Arc::clone(&device.config));
+        config.unwrap_or_default()
     }
 
     /// The eventfd that interrupts the guest, to be registered with KVM as an irqfd.
@@ -214,8 +225,7 @@ impl MmioTransport {
             return;
         }
         if let Some(offset) = offset.checked_sub(CONFIG) {
-            let attached = self.attached();
-            let config = attached.as_ref().map_or(&[][..], |device| &device.config);
+            let config = self.config();
             let rest = usize::try_from(offset).ok().and_then(|at| config.get(at..));
             for (byte, value) in data.iter_mut().zip(rest.unwrap_or_default()) {
                 *byte = *value;
@@ -277,7 +287,7 @@ impl MmioTransport {
         Ok(TransportState {
             registers: registers.clone(),
             interrupt_status: readable_status(self.interrupt_status.load(Ordering::SeqCst)),
-            config: attached.map_or_else(Vec::new, |attached| attached.config.clone()),
+            config: self.config().to_vec(),
             device,
         })
     }
@@ -293,7 +303,7 @@ impl MmioTransport {
     /// The state is that of a device with other properties, or no driver can have led to it.
     pub fn restore(&self, state: TransportState) -> Result<(), RestoreError> {
         let attached = self.attached();
-        if state.config != attached.as_ref().map_or(&[][..], |device| &device.config) {
+        if state.config != *self.config() {
             let what = "configuration";
             return Err(RestoreError::Differs { what });
         }

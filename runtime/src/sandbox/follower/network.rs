@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::jail::SOCKET;
 use crate::chain::chain;
 use crate::host::wait_for_any;
-use crate::network::{self, Interface, Namespace, Network, Watch, read, watch};
+use crate::network::{self, Interface, Namespace, Network, Watch, read_possible, watch};
 use crate::sandbox::agent::open_connection;
 use crate::sandbox::nics::{NicError, connect_nic};
 use crate::sandbox::{AgentError, BlockingAgent, GuestNetwork, remove_nic};
@@ -117,9 +117,9 @@ impl Follower {
     /// Has the VM's network be what it is on the host now. One interface that can't be connected keeps no other back.
     fn update(&mut self) -> Result<(), Error> {
         let connected: Vec<u32> = self.nics.iter().map(|nic| nic.index).collect();
-        let there = read(&Namespace::own(), &connected)?;
+        let (there, all_can_be) = read_possible(&Namespace::own(), &connected)?;
         self.release_gone(&there)?;
-        let mut failure = Ok(());
+        let mut failure = all_can_be.map_err(Error::from);
         for interface in &there.interfaces {
             let connected = self.connect(interface);
             failure = failure.and(connected);

@@ -34,6 +34,8 @@ enum ArgumentCheck {
     Any,
     /// The argument with this index has one of these values.
     OneOf(u8, &'static [u32]),
+    /// The argument with the first index has one of these values, and the one with the other index is 0.
+    OneOfAndZero(u8, &'static [u32], u8),
     /// For each pair: the argument with this index has none of these bits set.
     WithoutBits(&'static [(u8, u32)]),
     /// The argument with this index is the pid of this process.
@@ -51,6 +53,19 @@ const fn one_of(call: libc::c_long, argument: u8, values: &'static [u32]) -> All
     AllowedCall {
         call,
         arguments: ArgumentCheck::OneOf(argument, values),
+    }
+}
+
+/// The same, and the argument with the index `zero` is 0.
+const fn one_of_and_zero(
+    call: libc::c_long,
+    argument: u8,
+    values: &'static [u32],
+    zero: u8,
+) -> AllowedCall {
+    AllowedCall {
+        call,
+        arguments: ArgumentCheck::OneOfAndZero(argument, values, zero),
     }
 }
 
@@ -82,6 +97,13 @@ impl AllowedCall {
                 .iter()
                 .map(|value| rule(argument, SeccompCmpOp::Eq, u64::from(*value)))
                 .collect(),
+            ArgumentCheck::OneOfAndZero(argument, values, zero) => {
+                let both = |value: &u32| {
+                    let is_value = condition(argument, SeccompCmpOp::Eq, u64::from(*value))?;
+                    SeccompRule::new(vec![is_value, condition(zero, SeccompCmpOp::Eq, 0)?])
+                };
+                values.iter().map(both).collect()
+            }
             ArgumentCheck::WithoutBits(arguments) => {
                 let without = |(argument, bits): &(u8, u32)| {
                     condition(*argument, SeccompCmpOp::MaskedEq(u64::from(*bits)), 0)

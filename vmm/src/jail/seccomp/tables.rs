@@ -6,7 +6,7 @@ use libc::*;
 /// private descriptor table.
 const EPOLL_CREATE: AllowedCall = one_of(SYS_epoll_create1, 0, &[EPOLL_CLOEXEC as u32]);
 
-use super::{AllowedCall, any, one_of, own_pid, without_bits};
+use super::{AllowedCall, any, one_of, one_of_and_zero, own_pid, without_bits};
 use crate::arch::VCPU_IOCTLS;
 
 /// What every thread needs for the runtimes of the C library and of Rust.
@@ -318,8 +318,9 @@ pub(super) const NETWORK_FOLLOWER: &[AllowedCall] = &[
     any(SYS_epoll_pwait),
     any(SYS_eventfd2),
     one_of(SYS_socketpair, 0, &[AF_UNIX as u32]),
-    // rtnetlink, and the control socket.
-    one_of(SYS_socket, 0, &[AF_UNIX as u32, AF_NETLINK as u32]),
+    // rtnetlink, which is protocol 0, and the control socket. By other protocols of netlink the capability would reach
+    // what is no network's (NETLINK_CRYPTO: the host's ciphers).
+    one_of_and_zero(SYS_socket, 0, &[AF_UNIX as u32, AF_NETLINK as u32], 2),
     any(SYS_bind),
     any(SYS_connect),
     any(SYS_getsockname),

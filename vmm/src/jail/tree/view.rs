@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, fstat, mkdirat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fstat, mkdirat,
     openat, openat2,
 };
 use rustix::io::Errno;
@@ -241,7 +241,9 @@ impl Assembly {
                     if is_last && is_empty {
                         // A tmpfs that covers nothing is everybody's; the guest gives it the mode
                         // of what it covers, and finds this.
-                        chmodat(&found, name, Mode::from_raw_mode(0o1777), AtFlags::empty())?;
+                        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                        let made = openat(&found, name, flags, Mode::empty())?;
+                        fchmod(&made, Mode::from_raw_mode(0o1777))?;
                     }
                     let (uid, gid) = (Uid::from_raw(self.owner.0), Gid::from_raw(self.owner.1));
                     if self.owner != (0, 0) {
