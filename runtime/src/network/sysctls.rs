@@ -1,6 +1,7 @@
 //! Sysctls of one interface (`net.ipv4.conf.IF` and the like) that somebody has changed: those that aren't as the
-//! namespace's `default`, which is what an interface starts with, nor as `lo`'s, which started with it too. For neighbours only the host's own namespace has a
-//! `default`, and all others' interfaces start with that; so has `lo`, which tells it there.
+//! namespace's `default`, which is what an interface starts with, nor as `lo`'s, which started with it too. For
+//! neighbours only the host's own namespace has a `default`, and all others' interfaces start with that; so has `lo`,
+//! which tells it there.
 //!
 //! What `default` itself says isn't carried along. It is the host's own choice, as of most distributions for
 //! `rp_filter`, and no engine's for this container; an engine's `--sysctl` is in config.json.
@@ -238,8 +239,9 @@ impl Defaults {
             };
             // Without IPv6 in the whole namespace (docker, on a network of IPv4 alone) `default` and `lo` say so, too;
             // but the guest's kernel has it on.
-            let switches_ipv6_off =
-                |name: &str| (table, name) == (SysctlTable::Ipv6, "disable_ipv6");
+            let switches_ipv6_off = |name: &str| {
+                (table, name) == (SysctlTable::Ipv6, "disable_ipv6") && link.told.has_ipv6_off()
+            };
             let is_candidate = |name: &&&str| {
                 (link.told.may_differ(lo, table, name) && !follows(name)) || switches_ipv6_off(name)
             };
@@ -258,8 +260,7 @@ impl Defaults {
                     Some(defaults) => defaults.read(name)?,
                     None => None,
                 };
-                let is_off = switches_ipv6_off(name) && value == "1";
-                if is_off || default.as_ref() != Some(&value) {
+                if switches_ipv6_off(name) || default.as_ref() != Some(&value) {
                     let name = (*name).to_owned();
                     all.push(Sysctl { table, name, value });
                 }

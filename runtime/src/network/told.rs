@@ -80,6 +80,11 @@ impl Told {
         pair.is_none_or(|(own, others)| own != others)
     }
 
+    /// Whether it has no IPv6, though the kernel has.
+    pub(super) fn has_ipv6_off(&self) -> bool {
+        self.ipv6.is_some_and(|conf| conf.disable_ipv6 != 0)
+    }
+
     /// Whether the IPv6 MTU is this.
     pub(super) fn has_ipv6_mtu(&self, mtu: u32) -> bool {
         let told = self.ipv6.map(|conf| i64::from(conf.mtu6));
