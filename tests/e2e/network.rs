@@ -3,6 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use hull_tests::process::{limit, wait_for_death};
 use hull_tests::{Bundle, Container, Running, only_hull};
 use serde_json::json;
 
@@ -181,11 +182,10 @@ fn what_is_sent_arrives_whole_both_ways() {
     }
 }
 
-/// Kills a VM process, and waits for its end.
-fn kill_vm(pid: i32) {
-    shell(&format!(
-        "kill -9 {pid}; while [ -e /proc/{pid}/exe ]; do usleep 10000; done 2>/dev/null || true"
-    ));
+/// Kills a process with SIGKILL, and waits for the end of `of`: its own, or another's that ends with it.
+pub(crate) fn kill_and_wait_for(pid: i32, of: i32) {
+    shell(&format!("kill -9 {pid}"));
+    assert!(wait_for_death(of, limit()), "{of} lives");
 }
 
 #[test]
@@ -214,7 +214,8 @@ fn nothing_is_left_in_the_namespace_of_a_container_whose_vm_was_killed() {
     let mut container = Container::new(engine.bundle().shell("echo ready; exec sleep 3600"));
     container.create();
     assert!(engine.left().contains("hull-"));
-    kill_vm(container.state().pid);
+    let pid = container.state().pid;
+    kill_and_wait_for(pid, pid);
     let _ = container.delete_force().ok();
     assert_eq!(engine.left(), "");
     let _ = inside(engine.inside.pid(), "busybox ping -c 1 -W 20 10.88.0.1");
@@ -226,7 +227,8 @@ fn deleting_an_ended_container_leaves_the_interface_to_the_one_that_came_later()
     let engine = Engine::new();
     let mut ended = Container::new(engine.bundle());
     ended.create();
-    kill_vm(ended.state().pid);
+    let pid = ended.state().pid;
+    kill_and_wait_for(pid, pid);
     let later = Container::new(engine.bundle().shell("echo ready; exec sleep 3600"));
     let _running = later.run_until_ready();
     let _ = ended.delete_force().ok();

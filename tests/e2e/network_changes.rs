@@ -2,7 +2,7 @@
 
 use hull_tests::{Container, Running, leaks, only_hull};
 
-use crate::network::{Engine, inside};
+use crate::network::{Engine, inside, kill_and_wait_for};
 
 /// Another network of the engine's: net1, a veth whose other end is in the namespace of `$outside`.
 const CONNECT: &str = "set -e
@@ -52,6 +52,16 @@ fn started(engine: &Engine, script: &str) -> (Container, Running, String) {
     (container, running, token)
 }
 
+/// A container that uses another network of the engine's, and its follower's pid.
+fn connected() -> (Engine, Container, Running, i32) {
+    let engine = Engine::new();
+    let (container, mut running, token) = started(&engine, USE);
+    engine.connect();
+    assert_eq!(running.line(), "pings 02:91:00:00:00:02");
+    let pid = follower(&token).expect("a follower");
+    (engine, container, running, pid)
+}
+
 #[test]
 fn an_interface_comes_and_goes_as_often_as_an_engine_likes() {
     only_hull!("runc's containers are in the namespace");
@@ -94,16 +104,8 @@ fn addresses_routes_and_the_mtu_follow() {
 #[test]
 fn a_follower_that_is_killed_leaves_what_it_has_connected_for_delete() {
     only_hull!("runc's containers are in the namespace");
-    let engine = Engine::new();
-    let (container, mut running, token) = started(&engine, USE);
-    engine.connect();
-    assert_eq!(running.line(), "pings 02:91:00:00:00:02");
-    let pid = follower(&token).expect("a follower");
-    let _ = crate::host_namespaces::shell(&format!("kill -9 {pid}"));
-    assert!(hull_tests::process::wait_for_death(
-        pid,
-        hull_tests::process::limit()
-    ));
+    let (engine, container, _running, pid) = connected();
+    kill_and_wait_for(pid, pid);
     let _ = container.exec_shell("ping -c 1 -W 20 10.91.0.1").ok();
     let _ = container.delete_force().ok();
     assert_eq!(engine.left_anywhere(), "");
@@ -112,16 +114,8 @@ fn a_follower_that_is_killed_leaves_what_it_has_connected_for_delete() {
 #[test]
 fn a_follower_goes_with_its_vm() {
     only_hull!("runc's containers are in the namespace");
-    let engine = Engine::new();
-    let (container, mut running, token) = started(&engine, USE);
-    engine.connect();
-    assert_eq!(running.line(), "pings 02:91:00:00:00:02");
-    let pid = follower(&token).expect("a follower");
-    let _ = crate::host_namespaces::shell(&format!("kill -9 {}", container.state().pid));
-    assert!(hull_tests::process::wait_for_death(
-        pid,
-        hull_tests::process::limit()
-    ));
+    let (engine, container, _running, pid) = connected();
+    kill_and_wait_for(container.state().pid, pid);
     let _ = container.delete_force().ok();
     assert_eq!(engine.left_anywhere(), "");
 }
