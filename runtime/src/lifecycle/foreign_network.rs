@@ -7,6 +7,7 @@ use std::path::{Component, Path};
 use oci_spec::runtime::Spec;
 use rustix::fs::{Stat, stat};
 
+use super::network::is_in_network;
 use super::{Context, Error};
 use crate::host::ProcessId;
 use crate::spec;
@@ -25,7 +26,7 @@ pub(super) fn refuse(context: &Context, id: &ContainerId, spec: &Spec) -> Result
         return Ok(());
     };
     // The host's own is refused for what it is.
-    if is_same("self", &namespace) {
+    if spec::is_hosts_network(&namespace).unwrap_or(false) {
         return Ok(());
     }
     let field = format!("linux.namespaces[{index}].path");
@@ -56,15 +57,9 @@ fn process_of(path: &Path) -> Option<i32> {
     }
 }
 
-/// Whether a process is in this network namespace.
-fn is_same(process: &str, namespace: &Stat) -> bool {
-    let own = stat(format!("/proc/{process}/ns/net"));
-    own.is_ok_and(|own| (own.st_dev, own.st_ino) == (namespace.st_dev, namespace.st_ino))
-}
-
 /// The sandbox whose VM's process is in this network namespace.
 fn sandbox_in(context: &Context, namespace: &Stat) -> Result<Option<ContainerId>, Error> {
-    let is_in = |vmm: &ProcessId| is_same(&vmm.pid.to_string(), namespace) && vmm.is_alive();
+    let is_in = |vmm: &ProcessId| is_in_network(*vmm, namespace) && vmm.is_alive();
     let states = context.store()?.list()?.states;
     let found = states.into_iter().find(|state| {
         let own = state.own_sandbox();

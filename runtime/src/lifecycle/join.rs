@@ -9,14 +9,14 @@ use std::path::Path;
 
 use hull_vmm::jail::tree::{ReadOnly, Share, Source};
 use oci_spec::runtime::Spec;
-use rustix::fs::{fstat, stat};
+use rustix::fs::fstat;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::console_socket::send_followed_terminal;
 use super::create::{Create, Created, Terminal, commit, first_record, run_create_hooks};
 use super::delete::{leave, undo};
 use super::hooks::Hooks;
-use super::network::net_devices;
+use super::network::{is_in_network, net_devices};
 use super::{Context, Error, Verb, WrongState, allow, mount_points};
 use crate::cgroup::{self, HostCgroup};
 use crate::chain::chain;
@@ -187,8 +187,7 @@ fn is_network_of(network: &Network, vmm: ProcessId) -> bool {
     let Network::Named(named) = network else {
         return true;
     };
-    let own = stat(format!("/proc/{}/ns/net", vmm.pid));
-    matches!((fstat(named), own), (Ok(named), Ok(own)) if (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino))
+    fstat(named).is_ok_and(|named| is_in_network(vmm, &named))
 }
 
 /// Has the host refuse every change to the container's root, from the first moment: what runs in the sandbox already

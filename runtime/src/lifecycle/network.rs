@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxNetDevice, Spec};
-use rustix::fs::{CWD, Mode, OFlags, fstat, fstatfs, openat};
+use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, fstatfs, openat, stat};
 
 use super::Error;
 use super::delete::kill_process;
@@ -20,7 +20,7 @@ use super::hooks::{Hooks, Stage};
 use crate::cgroup::HostCgroup;
 use crate::chain::chain;
 use crate::config::Config;
-use crate::host::{Privilege, ProcessId};
+use crate::host::{Privilege, ProcessId, is_same_file};
 use crate::network::{Interface, Namespace, disconnect, disconnect_all, move_into, read};
 use crate::sandbox::{
     BlockingAgent, Follower, GuestNetwork, SandboxError, connect_nic, network_of, room_beside,
@@ -169,6 +169,12 @@ fn set_slot(sandbox: &mut SandboxRecord, index: u32, slot: Option<u8>) {
     }
 }
 
+/// Whether a process is in this network namespace.
+pub(super) fn is_in_network(process: ProcessId, namespace: &Stat) -> bool {
+    let own = stat(format!("/proc/{}/ns/net", process.pid));
+    own.is_ok_and(|own| is_same_file(&own, namespace))
+}
+
 /// The network namespace that a VM's process is in.
 pub(super) fn namespace_of_vm(sandbox: &SandboxRecord) -> io::Result<OwnedFd> {
     let gone = || io::Error::from(io::ErrorKind::NotFound);
@@ -274,8 +280,7 @@ pub(super) fn disconnect_interfaces(
     if indexes.is_empty() {
         return Ok(());
     }
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let Ok(namespace) = openat(CWD, &named.path, flags, Mode::empty()) else {
+    let Some(namespace) = open_if_there(&named.path) else {
         return Ok(());
     };
     if identity(&namespace).map_err(Error::NetworkNamespace)? != named.file {
@@ -293,8 +298,7 @@ pub(super) fn disconnect_interfaces(
 /// # Errors
 /// When the kernel refuses.
 pub(super) fn disconnect_namespace(path: &Path) -> Result<(), Error> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let Ok(file) = openat(CWD, path, flags, Mode::empty()) else {
+    let Some(file) = open_if_there(path) else {
         return Ok(());
     };
     let is_namespace = fstatfs(&file).is_ok_and(|system| system.f_type == NSFS_MAGIC);
@@ -302,6 +306,12 @@ pub(super) fn disconnect_namespace(path: &Path) -> Result<(), Error> {
         true => Ok(disconnect_all(&Namespace::from(file))?),
         false => Ok(()),
     }
+}
+
+/// Opens what may be a namespace, and may be anything else by now.
+fn open_if_there(path: &Path) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    openat(CWD, path, flags, Mode::empty()).ok()
 }
 
 /// By which a namespace is known, as long as it is there.

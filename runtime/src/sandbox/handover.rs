@@ -9,12 +9,15 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, XattrFlags, fsetxattr, getxattr, openat};
 use rustix::io::FdFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use super::ChildProcess;
+use super::search::ProcessIdentity;
 
 /// The attribute that says whose process it is.
 const IDENTITY: &CStr = c"trusted.hull";
@@ -38,6 +41,31 @@ pub fn write(document: &impl Serialize, identity: &[u8]) -> io::Result<File> {
     file.write_all(&serde_json::to_vec(document)?)?;
     file.rewind()?;
     Ok(file)
+}
+
+/// In the maker: executes hull's program as a process of this identity, in this cgroup and in new namespaces of these
+/// kinds ([`ChildProcess::spawn`]). `document` makes what the process is told, in which each descriptor that it
+/// is to inherit is a number: what its argument makes of it.
+///
+/// # Errors
+/// When the document can't be written, or the process not be started.
+pub fn execute<T: Serialize>(
+    document: impl FnOnce(&mut dyn FnMut(OwnedFd) -> io::Result<RawFd>) -> io::Result<T>,
+    identity: &ProcessIdentity,
+    cgroup: Option<BorrowedFd<'_>>,
+    namespaces: u64,
+) -> io::Result<ChildProcess> {
+    let mut inherited = Vec::new();
+    let document = document(&mut |fd| {
+        let number = fd.as_raw_fd();
+        inherited.push(fd);
+        Ok(number)
+    })?;
+    let written = write(&document, &identity.to_bytes())?;
+    let arguments = identity.arguments(written.as_raw_fd())?;
+    let inherited = inherited.iter().map(AsFd::as_fd);
+    let inherited: Vec<_> = inherited.chain([written.as_fd()]).collect();
+    ChildProcess::spawn(&arguments, &inherited, cgroup, namespaces)
 }
 
 /// In the process: reads it, once. Returns the file as well, which is to stay open.

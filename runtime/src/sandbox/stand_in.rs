@@ -131,22 +131,9 @@ impl StandIn<'_> {
 }
 
 fn start(purpose: &Purpose, store: StoreKey, config: Config<OwnedFd>) -> io::Result<ChildProcess> {
-    let mut inherited = Vec::new();
-    let numbers = config.with(|fd| {
-        inherited.push(fd);
-        Ok::<_, io::Error>(inherited.last().map_or(-1, AsRawFd::as_raw_fd))
-    })?;
-    let identity = ProcessIdentity::new(purpose, store, &numbers.container);
-    let written = handover::write(&numbers, &identity.to_bytes())?;
-    let arguments = identity.arguments(written.as_raw_fd())?;
-    let mut inherited: Vec<_> = inherited.iter().map(AsFd::as_fd).collect();
-    inherited.push(written.as_fd());
-    ChildProcess::spawn(
-        &arguments,
-        &inherited,
-        None,
-        namespaces::of_stand_in_at_birth(),
-    )
+    let identity = ProcessIdentity::new(purpose, store, &config.container);
+    let own = namespaces::of_stand_in_at_birth();
+    handover::execute(|number_of| config.with(number_of), &identity, None, own)
 }
 
 /// Why a stand-in can't stand for its container.

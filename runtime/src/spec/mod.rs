@@ -53,7 +53,7 @@ pub use fields::{Enforcer, supports, supports_value};
 pub use memory_policy::MemoryPolicy;
 pub use mount_options::supported as supported_mount_options;
 pub use mounts::{is_bind, within_root};
-pub use network::{Network, path as network_path};
+pub use network::{Network, is_hosts as is_hosts_network, path as network_path};
 pub use policy::{apply as apply_policy, is_of_engine};
 pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;

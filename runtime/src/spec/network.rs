@@ -2,7 +2,7 @@
 //! join it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SpecError;
 use crate::config::{Config, HostNamespaces};
+use crate::host::is_same_file;
 use crate::network::{Namespace, count};
 
 /// The network namespace of whoever asks.
@@ -90,7 +91,8 @@ fn open(index: usize, path: &Path, config: &Config) -> Result<(Network, usize), 
     };
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let namespace = openat(CWD, path, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
-    if is_own(namespace.as_fd()).map_err(|e| failed(e.into()))? {
+    let about = fstat(&namespace).map_err(|e| failed(e.into()))?;
+    if is_hosts(&about).map_err(|e| failed(e.into()))? {
         if config.host_namespaces == HostNamespaces::Isolate {
             log::warn!(
                 "config.json: {field}: {}: it is the host's own network, which a VM cannot share: the container has \
@@ -112,10 +114,13 @@ fn open(index: usize, path: &Path, config: &Config) -> Result<(Network, usize), 
 
 /// Whether it is the network that hull itself is in, or the host's first process, which is the host's where hull is in
 /// one of its own. Who may not look at the latter can't change it either.
-fn is_own(namespace: BorrowedFd<'_>) -> rustix::io::Result<bool> {
-    let (given, own) = (fstat(namespace)?, stat(Path::new(OWN))?);
-    let is_given = |other: &Stat| (given.st_dev, given.st_ino) == (other.st_dev, other.st_ino);
-    Ok(is_given(&own) || stat(Path::new(INITS)).is_ok_and(|inits| is_given(&inits)))
+///
+/// # Errors
+/// When there is no /proc.
+pub fn is_hosts(namespace: &Stat) -> rustix::io::Result<bool> {
+    let own = stat(OWN)?;
+    let inits = stat(INITS);
+    Ok(is_same_file(namespace, &own) || inits.is_ok_and(|inits| is_same_file(namespace, &inits)))
 }
 
 #[cfg(test)]

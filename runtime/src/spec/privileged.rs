@@ -17,7 +17,7 @@ use super::audit::{Finding, Verdict};
 use super::disks::is_guests_loop;
 use super::fields::Enforcer;
 use super::mounts::is_bind;
-use super::refuse::{GUEST_DEVICES, Refusal};
+use super::refuse::{Refusal, is_guests_device};
 use crate::config::{Config, PrivilegedDevices};
 
 /// What a runtime makes without being asked (config-linux.md of the runtime-spec, "Default Devices").
@@ -70,13 +70,8 @@ fn is_kept(device: &LinuxDevice, config: &Config) -> bool {
         LinuxDeviceType::B => {
             config.privileged_devices == PrivilegedDevices::GuestAndDisks || is_guests_loop(number)
         }
-        _ => is_guests(number),
+        _ => is_guests_device(number),
     }
-}
-
-/// Whether every guest has a character device of this number.
-fn is_guests(number: (u32, u32)) -> bool {
-    (GUEST_DEVICES.iter()).any(|(_, major, minor)| (*major, *minor) == number)
 }
 
 /// Leaves a config.json that lists all devices those that the container has; any other stays as it is.
@@ -124,7 +119,9 @@ fn is_foreign_node(mount: &Mount) -> bool {
     let about = bound_node(mount).and_then(|path| stat(path).ok());
     about.is_some_and(|about| match FileType::from_raw_mode(about.st_mode) {
         FileType::BlockDevice => true,
-        FileType::CharacterDevice => !is_guests((major(about.st_rdev), minor(about.st_rdev))),
+        FileType::CharacterDevice => {
+            !is_guests_device((major(about.st_rdev), minor(about.st_rdev)))
+        }
         _ => false,
     })
 }

@@ -101,7 +101,7 @@ pub fn device(node: Node<'_>) -> Option<Refusal> {
     match node.value["type"].as_str()? {
         "p" => None,
         "b" if numbers.is_some() => None,
-        "c" | "u" if GUEST_DEVICES.iter().any(|d| Some((d.1, d.2)) == numbers) => None,
+        "c" | "u" if numbers.is_some_and(is_guests_device) => None,
         // What a privileged container lacks of all the host's devices, others say.
         "b" | "c" | "u" => match numbers {
             Some(_) if lists_all_devices(&node.root["linux"]) => None,
@@ -119,6 +119,11 @@ pub fn device(node: Node<'_>) -> Option<Refusal> {
             .at(".type"),
         ),
     }
+}
+
+/// Whether every guest has a character device of this number.
+pub(super) fn is_guests_device(number: (u32, u32)) -> bool {
+    (GUEST_DEVICES.iter()).any(|(_, major, minor)| (*major, *minor) == number)
 }
 
 fn device_path(path: &str) -> Option<Refusal> {

@@ -8,13 +8,14 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use hull_vmm::jail::userns::IdMap;
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags, fstatfs, openat, stat,
     statx,
 };
 
 use super::mounts::within_root;
+use super::split::has_user_namespace;
 use super::user_namespace::ranges;
 
 /// Where programs look for it (shm_overview(7)).
@@ -65,9 +66,7 @@ pub(super) fn options(
 /// The options for its owner and group, by the container's ids, if these aren't root's.
 fn owner(about: &Stat, spec: &Spec) -> Vec<String> {
     let linux = spec.linux().as_ref();
-    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
-    let is_users = |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::User;
-    let has_own_users = namespaces.is_some_and(|list| list.iter().any(is_users));
+    let has_own_users = has_user_namespace(spec);
     let ids = [
         (
             "uid",

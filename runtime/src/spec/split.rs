@@ -238,7 +238,8 @@ fn label_of(process: &Process) -> Option<String> {
     label.filter(|label| !label.is_empty())
 }
 
-fn has_user_namespace(spec: &Spec) -> bool {
+/// Whether a container has users of its own.
+pub(super) fn has_user_namespace(spec: &Spec) -> bool {
     let namespaces = spec.linux().as_ref().map(|linux| linux.namespaces().iter());
     let mut kinds = namespaces.into_iter().flatten().flatten();
     kinds.any(|namespace| namespace.typ() == LinuxNamespaceType::User)

@@ -5,7 +5,7 @@
 //! [`Backend`], a disk or a NIC, from the holder of the [`SlotHandle`], over a socket pair: a packet
 //! with a line and descriptors, answered by a line. From then on it is a virtio device like any other.
 //! A disk stays: the slot closes its end of the socket pair. A NIC can be removed, by a packet that
-//! says `REMOVE`, and then another one be plugged in.
+//! asks for it, and then another one be plugged in.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;

@@ -39,7 +39,7 @@ pub struct MmioTransport {
     memory: Arc<GuestMemoryMmap>,
     /// The device, if there is one. Changed with the registers locked, and never locked while
     /// anything is waited for.
-    attached: RwLock<Option<Arc<AttachedDevice>>>,
+    attached: RwLock<Option<AttachedDevice>>,
     interrupt_status: Arc<AtomicU32>,
     irqfd: Arc<EventFd>,
     kicks: Vec<Arc<EventFd>>,
@@ -50,6 +50,7 @@ pub struct MmioTransport {
 }
 
 /// The device behind the registers.
+#[derive(Clone)]
 struct AttachedDevice {
     device: Arc<Mutex<dyn VirtioDevice>>,
     /// A copy of its configuration, which does not change, so that reading it doesn't wait for the
@@ -148,15 +149,12 @@ impl MmioTransport {
                 return Err(FillError::WrongKind);
             }
             let fresh = Registers::new(device.device_type(), device.features(), sizes);
-            (fresh, device.config().to_vec())
+            (fresh, device.config().into())
         };
         if self.attached().is_some() {
             return Err(FillError::Occupied);
         }
-        self.attach(Some(AttachedDevice {
-            device,
-            config: config.into(),
-        }));
+        self.attach(Some(AttachedDevice { device, config }));
         *registers = fresh;
         self.interrupt_status.store(0, Ordering::SeqCst);
         Ok(())
@@ -174,11 +172,11 @@ impl MmioTransport {
 
     fn attach(&self, device: Option<AttachedDevice>) {
         let mut attached = (self.attached.write()).unwrap_or_else(PoisonError::into_inner);
-        *attached = device.map(Arc::new);
+        *attached = device;
     }
 
     /// The device, if there is one.
-    fn attached(&self) -> Option<Arc<AttachedDevice>> {
+    fn attached(&self) -> Option<AttachedDevice> {
         let attached = self.attached.read();
         attached.unwrap_or_else(PoisonError::into_inner).clone()
     }

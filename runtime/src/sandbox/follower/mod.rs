@@ -13,7 +13,7 @@ mod network;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -121,20 +121,11 @@ impl Follower<'_> {
     }
 
     fn start(&self, config: Config<OwnedFd>) -> io::Result<ChildProcess> {
-        let mut inherited = Vec::new();
-        let numbers = config.with(|fd| {
-            inherited.push(fd);
-            Ok::<_, io::Error>(inherited.last().map_or(-1, AsRawFd::as_raw_fd))
-        })?;
         let store = self.sandbox.store_key()?;
-        let identity = ProcessIdentity::new(&Purpose::NetworkFollower, store, &numbers.container);
-        let written = handover::write(&numbers, &identity.to_bytes())?;
-        let arguments = identity.arguments(written.as_raw_fd())?;
-        let mut inherited: Vec<_> = inherited.iter().map(AsFd::as_fd).collect();
-        inherited.push(written.as_fd());
+        let identity = ProcessIdentity::new(&Purpose::NetworkFollower, store, &config.container);
         let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
         let own = namespaces::of_follower_at_birth();
-        ChildProcess::spawn(&arguments, &inherited, cgroup, own)
+        handover::execute(|number_of| config.with(number_of), &identity, cgroup, own)
     }
 }
 

@@ -137,8 +137,8 @@ fn table(role: Role) -> impl Iterator<Item = AllowedCall> {
         Role::DiskSlot => [tables::BLOCK, tables::DISK_SLOT],
         Role::Net => [tables::NET, tables::NET_IOCTLS],
         Role::NetSlot => [tables::NET, tables::NET_SLOT],
-        Role::StandIn => [tables::STAND_IN, &[]],
-        Role::NetworkFollower => [tables::NETWORK_FOLLOWER, &[]],
+        Role::StandIn => [tables::AGENTS_CLIENT, tables::STAND_IN],
+        Role::NetworkFollower => [tables::AGENTS_CLIENT, tables::NETWORK_FOLLOWER],
     };
     let own = own.into_iter().flatten();
     let processors = arch_syscalls(role).iter().map(|call| any(*call));

@@ -267,16 +267,14 @@ const VHOST_SET_VRING_KICK: u32 = 0x4008_af20;
 const VHOST_SET_VRING_CALL: u32 = 0x4008_af21;
 const VHOST_NET_SET_BACKEND: u32 = 0x4008_af30;
 
-/// A container's stand-in: connections to the guest's agent and to the VMM, which are open already, and a
-/// terminal of which it follows the size.
-pub(super) const STAND_IN: &[AllowedCall] = &[
+/// A process that isn't the VMM's, and speaks with the guest's agent on a connection that is open.
+pub(super) const AGENTS_CLIENT: &[AllowedCall] = &[
     // tokio's event loop, and how it is woken by a signal.
     EPOLL_CREATE,
     any(SYS_epoll_ctl),
     any(SYS_epoll_pwait),
     any(SYS_eventfd2),
     one_of(SYS_socketpair, 0, &[AF_UNIX as u32]),
-    // The connections. Without socket(2) and connect(2), there are no others.
     any(SYS_recvfrom),
     any(SYS_sendto),
     any(SYS_readv),
@@ -295,6 +293,11 @@ pub(super) const STAND_IN: &[AllowedCall] = &[
         ],
     ),
     any(SYS_ppoll),
+];
+
+/// A container's stand-in: connections to the guest's agent and to the VMM, which are open already, and a
+/// terminal of which it follows the size. Without socket(2) and connect(2), there are no other connections.
+pub(super) const STAND_IN: &[AllowedCall] = &[
     // FIONBIO is how Rust makes a socket non-blocking; TIOCSCTTY makes the container's terminal tell of
     // its size, which TIOCGWINSZ reads.
     one_of(
@@ -312,38 +315,14 @@ pub(super) const NEW_FILE: u32 = (O_CREAT | O_TRUNC) as u32;
 /// The network follower: rtnetlink in its own network namespace, taps there, and the VMM's control
 /// socket, which is the only one in its tree.
 pub(super) const NETWORK_FOLLOWER: &[AllowedCall] = &[
-    // tokio's event loop, and how it is woken by a signal.
-    EPOLL_CREATE,
-    any(SYS_epoll_ctl),
-    any(SYS_epoll_pwait),
-    any(SYS_eventfd2),
-    one_of(SYS_socketpair, 0, &[AF_UNIX as u32]),
     // rtnetlink, which is protocol 0, and the control socket. By other protocols of netlink the capability would reach
     // what is no network's (NETLINK_CRYPTO: the host's ciphers).
     one_of_and_zero(SYS_socket, 0, &[AF_UNIX as u32, AF_NETLINK as u32], 2),
     any(SYS_bind),
     any(SYS_connect),
     any(SYS_getsockname),
-    any(SYS_setsockopt),
-    any(SYS_recvfrom),
     any(SYS_recvmsg),
-    any(SYS_sendto),
     any(SYS_sendmsg),
-    any(SYS_readv),
-    any(SYS_writev),
-    any(SYS_shutdown),
-    one_of(
-        SYS_fcntl,
-        1,
-        &[
-            F_GETFL as u32,
-            F_SETFL as u32,
-            F_GETFD as u32,
-            F_SETFD as u32,
-            F_DUPFD_CLOEXEC as u32,
-        ],
-    ),
-    any(SYS_ppoll),
     // What is in its tree: sysctls to be read, /dev/net/tun and /dev/vhost-net.
     without_bits(SYS_openat, &[(2, NEW_FILE)]),
     // The list of connected interfaces.
