@@ -300,10 +300,10 @@ impl Sandbox {
     /// When there is no such process any more.
     pub fn signal(&self, request: &SignalProcessRequest) -> Result<(), Error> {
         let signal = i32::try_from(request.signal).unwrap_or(i32::MAX);
-        if !(1..=64).contains(&signal) {
+        if !(0..=64).contains(&signal) {
             return Err(Error::InvalidRequest {
                 field: "signal",
-                problem: format!("{} isn't one of 1 to 64", request.signal),
+                problem: format!("{} isn't one of 0 to 64", request.signal),
             });
         }
         let container = self.containers.find(&request.container_id)?;

@@ -84,7 +84,7 @@ pub fn run(context: &Context, args: &Exec) -> Result<ExitCode, Error> {
     if args.detach {
         detached(args, &target, &process, console)
     } else {
-        start(args, &target, &process, console)?.wait()
+        start(args, &target, &process, console)?.wait(|| tell_pid(args))
     }
 }
 
@@ -141,10 +141,6 @@ fn start(
             (exec(Stdio::Terminal(streams))?, Screen::Engine(sizes))
         }
     };
-    if let Some(path) = &args.pid_file {
-        let own = std::process::id().cast_signed();
-        lifecycle::write_pid_file(path, own).inspect_err(|_| execution.kill())?;
-    }
     Ok(Started {
         execution,
         screen,
@@ -152,8 +148,18 @@ fn start(
     })
 }
 
+/// Tells an engine which process of the host stands for the other.
+fn tell_pid(args: &Exec) -> Result<(), lifecycle::Error> {
+    match &args.pid_file {
+        Some(path) => lifecycle::write_pid_file(path, std::process::id().cast_signed()),
+        None => Ok(()),
+    }
+}
+
 impl Started {
-    fn wait(self) -> Result<ExitCode, Error> {
+    /// Stands for the process up to its end, and calls `tell` as soon as it does: signals to this process are passed
+    /// on from then on, and its death isn't missed.
+    fn wait(self, tell: impl FnOnce() -> Result<(), lifecycle::Error>) -> Result<ExitCode, Error> {
         let Self {
             execution,
             screen,
@@ -165,7 +171,7 @@ impl Started {
                 execution.container(),
                 execution.id(),
                 screen.sizes(),
-                async { Ok::<_, io::Error>(execution.wait(agent, stands_for_it).await) },
+                async { Ok::<_, io::Error>(execution.wait(agent, stands_for_it, tell).await) },
             )
         });
         let status = status.map_err(SandboxError::host("handle signals"))??;
@@ -215,12 +221,12 @@ fn stand_in(
     target: &Target,
     process: &Process,
     console: Console<'_>,
-    mut parent: File,
+    parent: File,
 ) -> ExitCode {
     let started = match start(args, target, process, console) {
         Ok(started) => started,
         Err(e) => {
-            let _ = parent.write_all(chain(&e).as_bytes());
+            refuse(parent, &e);
             return ExitCode::from(255);
         }
     };
@@ -231,17 +237,29 @@ fn stand_in(
     {
         log::debug!("the terminal's size is not followed: {e}");
     }
-    let _ = parent.write_all(STARTED.as_bytes());
-    drop(parent);
-    match alone
+    let mut parent = Some(parent);
+    let stood = alone
         .map_err(SandboxError::host("detach from the terminal"))
         .map_err(Error::from)
-        .and_then(|()| started.wait())
-    {
-        Ok(code) => code,
-        Err(e) => {
-            log::error!("{}", chain(&e));
-            ExitCode::from(255)
+        .and_then(|()| {
+            started.wait(|| {
+                tell_pid(args)?;
+                if let Some(mut parent) = parent.take() {
+                    let _ = parent.write_all(STARTED.as_bytes());
+                }
+                Ok(())
+            })
+        });
+    stood.unwrap_or_else(|e| {
+        match parent {
+            Some(parent) => refuse(parent, &e),
+            None => log::error!("{}", chain(&e)),
         }
-    }
+        ExitCode::from(255)
+    })
+}
+
+/// Tells the parent why there is no process.
+fn refuse(mut parent: File, error: &Error) {
+    let _ = parent.write_all(chain(error).as_bytes());
 }

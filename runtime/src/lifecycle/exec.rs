@@ -1,5 +1,6 @@
 //! Running a further process in a container.
 
+use std::pin::pin;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use oci_spec::runtime::Process;
@@ -80,6 +81,9 @@ pub fn for_guest(
     Ok(process)
 }
 
+/// The signal that is none (kill(2)).
+const IS_IT_THERE: i32 = 0;
+
 /// A further process that was started.
 pub struct Execution {
     agent: BlockingAgent,
@@ -129,23 +133,42 @@ impl Execution {
         &self.id
     }
 
-    /// Ends a process that nobody will wait for.
-    pub fn kill(&self) {
-        let killed = self
-            .agent
-            .ask(|agent| agent.signal(&self.container, &self.id, libc::SIGKILL, false));
-        if let Err(e) = killed {
-            log::warn!("the process goes on: {}", chain(&e));
+    /// Waits for its end, however long that takes, and returns its exit status. If this process ends before, the
+    /// other one is killed where `stands_for_it`; `tell` is called once the agent sees to that.
+    ///
+    /// # Errors
+    /// That of `tell`: the process is killed then. When the agent doesn't tell.
+    pub async fn wait(
+        &self,
+        agent: &Agent,
+        stands_for_it: bool,
+        tell: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<u8, Error> {
+        let mut end = pin!(agent.wait(&self.container, &self.id, stands_for_it));
+        // It takes a connection's requests in order: once it answers this one, it waits.
+        let waits = agent.signal(&self.container, &self.id, IS_IT_THERE, false);
+        let ended = tokio::select! {
+            biased;
+            status = &mut end => Some(status?),
+            // A process that isn't there any more has an end to report.
+            _ = waits => None,
+        };
+        if let Err(e) = tell() {
+            self.kill(agent).await;
+            return Err(e);
+        }
+        match ended {
+            Some(status) => Ok(status),
+            None => Ok(end.await?),
         }
     }
 
-    /// Waits for its end, however long that takes, and returns its exit status. If this process ends before, the
-    /// other one is killed where `stands_for_it`. For use by what [`Execution::agent`] is asked.
-    ///
-    /// # Errors
-    /// When the agent doesn't tell.
-    pub async fn wait(&self, agent: &Agent, stands_for_it: bool) -> Result<u8, Error> {
-        Ok(agent.wait(&self.container, &self.id, stands_for_it).await?)
+    /// Ends a process that nobody will wait for.
+    async fn kill(&self, agent: &Agent) {
+        let killed = agent.signal(&self.container, &self.id, libc::SIGKILL, false);
+        if let Err(e) = killed.await {
+            log::warn!("the process goes on: {}", chain(&e));
+        }
     }
 
     /// Waits until all that it has written has reached its reader, who may take as long as it likes.
