@@ -79,6 +79,20 @@ fn a_container_reaches_one_that_comes_between_create_and_start() {
     assert_eq!(sorted(&answers), ANSWERS);
 }
 
+/// As with `docker network connect`, for a container that was on docker's default bridge alone.
+#[test]
+fn a_container_reaches_one_that_comes_with_a_network_while_it_runs() {
+    let (keeper, path) = network("ip link set lo up");
+    let ask = "until probe ask-name-connected 127.0.0.11:53 web; do usleep 20000; done 2>/dev/null";
+    let container = Container::new(joining(&path).shell(&format!("echo ready; {ask}")));
+    let mut running = container.run_until_ready();
+    let _resolver = Resolver::of(keeper.pid());
+    let come = "ip link add net1 type veth peer name wire1";
+    let _ = shell(&within(&keeper.pid().to_string(), "-n", come));
+    assert_eq!(running.line(), "web 10.88.0.3");
+    let _ = running.finish().ok();
+}
+
 /// As with a dockerd that is started again and has let its containers run.
 #[test]
 fn a_resolver_that_begins_anew_is_reached_at_its_new_port() {

@@ -244,29 +244,39 @@ fn a_cgroup_is_needed_only_where_one_is_asked_for() {
         .fails_saying("linux.resources.blockIO");
 }
 
-/// Taps are made, and packets redirected, in a namespace that isn't the host's.
+/// A veth of address 10.`network`.0.2 in the network namespace of a process of the engine's, and its other end, 10.`network`.0.1,
+/// in that of another one.
+fn connect(engine: &Engine, inside: i32, outside: i32, network: u8) {
+    let connect = format!(
+        "set -e
+        nsenter -t {inside} -n ip link add net{network} address 02:{network}:00:00:00:02 type veth peer name wire{network} netns {outside}
+        nsenter -t {inside} -n sh -ec 'ip addr add 10.{network}.0.2/16 dev net{network}; ip link set net{network} up'
+        nsenter -t {outside} -n sh -ec 'ip addr add 10.{network}.0.1/16 dev wire{network}; ip link set wire{network} up'",
+    );
+    let pid = engine.keeper.pid().to_string();
+    let _ = shell(&within(&pid, "--user --mount", &connect));
+}
+
+/// Taps are made, and packets redirected, in a namespace that isn't the host's; also while the container runs.
 #[test]
 fn its_network_is_that_of_the_engines_namespace() {
     let engine = Engine::new();
     let (outside, _) = engine.network("ip link set lo up");
     let (inside, path) = engine.network("ip link set lo up");
-    let pid = engine.keeper.pid().to_string();
-    let connect = format!(
-        "set -e
-        nsenter -t {inside} -n ip link add eth0 address 02:88:00:00:00:02 type veth peer name wire netns {outside}
-        nsenter -t {inside} -n sh -ec 'ip addr add 10.88.0.2/16 dev eth0; ip link set eth0 up'
-        nsenter -t {outside} -n sh -ec 'ip addr add 10.88.0.1/16 dev wire; ip link set wire up'",
-        inside = inside.pid(),
-        outside = outside.pid()
-    );
-    let _ = shell(&within(&pid, "--user --mount", &connect));
-    let look = "ip -o addr show eth0; ping -c 1 -W 20 10.88.0.1";
+    connect(&engine, inside.pid(), outside.pid(), 88);
+    let look = "ip -o addr show net88 | grep -o 10.88.0.2/16; ping -c 1 -W 20 10.88.0.1 | grep -o '1 packets received'
+        echo ready; until ping -c 1 -W 1 10.91.0.1 >/dev/null 2>&1; do usleep 20000; done; echo pings";
     let network: Value = json!({ "type": "network", "path": path });
     let bundle = bundle().set("/linux/namespaces/1", network);
     let container = engine.container(bundle.add_capability("CAP_NET_RAW").shell(look));
-    let seen = container.run().ok().out();
-    assert!(seen.contains("10.88.0.2/16"), "{seen}");
-    assert!(seen.contains(" 1 packets received"), "{seen}");
-    let left = "ip -o link | grep -o 'hull-[0-9]*'; tc qdisc show dev eth0 ingress; true";
+    let mut running = Running::spawn(&mut container.run_command());
+    assert_eq!(running.line(), "10.88.0.2/16");
+    assert_eq!(running.line(), "1 packets received");
+    assert_eq!(running.line(), "ready");
+    connect(&engine, inside.pid(), outside.pid(), 91);
+    assert_eq!(running.line(), "pings");
+    let _ = running.finish().ok();
+    let left = "ip -o link | grep -o 'hull-[0-9]*'; tc qdisc show | grep ingress; true";
     assert_eq!(shell(&within(&inside.pid().to_string(), "-n", left)), "");
+    assert_eq!(container.leaks(), [""; 0]);
 }

@@ -208,7 +208,7 @@ pub(super) fn connect_new_interfaces(
 /// runs all the same.
 pub(super) fn follow_network(dir: &ContainerDir, state: &mut State) {
     let may_change = |own: &SandboxNetwork| own.named.is_some() || !own.nics.is_empty();
-    if !Privilege::own().is_host_root()
+    if !Privilege::own().is_some_root()
         || is_followed(state)
         || !state.own_network().is_some_and(may_change)
     {

@@ -2,7 +2,7 @@
 //! processes there would.
 //!
 //! Docker's user-defined networks have one, at 127.0.0.11. It begins to listen when docker connects the container to a
-//! network: so it is looked for when interfaces are.
+//! network: so it is looked for when interfaces are. Once the container runs, the network follower does that.
 
 use super::Error;
 use super::network::namespace_of_vm;
@@ -30,7 +30,7 @@ pub(super) fn relay_resolver(
     if sockets.is_empty() {
         return Ok(());
     }
-    let relay = WaitingRelay::make(files, &sockets)?;
+    let relay = WaitingRelay::make(&files.socket_path(), &sockets)?;
     agent
         .ask(|agent| agent.relay_resolver(id, relay.stream()))
         .map_err(Error::ContainerProcess)?;

@@ -56,7 +56,7 @@ pub use error::{Error, NetlinkError};
 pub use namespace::Namespace;
 pub use netdevices::{is_interface_name, move_into};
 pub use read::{count, read, read_possible};
-pub use resolver::connect_to_resolver;
+pub use resolver::{UDP_SOCKETS, connect_to_resolver};
 pub use sysctls::{Sysctl, SysctlTable};
 pub use tap::HEADER_LENGTH;
 pub use watch::{Watch, watch};

@@ -4,7 +4,8 @@
 //! sent to port 53 is redirected there (NAT). So a VM process that has sockets in the namespace, connected to port 53, can
 //! ask it, as the processes of a container of runc's do.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 
@@ -14,7 +15,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use super::{Error, Namespace};
 
 /// The UDP sockets of the network namespace that the reading thread is in (proc_net(5)).
-const UDP_SOCKETS: &str = "/proc/thread-self/net/udp";
+pub const UDP_SOCKETS: &str = "/proc/thread-self/net/udp";
 
 /// Opens so many sockets that are connected to a namespace's resolver; none if it has none.
 ///
@@ -24,8 +25,9 @@ pub fn connect_to_resolver(namespace: &Namespace, count: usize) -> Result<Vec<Ow
     namespace.within(
         "look for a resolver of the container's network",
         move |_| {
-            let sockets = fs::read_to_string(UDP_SOCKETS).map_err(Error::Resolver)?;
-            if !is_any_at(ADDRESS, &sockets) {
+            let sockets = File::open(UDP_SOCKETS).map(BufReader::new);
+            let is_there = sockets.and_then(|sockets| is_any_at(ADDRESS, sockets));
+            if !is_there.map_err(Error::Resolver)? {
                 return Ok(Vec::new());
             }
             let open = || -> rustix::io::Result<OwnedFd> {
@@ -44,20 +46,21 @@ pub fn connect_to_resolver(namespace: &Namespace, count: usize) -> Result<Vec<Ow
 
 /// Whether a socket of the kernel's table is bound to the address: the second column, of which the part before the colon
 /// is the address as the processor has it, in hexadecimal digits.
-fn is_any_at(address: Ipv4Addr, table: &str) -> bool {
+fn is_any_at(address: Ipv4Addr, table: impl BufRead) -> io::Result<bool> {
     let wanted = format!("{:08X}", u32::from_ne_bytes(address.octets()));
-    let locals = table
-        .lines()
-        .skip(1)
-        .filter_map(|line| line.split_whitespace().nth(1));
-    let mut addresses = locals.filter_map(|local| local.split(':').next());
-    addresses.any(|address| address == wanted)
+    for line in table.lines().skip(1) {
+        let line = line?;
+        let local = line.split_whitespace().nth(1);
+        if local.and_then(|local| local.split(':').next()) == Some(&wanted) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
     use std::net::UdpSocket;
     use std::thread;
 
@@ -71,11 +74,12 @@ mod tests {
                  4: {local} 00000000:0000 07 00000000:00000000 00:00000000 00000000 0 0 1 2 3 0\n"
             )
         };
-        assert!(is_any_at(ADDRESS, &table("0B00007F:A3F1")));
+        let is_any = |table: String| is_any_at(ADDRESS, table.as_bytes()).expect("text");
+        assert!(is_any(table("0B00007F:A3F1")));
         for other in ["0100007F:0035", "00000000:0035", "3500007F:0035", "0B00007"] {
-            assert!(!is_any_at(ADDRESS, &table(other)), "{other}");
+            assert!(!is_any(table(other)), "{other}");
         }
-        assert!(!is_any_at(ADDRESS, ""));
+        assert!(!is_any(String::new()));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{self, BufReader};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use hull_vmm::virtio::vsock::{Direction, Offered, Token};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -107,7 +108,7 @@ impl AttachedStdio {
             }
             Stdio::Terminal(streams) => (b"ATTACH dr-\n", vec![streams.text, streams.sizes]),
         };
-        let (vmm, streams) = attach_streams(dir, request, &own)?;
+        let (vmm, streams) = attach_streams(&dir.socket_path(), request, &own)?;
         let offer = Offer::of(terminal, streams);
         Ok(Self { vmm, offer })
     }
@@ -137,18 +138,18 @@ pub fn wait_flushed(connection: UnixStream) {
     let _ = socket::answer(&mut BufReader::new(connection), LONGEST_ANSWER, None); // or its end
 }
 
-/// Hands streams to a VMM by an `ATTACH` of its control socket (`hull_vmm::virtio::vsock`). Returns where the guest's agent
+/// Hands streams to the VMM with this control socket by an `ATTACH` (`hull_vmm::virtio::vsock`). Returns where the guest's agent
 /// finds each of them, and the connection that they are held by.
 ///
 /// # Errors
 /// When the VMM doesn't answer.
 pub(super) fn attach_streams(
-    dir: &SandboxDir,
+    control: &Path,
     request: &[u8],
     streams: &[OwnedFd],
 ) -> Result<(BufReader<UnixStream>, [Option<HostStream>; 3]), AgentError> {
     let failed = |what| socket::failed(what, CALL_TIMEOUT);
-    let mut vmm = socket::dial(&dir.socket_path(), CALL_TIMEOUT)?;
+    let mut vmm = socket::dial(control, CALL_TIMEOUT)?;
     let fds: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
     send_with_fds(&mut vmm, request, &fds).map_err(failed("take over streams"))?;
     let mut vmm = BufReader::new(vmm);

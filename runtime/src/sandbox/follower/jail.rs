@@ -10,15 +10,17 @@ use rustix::io::Errno;
 use rustix::process::setpriority_process;
 
 use super::super::{namespaces, nics::VHOST_NET};
+use crate::network::UDP_SOCKETS;
 
 /// The VMM's control socket, as the jailed process finds it.
 pub const SOCKET: &str = "/vsock.sock";
 
 /// What of the host it opens by path later, and whether it may only read it. The paths are the host's own.
-const OPENED: [(&str, bool); 3] = [
+const OPENED: [(&str, bool); 4] = [
     ("/dev/net/tun", false),
     (VHOST_NET, false),
     ("/proc/sys/net", true),
+    (UDP_SOCKETS, true),
 ];
 
 /// The process's name.

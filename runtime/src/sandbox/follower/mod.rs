@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::lifeline::{self, Lifeline};
 use super::search::{ProcessIdentity, Purpose};
 use super::{ChildProcess, SandboxError, handover, namespaces};
-use crate::host::ProcessId;
+use crate::host::{Privilege, ProcessId};
 use crate::store::{Nic, SandboxDir, SandboxNetwork};
 use crate::types::ContainerId;
 
@@ -40,6 +40,8 @@ struct Config<Fd> {
     nics: Vec<Nic>,
     /// Whether the host's kernel moves the packets, where it can.
     vhost: bool,
+    /// Whether the container reaches a resolver that is in the namespace.
+    resolver: bool,
     /// The connection to `start`; see `lifeline`.
     lifeline: Fd,
     /// The VM's process (pidfd_open(2)).
@@ -61,6 +63,7 @@ impl<Fd> Config<Fd> {
             container: self.container,
             nics: self.nics,
             vhost: self.vhost,
+            resolver: self.resolver,
             lifeline: change(self.lifeline)?,
             vmm: change(self.vmm)?,
             network: change(self.network)?,
@@ -105,6 +108,7 @@ impl Follower<'_> {
             container: sandbox.id().clone(),
             nics: self.network.nics.clone(),
             vhost: self.network.vhost,
+            resolver: self.network.resolver,
             lifeline,
             network: namespaces::network_of(self.vmm)?,
             vmm: self.vmm.open().ok_or_else(gone)?,
@@ -133,7 +137,10 @@ impl Follower<'_> {
 pub fn run(config_fd: RawFd) -> ExitCode {
     // Who starts a container waits for nothing of this: it gets itself ready when there is time.
     let niceness = getpriority_process(None).unwrap_or_default();
-    let _ = setpriority_process(None, LOWEST_PRIORITY);
+    if Privilege::own().is_host_root() {
+        // Root of a user namespace couldn't take it back.
+        let _ = setpriority_process(None, LOWEST_PRIORITY);
+    }
     let read = || {
         // Its caller's are none of its business, and somebody may wait for their end.
         hull_vmm::jail::descriptors::replace_standard_streams()?;
@@ -147,6 +154,7 @@ pub fn run(config_fd: RawFd) -> ExitCode {
         container,
         nics,
         vhost,
+        resolver,
         lifeline,
         vmm,
         network,
@@ -166,7 +174,7 @@ pub fn run(config_fd: RawFd) -> ExitCode {
         ::log::error!("{}", crate::chain::chain(&e));
         return ExitCode::FAILURE;
     }
-    let follower = network::Follower::new(container, nics, vhost, interfaces.into());
+    let follower = network::Follower::new(container, nics, vhost, interfaces.into(), resolver);
     follower.follow(&vmm);
     ExitCode::SUCCESS
 }

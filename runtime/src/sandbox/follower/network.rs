@@ -11,10 +11,14 @@ use rustix::event::{PollFd, PollFlags};
 use super::jail::SOCKET;
 use crate::chain::chain;
 use crate::host::wait_for_any;
-use crate::network::{self, Interface, Namespace, Network, Watch, read_possible, watch};
+use crate::network::{
+    self, Interface, Namespace, Network, Watch, connect_to_resolver, read_possible, watch,
+};
 use crate::sandbox::agent::open_connection;
 use crate::sandbox::nics::{NicError, connect_nic};
-use crate::sandbox::{AgentError, BlockingAgent, GuestNetwork, remove_nic};
+use crate::sandbox::{
+    AgentError, BlockingAgent, GuestNetwork, RESOLVER_SOCKETS, WaitingRelay, remove_nic,
+};
 use crate::store::{ConnectedInterfaces, Nic};
 use crate::types::ContainerId;
 
@@ -53,6 +57,8 @@ pub struct Follower {
     agent: Option<BlockingAgent>,
     /// What the agent was told last and has made.
     told: Option<GuestNetwork>,
+    /// Whether the container reaches a resolver that is in the namespace.
+    resolver: bool,
 }
 
 /// What has happened.
@@ -68,6 +74,7 @@ impl Follower {
         nics: Vec<Nic>,
         vhost: bool,
         list: ConnectedInterfaces,
+        resolver: bool,
     ) -> Self {
         Self {
             container,
@@ -76,6 +83,7 @@ impl Follower {
             list,
             agent: None,
             told: None,
+            resolver,
         }
     }
 
@@ -125,7 +133,7 @@ impl Follower {
             failure = failure.and(connected);
         }
         self.tell(GuestNetwork::of(&there, &self.nics))?;
-        failure
+        failure.and(self.relay_resolver())
     }
 
     /// Has the guest release interfaces that are gone, and then empties their slots: a driver that still had one
@@ -177,19 +185,41 @@ impl Follower {
         self.list.write(indexes).map_err(Error::List)
     }
 
+    /// Has the container reach the resolver that an engine has put into the namespace along with an interface, if it
+    /// reaches none yet.
+    fn relay_resolver(&mut self) -> Result<(), Error> {
+        if self.resolver {
+            return Ok(());
+        }
+        let sockets = connect_to_resolver(&Namespace::own(), RESOLVER_SOCKETS)?;
+        if sockets.is_empty() {
+            return Ok(());
+        }
+        let relay = WaitingRelay::make(Path::new(SOCKET), &sockets)?;
+        let agent = self.agent()?;
+        agent.ask(|agent| agent.relay_resolver(&self.container, relay.stream()))?;
+        (self.agent, self.resolver) = (Some(agent), true);
+        Ok(())
+    }
+
     /// Tells the agent, if it doesn't know.
     fn tell(&mut self, network: GuestNetwork) -> Result<(), Error> {
         if self.told.as_ref() == Some(&network) {
             return Ok(());
         }
-        let agent = match self.agent.take() {
-            Some(agent) => agent,
-            None => BlockingAgent::over(open_connection(Path::new(SOCKET))?)?,
-        };
+        let agent = self.agent()?;
         self.told = None;
         agent.ask(|agent| agent.update_network(&self.container, network.clone()))?;
         (self.agent, self.told) = (Some(agent), Some(network));
         Ok(())
+    }
+
+    /// The connection to the agent, to be kept for next time if it serves.
+    fn agent(&mut self) -> Result<BlockingAgent, Error> {
+        Ok(match self.agent.take() {
+            Some(agent) => agent,
+            None => BlockingAgent::over(open_connection(Path::new(SOCKET))?)?,
+        })
     }
 }
 

@@ -12,13 +12,13 @@ pub(super) mod relay;
 use std::io::BufReader;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use super::agent::printable;
 use super::socket::{self, CALL_TIMEOUT};
 use super::stdio::attach_streams;
 use super::{AgentError, HostStream};
 use crate::host::send_with_fds;
-use crate::store::SandboxDir;
 use relay::{MOST_SOCKETS, VERB};
 
 /// How many sockets the VM process is handed: one to use, and one for when the resolver has begun anew at another port.
@@ -36,14 +36,14 @@ pub struct WaitingRelay {
 }
 
 impl WaitingRelay {
-    /// Has the VM process of the sandbox whose folder this is relay to a resolver by sockets that are connected to it.
+    /// Has the VM process with this control socket relay to a resolver by sockets that are connected to it.
     ///
     /// # Errors
     /// When it doesn't answer, or refuses.
-    pub fn make(dir: &SandboxDir, sockets: &[OwnedFd]) -> Result<Self, AgentError> {
+    pub fn make(control: &Path, sockets: &[OwnedFd]) -> Result<Self, AgentError> {
         let failed = |what| socket::failed(what, CALL_TIMEOUT);
         let (vmms, guests) = UnixStream::pair().map_err(AgentError::Client)?;
-        let mut vmm = socket::dial(&dir.socket_path(), CALL_TIMEOUT)?;
+        let mut vmm = socket::dial(control, CALL_TIMEOUT)?;
         let handed: Vec<_> = std::iter::once(vmms.as_fd())
             .chain(sockets.iter().map(AsFd::as_fd))
             .collect();
@@ -60,7 +60,7 @@ impl WaitingRelay {
             let what = "resolver";
             return Err(AgentError::NotTaken { what, why });
         }
-        let (offered, streams) = attach_streams(dir, b"ATTACH d--\n", &[guests.into()])?;
+        let (offered, streams) = attach_streams(control, b"ATTACH d--\n", &[guests.into()])?;
         let [Some(stream), ..] = streams else {
             return Err(AgentError::NotServing);
         };

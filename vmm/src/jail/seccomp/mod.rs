@@ -252,7 +252,8 @@ mod tests {
             libc::SYS_process_vm_writev,
             libc::SYS_memfd_create,
         ];
-        // Its sockets are of two families, and nobody listens where it is but the VMM.
+        // Its sockets are of three families: by AF_UNIX only the VMM listens where it is, and by AF_INET it reaches what
+        // its guest does.
         let follower = [libc::SYS_socket, libc::SYS_connect];
         for role in Role::ALL {
             for allowed in table(role) {

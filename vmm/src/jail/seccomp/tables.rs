@@ -316,8 +316,13 @@ pub(super) const NEW_FILE: u32 = (O_CREAT | O_TRUNC) as u32;
 /// socket, which is the only one in its tree.
 pub(super) const NETWORK_FOLLOWER: &[AllowedCall] = &[
     // rtnetlink, which is protocol 0, and the control socket. By other protocols of netlink the capability would reach
-    // what is no network's (NETLINK_CRYPTO: the host's ciphers).
-    one_of_and_zero(SYS_socket, 0, &[AF_UNIX as u32, AF_NETLINK as u32], 2),
+    // what is no network's (NETLINK_CRYPTO: the host's ciphers). Questions to the namespace's resolver.
+    one_of_and_zero(
+        SYS_socket,
+        0,
+        &[AF_UNIX as u32, AF_NETLINK as u32, AF_INET as u32],
+        2,
+    ),
     any(SYS_bind),
     any(SYS_connect),
     any(SYS_getsockname),
