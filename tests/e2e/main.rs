@@ -29,6 +29,7 @@ mod kills;
 mod lifecycle;
 mod lying_agent;
 mod many;
+mod memory;
 mod mount_options;
 mod mounts;
 mod namespaces;

@@ -26,6 +26,13 @@ pub fn shouting() -> Vec<u8> {
     elf(unsafe { between(&raw const guest_shouting, &raw const guest_shouting_end) })
 }
 
+/// A guest that writes to every page of the four GiB from 4 GiB on, again and again: where memory is that could be
+/// plugged in, whether it was or not.
+pub fn greedy() -> Vec<u8> {
+    // SAFETY: as in `mute`.
+    elf(unsafe { between(&raw const guest_greedy, &raw const guest_greedy_end) })
+}
+
 /// A guest that for ever writes garbage to the registers of every device, and garbage into queues
 /// that it set up properly before. The seed chooses the garbage. It needs 128 MiB of memory.
 pub fn scribbling(seed: u64) -> Vec<u8> {
@@ -79,6 +86,8 @@ unsafe extern "C" {
     static guest_mute_end: u8;
     static guest_shouting: u8;
     static guest_shouting_end: u8;
+    static guest_greedy: u8;
+    static guest_greedy_end: u8;
     static guest_scribbling: u8;
     static guest_scribbling_end: u8;
 }
@@ -98,6 +107,37 @@ global_asm!(
     "    jmp 2b",
     "3:  .asciz \"no agent here\\n\"",
     "guest_mute_end:",
+    "",
+    // Four page directories at 2 MiB, into the table at 0x4000, whose first entry alone is set.
+    "guest_greedy:",
+    "    cli",
+    "    xor r8d, r8d",
+    "1:  mov rdi, r8",
+    "    shl rdi, 12",
+    "    add rdi, 0x200000",
+    "    lea rax, [rdi + 3]",
+    "    mov [r8 * 8 + 0x4020], rax",
+    "    lea rax, [r8 + 4]",
+    "    shl rax, 30",
+    "    or rax, 0x83",
+    "    mov ecx, 512",
+    "2:  mov [rdi], rax",
+    "    add rdi, 8",
+    "    add rax, 0x200000",
+    "    dec ecx",
+    "    jnz 2b",
+    "    inc r8",
+    "    cmp r8, 4",
+    "    jb 1b",
+    "3:  mov edi, 1",
+    "    shl rdi, 32",
+    "    mov ecx, 0x100000",
+    "4:  mov byte ptr [rdi], 1",
+    "    add rdi, 0x1000",
+    "    dec ecx",
+    "    jnz 4b",
+    "    jmp 3b",
+    "guest_greedy_end:",
     "",
     "guest_shouting:",
     "    cli",

@@ -54,6 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut machine = Machine::new(&MachineConfig {
         vcpus: arguments.vcpus,
         memory_mib: arguments.memory_mib,
+        hotplug_mib: 0,
         kernel: arguments.kernel[..].into(),
         initramfs: arguments.initramfs[..].into(),
         cmdline: &arguments.cmdline,

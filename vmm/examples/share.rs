@@ -38,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut machine = Machine::new(&MachineConfig {
         vcpus: NonZeroU8::MIN,
         memory_mib,
+        hotplug_mib: 0,
         kernel: kernel[..].into(),
         initramfs: initramfs[..].into(),
         cmdline: CMDLINE,

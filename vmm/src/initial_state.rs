@@ -25,6 +25,8 @@ pub(crate) struct InitialState {
     cmdline: String,
     /// Guest physical address and size of the initramfs.
     initramfs: (u64, u64),
+    /// The memory that the guest is booted with; what is plugged in later isn't part of it.
+    memory: GuestMemoryMmap,
 }
 
 impl InitialState {
@@ -41,6 +43,7 @@ impl InitialState {
             setup,
             cmdline: config.cmdline.trim().to_owned(),
             initramfs,
+            memory: memory.clone(),
         };
         Ok((state, memory))
     }
@@ -54,7 +57,6 @@ impl InitialState {
     /// devices are attached.
     pub(crate) fn write_boot_data(
         &self,
-        memory: &GuestMemoryMmap,
         vcpus: u8,
         devices: &[DeviceLocation],
     ) -> Result<(), BootError> {
@@ -64,7 +66,7 @@ impl InitialState {
             vcpus,
             devices,
         };
-        arch::write_boot_data(memory, &boot)
+        arch::write_boot_data(&self.memory, &boot)
     }
 }
 

@@ -29,10 +29,11 @@ use crate::initial_state::InitialState;
 use crate::jail::PrivateFdTable;
 use crate::kernel::KernelError;
 use crate::kvm::{self, KvmError};
-use crate::memory::MemoryError;
+use crate::memory::{MemoryError, with_hotplug_region};
 use crate::stop::{StopFlag, Stopper};
 use crate::vcpu::{StopReason, Vcpu, install_kick_handler};
 use crate::virtio::VirtioDevice;
+use crate::virtio::mem::Region;
 use crate::virtio::transport::MmioTransport;
 use crate::vm::{Vm, VmError};
 
@@ -46,6 +47,8 @@ pub struct MachineConfig<'a> {
     pub vcpus: NonZeroU8,
     /// Memory in MiB, [`MIN_MIB`](crate::memory::MIN_MIB) to [`MAX_MIB`](crate::memory::MAX_MIB).
     pub memory_mib: u32,
+    /// How much more it can be given while it runs, in MiB; 0 for nothing. Whole sections of 128 MiB count.
+    pub hotplug_mib: u32,
     /// An uncompressed ELF image of a kernel. Used by [`Machine::new`] only.
     pub kernel: Image<'a>,
     /// Its initramfs; empty for none. Used by [`Machine::new`] only.
@@ -107,6 +110,7 @@ pub struct Machine {
     bus: Bus,
     stop: StopFlag,
     initial_state: InitialState,
+    hotplug_region: Option<Region>,
 }
 
 impl Machine {
@@ -126,6 +130,7 @@ impl Machine {
         let vcpus = config.vcpus.get();
         let kvm = kvm::check(kvm, vcpus)?;
         let (mut initial_state, memory) = InitialState::load(&kvm, config)?;
+        let (memory, hotplug_region) = with_hotplug_region(&memory, config.hotplug_mib);
         let vm = Vm::new(&kvm, Arc::new(memory))?;
         let create = |number| {
             let vcpu = vm.create_vcpu(number)?;
@@ -139,7 +144,14 @@ impl Machine {
             bus: Bus::default(),
             stop: StopFlag::default(),
             initial_state,
+            hotplug_region,
         })
+    }
+
+    /// The region for memory that is plugged in while the guest runs, for a [`Mem`](crate::virtio::mem::Mem)
+    /// to be attached; `None` if there is none, as the host has no room for it.
+    pub fn hotplug_region(&self) -> Option<Region> {
+        self.hotplug_region
     }
 
     /// The guest's memory.
@@ -225,8 +237,7 @@ impl Machine {
         let (console, bus) = (Arc::new(console), Arc::new(self.bus));
         let platform = Platform::new(Arc::clone(&console), Arc::clone(&self.vm), Arc::clone(&bus))?;
         let platform = Arc::new(platform);
-        self.initial_state
-            .write_boot_data(self.vm.memory(), count, &devices)?;
+        self.initial_state.write_boot_data(count, &devices)?;
         install_kick_handler().map_err(cannot_create("a signal handler"))?;
 
         let stopped = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)

@@ -4,6 +4,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::sync::Arc;
 
 use vm_memory::{
     Address, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
@@ -12,6 +13,7 @@ use vm_memory::{
 
 use crate::arch;
 use crate::arch::layout::SECTION;
+use crate::virtio::mem::Region;
 
 /// The least memory a machine can have, in MiB: a kernel of 16 MiB loaded at 16 MiB just fits.
 pub const MIN_MIB: u32 = 32;
@@ -65,6 +67,53 @@ pub fn allocate(mib: u32) -> Result<GuestMemoryMmap, MemoryError> {
         })
         .collect::<Result<Vec<_>, _>>()?;
     Ok(GuestMemoryMmap::from_regions(regions).expect("the layout's regions don't overlap"))
+}
+
+/// Adds a region of at most `mib` MiB behind `boot`, a machine's memory, for blocks of memory that are
+/// plugged in while the guest runs ([`Mem`](crate::virtio::mem::Mem)). Returns all of it, and the region:
+/// none where less than a section of Linux's is asked for, or the host has no room for it in the address space.
+pub(crate) fn with_hotplug_region(
+    boot: &GuestMemoryMmap,
+    mib: u32,
+) -> (GuestMemoryMmap, Option<Region>) {
+    let room = u64::from(MAX_MIB) << 20;
+    let size = (u64::from(mib) << 20).min(room) / SECTION * SECTION;
+    let start = arch::hotplug_start(boot.last_addr().raw_value() + 1);
+    let added = (size > 0).then(|| {
+        let mapping = map_aligned(size as usize)
+            .inspect_err(|error| log::warn!("the VM's memory can't grow: {error}"))
+            .ok()?;
+        prepare(&mapping);
+        let region = GuestRegionMmap::new(mapping, GuestAddress(start))?;
+        boot.insert_region(Arc::new(region)).ok()
+    });
+    match added.flatten() {
+        Some(memory) => (memory, Some(Region { start, size })),
+        None => (boot.clone(), None),
+    }
+}
+
+/// Gives what a range of guest memory holds back to the host: it reads as zeroes from then on.
+///
+/// # Errors
+/// The range isn't one of guest memory, or madvise(2) fails.
+pub(crate) fn give_back(memory: &GuestMemoryMmap, start: u64, size: u64) -> io::Result<()> {
+    let slice = memory
+        .get_slice(GuestAddress(start), size as usize)
+        .map_err(io::Error::other)?;
+    // SAFETY: the slice was checked to lie in a mapping of ours. It is private and anonymous, and whoever
+    // reads guest memory expects any bytes there, zeroes too.
+    let done = unsafe {
+        libc::madvise(
+            slice.ptr_guard_mut().as_ptr().cast(),
+            size as usize,
+            libc::MADV_DONTNEED,
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Maps `size` bytes, at a multiple of the huge page size if possible: only then can huge pages be
@@ -232,6 +281,35 @@ mod tests {
         prefer_huge_pages(&memory, GuestAddress(16 << 20), 17 << 20);
         prefer_huge_pages(&memory, GuestAddress(1 << 40), 1);
         prefer_huge_pages(&memory, GuestAddress(16 << 20), u64::MAX);
+    }
+
+    #[test]
+    fn what_can_be_plugged_in_lies_above_the_gap_and_is_no_boot_memory() {
+        let boot = allocate(200).expect("200 MiB");
+        let (memory, region) = with_hotplug_region(&boot, 16 << 10);
+        let region = region.expect("16 GiB, not reserved");
+        assert_eq!((region.start, region.size), (4 << 30, 16 << 30));
+        assert_eq!((boot.num_regions(), memory.num_regions()), (1, 2));
+        let boot = allocate((4 << 10) + 100).expect("4196 MiB");
+        let (_, region) = with_hotplug_region(&boot, 255);
+        let start = (5 << 30) + (128 << 20);
+        let size = 128 << 20;
+        assert_eq!(region, Some(Region { start, size }));
+        assert_eq!(with_hotplug_region(&boot, 127).1, None);
+    }
+
+    #[test]
+    fn what_is_given_back_reads_as_zeroes() {
+        let boot = allocate(32).expect("32 MiB");
+        let (memory, region) = with_hotplug_region(&boot, 128);
+        let start = region.expect("a region").start;
+        let at = |offset| GuestAddress(start + offset);
+        memory.write_obj(1_u8, at(0)).expect("in memory");
+        memory.write_obj(2_u8, at(HUGE_PAGE)).expect("in memory");
+        give_back(&memory, start, HUGE_PAGE).expect("taken");
+        let read = |offset| memory.read_obj::<u8>(at(offset)).expect("in memory");
+        assert_eq!([read(0), read(HUGE_PAGE)], [0, 2]);
+        assert!(give_back(&memory, start + (127 << 20), HUGE_PAGE).is_err());
     }
 
     #[test]

@@ -54,6 +54,7 @@ fn machine(code: &[u8], vcpus: u8) -> Option<Machine> {
     let config = MachineConfig {
         vcpus: NonZeroU8::new(vcpus).expect("at least one"),
         memory_mib: 32,
+        hotplug_mib: 0,
         kernel: kernel[..].into(),
         initramfs: b""[..].into(),
         cmdline: "",
@@ -228,6 +229,7 @@ fn bad_configurations_are_refused_by_name() {
     let config = MachineConfig {
         vcpus: NonZeroU8::MIN,
         memory_mib: 32,
+        hotplug_mib: 0,
         kernel: code[..].into(),
         initramfs: b""[..].into(),
         cmdline: "",

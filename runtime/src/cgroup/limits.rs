@@ -26,6 +26,12 @@ pub use hull_cgroup::limits::Setting;
 /// The threads of a VM's process beside its vCPUs': its devices', with room.
 const THREADS: i64 = 256;
 
+/// The file for the most swap.
+const SWAP: &str = "memory.swap.max";
+
+/// The field of a limit that config.json has no field for.
+const NOBODYS: &str = "";
+
 /// What the host keeps for a file that the guest knows, in bytes: an inode, a name, an open file, and the
 /// VMM's own account of it. It can't be reclaimed before the guest forgets the file, which it does when
 /// its own memory is short: who walks a large tree must not be killed for it.
@@ -67,7 +73,28 @@ pub fn values(directory: &Path, limits: &Limits<'_>) -> Result<Vec<Setting>, Cgr
     }
     let whole = of_the_vm(limits);
     values.extend(cgroup_settings(directory, &whole)?);
+    if limits.sizing.growth_mib > 0 && limits.resources.memory().is_some() {
+        bound_swap(&mut values, whole_vm(limits));
+    }
     Ok(values)
+}
+
+/// Bounds the swap of a VM that can grow, where config.json doesn't: a guest that keeps the rules never needs more of it
+/// than it has memory, one that doesn't could fill all that the host has.
+fn bound_swap(values: &mut Vec<Setting>, whole: u64) {
+    if !values
+        .iter()
+        .any(|value| value.file == SWAP && value.value != "max")
+    {
+        values.retain(|value| value.file != SWAP);
+        values.push(Setting::new(NOBODYS, SWAP, whole));
+    }
+}
+
+/// Those of the values that can be written: what config.json doesn't ask for may be missing in the host's kernel.
+pub fn there<'a>(directory: &Path, values: &'a [Setting]) -> impl Iterator<Item = &'a Setting> {
+    (values.iter())
+        .filter(move |value| value.field != NOBODYS || directory.join(&value.file).exists())
 }
 
 /// Whether a limit holds before the container is made.
@@ -81,7 +108,7 @@ fn of_the_vm(limits: &Limits<'_>) -> LinuxResources {
     resources.set_hugepage_limits(None);
     resources.set_memory(resources.memory().as_ref().map(|memory| {
         let whole = i64::try_from(whole_vm(limits)).unwrap_or(i64::MAX);
-        memory_of_the_vm(memory, whole)
+        memory_of_the_vm(memory, whole, limits.sizing.growth_mib > 0)
     }));
     resources.set_pids(resources.pids().as_ref().map(|pids| {
         let threads = THREADS + i64::from(limits.sizing.vcpus.get());
@@ -100,13 +127,15 @@ fn of_the_vm(limits: &Limits<'_>) -> LinuxResources {
 
 /// The most memory that a VM may take of the host, in bytes.
 fn whole_vm(limits: &Limits<'_>) -> u64 {
-    let guest = u64::from(limits.sizing.memory_mib) << 20;
+    let booted = u64::from(limits.sizing.memory_mib) << 20;
+    let plugged = u64::from(limits.plugged_mib) << 20;
     let allowance = u64::from(limits.config.vm_memory_allowance) << 20;
-    guest + allowance + FILE * fs::fd_limit(guest, NOFILE)
+    booted + plugged + allowance + FILE * fs::fd_limit(booted, NOFILE)
 }
 
-/// `whole` bytes for the VM where the container has a limit. Swap is what config.json has beyond that.
-fn memory_of_the_vm(memory: &LinuxMemory, whole: i64) -> LinuxMemory {
+/// `whole` bytes for the VM where the container has a limit, or the VM could grow beyond that. Swap is what config.json
+/// has beyond the container's limit.
+fn memory_of_the_vm(memory: &LinuxMemory, whole: i64, can_grow: bool) -> LinuxMemory {
     let mut own = *memory;
     let limit = memory.limit().filter(|limit| *limit > 0);
     if let Some(limit) = limit {
@@ -117,6 +146,8 @@ fn memory_of_the_vm(memory: &LinuxMemory, whole: i64) -> LinuxMemory {
                 .swap()
                 .map(|swap| if swap > 0 { beyond(swap) } else { swap }),
         );
+    } else if can_grow {
+        own.set_limit(Some(whole));
     } else if memory.limit().is_none_or(|limit| limit == 0) {
         // Without a limit, swap can only be none or unlimited, which it is.
         own.set_swap(memory.swap().filter(|swap| *swap == 0));
@@ -143,6 +174,7 @@ mod tests {
         let limits = Limits {
             resources: &resources,
             sizing: Sizing::SMALLEST,
+            plugged_mib: 0,
             config: &Config::default(),
         };
         let values = values(Path::new("/nonexistent"), &limits).expect("valid");
@@ -173,6 +205,45 @@ mod tests {
         is(&written(json!({"memory": {"limit": 0, "swap": 5}})), &[]);
         let none = written(json!({"memory": {"swap": 0}}));
         is(&none, &[("memory.swap.max", "0")]);
+    }
+
+    #[test]
+    fn a_vm_that_can_grow_always_has_a_limit() {
+        let resources = |memory| serde_json::from_value(json!({ "memory": memory }));
+        let of = |memory: Json, plugged_mib| {
+            let resources = resources(memory).expect("resources");
+            let limits = Limits {
+                resources: &resources,
+                sizing: Sizing {
+                    growth_mib: 1024,
+                    ..Sizing::SMALLEST
+                },
+                plugged_mib,
+                config: &Config::default(),
+            };
+            let values = values(Path::new("/nonexistent"), &limits).expect("valid");
+            let mut values: Vec<_> = values.into_iter().map(|v| (v.file, v.value)).collect();
+            values.sort();
+            values
+        };
+        let whole = |plugged: u64| ((128 + 64 + 256 + plugged) << 20).to_string();
+        let small = &whole(0);
+        let limit = 64 << 20;
+        is(
+            &of(json!({"limit": limit}), 0),
+            &[("memory.max", small), (SWAP, small)],
+        );
+        is(
+            &of(json!({"limit": limit, "swap": limit}), 0),
+            &[("memory.max", small), (SWAP, "0")],
+        );
+        let large = &whole(512);
+        for unlimited in [json!({"limit": -1}), json!({"limit": -1, "swap": -1})] {
+            is(&of(unlimited, 512), &[("memory.max", large), (SWAP, large)]);
+        }
+        let values = [Setting::new(NOBODYS, SWAP, 1), Setting::new("a.b", "c", 2)];
+        let there = there(Path::new("/nonexistent"), &values).count();
+        assert_eq!(there, 1, "the host's kernel may have no limit of swap");
     }
 
     #[test]

@@ -218,7 +218,9 @@ impl HostCgroup {
     }
 
     fn apply(&self, values: &[limits::Setting]) -> Result<Applied, CgroupError> {
-        Ok(hull_cgroup::limits::apply(&self.directory(), values)?)
+        let directory = self.directory();
+        let values: Vec<_> = limits::there(&directory, values).cloned().collect();
+        Ok(hull_cgroup::limits::apply(&directory, &values)?)
     }
 
     /// Tells systemd of limits that are in force, so that it doesn't undo them one day.
@@ -305,6 +307,8 @@ pub struct Limits<'a> {
     pub resources: &'a LinuxResources,
     /// The VM's size.
     pub sizing: Sizing,
+    /// The memory that the guest has beside that which it was booted with, in MiB, or is to get.
+    pub plugged_mib: u32,
     /// How much the VM gets beside its guest's memory.
     pub config: &'a Config,
 }

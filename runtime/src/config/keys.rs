@@ -61,7 +61,10 @@ pub const KEYS: &[Key] = &[
         "Memory of a VM without a memory limit, in MiB: 128 or more. The host gives a page when it is\n\
          first used.",
     ),
-    key("max_memory", "The most memory of any VM, in MiB."),
+    key(
+        "max_memory",
+        "The most memory of any VM, in MiB: when it is created, and when it grows (update --memory).",
+    ),
     key(
         "guest_memory_allowance",
         "What a guest's kernel and agent get beside the container's memory limit, in MiB. 1/64 of the\n\

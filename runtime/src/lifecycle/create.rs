@@ -93,6 +93,7 @@ fn with_sandbox(context: &Context, mut request: Create<'_>) -> Result<Created, E
     let limits = Limits {
         resources: &resources,
         sizing: plan.sizing,
+        plugged_mib: 0,
         config: &config,
     };
     for limit in inherited::too_low() {
@@ -173,10 +174,14 @@ impl Planned {
         let boot = config.boot().open()?;
         let filters = FilterCache::below(&context.root);
         let privilege = Privilege::own();
-        let plan = spec::plan(bundle, id.as_str(), "hull", &config, &filters, privilege)?;
+        let mut plan = spec::plan(bundle, id.as_str(), "hull", &config, &filters, privilege)?;
         let spec = bundle.spec();
         let network = PlannedNetwork::of(&plan, spec, &config)?;
         let cgroup = HostCgroup::of(spec, id, context.systemd_cgroup, privilege)?;
+        if cgroup.is_none() {
+            // Nothing on the host would hold a guest to what it has been given.
+            plan.sizing = plan.sizing.fixed();
+        }
         Ok(Self {
             config,
             boot,
@@ -212,6 +217,7 @@ fn launch(
         held: own_cgroup.is_some_and(HostCgroup::is_scope),
         vcpus: plan.sizing.vcpus,
         memory_mib: plan.sizing.memory_mib,
+        growth_mib: plan.sizing.growth_mib,
         cmdline: boot.cmdline,
         console_log_size: u64::from(limits.config.console_log_size) << 10,
         core_scheduling: limits.config.core_scheduling,

@@ -56,6 +56,17 @@ pub enum Error {
         "--sandbox: without root of the host a VM takes no further container; create it with a sandbox of its own"
     )]
     JoinNeedsRoot,
+    /// The guest doesn't take the memory that its VM is to grow by.
+    #[error(
+        "linux.resources.memory.limit: waited for the guest to take {wanted} MiB more memory, in vain: it has taken \
+         {taken} MiB, and was asked to give them back; the limits are as they were"
+    )]
+    NotGrown {
+        /// How much more it was to take, in MiB.
+        wanted: u32,
+        /// How much of it was plugged.
+        taken: u32,
+    },
     /// `exec` in a paused container, in runc's words.
     #[error("cannot exec in a paused container (use --ignore-paused to override)")]
     Paused,

@@ -139,7 +139,11 @@ fn plan(
     let filters = FilterCache::below(&context.root);
     // A disk stays in its VM when its container goes, and keeps its serial number: it is one that nobody has had.
     let plan = spec::plan(bundle, folder, folder, &config, &filters, privilege)?;
-    spec::fits(target.first.sandbox.sizing, &plan.resources, &config)?;
+    spec::fits(
+        target.first.sandbox.sizing.fixed(),
+        &plan.resources,
+        &config,
+    )?;
     let asks = [
         (
             "linux.cgroupsPath",

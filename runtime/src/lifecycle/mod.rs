@@ -19,6 +19,7 @@ mod network;
 mod observe;
 mod pause;
 mod pid_file;
+mod resizing;
 mod resolver;
 mod start;
 mod state;

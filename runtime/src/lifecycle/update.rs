@@ -2,14 +2,16 @@
 
 use serde_json::Value;
 
+use super::resizing::Resizing;
 use super::{Context, Error, Verb, allow, connect};
 use crate::cgroup;
-use crate::spec::{self, SpecError};
-use crate::store::Status;
+use crate::chain::chain;
+use crate::spec::{self, PinnedProcess, SpecError, Update};
+use crate::store::{State, Status};
 use crate::types::ContainerId;
 
 /// Changes limits, given as a `linux.resources` object: in the guest, on the host, and in the container's
-/// config.json.
+/// config.json. The VM grows and shrinks with a limit of its container's memory.
 ///
 /// # Errors
 /// When one is refused; then none is changed in the guest.
@@ -20,47 +22,100 @@ pub fn update(context: &Context, id: &ContainerId, changes: Value) -> Result<(),
     let config = (context.settings).for_container(&state.container.annotations)?;
     allow(Verb::Update, &state, &Status::WITH_PROCESSES)?;
     let sandbox = &state.sandbox;
-    let update = spec::update(&dir.load_config()?, sandbox.sizing, &config, changes)?;
-    let limits = cgroup::Limits {
-        resources: &update.host,
-        sizing: sandbox.sizing,
-        config: &config,
+    let sizing = match state.own_sandbox() {
+        Some(own) => own.sizing,
+        None => sandbox.sizing.fixed(),
     };
+    let update = spec::update(&dir.load_config()?, sizing, &config, changes)?;
     if update.cpus.is_some() && state.own_sandbox().is_none() {
         return Err(Error::OfTheSandbox {
             field: "linux.resources.cpu.cpus",
             sandbox: state.sandbox.id.clone(),
         });
     }
+    let resizing = (update.vm_memory_mib)
+        .map(|memory| Resizing::of(dir.own_sandbox(), sizing, memory))
+        .transpose()?
+        .flatten();
     // The guest comes last of all that may fail: the rest can be taken back without asking anybody.
     let staged = dir.stage_config(&update.config)?;
-    // None of the host's limits is below what the guest's allow (see `cgroup`), so between the two no
-    // container has less than one of them.
-    let on_host = match state.own_cgroup() {
-        Some(cgroup) => Some(cgroup.limit(&limits)?),
-        None => {
-            cgroup::without(&update.host)?;
-            None
-        }
+    let limits = cgroup::Limits {
+        resources: &update.host,
+        sizing,
+        plugged_mib: resizing.as_ref().map_or(0, Resizing::most_mib),
+        config: &config,
     };
-    let pinned = match (update.cpus, sandbox.vmm, &sandbox.cgroup) {
-        (Some(cpus), Some(vmm), None) => {
-            let pinned = cpus.pin_process(vmm.pid);
-            Some(pinned.map_err(|source| SpecError::Cpus { source })?)
-        }
-        _ => None,
-    };
-    let in_guest = connect(&dir, &state)
-        .and_then(|agent| Ok(agent.ask(|agent| agent.update(id, update.guest))?));
+    let host = OnHost::apply(&state, &update, &limits)?;
+    let grown = resizing.as_ref().map_or(Ok(()), Resizing::grow);
+    let in_guest = grown.and_then(|()| {
+        let agent = connect(&dir, &state)?;
+        Ok(agent.ask(|agent| agent.update(id, update.guest.clone()))?)
+    });
     if let Err(e) = in_guest {
-        if let Some(applied) = on_host {
-            applied.undo();
-        }
-        if let Some(pinned) = pinned {
-            pinned.undo();
+        // A VM that keeps what it has been given must not be held to less.
+        if resizing.is_none_or(|resizing| resizing.put_back()) {
+            host.undo();
         }
         return Err(e);
     }
     dir.keep_config(staged)?;
+    if let Some(plugged_mib) = resizing.and_then(|resizing| resizing.shrink()) {
+        follow(&state, &limits, plugged_mib);
+    }
     Ok(())
+}
+
+/// Has the host's limits be those of a VM that has shrunk.
+fn follow(state: &State, limits: &cgroup::Limits<'_>, plugged_mib: u32) {
+    let limits = cgroup::Limits {
+        plugged_mib,
+        ..*limits
+    };
+    if let Some(cgroup) = state.own_cgroup()
+        && let Err(e) = cgroup.limit(&limits)
+    {
+        log::warn!("the host's limits stay those of a larger VM: {}", chain(&e));
+    }
+}
+
+/// What was changed on the host, and can be taken back.
+struct OnHost<'a> {
+    limited: Option<cgroup::Limited<'a>>,
+    pinned: Option<PinnedProcess>,
+}
+
+impl<'a> OnHost<'a> {
+    /// None of the host's limits is below what the guest's allow (see `cgroup`), so between the two no container has
+    /// less than one of them.
+    fn apply(
+        state: &'a State,
+        update: &Update,
+        limits: &cgroup::Limits<'_>,
+    ) -> Result<Self, Error> {
+        let limited = match state.own_cgroup() {
+            Some(cgroup) => Some(cgroup.limit(limits)?),
+            None => {
+                cgroup::without(&update.host)?;
+                None
+            }
+        };
+        let sandbox = &state.sandbox;
+        let pinned = match (&update.cpus, sandbox.vmm, &sandbox.cgroup) {
+            (Some(cpus), Some(vmm), None) => {
+                let pinned = cpus.pin_process(vmm.pid);
+                Some(pinned.map_err(|source| SpecError::Cpus { source })?)
+            }
+            _ => None,
+        };
+        Ok(Self { limited, pinned })
+    }
+
+    fn undo(self) {
+        if let Some(limited) = self.limited {
+            limited.undo();
+        }
+        if let Some(pinned) = self.pinned {
+            pinned.undo();
+        }
+    }
 }

@@ -32,6 +32,8 @@ pub struct VmConfig<Fd = OwnedFd> {
     pub vcpus: NonZeroU8,
     /// The guest's memory, in MiB.
     pub memory_mib: u32,
+    /// How much more it can be given while it runs, in MiB; 0 for nothing.
+    pub growth_mib: u32,
     /// Words for the end of the kernel's command line.
     pub cmdline: String,
     /// The most that is kept of the guest's console, in bytes.
@@ -135,6 +137,7 @@ impl<Fd> VmConfig<Fd> {
             held,
             vcpus,
             memory_mib,
+            growth_mib,
             cmdline,
             console_log_size,
             core_scheduling,
@@ -154,6 +157,7 @@ impl<Fd> VmConfig<Fd> {
             held: *held,
             vcpus: *vcpus,
             memory_mib: *memory_mib,
+            growth_mib: *growth_mib,
             cmdline: cmdline.clone(),
             console_log_size: *console_log_size,
             core_scheduling: *core_scheduling,
@@ -254,6 +258,7 @@ mod tests {
                 held: false,
                 vcpus: NonZeroU8::MIN,
                 memory_mib: 128,
+                growth_mib: 0,
                 cmdline: String::new(),
                 console_log_size: 0,
                 core_scheduling: false,

@@ -1,5 +1,5 @@
-//! The disks and network interfaces of a VM, and its slots for further ones: attached to the machine, each with the loop
-//! that serves it.
+//! The disks and network interfaces of a VM, its slots for further ones, and its memory for later: attached to the machine,
+//! each with the loop that serves it.
 
 use std::fs::File;
 use std::io;
@@ -8,18 +8,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hull_vmm::event_loop::Subscriber;
 use hull_vmm::jail::{self, Identity, Role};
 use hull_vmm::virtio::block::{Block, Disk, DisklessBlock};
+use hull_vmm::virtio::mem::Mem;
 use hull_vmm::virtio::net::{Nic, TaplessNet};
 use hull_vmm::virtio::slot::{Backend, Slot, SlotHandle};
 use hull_vmm::virtio::vsock::Vsock;
 use hull_vmm::{EventLoop, MAX_DEVICES, Machine};
 
 use super::VmmDisk;
+use super::memory::MemoryRequests;
 use super::resolver::relay::Relay;
 use super::slots::{DiskLine, NicLine, Slots};
 use super::vmm::{VmmError, io_error};
 
-/// The devices that every VM has: virtio-fs, virtio-vsock and virtio-rng.
-const ALWAYS: usize = 3;
+/// The devices that every VM has, virtio-fs, virtio-vsock and virtio-rng, and virtio-mem, which one has that can grow.
+const ALWAYS: usize = 4;
 
 /// How many further devices a VM with that many can have.
 pub fn room_beside(devices: usize) -> usize {
@@ -105,38 +107,70 @@ where
     Ok((number, handle))
 }
 
-/// Has devices that come over the control socket put into these slots, and a resolver's sockets relayed to. `serials` are
-/// those of the VM's disks.
-pub(super) fn take_devices(
-    disks: Handles<Disk>,
-    serials: Vec<String>,
-    nics: Handles<Nic>,
-    vsock: &Mutex<Vsock>,
+/// Gives the machine its memory for later, if it has room for some, served by that loop.
+pub(super) fn attach_memory(
+    machine: &mut Machine,
     events: &mut EventLoop,
-) -> Result<(), VmmError> {
-    let relay = Relay::new().map_err(io_error("make an eventfd"))?;
-    let relay = Arc::new(Mutex::new(relay));
-    events.add(Arc::clone(&relay) as _);
-    let mut slots = None;
-    if !disks.is_empty() || !nics.is_empty() {
+) -> Result<Option<Arc<Mutex<Mem>>>, VmmError> {
+    let Some(region) = machine.hotplug_region() else {
+        return Ok(None);
+    };
+    let device = Mem::new(Arc::clone(machine.memory()), region)?;
+    let device = Arc::new(Mutex::new(device));
+    events.keep_open(machine.attach(Arc::clone(&device))?);
+    events.add(Arc::clone(&device) as _);
+    Ok(Some(device))
+}
+
+/// What requests on the control socket, other than those about streams, are for.
+pub(super) struct Requests {
+    /// Slots for disks.
+    pub(super) disks: Handles<Disk>,
+    /// The serial numbers of the VM's disks.
+    pub(super) serials: Vec<String>,
+    /// Slots for network interfaces.
+    pub(super) nics: Handles<Nic>,
+    /// Memory that can be plugged in.
+    pub(super) memory: Option<Arc<Mutex<Mem>>>,
+}
+
+impl Requests {
+    /// Has such requests served by that loop, and a resolver's sockets relayed to.
+    pub(super) fn take(self, vsock: &Mutex<Vsock>, events: &mut EventLoop) -> Result<(), VmmError> {
         let timer = || io_error("make a timer");
-        let disks = Slots::<DiskLine>::new(disks, serials).map_err(timer())?;
-        let nics = Slots::<NicLine>::new(nics, Vec::new()).map_err(timer())?;
-        let (disks, nics) = (Arc::new(Mutex::new(disks)), Arc::new(Mutex::new(nics)));
-        events.add(Arc::clone(&disks) as _);
-        events.add(Arc::clone(&nics) as _);
-        slots = Some((disks, nics));
-    }
-    lock(vsock).on_other_requests(move |request| {
-        let mut request = lock(&relay).take(request);
-        if let Some((disks, nics)) = &slots {
-            request = request.or_else(|request| lock(disks).take(request));
-            request = request.or_else(|request| lock(nics).take(request));
+        let relay = Relay::new().map_err(io_error("make an eventfd"))?;
+        let relay = Arc::new(Mutex::new(relay));
+        events.add(Arc::clone(&relay) as _);
+        let mut slots = None;
+        if !self.disks.is_empty() || !self.nics.is_empty() {
+            let disks = Slots::<DiskLine>::new(self.disks, self.serials).map_err(timer())?;
+            let nics = Slots::<NicLine>::new(self.nics, Vec::new()).map_err(timer())?;
+            let (disks, nics) = (Arc::new(Mutex::new(disks)), Arc::new(Mutex::new(nics)));
+            events.add(Arc::clone(&disks) as _);
+            events.add(Arc::clone(&nics) as _);
+            slots = Some((disks, nics));
         }
-        // Nobody's: the connection is closed.
-        drop(request);
-    });
-    Ok(())
+        let memory = self.memory.map(|device| {
+            let requests = MemoryRequests::new(device).map_err(timer())?;
+            let requests = Arc::new(Mutex::new(requests));
+            events.add(Arc::clone(&requests) as _);
+            Ok::<_, VmmError>(requests)
+        });
+        let memory = memory.transpose()?;
+        lock(vsock).on_other_requests(move |request| {
+            let mut request = lock(&relay).take(request);
+            if let Some((disks, nics)) = &slots {
+                request = request.or_else(|request| lock(disks).take(request));
+                request = request.or_else(|request| lock(nics).take(request));
+            }
+            if let Some(memory) = &memory {
+                request = request.or_else(|request| lock(memory).take(request));
+            }
+            // Nobody's: the connection is closed.
+            drop(request);
+        });
+        Ok(())
+    }
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {

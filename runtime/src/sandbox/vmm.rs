@@ -15,6 +15,7 @@ use hull_protocol::ports;
 use hull_vmm::jail::{self, Identity, Role, tree, userns};
 use hull_vmm::virtio::block::DiskError;
 use hull_vmm::virtio::fs::{self, Fs};
+use hull_vmm::virtio::mem::MemError;
 use hull_vmm::virtio::rng::Rng;
 use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
 use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig, ReadyMachine};
@@ -24,7 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::assets::{self, Program};
 use super::clock::ClockWatch;
 use super::devices::{
-    attach_disk_slots, attach_disks, attach_nic_slots, start_loops, take_devices,
+    Requests, attach_disk_slots, attach_disks, attach_memory, attach_nic_slots, start_loops,
 };
 use super::lifeline::{self, Report};
 use super::messages::Messages;
@@ -79,6 +80,8 @@ pub(super) enum VmmError {
     Fs(#[from] fs::Error),
     #[error("virtio-blk")]
     Disk(#[from] DiskError),
+    #[error("virtio-mem")]
+    Memory(#[from] MemError),
     #[error(transparent)]
     Limits(#[from] jail::limits::Error),
     #[error(transparent)]
@@ -182,7 +185,13 @@ fn assemble(
     let disks = attach_disks(vm.disks, &mut machine)?;
     let (slots, disk_handles) = attach_disk_slots(vm.disk_slots, &mut machine)?;
     let (nics, nic_handles) = attach_nic_slots(vm.nic_slots, &mut machine)?;
-    take_devices(disk_handles, serials, nic_handles, &vsock, &mut events)?;
+    let requests = Requests {
+        disks: disk_handles,
+        serials,
+        nics: nic_handles,
+        memory: attach_memory(&mut machine, &mut events)?,
+    };
+    requests.take(&vsock, &mut events)?;
     events.add(Arc::clone(&vsock) as _);
     events.add(rng);
     events.add(Arc::new(Mutex::new(clock)));
@@ -434,6 +443,7 @@ fn load_machine(vm: &VmConfig, kvm: OwnedFd) -> Result<Machine, VmmError> {
     let config = MachineConfig {
         vcpus: vm.vcpus,
         memory_mib: vm.memory_mib,
+        hotplug_mib: vm.growth_mib,
         kernel: program.image_or(kernel.as_deref(), assets::kernel()),
         initramfs: program.image_or(initramfs.as_deref(), assets::initramfs()),
         cmdline: &cmdline,

@@ -46,7 +46,7 @@ use oci_spec::runtime::Spec;
 
 pub use apparmor::without_profile;
 pub use audit::{Finding, Verdict};
-pub use cpulist::CpuList;
+pub use cpulist::{CpuList, PinnedProcess};
 pub use disks::Disk;
 pub use error::SpecError;
 pub use fields::{Enforcer, supports, supports_value};
@@ -59,7 +59,7 @@ pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
 pub use seccomp::FilterCache;
 pub use split::{GuestSpec, Plan, plan};
-pub use update::{fits, read_changes, update};
+pub use update::{Update, fits, read_changes, update};
 pub use user_namespace::UserNamespace;
 pub use validate::validate_process;
 

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU8;
 
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxCpu, LinuxResources};
 
 use super::cpulist::CpuList;
 use crate::config::{Config, MIN_MEMORY};
@@ -10,6 +10,9 @@ use crate::types::Sizing;
 
 /// The guest's kernel keeps account of its memory in `struct page`s, which are 1/64 of their pages.
 const ACCOUNT_SHARE: u64 = 64;
+
+/// The section of memory that a guest's kernel adds and removes at once, in MiB.
+const SECTION: u64 = 128;
 
 /// The period of a CPU quota without one, in µs (cpu.max, Documentation/admin-guide/cgroup-v2.rst).
 const DEFAULT_PERIOD: u64 = 100_000;
@@ -43,7 +46,8 @@ pub enum TooSmall {
 }
 
 impl Sizing {
-    /// Whether a VM of this size can give what these limits allow. No limit allows what there is.
+    /// Whether a VM of this size can give what these limits allow, if it grows as far as it can. No limit allows what
+    /// there is.
     ///
     /// # Errors
     /// Says what there is too little of.
@@ -53,14 +57,12 @@ impl Sizing {
         host: Host,
         config: &Config,
     ) -> Result<(), TooSmall> {
-        let limit = resources.memory().as_ref().and_then(LinuxMemory::limit);
-        let limit = limit.and_then(|limit| u64::try_from(limit).ok());
+        let limit = memory_limit(resources).and_then(|limit| u64::try_from(limit).ok());
         let wanted = limit
             .filter(|limit| *limit > 0)
             .map(|limit| with_allowance(limit, config));
-        if wanted
-            .is_some_and(|wanted| wanted > self.memory_mib.into() && wanted > MIN_MEMORY.into())
-        {
+        let most = u64::from(self.memory_mib) + u64::from(self.growth_mib);
+        if wanted.is_some_and(|wanted| wanted > most && wanted > MIN_MEMORY.into()) {
             return Err(TooSmall::Memory);
         }
         let cpus = resources.cpu().as_ref().and_then(cpus_at_once);
@@ -77,15 +79,31 @@ impl Sizing {
             host,
             config,
         );
-        let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
+        let limit = resources.and_then(memory_limit);
+        let memory = memory(limit, host, config);
         Self {
             vcpus: u8::try_from(cpus)
                 .ok()
                 .and_then(NonZeroU8::new)
                 .unwrap_or(NonZeroU8::MIN),
-            memory_mib: u32::try_from(memory(limit, host, config)).unwrap_or(u32::MAX),
+            memory_mib: u32::try_from(memory).unwrap_or(u32::MAX),
+            growth_mib: growth(limit, memory, host, config),
         }
     }
+
+    /// The memory that a VM of this size is to have from now on, in MiB, for a container with these limits: what one
+    /// would be created with, as far as this one can grow or shrink.
+    pub fn memory_for(&self, resources: &LinuxResources, host: Host, config: &Config) -> u32 {
+        let wanted = memory(memory_limit(resources), host, config);
+        let most = self.memory_mib.saturating_add(self.growth_mib);
+        u32::try_from(wanted)
+            .unwrap_or(u32::MAX)
+            .clamp(self.memory_mib, most)
+    }
+}
+
+fn memory_limit(resources: &LinuxResources) -> Option<i64> {
+    resources.memory().as_ref()?.limit()
 }
 
 /// As many vCPUs as the limits let run at once, and no more than the host can.
@@ -127,6 +145,19 @@ fn memory(limit: Option<i64>, host: Host, config: &Config) -> u64 {
         None => u64::from(config.default_memory).min(host.memory >> 20),
     };
     wanted.clamp(MIN_MEMORY.into(), config.max_memory.into())
+}
+
+/// How much a VM with `memory` MiB can grow, in MiB: whole sections of its kernel's, up to what the host has and the
+/// configuration allows. None at all without a limit on its container's memory: nothing on the host would hold a hostile
+/// guest, to which more addresses are memory than it has been given.
+fn growth(limit: Option<i64>, memory: u64, host: Host, config: &Config) -> u32 {
+    let is_limited = limit.is_some_and(|limit| u64::try_from(limit).is_ok_and(|limit| limit > 0));
+    let most = u64::from(config.max_memory).min(host.memory >> 20);
+    let growth = most.saturating_sub(memory) / SECTION * SECTION;
+    match is_limited {
+        true => u32::try_from(growth).unwrap_or(u32::MAX),
+        false => 0,
+    }
 }
 
 /// The memory in MiB that lets a container have `limit` bytes.
@@ -223,7 +254,8 @@ mod tests {
             .expect("resources");
             let limits: LinuxResources = serde_json::from_value(limits).expect("resources");
             let config = Config::default();
-            Sizing::of(Some(&made), HOST, &config).covers(&limits, HOST, &config)
+            let sizing = Sizing::of(Some(&made), HOST, &config);
+            sizing.fixed().covers(&limits, HOST, &config)
         };
         assert_eq!(covers(json!({"memory": {"limit": 512 << 20}})), Ok(()));
         assert_eq!(
@@ -245,6 +277,49 @@ mod tests {
         assert_eq!(
             covers(json!({"cpu": {"quota": 100_000, "period": 50_000}})),
             Ok(())
+        );
+    }
+
+    #[test]
+    fn a_vm_grows_where_its_container_has_a_limit() {
+        let growth = |limit: i64, config: &Config| {
+            let limits: LinuxResources =
+                serde_json::from_value(json!({"memory": {"limit": limit}})).expect("resources");
+            Sizing::of(Some(&limits), HOST, config).growth_mib
+        };
+        let config = Config::default();
+        assert_eq!(growth(-1, &config), 0);
+        assert_eq!(growth(512 << 20, &config), 15744, "up to the host's memory");
+        let small = Config {
+            max_memory: 1024,
+            ..Config::default()
+        };
+        assert_eq!(growth(512 << 20, &small), 384);
+        assert_eq!(growth(8 << 30, &small), 0);
+    }
+
+    #[test]
+    fn a_vm_gets_what_one_would_be_created_with() {
+        let sizing = Sizing {
+            vcpus: NonZeroU8::MIN,
+            memory_mib: 568,
+            growth_mib: 1024,
+        };
+        let config = Config::default();
+        let memory = |limit: i64| {
+            let limits = serde_json::from_value(json!({"memory": {"limit": limit}}));
+            sizing.memory_for(&limits.expect("resources"), HOST, &config)
+        };
+        assert_eq!(memory(64 << 20), 568);
+        assert_eq!(memory(1 << 30), 1024 + 48 + 16);
+        assert_eq!(memory(-1), 1592, "not 2048");
+        assert_eq!(memory(2 << 30), 1592);
+        let limits = serde_json::from_value(json!({"memory": {"limit": 1 << 30}}));
+        let limits: LinuxResources = limits.expect("resources");
+        assert_eq!(sizing.covers(&limits, HOST, &config), Ok(()));
+        assert_eq!(
+            sizing.fixed().covers(&limits, HOST, &config),
+            Err(TooSmall::Memory)
         );
     }
 

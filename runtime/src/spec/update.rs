@@ -35,6 +35,8 @@ pub struct Update {
     pub host: LinuxResources,
     /// The host's CPUs that the VM is to run on from now on.
     pub cpus: Option<CpuList>,
+    /// The memory that the VM is to have from now on, in MiB, if it can grow.
+    pub vm_memory_mib: Option<u32>,
 }
 
 /// Reads a description of changes.
@@ -90,6 +92,8 @@ pub fn update(
     let resources = resources.unwrap_or_default();
     fits(sizing, &resources, config)?;
 
+    let resizes = sizing.growth_mib > 0 && changed.contains_key("memory");
+    let vm_memory_mib = resizes.then(|| sizing.memory_for(&resources, Host::read(), config));
     let cpus = changes.pointer("/cpu/cpus").and_then(Value::as_str);
     let failed = |source| SpecError::Type {
         field: "linux.resources".to_owned(),
@@ -104,6 +108,7 @@ pub fn update(
         guest: serde_json::to_vec(&guest).map_err(failed)?,
         host: serde_json::from_value(host).map_err(failed)?,
         cpus: cpus.and_then(|cpus| cpus.parse().ok()),
+        vm_memory_mib,
     })
 }
 
@@ -226,13 +231,20 @@ fn touched(
     Value::Object(kept)
 }
 
-/// Whether a VM of this size can give what these limits allow.
+/// Whether a VM of this size can give what these limits allow, if it grows as far as it can.
 ///
 /// # Errors
 /// Names the limit that is above it.
 pub fn fits(sizing: Sizing, resources: &LinuxResources, config: &Config) -> Result<(), SpecError> {
     let (field, why) = match sizing.covers(resources, Host::read(), config) {
         Ok(()) => return Ok(()),
+        Err(TooSmall::Memory) if sizing.growth_mib > 0 => (
+            "linux.resources.memory.limit",
+            format!(
+                "it is more than the VM can have ({} MiB by the host's memory and max_memory of hull.toml)",
+                sizing.memory_mib + sizing.growth_mib
+            ),
+        ),
         Err(TooSmall::Memory) => (
             "linux.resources.memory.limit",
             format!(
@@ -263,6 +275,7 @@ mod tests {
     const SIZING: Sizing = Sizing {
         vcpus: NonZeroU8::MIN,
         memory_mib: 568,
+        growth_mib: 0,
     };
 
     fn update(spec: &Spec, sizing: Sizing, changes: Value) -> Result<Update, SpecError> {

@@ -16,6 +16,8 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::block::BlockState;
+use super::live_config::LiveConfig;
+use super::mem::MemState;
 use super::net::NicConfig;
 use super::vsock::VsockState;
 use crate::stop::StopFlag;
@@ -81,6 +83,8 @@ pub enum DeviceState {
     Vsock(VsockState),
     /// virtio-net: the properties that its configuration space shows.
     Net(NicConfig),
+    /// virtio-mem: the region, and which of its blocks are plugged.
+    Mem(MemState),
 }
 
 /// Why a device can't be saved. The device continues unchanged.
@@ -128,7 +132,8 @@ impl Interrupt {
         self.raise(INTERRUPT_USED_BUFFER);
     }
 
-    /// Sends a configuration change notification: the device needs a reset.
+    /// Sends a configuration change notification: the configuration has changed, or the device needs a
+    /// reset.
     pub(crate) fn config_changed(&self) {
         self.raise(INTERRUPT_CONFIG_CHANGE);
     }
@@ -190,8 +195,15 @@ pub trait VirtioDevice: Send {
     /// that serves the device; `None` if no thread has to be notified.
     fn activation_eventfd(&self) -> Option<RawFd>;
 
-    /// The device's configuration space. It is read only and does not change while the VM lives.
+    /// The device's configuration space. It is read only and does not change while the VM lives, but
+    /// for what a device's [`Self::live_config`] has in its place.
     fn config(&self) -> &[u8];
+
+    /// The configuration space of a device that changes it, from when the device is attached on. What
+    /// [`Self::config`] returns identifies such a device, and is as it was at the beginning.
+    fn live_config(&self) -> Option<Arc<LiveConfig>> {
+        None
+    }
 
     /// Starts serving the queues: called once per initialisation, when the driver sets DRIVER_OK.
     ///

@@ -7,6 +7,8 @@ pub mod block;
 pub mod device;
 pub mod fs;
 mod lifecycle;
+mod live_config;
+pub mod mem;
 mod memory;
 pub mod net;
 mod queue;

@@ -123,7 +123,7 @@ impl QueueSetup {
     }
 }
 
-/// All registers except the interrupt registers and the configuration space.
+/// All registers except the interrupt registers, and the configuration space with its generation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Registers {
     device_type: u32,
@@ -246,7 +246,6 @@ impl Registers {
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
             | VIRTIO_MMIO_SHM_BASE_HIGH => NO_REGION,
-            // Including ConfigGeneration: the configuration does not change.
             _ => 0,
         }
     }

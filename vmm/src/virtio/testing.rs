@@ -207,7 +207,8 @@ impl<D: VirtioDevice + MutEventSubscriber + 'static> Bench<D> {
         Self::with_memory(memory(), device)
     }
 
-    fn with_memory(memory: Arc<GuestMemoryMmap>, device: D) -> Self {
+    /// With a guest memory of which the first 64 KiB are as in [`Self::new`].
+    pub(crate) fn with_memory(memory: Arc<GuestMemoryMmap>, device: D) -> Self {
         let device = Arc::new(Mutex::new(device));
         let stop = StopFlag::default();
         let transport = MmioTransport::new(Arc::clone(&memory), device.clone(), stop);

@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_mmio::{
-    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS,
-    VIRTIO_MMIO_QUEUE_NOTIFY,
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_INTERRUPT_ACK,
+    VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_QUEUE_NOTIFY,
 };
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -26,6 +26,7 @@ use super::device::{
     ActivateError, Activation, ActiveQueue, DeviceState, Interrupt, RestoreError, SaveError,
     VirtioDevice, readable_status, register_bits,
 };
+use super::live_config::ConfigSpace;
 use super::registers::{Effect, Registers};
 use crate::stop::StopFlag;
 
@@ -53,9 +54,7 @@ pub struct MmioTransport {
 #[derive(Clone)]
 struct AttachedDevice {
     device: Arc<Mutex<dyn VirtioDevice>>,
-    /// A copy of its configuration, which does not change, so that reading it doesn't wait for the
-    /// device's lock.
-    config: Arc<[u8]>,
+    config: ConfigSpace,
 }
 
 /// Why a device can't be plugged into a slot. The slot is unchanged then.
@@ -149,7 +148,7 @@ impl MmioTransport {
                 return Err(FillError::WrongKind);
             }
             let fresh = Registers::new(device.device_type(), device.features(), sizes);
-            (fresh, device.config().into())
+            (fresh, ConfigSpace::of(&*device))
         };
         if self.attached().is_some() {
             return Err(FillError::Occupied);
@@ -183,9 +182,9 @@ impl MmioTransport {
 
     /// The device's configuration, without a hold on the device: it is to go with the thread that serves it, whose
     /// descriptors it has, and not with a vCPU's that happened to read this.
-    fn config(&self) -> Arc<[u8]> {
+    fn config(&self) -> ConfigSpace {
         let attached = (self.attached.read()).unwrap_or_else(PoisonError::into_inner);
-        let config = attached.as_ref().map(|device| Arc::clone(&device.config));
+        let config = attached.as_ref().map(|device| device.config.clone());
         config.unwrap_or_default()
     }
 
@@ -223,11 +222,8 @@ impl MmioTransport {
             return;
         }
         if let Some(offset) = offset.checked_sub(CONFIG) {
-            let config = self.config();
-            let rest = usize::try_from(offset).ok().and_then(|at| config.get(at..));
-            for (byte, value) in data.iter_mut().zip(rest.unwrap_or_default()) {
-                *byte = *value;
-            }
+            let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+            self.config().read(offset, data);
         } else if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
             *data = self.read_register(offset as u32).to_le_bytes();
         }
@@ -273,19 +269,19 @@ impl MmioTransport {
     pub fn save(&self) -> Result<TransportState, SaveError> {
         let mut registers = lock(&self.registers);
         let attached = self.attached();
-        let device = match &attached {
-            None => DeviceState::Absent,
+        let (config, device) = match &attached {
+            None => (Vec::new(), DeviceState::Absent),
             Some(attached) => {
                 let mut device = lock(&attached.device);
                 let state = device.save()?;
                 registers.record_queue_positions(&device.stop());
-                state
+                (device.config().to_vec(), state)
             }
         };
         Ok(TransportState {
             registers: registers.clone(),
             interrupt_status: readable_status(self.interrupt_status.load(Ordering::SeqCst)),
-            config: self.config().to_vec(),
+            config,
             device,
         })
     }
@@ -301,7 +297,11 @@ impl MmioTransport {
     /// The state is that of a device with other properties, or no driver can have led to it.
     pub fn restore(&self, state: TransportState) -> Result<(), RestoreError> {
         let attached = self.attached();
-        if state.config != *self.config() {
+        let same_config = match &attached {
+            Some(attached) => state.config == lock(&attached.device).config(),
+            None => state.config.is_empty(),
+        };
+        if !same_config {
             let what = "configuration";
             return Err(RestoreError::Differs { what });
         }
@@ -328,6 +328,7 @@ impl MmioTransport {
             VIRTIO_MMIO_INTERRUPT_STATUS => {
                 readable_status(self.interrupt_status.load(Ordering::SeqCst))
             }
+            VIRTIO_MMIO_CONFIG_GENERATION => self.config().generation(),
             _ => lock(&self.registers).read(offset),
         }
     }

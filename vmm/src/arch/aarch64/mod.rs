@@ -44,6 +44,11 @@ pub(crate) fn memory_regions(size: u64) -> impl Iterator<Item = (u64, usize)> {
     std::iter::once((layout::MEMORY_START, size as usize))
 }
 
+/// Where memory that is plugged in later begins, for a machine whose memory ends at `end`.
+pub(crate) fn hotplug_start(end: u64) -> u64 {
+    end.next_multiple_of(layout::SECTION)
+}
+
 /// Prepares a VM for vCPUs. It will create a GICv3 in KVM
 /// (Documentation/virt/kvm/devices/arm-vgic-v3.rst), which takes the devices' irqfds as its SPIs
 /// without a routing table.

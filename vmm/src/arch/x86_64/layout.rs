@@ -13,7 +13,7 @@
 //! 0xfec0_0000    IO-APIC
 //! 0xfee0_0000    local APICs (in KVM)
 //! 0xfffb_c000    identity map page and TSS, which KVM needs on Intel processors of before 2010
-//! 0x1_0000_0000  4 GiB: the rest of memory
+//! 0x1_0000_0000  4 GiB: the rest of memory, then what can be plugged in (virtio-mem)
 //! ```
 //!
 //! Everything below 64 KiB is read once, by the kernel's startup code. Linux reserves those 64 KiB

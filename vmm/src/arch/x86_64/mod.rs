@@ -51,6 +51,13 @@ pub(crate) fn memory_regions(size: u64) -> impl Iterator<Item = (u64, usize)> {
         .map(|(start, size)| (start, size as usize))
 }
 
+/// Where memory that is plugged in later begins, for a machine whose memory ends at `end`: above the gap,
+/// on a section of Linux's.
+pub(crate) fn hotplug_start(end: u64) -> u64 {
+    end.max(layout::MMIO_GAP_END)
+        .next_multiple_of(layout::SECTION)
+}
+
 /// Prepares a VM for vCPUs: creates the interrupt controllers, and disables the PMU, whose state
 /// KVM would otherwise check on every VM entry.
 pub(crate) fn configure_vm(vm: &VmFd) -> Result<(), VmError> {
