@@ -13,6 +13,12 @@ pub(crate) fn slot_address(slot: usize) -> u64 {
     layout::DEVICES_START + slot as u64 * SLOT_SIZE
 }
 
+/// The I/O port by which a driver may kick the queues of the device in a slot, where the processor has any.
+pub(crate) fn kick_port(slot: usize) -> Option<u16> {
+    let first = layout::KICK_PORTS?;
+    first.checked_add(u16::try_from(4 * slot).ok()?)
+}
+
 /// Finds the device that an access goes to. It is filled before the guest runs, and only read by
 /// the vCPU threads.
 #[derive(Debug, Default)]
@@ -57,6 +63,15 @@ impl Bus {
 mod tests {
     use super::*;
     use crate::virtio::testing;
+
+    #[test]
+    fn each_slot_has_a_port_of_its_own() {
+        if layout::KICK_PORTS.is_some() {
+            assert_eq!(kick_port(0), layout::KICK_PORTS);
+            assert_eq!(kick_port(31), kick_port(30).map(|port| port + 4));
+        }
+        assert_eq!(kick_port(usize::from(u16::MAX)), None);
+    }
 
     #[test]
     fn an_access_reaches_its_slot_and_no_other() {

@@ -199,9 +199,10 @@ impl Machine {
     /// slot.
     fn connect(
         &mut self,
-        transport: MmioTransport,
+        mut transport: MmioTransport,
     ) -> Result<(u8, Arc<MmioTransport>), MachineError> {
         let slot = self.bus.devices().len();
+        transport.show_kick_port(bus::kick_port(slot));
         let gsi = gsi(slot).ok_or(MachineError::TooManyDevices)?;
         self.vm
             .connect(&transport, bus::slot_address(slot), gsi.into())?;

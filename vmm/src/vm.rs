@@ -73,7 +73,7 @@ impl Vm {
     }
 
     /// Registers a device's irqfd and the ioeventfds of its queues, so that interrupts and kicks
-    /// need no exit to user space.
+    /// need no exit to user space: kicks by the register at `address`, and by the port that the device shows.
     pub(crate) fn connect(
         &self,
         device: &MmioTransport,
@@ -83,11 +83,16 @@ impl Vm {
         self.fd
             .register_irqfd(device.irqfd(), gsi)
             .map_err(failed("take a device's interrupt"))?;
-        let notify = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
-        for (kick, queue) in device.kicks().zip(0u32..) {
-            self.fd
-                .register_ioevent(kick, &notify, queue)
-                .map_err(failed("take a device's queue"))?;
+        let register = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
+        let port = device
+            .kick_port()
+            .map(|port| IoEventAddress::Pio(port.into()));
+        for notify in [Some(register), port].iter().flatten() {
+            for (kick, queue) in device.kicks().zip(0u32..) {
+                self.fd
+                    .register_ioevent(kick, notify, queue)
+                    .map_err(failed("take a device's queue"))?;
+            }
         }
         Ok(())
     }

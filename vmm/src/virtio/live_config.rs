@@ -91,6 +91,11 @@ impl ConfigSpace {
         }
     }
 
+    /// Whether it ever changes.
+    pub(super) fn changes(&self) -> bool {
+        matches!(self, Self::Live(_))
+    }
+
     pub(super) fn generation(&self) -> u32 {
         match self {
             Self::Live(config) => config.generation(),

@@ -42,8 +42,6 @@ const LAYOUT_VERSION: u32 = 2;
 /// The device id of a placeholder: drivers ignore such a device without reporting an error
 /// (4.2.2.2, 4.2.3.1.1).
 const NO_DEVICE: u32 = 0;
-/// The vendor id, which no driver evaluates.
-const VENDOR: u32 = u32::from_le_bytes(*b"hull");
 /// Length and address of a shared memory region that does not exist are all ones (4.2.2).
 const NO_REGION: u32 = u32::MAX;
 
@@ -233,7 +231,6 @@ impl Registers {
             VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             VIRTIO_MMIO_VERSION => LAYOUT_VERSION,
             VIRTIO_MMIO_DEVICE_ID => self.device_type,
-            VIRTIO_MMIO_VENDOR_ID => VENDOR,
             VIRTIO_MMIO_DEVICE_FEATURES => match self.offered_half {
                 0 => self.offered as u32,
                 1 => (self.offered >> 32) as u32,

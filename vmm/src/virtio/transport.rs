@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_INTERRUPT_ACK,
-    VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_QUEUE_NOTIFY,
+    VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_VENDOR_ID,
 };
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -35,6 +35,18 @@ pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
 
+/// The vendor id. The guest kernel that hull brings knows by it (its virtio-mmio-message.patch) that every interrupt
+/// is a message of its own, whose line nobody shares, and that the configuration never changes: so it neither reads
+/// what an interrupt is for nor acknowledges it, each of which would be an exit. Other drivers ignore it.
+const VENDOR: u32 = u32::from_le_bytes(*b"hull");
+
+/// That of devices whose configuration changes: their interrupts have to be asked what they are for.
+const VENDOR_OF_CHANGING: u32 = u32::from_le_bytes(*b"Hull");
+
+/// A register of hull's own: the I/O port to which a driver that knows the devices' vendor may write the number of a
+/// queue instead of to `QueueNotify`, or 0. The guest kernel that hull brings does (its virtio-mmio-message.patch).
+const KICK_PORT: u32 = 0x0e0;
+
 /// The registers of a device or of an empty slot, and the device.
 pub struct MmioTransport {
     memory: Arc<GuestMemoryMmap>,
@@ -44,6 +56,7 @@ pub struct MmioTransport {
     interrupt_status: Arc<AtomicU32>,
     irqfd: Arc<EventFd>,
     kicks: Vec<Arc<EventFd>>,
+    kick_port: Option<u16>,
     /// The device's; see [`VirtioDevice::activation_eventfd`].
     activation_eventfd: Option<RawFd>,
     stop: StopFlag,
@@ -125,10 +138,21 @@ impl MmioTransport {
             kicks: (0..queues)
                 .map(|_| new_eventfd())
                 .collect::<Result<_, _>>()?,
+            kick_port: None,
             activation_eventfd,
             stop,
             registers: Mutex::new(Registers::empty()),
         })
+    }
+
+    /// Shows drivers a port by which the queues can be kicked as by [`QUEUE_NOTIFY`].
+    pub(crate) fn show_kick_port(&mut self, port: Option<u16>) {
+        self.kick_port = port;
+    }
+
+    /// That port.
+    pub(crate) fn kick_port(&self) -> Option<u16> {
+        self.kick_port
     }
 
     /// Plugs a device into an empty slot. A driver finds it as after a reset, whatever was written
@@ -329,6 +353,9 @@ impl MmioTransport {
                 readable_status(self.interrupt_status.load(Ordering::SeqCst))
             }
             VIRTIO_MMIO_CONFIG_GENERATION => self.config().generation(),
+            VIRTIO_MMIO_VENDOR_ID if self.config().changes() => VENDOR_OF_CHANGING,
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            KICK_PORT => self.kick_port.unwrap_or_default().into(),
             _ => lock(&self.registers).read(offset),
         }
     }
@@ -564,6 +591,15 @@ mod tests {
         assert_eq!(read(&transport, 0xff8, 8), 0);
         transport.write(0x100, &[9, 9, 9, 9]);
         assert_eq!(read(&transport, 0x100, 4), 0x0403_0201);
+    }
+
+    #[test]
+    fn the_port_for_kicks_is_shown_and_can_only_be_read() {
+        let (mut transport, _) = transport();
+        assert_eq!(read(&transport, 0xe0, 4), 0);
+        transport.show_kick_port(Some(0x1004));
+        Driver(&transport).write(0xe0, 1);
+        assert_eq!(read(&transport, 0xe0, 4), 0x1004);
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub const SECTION: u64 = 128 << 20;
 /// The address of the first device's registers.
 pub const DEVICES_START: u64 = 1 << 30;
 
+/// There are no I/O ports.
+pub const KICK_PORTS: Option<u16> = None;
+
 /// The first interrupt line given to a device, counted from the GIC's first SPI as irqfds do.
 pub const GSI_FIRST: u32 = 0;
 /// The last interrupt line given to a device, which limits the number of devices.

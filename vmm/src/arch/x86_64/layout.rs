@@ -9,7 +9,7 @@
 //! 0x000a_0000  legacy hole: not memory by the e820 map (Linux would take it for video memory and ROMs)
 //! 0x0010_0000  memory; the kernel is usually linked to 16 MiB, and the initramfs follows it
 //! 0xc000_0000  3 GiB: the MMIO gap, no memory
-//! 0xd000_0000    virtio-mmio devices, 4 KiB each
+//! 0xd000_0000    virtio-mmio devices, 4 KiB each (and, of the I/O ports, 4 bytes each from 0x1000 on)
 //! 0xfec0_0000    IO-APIC
 //! 0xfee0_0000    local APICs (in KVM)
 //! 0xfffb_c000    identity map page and TSS, which KVM needs on Intel processors of before 2010
@@ -71,6 +71,10 @@ pub const SECTION: u64 = 128 << 20;
 
 /// The address of the first device's registers.
 pub const DEVICES_START: u64 = 0xd000_0000;
+
+/// The I/O port of the first device's kicks, of 4 bytes; the next device's follows it. No PC has anything there without
+/// a PCI bus. KVM has to decode and emulate an instruction that writes to a register, and none for a port.
+pub const KICK_PORTS: Option<u16> = Some(0x1000);
 
 /// The IO-APIC's registers, where every PC has them.
 pub const IOAPIC: u32 = 0xfec0_0000;

@@ -65,6 +65,19 @@ const PLUGGED_SIZE: u64 = 40;
 const REQUESTED_SIZE: u64 = 48;
 const GENERATION: u64 = 0xfc;
 
+/// The guest's kernel takes each interrupt of other devices for one about used buffers, and asks nothing.
+#[test]
+fn its_interrupts_have_to_be_asked_what_they_are_for() {
+    const VENDOR_ID: u64 = 0x0c;
+    let (bench, _) = bench();
+    let fixed = Bench::new(crate::virtio::rng::Rng::new().expect("a device"));
+    let vendors = [
+        bench.driver().read(VENDOR_ID),
+        fixed.driver().read(VENDOR_ID),
+    ];
+    assert_eq!(vendors.map(u32::to_le_bytes), [*b"Hull", *b"hull"]);
+}
+
 #[test]
 fn a_request_of_the_hosts_is_told_and_followed() {
     let (mut bench, _) = bench();
