@@ -19,6 +19,7 @@ use super::links::Link;
 use super::namespace::UNDO;
 use super::netlink::Netlink;
 use super::redirect::{self, Ingress};
+use super::turn::Turn;
 use super::watch::{Group, Watch};
 use super::{Interface, Namespace, tap};
 use crate::chain::chain;
@@ -50,7 +51,8 @@ pub fn connect(
 ) -> Result<Connection, Error> {
     let what = format!("connect {} to a VM", interface.name);
     let target = Target::of(interface);
-    let work = move |netlink: &mut Netlink| target.connect(netlink, queues);
+    let turn = Turn::of(namespace)?;
+    let work = move |netlink: &mut Netlink| target.connect(netlink, queues, &turn);
     namespace.within_or(&what, work, |netlink, made| {
         if let Err(e) = redirect::remove(netlink, made.interface) {
             log::warn!("{}", chain(&e));
@@ -66,7 +68,8 @@ pub fn connect(
 /// When the kernel refuses.
 pub fn disconnect(namespace: &Namespace, index: u32) -> Result<(), Error> {
     let what = format!("disconnect interface {index} from a VM");
-    namespace.within(&what, move |netlink| remove_remains(netlink, index))
+    let turn = Turn::of(namespace)?;
+    namespace.within(&what, move |netlink| remove_remains(netlink, index, &turn))
 }
 
 /// Takes away what VMs that are gone have left in a namespace, where nobody knows at which interfaces.
@@ -75,6 +78,7 @@ pub fn disconnect(namespace: &Namespace, index: u32) -> Result<(), Error> {
 /// As with [`disconnect`].
 pub fn disconnect_all(namespace: &Namespace) -> Result<(), Error> {
     let what = "disconnect interfaces from VMs that are gone";
+    let turn = Turn::of(namespace)?;
     namespace.within(what, move |netlink| {
         let doing = || what.to_owned();
         for link in netlink.links().doing(doing)? {
@@ -88,24 +92,22 @@ pub fn disconnect_all(namespace: &Namespace) -> Result<(), Error> {
                 }
             );
             if has_filter {
-                remove_remains(netlink, index)?;
+                remove_remains(netlink, index, &turn)?;
             }
         }
         Ok(())
     })
 }
 
-/// The tap's name is the lock: who has one of that name is connected to the interface, or is about to be.
-fn remove_remains(netlink: &mut Netlink, index: u32) -> Result<(), Error> {
-    let tap = match tap::open(&tap::name(index), NonZeroU16::MIN) {
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
-        // Who can't make taps can't be kept from removing what they leave.
-        tap => tap.ok(),
-    };
+/// Who has a tap of that name is connected to the interface, or is about to be: it redirects nothing before it has that,
+/// nor while this one has its turn.
+fn remove_remains(netlink: &mut Netlink, index: u32, turn: &Turn) -> Result<(), Error> {
     let doing = || format!("disconnect interface {index} from a VM");
-    let removed = redirect::remove(netlink, index).doing(doing);
-    drop(tap);
-    removed
+    let _taken = turn.take()?;
+    match netlink.link(&tap::name(index)).doing(doing)? {
+        Some(_) => Ok(()),
+        None => redirect::remove(netlink, index).doing(doing),
+    }
 }
 
 /// An interface that is being connected.
@@ -127,13 +129,20 @@ impl Target {
     }
 
     /// Everything on the tap's side goes by itself when its descriptors do, so the interface's comes last.
-    fn connect(self, netlink: &mut Netlink, queues: NonZeroU16) -> Result<Connection, Error> {
+    fn connect(
+        self,
+        netlink: &mut Netlink,
+        queues: NonZeroU16,
+        turn: &Turn,
+    ) -> Result<Connection, Error> {
         let queues = self.open_tap(queues)?;
         let tap = self.bring_tap_up(netlink)?;
         redirect::add_qdisc(netlink, tap)
             .and_then(|()| redirect::add_filter(netlink, tap, self.index))
             .doing(|| self.while_doing("redirect what the VM sends"))?;
+        let taken = turn.take()?;
         self.redirect_received(netlink, tap)?;
+        drop(taken);
         Ok(Connection {
             queues,
             interface: self.index,

@@ -15,6 +15,11 @@ pub enum Error {
     /// Whoever looks into a namespace is in it, so that is a thread of its own.
     #[error("start a thread for the container's network namespace")]
     Thread(#[source] io::Error),
+    /// Another command of hull's is about an interface of the namespace, or flock(2) fails.
+    #[error(
+        "take turns with who else connects interfaces of the container's network namespace to a VM"
+    )]
+    Turn(#[source] io::Error),
     /// The thread died, by a fault of hull's.
     #[error("the thread that was to {what} has died")]
     Died {

@@ -43,6 +43,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod told;
+mod turn;
 mod watch;
 
 pub use netlink_packet_route::address::AddressMessage;

@@ -5,7 +5,6 @@
 //! on a thread of its own, which enters the namespace and ends with the work; the caller's never enters anything.
 //! A process that is in the namespace as a whole ([`Namespace::own`]) does it itself.
 
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{self, RecvTimeoutError, SendError};
 use std::thread;
@@ -33,8 +32,8 @@ pub struct Namespace(Place);
 
 #[derive(Debug)]
 enum Place {
-    /// The calling thread's.
-    Own,
+    /// The calling thread's, and a descriptor of it.
+    Own(OwnedFd),
     /// One that is held by a descriptor.
     Other(OwnedFd),
 }
@@ -57,19 +56,20 @@ impl Namespace {
             .map_err(Error::Enter)
     }
 
-    /// That of the calling thread, which starts no other thread for it and enters nothing.
-    pub fn own() -> Self {
-        Self(Place::Own)
+    /// That of the calling thread, of which this is a descriptor; it starts no other thread for it and enters nothing.
+    pub fn own(fd: OwnedFd) -> Self {
+        Self(Place::Own(fd))
+    }
+
+    /// Whether it is the calling thread's.
+    pub(super) fn is_own(&self) -> bool {
+        matches!(self.0, Place::Own(_))
     }
 
     /// Another descriptor of it.
     pub(super) fn try_clone(&self) -> Result<OwnedFd, Error> {
-        match &self.0 {
-            Place::Other(fd) => fd.try_clone().map_err(Error::Enter),
-            Place::Own => File::open("/proc/thread-self/ns/net")
-                .map(OwnedFd::from)
-                .map_err(Error::Enter),
-        }
+        let (Place::Own(fd) | Place::Other(fd)) = &self.0;
+        fd.try_clone().map_err(Error::Enter)
     }
 
     /// Does something in the namespace. `what` completes "waited for the kernel to …".
@@ -90,7 +90,7 @@ impl Namespace {
     ) -> Result<T, Error> {
         let deadline = deadline();
         let namespace = match &self.0 {
-            Place::Own => return work(&mut Netlink::open(deadline)?),
+            Place::Own(_) => return work(&mut Netlink::open(deadline)?),
             Place::Other(fd) => fd.try_clone().map_err(Error::Enter)?,
         };
         // Without a buffer, so that what nobody waits for any more is still the thread's.

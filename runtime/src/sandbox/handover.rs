@@ -16,7 +16,7 @@ use rustix::io::FdFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::ChildProcess;
+use super::process::{ChildProcess, Start};
 use super::search::ProcessIdentity;
 
 /// The attribute that says whose process it is.
@@ -44,7 +44,7 @@ pub fn write(document: &impl Serialize, identity: &[u8]) -> io::Result<File> {
 }
 
 /// In the maker: executes hull's program as a process of this identity, in this cgroup and in new namespaces of these
-/// kinds ([`ChildProcess::spawn`]). `document` makes what the process is told, in which each descriptor that it
+/// kinds, with this priority ([`ChildProcess::spawn`]). `document` makes what the process is told, in which each descriptor that it
 /// is to inherit is a number: what its argument makes of it.
 ///
 /// # Errors
@@ -54,6 +54,7 @@ pub fn execute<T: Serialize>(
     identity: &ProcessIdentity,
     cgroup: Option<BorrowedFd<'_>>,
     namespaces: u64,
+    start: Start,
 ) -> io::Result<ChildProcess> {
     let mut inherited = Vec::new();
     let document = document(&mut |fd| {
@@ -65,7 +66,7 @@ pub fn execute<T: Serialize>(
     let arguments = identity.arguments(written.as_raw_fd())?;
     let inherited = inherited.iter().map(AsFd::as_fd);
     let inherited: Vec<_> = inherited.chain([written.as_fd()]).collect();
-    ChildProcess::spawn(&arguments, &inherited, cgroup, namespaces)
+    ChildProcess::spawn(&arguments, &inherited, cgroup, namespaces, start)
 }
 
 /// In the process: reads it, once. Returns the file as well, which is to stay open.

@@ -11,7 +11,7 @@ use rustix::pipe::PipeFlags;
 
 use super::config::Ends;
 use super::lifeline::{Lifeline, Report};
-use super::process::NO_PROGRAM;
+use super::process::{NO_PROGRAM, Start};
 use super::search::{ProcessIdentity, Purpose};
 use super::{
     BlockingAgent, ChildProcess, SandboxError, Streams, VmConfig, VmmConfig, handover, namespaces,
@@ -86,7 +86,7 @@ impl Launch<'_> {
         let execute = || {
             let arguments = identity.arguments(written.as_raw_fd())?;
             let cgroup = cgroup.as_ref().map(AsFd::as_fd);
-            ChildProcess::spawn(&arguments, &inherited, cgroup, own)
+            ChildProcess::spawn(&arguments, &inherited, cgroup, own, Start::Usual)
         };
         let process = execute().map_err(SandboxError::host(
             "start the VMM process in namespaces of its own",

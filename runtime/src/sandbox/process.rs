@@ -17,6 +17,19 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_
 /// What a process that could not execute its program exits with, as in shells.
 pub const NO_PROGRAM: i32 = 127;
 
+/// With what priority a process begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With its maker's.
+    Usual,
+    /// With the niceness that leaves the processor to all others (sched(7)), from before its program is loaded: nobody
+    /// waits for it.
+    Unhurried,
+}
+
+/// The niceness of [`Start::Unhurried`].
+const LOWEST_PRIORITY: i32 = 19;
+
 /// CLONE_INTO_CGROUP of linux/sched.h; libc's has lost its bits.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
@@ -33,7 +46,7 @@ impl ChildProcess {
     /// name), in the cgroup whose directory is given, or in this process's, and in new namespaces of these
     /// kinds (CLONE_NEW*). It inherits these descriptors, under their numbers: they are closed on exec in this
     /// process, so that a child which another thread starts meanwhile doesn't get them, and the child itself
-    /// changes that. No signal is ignored in it and its personality (personality(2)) is Linux's own, whatever this
+    /// changes that. It has this priority from the beginning. No signal is ignored in it and its personality (personality(2)) is Linux's own, whatever this
     /// process was started with.
     ///
     /// # Errors
@@ -43,6 +56,7 @@ impl ChildProcess {
         inherited: &[BorrowedFd<'_>],
         cgroup: Option<BorrowedFd<'_>>,
         namespaces: u64,
+        start: Start,
     ) -> io::Result<Self> {
         let mut argv: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).collect();
         argv.push(ptr::null());
@@ -78,6 +92,14 @@ impl ChildProcess {
                 }
                 for fd in inherited {
                     libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0);
+                }
+                if start == Start::Unhurried {
+                    libc::syscall(
+                        libc::SYS_setpriority,
+                        libc::PRIO_PROCESS,
+                        0,
+                        LOWEST_PRIORITY,
+                    );
                 }
                 // Its layout is random, also where the caller's isn't (setarch -R).
                 libc::syscall(libc::SYS_personality, 0);
@@ -161,7 +183,7 @@ mod tests {
     fn a_process_is_started_killed_and_waited_for() {
         // The test's own binary, which has no such test.
         let arguments = [c"hull".to_owned(), c"none".to_owned()];
-        let mut ended = ChildProcess::spawn(&arguments, &[], None, 0).expect("spawn");
+        let mut ended = ChildProcess::spawn(&arguments, &[], None, 0, Start::Usual).expect("spawn");
         assert!(ended.wait().expect("wait").success());
         assert_eq!(
             ended.try_wait().expect("wait"),

@@ -18,6 +18,7 @@ use tokio::io::AsyncReadExt;
 
 use super::agent::open_connection;
 use super::lifeline::{self, COMMIT, Lifeline, Report};
+use super::process::Start;
 use super::search::{ProcessIdentity, Purpose};
 use super::socket::CALL_TIMEOUT;
 use super::{
@@ -133,7 +134,13 @@ impl StandIn<'_> {
 fn start(purpose: &Purpose, store: StoreKey, config: Config<OwnedFd>) -> io::Result<ChildProcess> {
     let identity = ProcessIdentity::new(purpose, store, &config.container);
     let own = namespaces::of_stand_in_at_birth();
-    handover::execute(|number_of| config.with(number_of), &identity, None, own)
+    handover::execute(
+        |number_of| config.with(number_of),
+        &identity,
+        None,
+        own,
+        Start::Usual,
+    )
 }
 
 /// Why a stand-in can't stand for its container.

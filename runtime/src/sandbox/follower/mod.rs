@@ -18,18 +18,17 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{getpriority_process, setpriority_process};
+use rustix::process::getpriority_process;
 use serde::{Deserialize, Serialize};
 
 use super::lifeline::{self, Lifeline};
+use super::process::Start;
 use super::search::{ProcessIdentity, Purpose};
 use super::{ChildProcess, SandboxError, handover, namespaces};
 use crate::host::{Privilege, ProcessId};
+use crate::network::Namespace;
 use crate::store::{Nic, SandboxDir, SandboxNetwork};
 use crate::types::ContainerId;
-
-/// The niceness that leaves the processor to all others (sched(7)).
-const LOWEST_PRIORITY: i32 = 19;
 
 /// What it is told; its descriptors are numbers where it is told them.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +41,8 @@ struct Config<Fd> {
     vhost: bool,
     /// Whether the container reaches a resolver that is in the namespace.
     resolver: bool,
+    /// The niceness that it is to have once it is ready.
+    niceness: i32,
     /// The connection to `start`; see `lifeline`.
     lifeline: Fd,
     /// The VM's process (pidfd_open(2)).
@@ -64,6 +65,7 @@ impl<Fd> Config<Fd> {
             nics: self.nics,
             vhost: self.vhost,
             resolver: self.resolver,
+            niceness: self.niceness,
             lifeline: change(self.lifeline)?,
             vmm: change(self.vmm)?,
             network: change(self.network)?,
@@ -109,6 +111,7 @@ impl Follower<'_> {
             nics: self.network.nics.clone(),
             vhost: self.network.vhost,
             resolver: self.network.resolver,
+            niceness: getpriority_process(None).unwrap_or_default(),
             lifeline,
             network: namespaces::network_of(self.vmm)?,
             vmm: self.vmm.open().ok_or_else(gone)?,
@@ -129,18 +132,24 @@ impl Follower<'_> {
         let identity = ProcessIdentity::new(&Purpose::NetworkFollower, store, &config.container);
         let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
         let own = namespaces::of_follower_at_birth();
-        handover::execute(|number_of| config.with(number_of), &identity, cgroup, own)
+        // Who starts a container waits for nothing of this: it gets itself ready when there is time. Root of a user
+        // namespace couldn't take the priority back.
+        let start = match Privilege::own().is_host_root() {
+            true => Start::Unhurried,
+            false => Start::Usual,
+        };
+        handover::execute(
+            |number_of| config.with(number_of),
+            &identity,
+            cgroup,
+            own,
+            start,
+        )
     }
 }
 
 /// Runs a follower, which is told in the memory file `config_fd` what for.
 pub fn run(config_fd: RawFd) -> ExitCode {
-    // Who starts a container waits for nothing of this: it gets itself ready when there is time.
-    let niceness = getpriority_process(None).unwrap_or_default();
-    if Privilege::own().is_host_root() {
-        // Root of a user namespace couldn't take it back.
-        let _ = setpriority_process(None, LOWEST_PRIORITY);
-    }
     let read = || {
         // Its caller's are none of its business, and somebody may wait for their end.
         hull_vmm::jail::descriptors::replace_standard_streams()?;
@@ -155,6 +164,7 @@ pub fn run(config_fd: RawFd) -> ExitCode {
         nics,
         vhost,
         resolver,
+        niceness,
         lifeline,
         vmm,
         network,
@@ -165,16 +175,23 @@ pub fn run(config_fd: RawFd) -> ExitCode {
     if lifeline::wait_to_begin(&UnixStream::from(lifeline)).is_err() {
         return ExitCode::FAILURE;
     }
-    let keep = [&vmm, &console, &interfaces, &config_file];
+    let keep = [&vmm, &network, &console, &interfaces, &config_file];
     let keep = keep.map(AsFd::as_fd);
     let jailed = jail::enter(&network, socket, &keep, niceness);
-    drop(network);
     log::hear(console.into());
     if let Err(e) = jailed {
         ::log::error!("{}", crate::chain::chain(&e));
         return ExitCode::FAILURE;
     }
-    let follower = network::Follower::new(container, nics, vhost, interfaces.into(), resolver);
+    let namespace = Namespace::own(network);
+    let follower = network::Follower::new(
+        container,
+        namespace,
+        nics,
+        vhost,
+        interfaces.into(),
+        resolver,
+    );
     follower.follow(&vmm);
     ExitCode::SUCCESS
 }

@@ -50,6 +50,8 @@ enum Error {
 /// A follower in its jail.
 pub struct Follower {
     container: ContainerId,
+    /// This process's own.
+    namespace: Namespace,
     nics: Vec<Nic>,
     vhost: bool,
     list: ConnectedInterfaces,
@@ -71,6 +73,7 @@ enum Event {
 impl Follower {
     pub fn new(
         container: ContainerId,
+        namespace: Namespace,
         nics: Vec<Nic>,
         vhost: bool,
         list: ConnectedInterfaces,
@@ -78,6 +81,7 @@ impl Follower {
     ) -> Self {
         Self {
             container,
+            namespace,
             nics,
             vhost,
             list,
@@ -96,7 +100,7 @@ impl Follower {
 
     fn try_follow(&mut self, vmm: &OwnedFd) -> Result<(), Error> {
         // From here on no change is missed.
-        let mut changes = watch(&Namespace::own())?;
+        let mut changes = watch(&self.namespace)?;
         let (mut said, mut pause) = (String::new(), FIRST_PAUSE);
         loop {
             let mut attempt = None;
@@ -125,7 +129,7 @@ impl Follower {
     /// Has the VM's network be what it is on the host now. One interface that can't be connected keeps no other back.
     fn update(&mut self) -> Result<(), Error> {
         let connected: Vec<u32> = self.nics.iter().map(|nic| nic.index).collect();
-        let (there, all_can_be) = read_possible(&Namespace::own(), &connected)?;
+        let (there, all_can_be) = read_possible(&self.namespace, &connected)?;
         self.release_gone(&there)?;
         let mut failure = all_can_be.map_err(Error::from);
         for interface in &there.interfaces {
@@ -169,7 +173,7 @@ impl Follower {
             // Before anything is made, so that `delete` knows of it, whatever becomes of this process.
             self.write_list()?;
         }
-        let connected = connect_nic(Path::new(SOCKET), &Namespace::own(), interface, self.vhost);
+        let connected = connect_nic(Path::new(SOCKET), &self.namespace, interface, self.vhost);
         let slot = connected.map_err(|source| Error::Nic {
             name: interface.name.clone(),
             source,
@@ -191,7 +195,7 @@ impl Follower {
         if self.resolver {
             return Ok(());
         }
-        let sockets = connect_to_resolver(&Namespace::own(), RESOLVER_SOCKETS)?;
+        let sockets = connect_to_resolver(&self.namespace, RESOLVER_SOCKETS)?;
         if sockets.is_empty() {
             return Ok(());
         }

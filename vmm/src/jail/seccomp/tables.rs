@@ -332,6 +332,8 @@ pub(super) const NETWORK_FOLLOWER: &[AllowedCall] = &[
     without_bits(SYS_openat, &[(2, NEW_FILE)]),
     // The list of connected interfaces.
     any(SYS_pwrite64),
+    // Of the network namespace, where it takes turns with who else connects interfaces.
+    any(SYS_flock),
     // A tap is made and prepared; FIONBIO is how Rust makes a socket non-blocking.
     one_of(
         SYS_ioctl,

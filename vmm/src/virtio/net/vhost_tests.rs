@@ -238,7 +238,7 @@ fn a_saved_nic_is_restored_in_another_thread() {
 }
 
 #[test]
-fn when_a_vcpu_ends_the_queues_are_taken_back() {
+fn when_a_vcpu_ends_the_queues_are_taken_back_and_the_tap_is_closed() {
     in_network(|| {
         let Some(vhost) = vhost() else { return };
         let (mut rig, wire) = rig(vhost);
@@ -252,6 +252,10 @@ fn when_a_vcpu_ends_the_queues_are_taken_back() {
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(rig.used(TX), used);
         assert_eq!(wire.next(), None);
+        wait("the tap to go", || {
+            let interfaces = std::fs::read_to_string("/proc/thread-self/net/dev");
+            !interfaces.expect("this network's").contains("tap0")
+        });
         // The state is that of the queues when they were taken back.
         let tap = make_tap("tap9", TAP_FLAGS, false);
         let other_wire = Wire::new("tap9");

@@ -23,7 +23,8 @@
 //! # Interrupts
 //! The kernel receives kicks directly from KVM, and interrupts the guest directly through KVM: the
 //! eventfd that vhost signals (`VHOST_SET_VRING_CALL`) is the transport's irqfd. On virtio-mmio, a
-//! driver reads in `InterruptStatus` what an interrupt is for, but nobody here could set the bit: a
+//! driver reads in `InterruptStatus` what an interrupt is for (that of the guest kernel that hull brings
+//! doesn't), but nobody here could set the bit: a
 //! thread that did, on a second eventfd, would be woken for each interrupt, which vhost is there to
 //! avoid. So while the kernel serves the queues, the bit of a used buffer notification always reads
 //! as set ([`Interrupt::irqfd_for_kernel`](crate::virtio::Interrupt)). A driver then checks its
@@ -37,7 +38,10 @@
 //! # The end of the machine
 //! The kernel doesn't check the machine's [`StopFlag`](crate::stop::StopFlag) before each frame. So
 //! a vCPU thread that ends commands the server to take the queues back
-//! ([`VirtioDevice::machine_ended`]): a moment after that, no frame is moved any more.
+//! ([`VirtioDevice::machine_ended`]): a moment after that, no frame is moved any more. The server also closes
+//! vhost-net and the tap then: for each of the two the kernel waits until all CPUs have taken notice, tens of
+//! milliseconds in all. The end of the process would wait for them one after the other, once it has waited for KVM;
+//! so it all goes on at once.
 
 mod kernel;
 
@@ -104,12 +108,18 @@ pub struct VhostNet {
 pub struct VhostServer {
     /// The NIC's name, for messages.
     name: String,
-    tap: Tap,
-    vhost: Vhost,
+    /// None once the machine has ended.
+    kernel: Option<Kernel>,
     commands: Receiver<Command>,
     eventfd: Arc<EventFd>,
     queues: Queues,
     warnings: RateLimit,
+}
+
+/// What the kernel moves frames by, closed in this order.
+struct Kernel {
+    vhost: Vhost,
+    tap: Tap,
 }
 
 /// Who has the queues.
@@ -154,8 +164,7 @@ impl VhostNet {
         };
         let server = VhostServer {
             name: super::name(&config),
-            tap,
-            vhost,
+            kernel: Some(Kernel { vhost, tap }),
             commands,
             eventfd,
             queues: Queues::Inactive,
@@ -275,7 +284,10 @@ impl VhostServer {
                 Ok(Command::Stop(reply)) => {
                     let _ = reply.send(self.stop());
                 }
-                Ok(Command::MachineEnded) => self.queues = Queues::TakenBack(self.stop()),
+                Ok(Command::MachineEnded) => {
+                    self.queues = Queues::TakenBack(self.stop());
+                    self.kernel = None;
+                }
                 Err(_) => return,
             }
         }
@@ -297,12 +309,14 @@ impl VhostServer {
             return Err(ActivateError::Stopped);
         }
         self.stop(); // an activation whose reply came too late
-        self.tap.set_offloads(features)?;
-        self.tap.drop_queued_frames();
+        let Some(Kernel { vhost, tap }) = &mut self.kernel else {
+            return Err(ActivateError::Stopped);
+        };
+        tap.set_offloads(features)?;
+        tap.drop_queued_frames();
         // Before the kernel raises the first interrupt.
         let irqfd = interrupt.irqfd_for_kernel();
-        let tap = self.tap.file();
-        let started = self.vhost.start(&memory, features, &queues, irqfd, tap);
+        let started = vhost.start(&memory, features, &queues, irqfd, tap.file());
         // The kernel reads what the driver made available before.
         for queue in &queues {
             let _ = queue.kick.write(1); // a full eventfd is readable too
@@ -323,14 +337,20 @@ impl VhostServer {
             Queues::TakenBack(states) => return states,
             Queues::InKernel { memory, queues } => (memory, queues),
         };
-        let states = queues.iter().enumerate().map(|(index, active)| {
-            let state = self.vhost.take_back(&memory, index, &active.queue);
-            state.unwrap_or_else(|error| {
-                self.warn(&error);
-                broken_state(&active.queue)
-            })
-        });
-        states.collect()
+        let mut states = Vec::with_capacity(queues.len());
+        for (index, active) in queues.iter().enumerate() {
+            let kernel = self.kernel.as_ref();
+            let state = kernel.map(|kernel| kernel.vhost.take_back(&memory, index, &active.queue));
+            states.push(match state {
+                Some(Ok(state)) => state,
+                Some(Err(error)) => {
+                    self.warn(&error);
+                    broken_state(&active.queue)
+                }
+                None => broken_state(&active.queue),
+            });
+        }
+        states
     }
 
     /// Logs an error that the guest can cause, by activating the device again and again.
@@ -349,11 +369,9 @@ impl Drop for VhostServer {
 
 impl Subscriber for VhostServer {
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![
-            self.eventfd.as_raw_fd(),
-            self.tap.as_raw_fd(),
-            self.vhost.as_raw_fd(),
-        ]
+        let kernel = self.kernel.iter();
+        let kernel = kernel.flat_map(|kernel| [kernel.tap.as_raw_fd(), kernel.vhost.as_raw_fd()]);
+        kernel.chain([self.eventfd.as_raw_fd()]).collect()
     }
 
     fn unwatch(&mut self, ops: &mut EventOps<'_>) {
