@@ -27,3 +27,4 @@ mod slots;
 pub mod stdio;
 mod sys;
 pub mod transport;
+pub mod volume_sockets;

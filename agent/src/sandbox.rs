@@ -31,6 +31,7 @@ use crate::procfs;
 use crate::reaper::{ExitStatus, Reaper};
 use crate::stdio::{self, AgentEnds, ProcessEnds};
 use crate::transport::{self, Dial};
+use crate::volume_sockets::VolumeSockets;
 
 /// How long a container or process may take to be made. Long, because its mounts may be slow; the host
 /// has limits of its own.
@@ -53,7 +54,7 @@ pub type Prepare = Box<dyn Fn() -> Result<(), Fatal> + Send + Sync>;
 pub struct Sandbox {
     /// The agent's own program, for its helpers.
     program: PathBuf,
-    host: Box<dyn Dial>,
+    host: Arc<dyn Dial>,
     reaper: Reaper,
     prepare: Mutex<Option<Prepare>>,
     containers: Containers,
@@ -61,6 +62,8 @@ pub struct Sandbox {
     guest_network: NamespaceState,
     /// The container that the sandbox ends with.
     owner: OnceLock<Weak<Container>>,
+    /// Whether connections to sockets of the host are passed on.
+    volume_sockets: VolumeSockets,
 }
 
 /// Kills a process once the caller that waits for it has gone.
@@ -86,12 +89,13 @@ impl Sandbox {
     ) -> Arc<Self> {
         Arc::new(Self {
             program,
-            host,
+            host: Arc::from(host),
             reaper,
             prepare: Mutex::new(Some(prepare)),
             containers: Containers::default(),
             guest_network: NamespaceState::default(),
             owner: OnceLock::new(),
+            volume_sockets: VolumeSockets::default(),
         })
     }
 
@@ -105,6 +109,9 @@ impl Sandbox {
         container::check_id("container_id", &request.container_id)?;
         self.prepare()?;
         let reservation = self.containers.reserve(&request.container_id)?;
+        if request.volume_sockets {
+            self.volume_sockets.open(&self.host)?;
+        }
         let made = tokio::spawn(Arc::clone(self).create_reserved(request, reservation));
         made.await.map_err(|e| Failure::other(e.to_string()))?
     }

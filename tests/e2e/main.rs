@@ -53,4 +53,5 @@ mod systemd_user;
 mod terminal;
 mod verbs;
 mod view;
+mod volume_sockets;
 mod walls;

@@ -55,6 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         root: "/".into(),
         fd_limit: fs::fd_limit(u64::from(memory_mib) << 20, limits.nofile),
         cache_timeout: fs::CACHE_TIMEOUT,
+        connections: None,
     })?));
     let rng = Arc::new(Mutex::new(Rng::new()?));
     let eventfds = machine.attach(Arc::clone(&device))?;

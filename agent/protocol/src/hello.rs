@@ -3,7 +3,7 @@
 //! Eight bytes: the magic `hull`, and the protocol's version as a little-endian u32.
 
 /// The protocol's version. Raise it with every change of `agent.proto` or of the ports.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 
 /// The length of a hello, in bytes.
 pub const LENGTH: usize = 8;

@@ -11,6 +11,7 @@ pub mod paths;
 pub mod ports;
 pub mod resolver;
 pub mod terminal;
+pub mod volume_sockets;
 
 /// The messages of `agent.proto`.
 pub mod agent {

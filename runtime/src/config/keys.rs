@@ -118,6 +118,12 @@ pub const KEYS: &[Key] = &[
          refused for those that a guest can't have).",
     ),
     key(
+        "volume_sockets",
+        "Whether programs in a container can connect to UNIX sockets of the host that lie in its bind mounts\n\
+         (stream sockets: docker.sock, an ssh-agent's, a database's): true or false. Who serves such a socket\n\
+         may have more to give than the VM's wall leaves: the socket of docker is the host's root.",
+    ),
+    key(
         ANNOTATIONS,
         "Keys of this file that a container's annotations may set, for that container: with\n\
          [\"default_memory\"], the annotation io.hull.default_memory does. Others are refused.",

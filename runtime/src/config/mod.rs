@@ -71,6 +71,8 @@ pub struct Config {
     pub host_namespaces: HostNamespaces,
     /// What becomes of the devices of privileged containers.
     pub privileged_devices: PrivilegedDevices,
+    /// Whether containers reach UNIX sockets of the host in their bind mounts.
+    pub volume_sockets: bool,
     /// The keys that a container's annotations may set.
     #[serde(deserialize_with = "settable")]
     pub annotations: Vec<String>,
@@ -98,6 +100,7 @@ impl Default for Config {
             apparmor_defaults: true, // or no engine's container would run on Debian or Ubuntu
             host_namespaces: HostNamespaces::default(),
             privileged_devices: PrivilegedDevices::default(),
+            volume_sockets: false, // what a socket gives is nobody's to judge but the operator's
             annotations: Vec::new(),
         }
     }

@@ -110,6 +110,7 @@ fn with_sandbox(context: &Context, mut request: Create<'_>) -> Result<Created, E
         vmm,
         cgroup,
         network: network.record,
+        volume_sockets: config.volume_sockets,
     };
     let container = first_record(&request, None);
     let mut state = State { container, sandbox };
@@ -225,6 +226,7 @@ fn launch(
         view: plan.view,
         disks: plan.disks.into_iter().map(VmmDisk::from).collect(),
         disk_slots: limits.config.disk_slots,
+        volume_sockets: limits.config.volume_sockets,
         nic_slots: boot.nic_slots,
         network: plan.network,
         memory_policy: plan.memory_policy,
@@ -289,6 +291,7 @@ fn bring_up(
         stdio,
         exit_status: Some(exit_status),
         notify: request.notify,
+        volume_sockets: limits.config.volume_sockets,
         network,
     };
     agent

@@ -134,7 +134,8 @@ fn plan(
         return Err(Error::JoinNeedsRoot);
     }
     let bundle = &request.bundle;
-    let config = context.settings.for_container(&bundle.annotations())?;
+    let mut config = context.settings.for_container(&bundle.annotations())?;
+    config.volume_sockets &= target.first.sandbox.volume_sockets;
     spec::apply_policy(bundle, None, &config)?;
     let filters = FilterCache::below(&context.root);
     // A disk stays in its VM when its container goes, and keeps its serial number: it is one that nobody has had.
@@ -284,6 +285,7 @@ fn bring_up(
         stdio,
         exit_status: None,
         notify: request.notify,
+        volume_sockets: false, // the sandbox's first container has asked for it, or may not
         network: GuestNetwork::default(),
     };
     agent

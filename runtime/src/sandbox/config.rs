@@ -48,6 +48,8 @@ pub struct VmConfig<Fd = OwnedFd> {
     pub disks: Vec<VmmDisk<Fd>>,
     /// How many slots there are for disks that are handed over while it runs; each costs a thread.
     pub disk_slots: u8,
+    /// Whether the guest reaches UNIX sockets of the host in its shares.
+    pub volume_sockets: bool,
     /// How many slots there are for network interfaces.
     pub nic_slots: u8,
     /// The network namespace that the process is in.
@@ -145,6 +147,7 @@ impl<Fd> VmConfig<Fd> {
             view,
             disks,
             disk_slots,
+            volume_sockets,
             nic_slots,
             network,
             memory_policy,
@@ -169,6 +172,7 @@ impl<Fd> VmConfig<Fd> {
                 .map(|disk| disk.with(&mut *change))
                 .collect::<Result<_, E>>()?,
             disk_slots: *disk_slots,
+            volume_sockets: *volume_sockets,
             nic_slots: *nic_slots,
             network: network.with(&mut *change)?,
             memory_policy: memory_policy.clone(),
@@ -270,6 +274,7 @@ mod tests {
                     read_only: true,
                 }],
                 disk_slots: 0,
+                volume_sockets: false,
                 nic_slots: 0,
                 network: Network::Named(number()),
                 memory_policy: None,

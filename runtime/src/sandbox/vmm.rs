@@ -17,7 +17,7 @@ use hull_vmm::virtio::block::DiskError;
 use hull_vmm::virtio::fs::{self, Fs};
 use hull_vmm::virtio::mem::MemError;
 use hull_vmm::virtio::rng::Rng;
-use hull_vmm::virtio::vsock::{Attached, Direction, Vsock, VsockError};
+use hull_vmm::virtio::vsock::{self, Attached, Direction, Giver, Vsock, VsockError};
 use hull_vmm::{Console, ConsoleLimits, EventLoop, Machine, MachineConfig, ReadyMachine};
 use rustix::pipe::PipeFlags;
 use vmm_sys_util::eventfd::EventFd;
@@ -160,11 +160,16 @@ fn assemble(
         Privilege::HostRoot => Identity::unique_user()?,
         Privilege::NamespaceRoot | Privilege::User => Identity::Unchanged,
     };
+    let (giver, taker) = match vm.volume_sockets {
+        true => vsock::giver().map(|(giver, taker)| (Some(giver), Some(taker))),
+        false => Ok((None, None)),
+    }
+    .map_err(io_error("make a pair of sockets"))?;
     let SharedFiles {
         device: fs,
         task_dir,
         processes,
-    } = share(&mut vm, ends.user_namespace, open_files)?;
+    } = share(&mut vm, ends.user_namespace, giver, open_files)?;
     let fs = Arc::new(Mutex::new(fs));
     let rng = Arc::new(Mutex::new(Rng::new().map_err(io_error("make virtio-rng"))?));
     let Connections {
@@ -176,6 +181,10 @@ fn assemble(
         exit_status,
         exit_stream,
     } = Connections::make(ends.listener, ends.ready, stdio)?;
+
+    if let (Some(taker), Ok(mut vsock)) = (taker, vsock.lock()) {
+        vsock.take_from(taker);
+    }
 
     let mut events = EventLoop::new().map_err(io_error("make the event loop"))?;
     let fs_eventfds = machine.attach(Arc::clone(&fs))?;
@@ -196,8 +205,14 @@ fn assemble(
     events.add(rng);
     events.add(Arc::new(Mutex::new(clock)));
     events.add(Arc::clone(&messages) as _);
-    fs::spawn(fs, fs_eventfds, |needed| confine_files(task_dir, needed))
-        .map_err(io_error("start the virtio-fs thread"))?;
+    let files_role = match vm.volume_sockets {
+        true => Role::FilesystemAndSockets,
+        false => Role::Filesystem,
+    };
+    fs::spawn(fs, fs_eventfds, move |needed| {
+        confine_files(files_role, task_dir, needed)
+    })
+    .map_err(io_error("start the virtio-fs thread"))?;
     start_loops(disks, Role::Block, identity)?;
     start_loops(slots, Role::DiskSlot, identity)?;
     start_loops(nics, Role::NetSlot, identity)?;
@@ -372,10 +387,10 @@ fn join(VmmConfig { vm, ends }: &VmmConfig) -> Result<(), VmmError> {
 }
 
 /// Confines the virtio-fs thread. Returns the directory through which it opens inodes.
-fn confine_files(task_dir: tree::TaskDir, mut needed: Vec<RawFd>) -> io::Result<File> {
+fn confine_files(role: Role, task_dir: tree::TaskDir, mut needed: Vec<RawFd>) -> io::Result<File> {
     let own = task_dir.open_thread_fds().map_err(io::Error::other)?;
     needed.push(own.as_raw_fd());
-    jail::confine(Role::Filesystem, Identity::Unchanged, &needed).map_err(io::Error::other)?;
+    jail::confine(role, Identity::Unchanged, &needed).map_err(io::Error::other)?;
     Ok(own)
 }
 
@@ -394,6 +409,7 @@ struct SharedFiles {
 fn share(
     vm: &mut VmConfig,
     user_namespace: Option<OwnedFd>,
+    connections: Option<Giver>,
     nofile: u64,
 ) -> Result<SharedFiles, VmmError> {
     let mut shares = std::mem::take(&mut vm.shares);
@@ -416,6 +432,7 @@ fn share(
         root: "/".into(),
         fd_limit,
         cache_timeout: fs::CACHE_TIMEOUT,
+        connections,
     })?;
     Ok(SharedFiles {
         device,

@@ -157,7 +157,8 @@ pub const FIELDS: &[Field] = &[
     row("mounts[].type", Both)
         .noted("of those on a disk erofs, ext2, ext3 and ext4; others are refused"),
     row("mounts[].source", Both).noted(
-        "an empty tmpfs that an engine has mounted for /dev/shm is one of the guest's, of the same size, mode and owner",
+        "an empty tmpfs that an engine has mounted for /dev/shm is one of the guest's, of the same size, mode and owner; \
+         a UNIX socket of the host is refused unless hull.toml allows it",
     ),
     row("mounts[].options", Both).noted(
         "without one that sets a flag, a bind mount has its source's; in a user namespace it keeps what \

@@ -30,6 +30,7 @@ mod refuse;
 mod seccomp;
 mod shm;
 mod sizing;
+mod sockets;
 mod split;
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,14 @@
 //! What is to be said of a config.json beyond its table of fields: where an engine asks for something that a VM can't
 //! do to the letter, and the operator decides what becomes of it ([`Config`]).
 
+use std::os::fd::OwnedFd;
+
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::audit::{Finding, Verdict};
 use super::fields::Enforcer;
 use super::refuse::Refusal;
-use super::{Bundle, SpecError, apparmor, privileged};
+use super::{Bundle, SpecError, apparmor, privileged, sockets};
 use crate::config::{Config, HostNamespaces};
 
 /// What engines put their name into: podman and CRI-O, containerd's CRI, nerdctl.
@@ -31,10 +33,15 @@ const SHARED: [(LinuxNamespaceType, &str); 4] = [
 
 const NAMESPACES: &str = "linux.namespaces";
 
-/// All that is to be said of a config.json, and the indices of `linux.devices` that the container hasn't. `id` is that of
-/// a container with a sandbox of its own, as far as it is known; one that joins another's has the namespaces of that.
-pub(super) fn judge(spec: &Spec, id: Option<&str>, config: &Config) -> (Vec<Finding>, Vec<usize>) {
-    let mut findings = Vec::new();
+/// All that is to be said of a config.json in this folder, and the indices of `linux.devices` that the container hasn't.
+/// `id` is that of a container with a sandbox of its own, as far as it is known; one that joins another's has the namespaces of that.
+pub(super) fn judge(
+    spec: &Spec,
+    folder: &OwnedFd,
+    id: Option<&str>,
+    config: &Config,
+) -> (Vec<Finding>, Vec<usize>) {
+    let mut findings = sockets::judge(spec, folder, config);
     findings.extend(apparmor::judge(spec.process().as_ref(), config));
     if let Some(id) = id {
         findings.extend(namespaces(spec, id, config));
@@ -50,7 +57,7 @@ pub(super) fn judge(spec: &Spec, id: Option<&str>, config: &Config) -> (Vec<Find
 /// # Errors
 /// Names what is refused.
 pub fn apply(bundle: &Bundle, id: Option<&str>, config: &Config) -> Result<(), SpecError> {
-    let (findings, _) = judge(&bundle.spec, id, config);
+    let (findings, _) = judge(&bundle.spec, &bundle.dir, id, config);
     let (refused, noted): (Vec<_>, Vec<_>) = findings
         .into_iter()
         .partition(|finding| finding.verdict.is_fatal());

@@ -68,7 +68,7 @@ pub fn audit_bundle(bundle: &Path, config: &Config) -> Result<Vec<Finding>, Spec
     if let Ok(spec) = &spec {
         // Engines name the folder as the container, if after anything.
         let id = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        add_policy(&mut findings, spec, id, config);
+        add_policy(&mut findings, spec, &dir, id, config);
     }
     let meaning = spec.and_then(|spec| validate(&spec));
     if let Some(invalid) = meaning.err().and_then(SpecError::finding) {
@@ -83,8 +83,14 @@ pub fn audit_bundle(bundle: &Path, config: &Config) -> Result<Vec<Finding>, Spec
 }
 
 /// Adds what the operator's decisions make of a config.json, in the place of what the table says.
-fn add_policy(findings: &mut Vec<Finding>, spec: &Spec, id: &str, config: &Config) {
-    let (said, left_out) = judge(spec, Some(id), config);
+fn add_policy(
+    findings: &mut Vec<Finding>,
+    spec: &Spec,
+    folder: &OwnedFd,
+    id: &str,
+    config: &Config,
+) {
+    let (said, left_out) = judge(spec, folder, Some(id), config);
     let of_left_out: Vec<_> = left_out
         .iter()
         .map(|index| format!("linux.devices[{index}]"))

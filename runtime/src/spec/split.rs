@@ -29,7 +29,9 @@ use super::privileged::keep_own_devices;
 use super::refuse::GUEST_DEVICES;
 use super::sizing::Host;
 use super::user_namespace::{self, UserNamespace};
-use super::{Bundle, FilterCache, MemoryPolicy, Network, SpecError, bind, network, shm, view};
+use super::{
+    Bundle, FilterCache, MemoryPolicy, Network, SpecError, bind, network, shm, sockets, view,
+};
 use crate::config::Config;
 use crate::host::Privilege;
 use crate::types::Sizing;
@@ -131,7 +133,12 @@ pub fn plan(
     disks.add_devices(&guest)?;
     let mut shares = vec![root];
     let mut mounts = guest.mounts().clone().unwrap_or_default();
-    let placed = split_mounts(bundle, folder, locked, &mut mounts, &mut disks, &mut shares)?;
+    let way = Way {
+        folder,
+        locked,
+        volume_sockets: config.volume_sockets,
+    };
+    let placed = split_mounts(bundle, way, &mut mounts, &mut disks, &mut shares)?;
     guest.set_mounts(Some(mounts));
     guest.set_hooks(guest_hooks(&bundle.spec));
     guest.set_linux(Some(guest_linux(guest.linux().clone())));
@@ -195,11 +202,21 @@ fn share_root(bundle: &Bundle, id: &str, locked: bool) -> Result<(Share, Vec<Str
     Ok((share, options))
 }
 
+/// How bind mounts are shared.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    /// The folder of the VM's tree that they are in.
+    folder: &'a str,
+    /// Whether what a source's mount forbids stays forbidden.
+    locked: bool,
+    /// Whether a source may be a socket.
+    volume_sockets: bool,
+}
+
 /// Makes of each mount what the guest is to do about it, and adds what the host has to provide. Returns what is where.
 fn split_mounts(
     bundle: &Bundle,
-    id: &str,
-    locked: bool,
+    way: Way<'_>,
     mounts: &mut [Mount],
     disks: &mut Disks<'_>,
     shares: &mut Vec<Share>,
@@ -210,14 +227,14 @@ fn split_mounts(
         let destination = mount.destination().clone();
         let maker = maker_of(mount);
         let share = match maker {
-            Maker::Shared => split_bind(bundle, disks, id, index, mount, locked)?,
-            Maker::Host => Some(mount_on_host(bundle, id, index, mount)?),
+            Maker::Shared => split_bind(bundle, disks, way, index, mount)?,
+            Maker::Host => Some(mount_on_host(bundle, way.folder, index, mount)?),
             Maker::Disk => {
                 mount_in_guest(bundle, disks, index, mount)?;
                 None
             }
             Maker::Guest => {
-                bind::remount(mount, &placed, shares, locked);
+                bind::remount(mount, &placed, shares, way.locked);
                 keep_guest_mount(mount);
                 None
             }
@@ -398,11 +415,11 @@ fn bind_share(mount: &mut Mount, target: &str) {
 fn split_bind(
     bundle: &Bundle,
     disks: &mut Disks<'_>,
-    id: &str,
+    way: Way<'_>,
     index: usize,
     mount: &mut Mount,
-    locked: bool,
 ) -> Result<Option<Share>, SpecError> {
+    let Way { folder, locked, .. } = way;
     let field = format!("mounts[{index}].source");
     let receives = receives(mount, &bundle.spec);
     let owners = owners(mount, index, &bundle.spec);
@@ -424,7 +441,7 @@ fn split_bind(
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let fd = openat(&bundle.dir, &source, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
     let stat = rustix::fs::fstat(&fd).map_err(|e| failed(e.into()))?;
-    let shareable = shareable(&stat)
+    let shareable = shareable(&stat, way.volume_sockets)
         .map_err(|why| SpecError::invalid(&*field, format!("{}: {why}", source.display())))?;
     match shareable {
         Shareable::File => {
@@ -434,7 +451,7 @@ fn split_bind(
                 shm::replace(mount, options, own);
                 return Ok(None);
             }
-            let target = format!("{id}/mounts/{index}");
+            let target = format!("{folder}/mounts/{index}");
             let of_source = bind::Source::of(&fd, locked).map_err(failed)?;
             if let Some(option) = of_source.unlocks(&options) {
                 let why = format!(
@@ -508,7 +525,7 @@ enum Shareable {
 }
 
 /// Whether a file can be shared, and how.
-fn shareable(stat: &Stat) -> Result<Shareable, &'static str> {
+fn shareable(stat: &Stat, volume_sockets: bool) -> Result<Shareable, &'static str> {
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory | FileType::RegularFile => Ok(Shareable::File),
         FileType::BlockDevice => Ok(Shareable::Disk),
@@ -525,7 +542,8 @@ fn shareable(stat: &Stat) -> Result<Shareable, &'static str> {
                 None => Err("a guest has no such character device"),
             }
         }
-        FileType::Socket => Err("a socket of the host cannot be connected to from inside a VM"),
+        FileType::Socket if volume_sockets => Ok(Shareable::File),
+        FileType::Socket => Err(sockets::REASON),
         FileType::Fifo => Err("a FIFO of the host cannot be opened from inside a VM"),
         _ => Err("it is of no kind that can be shared"),
     }

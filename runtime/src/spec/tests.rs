@@ -509,7 +509,7 @@ fn a_block_device_that_the_host_lacks_is_no_disk() {
 }
 
 #[test]
-fn a_socket_cannot_be_shared() {
+fn a_socket_cannot_be_shared_without_the_operators_word() {
     let dir = bundle(&with(
         "/mounts",
         json!([{"destination": "/s", "source": "s", "options": ["bind"]}]),
@@ -517,7 +517,7 @@ fn a_socket_cannot_be_shared() {
     let _socket = UnixListener::bind(dir.path().join("s")).expect("a socket");
     let error = plan(&load(dir.path()).expect("taken"), "c1").expect_err("refused");
     assert!(
-        chain(&error).contains("mounts[0].source: s: a socket"),
+        chain(&error).contains("mounts[0].source: s: it is a UNIX socket"),
         "{error}"
     );
 }

@@ -31,6 +31,9 @@ pub struct SandboxRecord {
     /// How its network namespace on the host is connected to the VM; not at all where that is its creator's.
     #[serde(default)]
     pub network: Option<SandboxNetwork>,
+    /// Whether the VM's containers reach UNIX sockets of the host in their bind mounts.
+    #[serde(default)]
+    pub volume_sockets: bool,
 }
 
 /// A sandbox's network namespace on the host, and what of it is connected to the VM.
@@ -77,6 +80,7 @@ impl SandboxRecord {
             vmm: Some(vmm),
             cgroup: None,
             network: None,
+            volume_sockets: false,
         }
     }
 }

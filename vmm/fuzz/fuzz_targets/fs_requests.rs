@@ -57,6 +57,7 @@ impl Harness {
             root: "/".into(),
             fd_limit: 100,
             cache_timeout: CACHE_TIMEOUT,
+            connections: None,
         };
         let mut device = Fs::new(options).expect("a device");
         let descriptors = proc_self_fd.try_clone().expect("dup");

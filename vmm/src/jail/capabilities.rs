@@ -49,7 +49,7 @@ const NETWORK_FOLLOWER: &[(Capability, &str)] = &[(
 /// The capabilities that `role` keeps.
 pub(super) fn of_role(role: Role) -> &'static [(Capability, &'static str)] {
     match role {
-        Role::Filesystem => FILESYSTEM,
+        Role::Filesystem | Role::FilesystemAndSockets => FILESYSTEM,
         Role::Main | Role::Vcpu | Role::Block | Role::DiskSlot => &[],
         Role::Net | Role::NetSlot | Role::StandIn => &[],
         Role::NetworkFollower => NETWORK_FOLLOWER,

@@ -155,10 +155,7 @@ fn a_thread_reads_and_writes_what_is_its_own_alone() {
     }
     let host = Host::new();
     let before = host.all_seen();
-    for role in Role::ALL
-        .into_iter()
-        .filter(|role| *role != Role::Filesystem)
-    {
+    for role in Role::ALL.into_iter().filter(|role| !role.serves_files()) {
         let end = run(|| {
             let (open, _threads) = process(&host);
             let [stdin, disk, _] = &open[..] else {

@@ -1,5 +1,5 @@
 //! Landlock for the virtio-fs thread: it can open, create, rename and remove files only beneath the
-//! shared tree's root.
+//! shared tree's root. Where the host's Landlock can, it connects to no abstract UNIX socket either.
 //!
 //! This is defence in depth. No path leads out of the tree, and the thread has no descriptor of
 //! anything else; if it got one all the same, it couldn't reopen the file through its link in
@@ -7,7 +7,7 @@
 
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, RestrictionStatus,
-    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
 use super::Error;
@@ -36,6 +36,7 @@ fn restrict(root: PathFd) -> Result<RestrictionStatus, RulesetError> {
         .handle_access(AccessFs::from_all(NEEDED))?
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
+        .scope(Scope::AbstractUnixSocket)?
         .create()?
         .add_rule(PathBeneath::new(root, AccessFs::from_all(NEWEST)))?
         .restrict_self()

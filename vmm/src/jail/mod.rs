@@ -50,6 +50,8 @@ pub enum Role {
     Vcpu,
     /// The virtio-fs device.
     Filesystem,
+    /// The virtio-fs device, which connects to UNIX sockets in the tree as well.
+    FilesystemAndSockets,
     /// A virtio-blk device, whose disk is open already.
     Block,
     /// A slot for a disk: waits until a disk is plugged in while the guest runs, and then serves it
@@ -68,12 +70,20 @@ pub enum Role {
     NetworkFollower,
 }
 
+impl Role {
+    /// Whether it is a virtio-fs device's.
+    fn serves_files(self) -> bool {
+        matches!(self, Self::Filesystem | Self::FilesystemAndSockets)
+    }
+}
+
 #[cfg(test)]
 impl Role {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Main,
         Self::Vcpu,
         Self::Filesystem,
+        Self::FilesystemAndSockets,
         Self::Block,
         Self::DiskSlot,
         Self::Net,
@@ -143,18 +153,18 @@ pub fn confine(
 ) -> Result<PrivateFdTable, Error> {
     rustix::thread::set_no_new_privs(true).map_err(|e| Error::NoNewPrivs(e.into()))?;
     let table = descriptors::keep_only(descriptors)?;
-    if role == Role::Filesystem {
+    if role.serves_files() {
         landlock::restrict_to_root()?;
     }
     // Takes CAP_SETPCAP, so it comes before the next step.
     capabilities::keep_across_setuid()?;
-    if let (true, Identity::UniqueUser(id)) = (role != Role::Filesystem, identity) {
+    if let (true, Identity::UniqueUser(id)) = (!role.serves_files(), identity) {
         identity::become_user(id)?;
         // The change of user has reset the dumpable flag.
         limits::forbid_dumps()?;
     }
     capabilities::keep_only(capabilities::of_role(role))?;
-    if role == Role::Filesystem {
+    if role.serves_files() {
         // virtiofsd's library changes the effective set around some writes. Before the first time
         // it reads the thread's sets by system calls that the filter forbids, so it is made to do
         // so here.

@@ -10,6 +10,7 @@ use caps::CapSet;
 use rustix::fs::{CWD, Mode, OFlags, open, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
@@ -210,7 +211,7 @@ fn no_capability_is_left_but_those_of_the_role() {
     }
     for role in Role::ALL {
         let count = match role {
-            Role::Filesystem => 8,
+            Role::Filesystem | Role::FilesystemAndSockets => 8,
             Role::NetworkFollower => 1,
             _ => 0,
         };
@@ -243,7 +244,7 @@ fn nobody_is_root_but_who_touches_files() {
             let status = fs::File::open("/proc/self/status").expect("the status");
             let unique_user = Identity::unique_user().expect("a user");
             let uid = std::process::id() | 0xf000_0000;
-            let uid = if role == Role::Filesystem { 0 } else { uid };
+            let uid = if role.serves_files() { 0 } else { uid };
             confine(role, unique_user, &test_child::open_fds()).expect("the jail");
             let mut text = [0; 4096];
             let length = rustix::io::read(&status, &mut text).expect("the status");
@@ -308,6 +309,16 @@ fn a_call_that_is_not_the_roles_kills() {
         });
         assert_eq!(end, End::Signal(libc::SIGSYS), "{role:?}: a socket");
     }
+    let end = run(|| {
+        let role = Role::FilesystemAndSockets;
+        confine(role, UNIQUE_USER, &test_child::open_fds()).expect("the jail");
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+        let socket = socket.expect("one like those for volumes");
+        let name = SocketAddrUnix::new_abstract_name(b"containerd-shim").expect("a name");
+        let _ = connect(&socket, &name);
+    });
+    assert_eq!(end, End::Signal(libc::SIGSYS), "a name of the host's");
     let end = run(|| {
         confine(Role::NetworkFollower, UNIQUE_USER, &test_child::open_fds()).expect("the jail");
         let _ = fs::File::create("/tmp/none");

@@ -28,6 +28,8 @@ pub struct ContainerEnds {
     pub exit_status: Option<HostStream>,
     /// Whether it has a socket to say when it is ready.
     pub notify: bool,
+    /// Whether it reaches UNIX sockets of the host in its bind mounts.
+    pub volume_sockets: bool,
     /// Its network, as far as that is known.
     pub network: GuestNetwork,
 }
@@ -51,6 +53,7 @@ impl Agent {
             stdio,
             exit_status,
             notify,
+            volume_sockets,
             network,
         } = ends;
         let request = CreateContainerRequest {
@@ -63,6 +66,7 @@ impl Agent {
             stdio: Some(stdio_message(stdio)).into(),
             exit_status: exit_status.map(stream_message).into(),
             notify,
+            volume_sockets,
             // One without an own network namespace leaves that of the others as it is.
             network: (!network.is_empty()).then(|| network.into_message()).into(),
             ..Default::default()

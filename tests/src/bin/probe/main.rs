@@ -8,6 +8,7 @@ mod locks;
 mod names;
 mod privileges;
 mod report;
+mod sockets;
 mod syscall;
 mod trace;
 mod vsock;
@@ -28,7 +29,8 @@ const USAGE: &str =
       notify MESSAGE | syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT | signal PID SIGNAL… | reserve BYTES | reach-vsock |
       forge-exit-status STATUS | take-streams SECONDS | flood-agent COUNT | into-init |
       hold-thread TID SECONDS | ask-names ADDRESS:PORT NAME… | ask-name-connected ADDRESS:PORT NAME |
-      answer-names ADDRESS:PORT NETWORK";
+      answer-names ADDRESS:PORT NETWORK | read-socket PATH | exchange PATH BYTES |
+      exchange-on-many PATH COUNT | take-agents-name";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -73,6 +75,10 @@ fn main() -> ExitCode {
         ["ask-names", resolver, ref names @ ..] => names::ask_by_datagrams(resolver, names),
         ["ask-name-connected", resolver, name] => names::ask_on_a_connection(resolver, name),
         ["answer-names", at, network] => names::answer(at, network),
+        ["read-socket", path] => sockets::read(path),
+        ["exchange", path, bytes] => sockets::exchange(path, number(bytes)),
+        ["exchange-on-many", path, count] => sockets::exchange_on_many(path, number(count)),
+        ["take-agents-name"] => sockets::take_agents_name(),
         ["into-init"] => trace::into_init(),
         ["hold-thread", thread, seconds] => {
             trace::hold(number(thread) as i32, Duration::from_secs(number(seconds)))

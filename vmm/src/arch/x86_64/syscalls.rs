@@ -20,9 +20,12 @@ pub(crate) fn arch_syscalls(role: Role) -> &'static [libc::c_long] {
         Role::Main | Role::StandIn | Role::NetworkFollower => {
             &[libc::SYS_epoll_wait, libc::SYS_poll]
         }
-        Role::Filesystem | Role::Block | Role::DiskSlot | Role::Net | Role::NetSlot => {
-            &[libc::SYS_epoll_wait]
-        }
+        Role::Filesystem
+        | Role::FilesystemAndSockets
+        | Role::Block
+        | Role::DiskSlot
+        | Role::Net
+        | Role::NetSlot => &[libc::SYS_epoll_wait],
         Role::Vcpu => &[],
     }
 }

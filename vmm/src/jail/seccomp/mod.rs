@@ -36,6 +36,8 @@ enum ArgumentCheck {
     OneOf(u8, &'static [u32]),
     /// The argument with the first index has one of these values, and the one with the other index is 0.
     OneOfAndZero(u8, &'static [u32], u8),
+    /// For each pair: the argument with this index has this value.
+    Exactly(&'static [(u8, u32)]),
     /// For each pair: the argument with this index has none of these bits set.
     WithoutBits(&'static [(u8, u32)]),
     /// The argument with this index is the pid of this process.
@@ -76,6 +78,13 @@ const fn without_bits(call: libc::c_long, arguments: &'static [(u8, u32)]) -> Al
     }
 }
 
+const fn exactly(call: libc::c_long, arguments: &'static [(u8, u32)]) -> AllowedCall {
+    AllowedCall {
+        call,
+        arguments: ArgumentCheck::Exactly(arguments),
+    }
+}
+
 const fn own_pid(call: libc::c_long, argument: u8) -> AllowedCall {
     AllowedCall {
         call,
@@ -103,6 +112,15 @@ impl AllowedCall {
                     SeccompRule::new(vec![is_value, condition(zero, SeccompCmpOp::Eq, 0)?])
                 };
                 values.iter().map(both).collect()
+            }
+            ArgumentCheck::Exactly(arguments) => {
+                let equal = |(argument, value): &(u8, u32)| {
+                    condition(*argument, SeccompCmpOp::Eq, u64::from(*value))
+                };
+                let conditions = arguments.iter().map(equal);
+                Ok(vec![SeccompRule::new(
+                    conditions.collect::<Result<_, _>>()?,
+                )?])
             }
             ArgumentCheck::WithoutBits(arguments) => {
                 let without = |(argument, bits): &(u8, u32)| {
@@ -133,6 +151,7 @@ fn table(role: Role) -> impl Iterator<Item = AllowedCall> {
         Role::Main => [tables::MAIN, &[]],
         Role::Vcpu => [tables::VCPU, &[]],
         Role::Filesystem => [tables::FILESYSTEM, &[]],
+        Role::FilesystemAndSockets => [tables::FILESYSTEM, tables::VOLUME_SOCKETS],
         Role::Block => [tables::BLOCK, &[]],
         Role::DiskSlot => [tables::BLOCK, tables::DISK_SLOT],
         Role::Net => [tables::NET, tables::NET_IOCTLS],
@@ -204,10 +223,7 @@ mod tests {
             libc::SYS_fsetxattr,
             libc::SYS_fremovexattr,
         ];
-        for role in Role::ALL
-            .into_iter()
-            .filter(|role| *role != Role::Filesystem)
-        {
+        for role in Role::ALL.into_iter().filter(|role| !role.serves_files()) {
             for allowed in table(role) {
                 if (role, allowed.call) == (Role::NetworkFollower, libc::SYS_openat) {
                     let ArgumentCheck::WithoutBits([(2, bits)]) = allowed.arguments else {
@@ -252,12 +268,13 @@ mod tests {
             libc::SYS_process_vm_writev,
             libc::SYS_memfd_create,
         ];
-        // Its sockets are of three families: by AF_UNIX only the VMM listens where it is, and by AF_INET it reaches what
-        // its guest does.
-        let follower = [libc::SYS_socket, libc::SYS_connect];
+        // The follower's sockets are of three families: by AF_UNIX only the VMM listens where it is, and by AF_INET it
+        // reaches what its guest does. virtio-fs connects by the number of a descriptor.
+        let connecting = [Role::NetworkFollower, Role::FilesystemAndSockets];
+        let connects = [libc::SYS_socket, libc::SYS_connect];
         for role in Role::ALL {
             for allowed in table(role) {
-                if role == Role::NetworkFollower && follower.contains(&allowed.call) {
+                if connecting.contains(&role) && connects.contains(&allowed.call) {
                     continue;
                 }
                 assert!(!never.contains(&allowed.call), "{role:?}: {}", allowed.call);

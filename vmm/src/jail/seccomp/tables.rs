@@ -6,7 +6,7 @@ use libc::*;
 /// private descriptor table.
 const EPOLL_CREATE: AllowedCall = one_of(SYS_epoll_create1, 0, &[EPOLL_CLOEXEC as u32]);
 
-use super::{AllowedCall, any, one_of, one_of_and_zero, own_pid, without_bits};
+use super::{AllowedCall, any, exactly, one_of, one_of_and_zero, own_pid, without_bits};
 use crate::arch::VCPU_IOCTLS;
 
 /// What every thread needs for the runtimes of the C library and of Rust.
@@ -164,6 +164,24 @@ pub(super) const FILESYSTEM: &[AllowedCall] = &[
     any(SYS_capset),
     any(SYS_umask),
     any(SYS_fchdir),
+];
+
+/// What virtio-fs may call in addition to connect to UNIX sockets in its tree, and to give the connections to the main
+/// thread.
+pub(super) const VOLUME_SOCKETS: &[AllowedCall] = &[
+    // Stream sockets alone: a datagram's receiver is in memory, where no filter looks.
+    exactly(
+        SYS_socket,
+        &[
+            (0, AF_UNIX as u32),
+            (1, (SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC) as u32),
+            (2, 0),
+        ],
+    ),
+    // An address is as long as the number of a descriptor, one to seven digits, with the family and a NUL. So no abstract
+    // name of a longer one can be connected to, whosever network namespace it is.
+    one_of(SYS_connect, 2, &[4, 5, 6, 7, 8, 9, 10]),
+    any(SYS_sendmsg),
 ];
 
 /// virtio-blk: reading, writing, flushing and allocating within one open file.

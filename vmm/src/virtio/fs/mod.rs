@@ -12,6 +12,7 @@
 //! Locks (`flock`, `fcntl`) stay in the guest: the library offers none, so the guest's kernel keeps
 //! them, and a lock is seen by every process of the guest and by nobody on the host.
 
+mod connect;
 mod options;
 mod request;
 mod share;
@@ -26,7 +27,7 @@ pub use options::{CACHE_TIMEOUT, Options, RESERVED_FDS, fd_limit};
 pub use thread::{FsThread, spawn};
 
 use std::fs::File;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -80,6 +81,8 @@ pub struct Fs {
     /// The device was reset, and the files of the last driver's FUSE session haven't been closed
     /// yet.
     has_stale_session: bool,
+    /// What it gives connections by, to be kept open.
+    giver: Option<RawFd>,
 }
 
 impl Fs {
@@ -97,6 +100,7 @@ impl Fs {
         config[TAG_SIZE..].copy_from_slice(&1_u32.to_le_bytes());
 
         Ok(Self {
+            giver: options.connections.as_ref().map(AsRawFd::as_raw_fd),
             service: None,
             options: Some(options),
             config,
@@ -217,7 +221,8 @@ impl VirtioDevice for Fs {
 
 impl Subscriber for Fs {
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.lifecycle.activation_eventfd()]
+        let activation = [self.lifecycle.activation_eventfd()].into_iter();
+        activation.chain(self.giver).collect()
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::virtio::vsock::Giver;
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, NegotiationMode};
 
 /// How long the guest may trust a name or attributes that it has looked up.
@@ -39,6 +40,8 @@ pub struct Options {
     pub fd_limit: u64,
     /// See [`CACHE_TIMEOUT`].
     pub cache_timeout: Duration,
+    /// Where connections to UNIX sockets in the tree are given to, for the guest; none are made without.
+    pub connections: Option<Giver>,
 }
 
 impl Options {

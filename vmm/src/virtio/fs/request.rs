@@ -5,7 +5,7 @@
 //! a check only holds for what has been read already and isn't read again.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use virtio_queue::DescriptorChain;
 use virtiofsd::descriptor_utils::{self, Reader, Writer};
@@ -17,6 +17,7 @@ use virtiofsd::server::Server;
 use virtiofsd::soft_idmap::Id;
 use vm_memory::ByteValued;
 
+use super::connect::{self, Asker, Connector, Wanted};
 use super::options::{self, Options};
 use super::share::Share;
 use super::unnamed::{Creation, Unnamed};
@@ -56,11 +57,17 @@ pub(super) struct Service {
     server: Server<Share>,
     /// The server's file system, for requests that the server doesn't support.
     share: Share,
+    /// Connects to sockets in the tree, if the guest may.
+    connector: Option<Connector>,
 }
 
 impl Service {
     /// Opens what is needed to serve the tree of `options`; see [`Fs::open`](super::Fs::open).
-    pub(super) fn new(options: Options, proc_self_fd: File) -> io::Result<Self> {
+    pub(super) fn new(mut options: Options, proc_self_fd: File) -> io::Result<Self> {
+        let connector = match options.connections.take() {
+            Some(giver) => Some(Connector::new(proc_self_fd.try_clone()?, giver)?),
+            None => None,
+        };
         let unnamed = Unnamed::new(proc_self_fd.try_clone()?, options.unnamed_limit());
         let cache_timeout = options.cache_timeout;
         let passthrough = PassthroughFs::new(options::config(options, proc_self_fd))?;
@@ -68,6 +75,7 @@ impl Service {
         Ok(Self {
             server: Server::new(share.clone()),
             share,
+            connector,
         })
     }
 
@@ -94,6 +102,11 @@ impl Service {
         }
         if header.opcode == Opcode::TmpFile as u32 {
             return self.create_unnamed(reader, writer);
+        }
+        if header.opcode == connect::OPCODE
+            && let Some(connector) = &self.connector
+        {
+            return self.connect(connector, reader, writer);
         }
         Ok(self
             .server
@@ -122,6 +135,38 @@ impl Service {
             _ => return Err(Error::NoRoomForReply),
         }
         Ok(0)
+    }
+
+    /// A connection to a socket of the host.
+    fn connect(
+        &self,
+        connector: &Connector,
+        mut reader: Reader<'_>,
+        writer: Writer<'_>,
+    ) -> Result<usize, Error> {
+        let header: InHeader = reader.read_obj().map_err(Error::Header)?;
+        let asker = Asker {
+            uid: header.uid.into_inner(),
+            gid: header.gid.into_inner(),
+        };
+        let mut bytes = Vec::new();
+        let mut rest = reader.take(connect::LONGEST as u64);
+        rest.read_to_end(&mut bytes).map_err(Error::Header)?;
+        let made = match Wanted::decode(&bytes) {
+            Some(wanted) => {
+                let connect = |folder: &File| connector.connect(folder, &wanted, asker);
+                let context = Context::from(header);
+                (self.share).with_directory(context, header.nodeid, connect)
+            }
+            None => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        };
+        match made {
+            Ok(offered) => reply(writer, header.unique, 0, &[&offered.encode()]),
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                reply(writer, header.unique, -errno, &[])
+            }
+        }
     }
 
     /// FUSE_TMPFILE. What follows its arguments, a dummy name and supplementary groups, is ignored.

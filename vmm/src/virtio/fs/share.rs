@@ -156,7 +156,7 @@ impl Share {
     }
 
     /// Calls `then` with the open directory of a node.
-    fn with_directory<T>(
+    pub(super) fn with_directory<T>(
         &self,
         ctx: Context,
         node: Node,
@@ -217,7 +217,7 @@ impl<F: FnOnce(&File) -> io::Result<T>, T> ZeroCopyWriter for FileAction<F, T> {
 }
 
 /// Refuses what is not a single name of a directory entry.
-fn check(name: &CStr) -> io::Result<()> {
+pub(super) fn check(name: &CStr) -> io::Result<()> {
     match name.to_bytes() {
         b"" | b"." | b".." => Err(io::Error::from_raw_os_error(libc::EINVAL)),
         name if name.contains(&b'/') => Err(io::Error::from_raw_os_error(libc::EINVAL)),

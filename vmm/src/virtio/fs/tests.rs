@@ -2,6 +2,7 @@
 
 mod driver;
 mod jailed;
+mod sockets;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

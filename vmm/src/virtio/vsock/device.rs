@@ -18,8 +18,9 @@ use super::connection::Connection;
 use super::control::Control;
 use super::deadlines::Deadline;
 use super::endpoint::Transferred;
+use super::given::{self, Taker};
 use super::muxer::{Muxer, Waiter};
-use super::packet::{HEADER_SIZE, PacketError, RxBuffer, TxPacket, truncate};
+use super::packet::{HEADER_SIZE, PacketError, RxBuffer, TxPacket, op, truncate};
 use super::{Direction, Offered, OtherRequest, Token, VsockError};
 use crate::event_loop::Subscriber;
 use crate::virtio::lifecycle::{Active, DeviceEvent, Lifecycle};
@@ -49,10 +50,11 @@ pub(super) const RX: usize = 0;
 pub(super) const TX: usize = 1;
 pub(super) const EVENT: usize = 2;
 
-// The event data of the timer and the listening socket; that of streams and clients is below
+// The event data of the timer, the listening socket and the taker's; that of streams and clients is below
 // `lifecycle::FIRST_EVENT`.
 const TIMER: u32 = u32::MAX;
 const LISTENER: u32 = u32::MAX - 1;
+const GIVEN: u32 = u32::MAX - 2;
 
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.3, 5.10.6.7): all of the guest's connections are gone.
 const TRANSPORT_RESET: u32 = 0;
@@ -73,6 +75,8 @@ pub struct Vsock {
     config: [u8; 8],
     muxer: Muxer,
     control: Control,
+    /// Where another thread gives streams.
+    taker: Option<Taker>,
     lifecycle: Lifecycle<{ QUEUE_SIZES.len() }>,
     /// There are no receive buffers: nothing can be sent to the guest until it makes some
     /// available.
@@ -109,6 +113,7 @@ impl Vsock {
             muxer: Muxer::new(guest_cid, first_port).map_err(io_error("make a timer"))?,
             control: Control::new(listener).map_err(io_error("use the control socket"))?,
             lifecycle: Lifecycle::new("vsock".to_owned()).map_err(io_error("make an eventfd"))?,
+            taker: None,
             rx_starved: false,
             transport_reset_pending: false,
         })
@@ -156,6 +161,11 @@ impl Vsock {
         fd: OwnedFd,
     ) -> Result<(), VsockError> {
         self.muxer.attach_without_token(port, direction, fd)
+    }
+
+    /// Offers to the guest what another thread gives, from when the device is in its event loop.
+    pub fn take_from(&mut self, taker: Taker) {
+        self.taker = Some(taker);
     }
 
     /// Sets the handler of the control socket's requests that aren't about streams. It is called by
@@ -215,10 +225,18 @@ impl Vsock {
             stop: &active.stop,
             interrupt_each: None,
         };
-        let muxer = &mut self.muxer;
+        let (muxer, taker) = (&mut self.muxer, &self.taker);
         active.queues[TX].serve(memory, turn, |chain| {
             match TxPacket::parse(memory, chain) {
-                Ok(packet) => muxer.receive(&packet.header, packet.payload, ops),
+                Ok(packet) => {
+                    let TxPacket { header, payload } = packet;
+                    let for_given =
+                        header.op == op::REQUEST && header.dst_port >= given::FIRST_PORT;
+                    if let Some(taker) = taker.as_ref().filter(|_| for_given) {
+                        taker.take_all(muxer);
+                    }
+                    muxer.receive(&header, payload, ops);
+                }
                 Err(error) => muxer.warn(format_args!("a packet is dropped: {error}")),
             }
             Some(0)
@@ -418,7 +436,9 @@ impl VirtioDevice for Vsock {
 impl Subscriber for Vsock {
     fn descriptors(&self) -> Vec<RawFd> {
         let own = [self.lifecycle.activation_eventfd()].into_iter();
-        own.chain(self.muxer.descriptors())
+        let taker = self.taker.iter().map(AsRawFd::as_raw_fd);
+        own.chain(taker)
+            .chain(self.muxer.descriptors())
             .chain(self.control.descriptors())
             .collect()
     }
@@ -430,6 +450,15 @@ impl MutEventSubscriber for Vsock {
         let timer = self.muxer.deadlines.as_fd().as_raw_fd();
         if let Err(error) = ops.add(Events::with_data_raw(timer, TIMER, EventSet::IN)) {
             log::error!("vsock: cannot watch the device's timer: {error}");
+        }
+        if let Some(taker) = &self.taker
+            && let Err(error) = ops.add(Events::with_data(
+                taker,
+                GIVEN,
+                EventSet::IN | EventSet::EDGE_TRIGGERED,
+            ))
+        {
+            log::error!("vsock: cannot watch for streams of another thread: {error}");
         }
         self.listen(ops);
     }
@@ -447,6 +476,11 @@ impl MutEventSubscriber for Vsock {
             DeviceEvent::QueueKick(_) => self.send_transport_reset(),
             DeviceEvent::Other(TIMER) => self.on_timer(ops),
             DeviceEvent::Other(LISTENER) => self.accept_clients(ops),
+            DeviceEvent::Other(GIVEN) => {
+                if let Some(taker) = &self.taker {
+                    taker.take_all(&mut self.muxer);
+                }
+            }
             DeviceEvent::Other(number) => {
                 let set = events.event_set();
                 if !self.muxer.on_event(number, set, ops) {

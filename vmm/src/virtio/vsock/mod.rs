@@ -1,11 +1,12 @@
 //! virtio-vsock (virtio 1.3, 5.10): streams between the guest's ports and file descriptors of the host.
 //!
 //! The device and its muxer run in one event loop, and never block it. A stream is created in one
-//! of three ways:
+//! of four ways:
 //! - the VMM offers a descriptor on a port ([`Vsock::attach`], [`Vsock::attach_at`]); a process in
 //!   the guest connects to that port and first sends the offer's token, 16 bytes that no other
 //!   process in the guest knows;
 //! - a client of the control socket offers its own descriptors in the same way (`ATTACH`);
+//! - another thread gives a socket with port and token, while the guest runs ([`giver`]);
 //! - a client of the control socket is connected to a port of the guest (`CONNECT`).
 //!
 //! A connection to any other port of the host is answered by `RST`. Only stream sockets are
@@ -55,7 +56,9 @@ mod control;
 mod deadlines;
 mod device;
 mod endpoint;
+mod given;
 mod muxer;
+mod offer;
 mod packet;
 mod request;
 #[cfg(test)]
@@ -66,6 +69,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 pub use claims::{TOKEN_LENGTH, Token};
 pub use device::{Attached, Vsock, VsockState};
+pub use given::{Giver, Taker, giver};
 
 /// The host's context id (`VMADDR_CID_HOST`).
 pub const HOST_CID: u64 = 2;

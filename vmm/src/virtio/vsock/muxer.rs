@@ -4,16 +4,18 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet};
-use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::claims::{Claim, Claims, TOKEN_LENGTH, Token, TokenMatch};
+use super::claims::{Claim, Claims, Token, TokenMatch};
 use super::connection::{BUFFER_SIZE, Connection};
 use super::deadlines::{Deadline, Timeouts};
 use super::endpoint::Endpoint;
+use super::given;
+use super::offer::{Offer, new_token, take_over};
 use super::packet::{Header, TYPE_STREAM, op};
 use super::{Direction, HOST_CID, Offered, VsockError};
 use crate::deadlines::Deadlines;
@@ -30,34 +32,6 @@ pub(super) const MAX_REPLIES: usize = 256;
 /// Ports are below this number; from here on, numbers are the data of other events.
 pub(super) const FIRST_RESERVED: u32 = FIRST_EVENT;
 
-fn take_over(fd: OwnedFd) -> Result<Endpoint, VsockError> {
-    Endpoint::new(fd).map_err(|source| VsockError::Io {
-        action: "examine a stream's descriptor",
-        source,
-    })
-}
-
-/// A random token.
-fn new_token() -> Result<Token, VsockError> {
-    let mut token = [0; TOKEN_LENGTH];
-    // getrandom(2) returns up to 256 bytes at once.
-    getrandom(&mut token[..], GetRandomFlags::empty()).map_err(|errno| VsockError::Io {
-        action: "choose a stream's token",
-        source: errno.into(),
-    })?;
-    Ok(token)
-}
-
-/// A descriptor that is offered on a port, until the guest connects to it.
-#[derive(Debug)]
-struct Offer {
-    /// What must be sent first; `None` if any data is accepted.
-    token: Option<Token>,
-    direction: Direction,
-    endpoint: Endpoint,
-    group: Option<u32>,
-}
-
 /// Who is notified when all streams of a group have ended and all data is written.
 #[derive(Debug)]
 pub(super) enum Waiter {
@@ -67,6 +41,11 @@ pub(super) enum Waiter {
     Client(u32),
     /// Nobody: the client has left.
     Nobody,
+    /// Whoever gives streams, and counts those that there are.
+    Giver {
+        /// One more of them.
+        _count: Arc<()>,
+    },
 }
 
 #[derive(Debug)]
@@ -125,7 +104,7 @@ impl Muxer {
             .values()
             .filter_map(|group| match &group.waiter {
                 Waiter::EventFd(done) => Some(done.as_raw_fd()),
-                Waiter::Client(_) | Waiter::Nobody => None,
+                Waiter::Client(_) | Waiter::Nobody | Waiter::Giver { .. } => None,
             });
         let timer = self.deadlines.as_fd().as_raw_fd();
         let streams = offers.chain(connections).map(AsRawFd::as_raw_fd);
@@ -134,7 +113,7 @@ impl Muxer {
 
     /// Allocates a number.
     pub fn next_number(&mut self) -> Result<u32, VsockError> {
-        if self.next_number >= FIRST_RESERVED {
+        if self.next_number >= given::FIRST_PORT {
             return Err(VsockError::OutOfPorts);
         }
         self.next_number += 1;
@@ -239,6 +218,33 @@ impl Muxer {
             group: None,
         };
         self.offers.insert(port, offer);
+        Ok(())
+    }
+
+    /// Offers a descriptor that was given with its port and token, for a limited time. `count` is kept for as long as
+    /// the stream is there.
+    pub fn offer_given(
+        &mut self,
+        Offered { port, token }: Offered,
+        fd: OwnedFd,
+        count: Arc<()>,
+    ) -> Result<(), VsockError> {
+        if self.offers.contains_key(&port) || self.connections.contains_key(&port) {
+            return Err(VsockError::PortTaken(port));
+        }
+        self.check_room(1)?;
+        let (endpoint, group) = (take_over(fd)?, self.next_number()?);
+        let offer = Offer {
+            token: Some(token),
+            direction: Direction::Duplex,
+            endpoint,
+            group: Some(group),
+        };
+        self.offers.insert(port, offer);
+        let waiter = Waiter::Giver { _count: count };
+        self.groups.insert(group, Group { streams: 1, waiter });
+        self.deadlines
+            .set(Deadline::Unclaimed(group), self.timeouts.unclaimed);
         Ok(())
     }
 
@@ -517,7 +523,7 @@ impl Muxer {
                 }
             }
             Some(Waiter::Client(client)) => self.done_clients.push(client),
-            Some(Waiter::Nobody) | None => {}
+            Some(Waiter::Nobody | Waiter::Giver { .. }) | None => {}
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod control;
 mod driver;
+mod given;
 mod hostile;
 mod saved;
 mod streams;

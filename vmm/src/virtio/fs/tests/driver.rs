@@ -308,6 +308,7 @@ pub(super) fn options(root: &Path) -> Options {
         root: root.into(),
         fd_limit: 1000,
         cache_timeout: CACHE_TIMEOUT,
+        connections: None,
     }
 }
 

@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::stop::StopFlag;
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header, TYPE_STREAM, op};
-use crate::virtio::vsock::{HOST_CID, Vsock};
+use crate::virtio::vsock::{Giver, HOST_CID, Vsock, giver};
 use crate::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 
 pub(crate) const GUEST_CID: u64 = 3;
@@ -150,6 +150,8 @@ pub(crate) struct Guest {
     pub(crate) rx: DriverQueue,
     pub(crate) tx: DriverQueue,
     device: Arc<Mutex<Vsock>>,
+    /// Gives streams to the device, as another thread of the process.
+    pub(crate) giver: Giver,
     events: EventManager<Arc<Mutex<Vsock>>>,
     folder: TempDir,
     /// Whether a received packet's buffer is made available again at once.
@@ -185,7 +187,9 @@ impl Guest {
         let ranges = [(GuestAddress(0), 8 << 20)];
         let folder = tempfile::tempdir().expect("folder");
         let listener = UnixListener::bind(folder.path().join("vsock")).expect("socket");
-        let device = Vsock::new(GUEST_CID, FIRST_PORT, listener).expect("device");
+        let mut device = Vsock::new(GUEST_CID, FIRST_PORT, listener).expect("device");
+        let (giver, taker) = giver().expect("a pair of sockets");
+        device.take_from(taker);
         let device = Arc::new(Mutex::new(device));
         let mut events = EventManager::new().expect("epoll");
         events.add_subscriber(Arc::clone(&device));
@@ -194,6 +198,7 @@ impl Guest {
             rx: DriverQueue::new(0x1_0000, 0x10_0000, 0x2000, false),
             tx: DriverQueue::new(0x2_0000, 0x20_0000, 0x1_4000, false),
             device,
+            giver,
             events,
             folder,
             refill: true,
@@ -272,8 +277,14 @@ impl Guest {
         }
     }
 
-    /// Sends a packet as Linux does: the header in one descriptor, the payload in another.
+    /// Sends a packet, and lets the device handle it.
     pub(crate) fn send(&mut self, header: Header, payload: &[u8]) {
+        self.post(header, payload);
+        self.turn();
+    }
+
+    /// Sends a packet as Linux does: the header in one descriptor, the payload in another.
+    pub(crate) fn post(&mut self, header: Header, payload: &[u8]) {
         self.reclaim();
         let head = self.tx.take_free().expect("a free descriptor");
         let buffer = self.tx.buffer(head);
@@ -292,7 +303,6 @@ impl Guest {
             self.tx.offer(&self.memory, head, &chain);
         }
         self.tx.notify(&self.memory);
-        self.turn();
     }
 
     /// The next packet that the guest has got.
