@@ -4,20 +4,23 @@
 //! The kernel has asked the host already when a connection comes here, and found that its server takes it.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hull_protocol::agent::HostStream;
 use hull_protocol::volume_sockets::{Answer, LENGTH, NAME};
-use tokio::io::{AsyncReadExt, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, copy_buf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::error::Error;
-use crate::transport::{self, Dial};
+use crate::sys;
+use crate::transport::{self, Dial, Stream};
 
 /// The most connections at a time; others wait, as at any socket whose server is busy.
 const MOST_CONNECTIONS: usize = 256;
@@ -101,18 +104,59 @@ async fn connect(mut container: UnixStream, host: &dyn Dial) -> io::Result<()> {
         token: token.to_vec(),
         ..Default::default()
     };
-    let mut host = timeout(DIAL_TIMEOUT, transport::open(host, &stream, &[])).await??;
-    copy_bidirectional_with_sizes(&mut container, &mut host, BUFFER, BUFFER).await?;
-    Ok(())
+    let host = timeout(DIAL_TIMEOUT, transport::open(host, &stream, &[])).await??;
+    copy_both_ways(container, host).await
+}
+
+/// Copies until both have ended, or the container's program has closed its end and all that it sent is on its way: the
+/// host's server would learn of that only once it writes.
+async fn copy_both_ways(mut container: UnixStream, host: Box<dyn Stream>) -> io::Result<()> {
+    let watch = container.as_fd().try_clone_to_owned()?;
+    let (from_container, to_container) = container.split();
+    let (from_host, to_host) = tokio::io::split(host);
+    let mut up = pin!(copy_to_end(from_container, to_host));
+    let mut down = pin!(copy_to_end(from_host, to_container));
+    tokio::select! {
+        sent = &mut up => {
+            sent?;
+            tokio::select! {
+                received = down => received,
+                closed = closed_by_peer(watch) => closed,
+            }
+        }
+        received = &mut down => {
+            received?;
+            up.await
+        }
+    }
+}
+
+/// Copies to the end, and passes that on.
+async fn copy_to_end(
+    from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    copy_buf(&mut BufReader::with_capacity(BUFFER, from), &mut to).await?;
+    to.shutdown().await
+}
+
+/// Returns once the other end of a socket is closed, and not only shut down for writing.
+async fn closed_by_peer(socket: OwnedFd) -> io::Result<()> {
+    let socket = sys::watch_writable(socket)?;
+    loop {
+        let mut ready = socket.writable().await?;
+        if ready.ready().is_write_closed() {
+            return Ok(());
+        }
+        ready.clear_ready();
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::Mutex;
-    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
-
-    use crate::transport::Stream;
+    use tokio::io::{DuplexStream, duplex};
 
     /// A host that has one end for who dials, and the port that was dialled.
     struct Host(Mutex<(Option<DuplexStream>, u32)>);
@@ -178,6 +222,24 @@ mod tests {
             let mut answer = String::new();
             program.read_to_string(&mut answer).await.expect("answered");
             assert_eq!(answer, "answer");
+        });
+    }
+
+    #[test]
+    fn a_program_that_closes_its_end_is_gone_for_a_server_that_says_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = SocketAddr::from_pathname(folder.path().join("s")).expect("an address");
+        run(async {
+            let (mut program, accepted) = connected(&path).await;
+            let (host, mut hosts) = host();
+            program.write_all(&[1; LENGTH]).await.expect("sent");
+            program.write_all(b"bye").await.expect("sent");
+            drop(program);
+            connect(accepted, &host).await.expect("served to its end");
+            let mut heard = Vec::new();
+            hosts.read_to_end(&mut heard).await.expect("to its end");
+            assert_eq!(heard, [&[1; 16][..], b"bye"].concat());
+            hosts.write_all(b"?").await.expect_err("nobody hears it");
         });
     }
 
