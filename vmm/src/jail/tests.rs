@@ -268,7 +268,7 @@ fn a_call_that_is_not_the_roles_kills() {
     let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // The calls would fail or do no harm if they came through: the pointers are null.
     let forbidden = [
-        (libc::SYS_socket, [libc::AF_INET, libc::SOCK_STREAM, 0, 0]),
+        (libc::SYS_socket, [libc::AF_PACKET, libc::SOCK_RAW, 0, 0]),
         (libc::SYS_execve, [0; 4]),
         (libc::SYS_fork, [0; 4]),
         (libc::SYS_mmap, [0, 4096, executable, private]),
@@ -297,17 +297,20 @@ fn a_call_that_is_not_the_roles_kills() {
         let _ = fs::File::open("/etc/passwd");
     });
     assert_eq!(end, End::Signal(libc::SIGSYS), "a vCPU opens no file");
-    for role in Role::ALL
+    let others = Role::ALL
         .into_iter()
-        .filter(|role| *role != Role::NetworkFollower)
-    {
+        .filter(|role| *role != Role::NetworkFollower);
+    for (role, family) in others.flat_map(|role| [(role, libc::AF_UNIX), (role, libc::AF_INET)]) {
         let end = run(|| {
             confine(role, UNIQUE_USER, &test_child::open_fds()).expect("the jail");
-            let family = libc::AF_UNIX;
             // SAFETY: it takes no pointer.
             unsafe { libc::syscall(libc::SYS_socket, family, libc::SOCK_STREAM, 0) };
         });
-        assert_eq!(end, End::Signal(libc::SIGSYS), "{role:?}: a socket");
+        assert_eq!(
+            end,
+            End::Signal(libc::SIGSYS),
+            "{role:?}: a socket of {family}"
+        );
     }
     let end = run(|| {
         let role = Role::FilesystemAndSockets;
