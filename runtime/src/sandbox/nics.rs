@@ -49,6 +49,8 @@ pub fn connect_nic(
     let vhost = vhost.as_ref().map(AsFd::as_fd);
     let (mac, mtu) = (interface.mac, interface.mtu);
     let slot = hand_nic(socket, mac, mtu, tap.as_fd(), vhost);
+    // The tap goes, unless the VM process has it: while there is one, nothing would be disconnected.
+    drop(connection);
     if slot.is_err()
         && let Err(e) = disconnect(namespace, interface.index)
     {
