@@ -61,11 +61,15 @@ pub fn update(
 ) -> Result<Update, SpecError> {
     normalize(&mut changes, "")?;
     without_meaning(&mut changes);
+    let before = spec.linux().as_ref();
+    let before = before.and_then(|linux| linux.resources().clone());
+    let before = before.unwrap_or_default();
+    keep_swap(&mut changes, &before);
     refuse(&json!({ "linux": { "resources": changes } }))?;
     let Value::Object(changed) = &mut changes else {
         return Err(SpecError::invalid("linux.resources", "it is not an object"));
     };
-    without_unchanged(changed, spec);
+    without_unchanged(changed, &before);
     let fixed = |name: &&String| !CHANGEABLE.contains(&name.as_str());
     changed.retain(|name, value| match value {
         Value::Object(fields) if fields.is_empty() => false,
@@ -90,7 +94,7 @@ pub fn update(
         .as_ref()
         .and_then(|linux| linux.resources().clone());
     let resources = resources.unwrap_or_default();
-    fits(sizing, &resources, config)?;
+    fits(sizing, &without_kept(&resources, &before), config)?;
 
     let resizes = sizing.growth_mib > 0 && changed.contains_key("memory");
     let vm_memory_mib = resizes.then(|| sizing.memory_for(&resources, Host::read(), config));
@@ -138,12 +142,39 @@ fn without_meaning(changes: &mut Value) {
     }
 }
 
+/// A new memory limit leaves the swap beside it as it is, unless that is changed too. config.json has the sum of both.
+fn keep_swap(changes: &mut Value, before: &LinuxResources) {
+    let Some(Value::Object(memory)) = changes.get_mut("memory") else {
+        return;
+    };
+    let limit = memory.get("limit").and_then(Value::as_i64);
+    let before = before.memory().as_ref();
+    let had = before.and_then(|memory| Some((memory.limit()?, memory.swap()?)));
+    if memory.contains_key("swap") {
+        return;
+    }
+    if let (Some(limit @ 1..), Some((old_limit @ 1.., old_sum @ 1..))) = (limit, had) {
+        let sum = limit.saturating_add(old_sum.saturating_sub(old_limit));
+        memory.insert("swap".to_owned(), sum.into());
+    }
+}
+
+/// Of limits, those that aren't as they were: what a VM was created with stays so, whether it can give that or not.
+fn without_kept(resources: &LinuxResources, before: &LinuxResources) -> LinuxResources {
+    let mut changed = resources.clone();
+    let limit = |of: &LinuxResources| of.memory().as_ref().and_then(|memory| memory.limit());
+    if limit(resources) == limit(before) {
+        changed.set_memory(None);
+    }
+    let quota = |of: &LinuxResources| of.cpu().as_ref().map(|cpu| (cpu.quota(), cpu.period()));
+    if quota(resources) == quota(before) {
+        changed.set_cpu(None);
+    }
+    changed
+}
+
 /// Takes out what can't be changed and isn't: engines send all that a container has, whatever its user changes.
-fn without_unchanged(changes: &mut Map<String, Value>, spec: &Spec) {
-    let linux = spec.linux().as_ref();
-    let own = linux
-        .and_then(|linux| linux.resources().clone())
-        .unwrap_or_default();
+fn without_unchanged(changes: &mut Map<String, Value>, own: &LinuxResources) {
     let as_told = |resources: &LinuxResources, name: &str| {
         let told = serde_json::to_value(resources).ok()?.get_mut(name)?.take();
         (!told.is_null()).then_some(told)
@@ -156,7 +187,7 @@ fn without_unchanged(changes: &mut Map<String, Value>, spec: &Spec) {
         CHANGEABLE.contains(&name.as_str())
             || match name.as_str() {
                 "devices" => in_effect(asked.devices()) != in_effect(own.devices()),
-                name => as_told(&asked, name) != as_told(&own, name),
+                name => as_told(&asked, name) != as_told(own, name),
             }
     });
 }
@@ -309,12 +340,46 @@ mod tests {
         let memory = guest(json!({"memory": {"limit": 128 << 20}}));
         assert_eq!(
             memory,
-            json!({"memory": {"limit": 128 << 20, "swap": 256 << 20}})
+            json!({"memory": {"limit": 128 << 20, "swap": 128 << 20}})
         );
         let cpu = guest(json!({"cpu": {"quota": 70_000}}));
         assert_eq!(cpu, json!({"cpu": {"quota": 70_000, "period": 100_000}}));
         let unlimited = guest(json!({"memory": {"limit": -1}}));
         assert_eq!(unlimited, json!({"memory": {"limit": -1, "swap": -1}}));
+    }
+
+    #[test]
+    fn what_a_vm_cannot_give_holds_as_before_where_nobody_changes_it() {
+        let large = json!({"linux": {"resources": {
+            "memory": {"limit": 100_i64 << 30, "swap": 100_i64 << 30}, "cpu": {"quota": 800_000, "period": 100_000, "cpus": "0"}}}});
+        let mut config = serde_json::to_value(config()).expect("JSON");
+        merge(&mut config, &large);
+        let config: Spec = serde_json::from_value(config).expect("a config.json");
+        for changes in [
+            json!({"pids": {"limit": 50}}),
+            json!({"pids": {"limit": 50}, "memory": {"limit": 100_i64 << 30}}),
+            json!({"memory": {"limit": 64 << 20, "swap": 64 << 20}}),
+            json!({"cpu": {"shares": 512}, "memory": {"reservation": 1 << 20}}),
+        ] {
+            let taken = update(&config, SIZING, changes.clone());
+            assert!(taken.is_ok(), "{changes}: {:?}", taken.err());
+        }
+        let more = json!({"memory": {"limit": 101_i64 << 30}});
+        let said = chain(&update(&config, SIZING, more).expect_err("refused"));
+        assert!(said.contains("memory.limit: it is more than"), "{said}");
+    }
+
+    #[test]
+    fn the_swap_beside_a_limit_stays_what_it_was() {
+        let swap = |changes| guest(changes)["memory"]["swap"].clone();
+        let mib = |mib: i64| json!({"memory": {"limit": mib << 20}});
+        assert_eq!(
+            [swap(mib(300)), swap(mib(32))],
+            [300 << 20, 32 << 20].map(Value::from)
+        );
+        let given = json!({"memory": {"limit": 32 << 20, "swap": 40 << 20}});
+        assert_eq!(swap(given), 40 << 20);
+        assert_eq!(swap(json!({"memory": {"swap": 300 << 20}})), 300 << 20);
     }
 
     #[test]
@@ -395,7 +460,7 @@ mod tests {
                 "memory.limit: it is more than",
             ),
             (
-                json!({"memory": {"limit": 512 << 20}}),
+                json!({"memory": {"limit": 512 << 20, "swap": 256 << 20}}),
                 "memory.swap: it includes",
             ),
             (
