@@ -297,6 +297,12 @@ pub fn watch_writable(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE) }.map_err(Into::into)
 }
 
+/// Watches a listening socket until somebody connects.
+pub fn watch_readable(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd keeps its descriptor open and never changes it.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(Into::into)
+}
+
 /// Starts to connect to a vsock port of the host, which has `limit` to answer.
 pub fn dial_host(port: u32, limit: Duration) -> io::Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};

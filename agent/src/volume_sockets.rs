@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use hull_protocol::agent::HostStream;
 use hull_protocol::volume_sockets::{Answer, LENGTH, NAME};
+use rustix::net::{SocketFlags, accept_with};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, copy_buf};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -22,8 +24,13 @@ use crate::error::Error;
 use crate::sys;
 use crate::transport::{self, Dial, Stream};
 
-/// The most connections at a time; others wait, as at any socket whose server is busy.
-const MOST_CONNECTIONS: usize = 256;
+/// The most connections at a time; others wait, as at any socket whose server is busy. Each takes some of the 1024 file
+/// descriptors that the kernel lets this process have.
+const MOST_CONNECTIONS: usize = 200;
+
+/// The most of them that dial the host at a time: it keeps a bounded number of those whose token hasn't come, and turns the
+/// oldest away (`hull_vmm::virtio::vsock`), be it another stream's.
+const MOST_DIALS: usize = 16;
 
 /// What is copied at once, in bytes.
 const BUFFER: usize = 16 << 10;
@@ -66,16 +73,17 @@ fn listen() -> io::Result<StdListener> {
 
 /// Takes connections, without an end.
 async fn serve(listener: StdListener, host: Arc<dyn Dial>) -> io::Result<()> {
-    let listener = UnixListener::from_std(listener)?;
+    let listener = sys::watch_readable(listener.into())?;
     let free = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let dials = Arc::new(Semaphore::new(MOST_DIALS));
     loop {
         let permit = Arc::clone(&free).acquire_owned().await;
         let permit = permit.map_err(io::Error::other)?;
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let host = Arc::clone(&host);
+        match accept(&listener).await {
+            Ok(stream) => {
+                let (host, dials) = (Arc::clone(&host), Arc::clone(&dials));
                 tokio::spawn(async move {
-                    if let Err(e) = connect(stream, &*host).await {
+                    if let Err(e) = connect(stream, &*host, &dials).await {
                         log::debug!("a connection to a socket of the host: {e}");
                     }
                     drop(permit);
@@ -89,8 +97,21 @@ async fn serve(listener: StdListener, host: Arc<dyn Dial>) -> io::Result<()> {
     }
 }
 
+/// Takes the next connection. The library's own accept panics on a peer whose address is as long as it can be, which any
+/// program may have; nobody here wants to know it.
+async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    loop {
+        let mut ready = listener.readable().await?;
+        let accepted = ready.try_io(|listener| Ok(accept_with(listener.get_ref(), flags)?));
+        if let Ok(accepted) = accepted {
+            return UnixStream::from_std(accepted?.into());
+        }
+    }
+}
+
 /// Serves one connection.
-async fn connect(mut container: UnixStream, host: &dyn Dial) -> io::Result<()> {
+async fn connect(mut container: UnixStream, host: &dyn Dial, dials: &Semaphore) -> io::Result<()> {
     // One that the kernel has passed on has the path of the host's socket for its address. Who has dialled the name itself
     // has the name, and nothing of the host's to tell.
     if container.local_addr()?.as_pathname().is_none() {
@@ -104,7 +125,9 @@ async fn connect(mut container: UnixStream, host: &dyn Dial) -> io::Result<()> {
         token: token.to_vec(),
         ..Default::default()
     };
+    let dial = dials.acquire().await.map_err(io::Error::other)?;
     let host = timeout(DIAL_TIMEOUT, transport::open(host, &stream, &[])).await??;
+    drop(dial);
     copy_both_ways(container, host).await
 }
 
@@ -191,8 +214,8 @@ mod tests {
         listener.set_nonblocking(true).expect("not to block");
         let program = std::os::unix::net::UnixStream::connect_addr(address).expect("connected");
         program.set_nonblocking(true).expect("not to block");
-        let listener = UnixListener::from_std(listener).expect("watched");
-        let (accepted, _) = listener.accept().await.expect("accepted");
+        let listener = sys::watch_readable(listener.into()).expect("watched");
+        let accepted = accept(&listener).await.expect("accepted");
         (UnixStream::from_std(program).expect("watched"), accepted)
     }
 
@@ -215,7 +238,8 @@ mod tests {
                 drop(hosts);
                 asked
             };
-            let (served, asked) = tokio::join!(connect(accepted, &host), server);
+            let dials = Semaphore::new(1);
+            let (served, asked) = tokio::join!(connect(accepted, &host, &dials), server);
             served.expect("served");
             assert_eq!(asked, [&[9; 16][..], b"question"].concat());
             assert_eq!(host.0.lock().expect("no panic").1, 0x8000_0007);
@@ -235,11 +259,32 @@ mod tests {
             program.write_all(&[1; LENGTH]).await.expect("sent");
             program.write_all(b"bye").await.expect("sent");
             drop(program);
-            connect(accepted, &host).await.expect("served to its end");
+            connect(accepted, &host, &Semaphore::new(1))
+                .await
+                .expect("served to its end");
             let mut heard = Vec::new();
             hosts.read_to_end(&mut heard).await.expect("to its end");
             assert_eq!(heard, [&[1; 16][..], b"bye"].concat());
             hosts.write_all(b"?").await.expect_err("nobody hears it");
+        });
+    }
+
+    /// One of 108 bytes, which no NUL follows.
+    #[test]
+    fn a_program_may_have_the_longest_address_that_there_is() {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect, socket};
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        let listener = StdListener::bind(&path).expect("a socket");
+        listener.set_nonblocking(true).expect("not to block");
+        let name = "n".repeat(107 - folder.path().as_os_str().len());
+        let longest = SocketAddrUnix::new(folder.path().join(name)).expect("108 bytes");
+        let program = socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("a socket");
+        bind(&program, &longest).expect("bound");
+        connect(&program, &SocketAddrUnix::new(&path).expect("a path")).expect("connected");
+        run(async {
+            let listener = sys::watch_readable(listener.into()).expect("watched");
+            accept(&listener).await.expect("accepted");
         });
     }
 
@@ -251,7 +296,9 @@ mod tests {
             let (mut program, accepted) = connected(&name).await;
             program.write_all(&[0; LENGTH]).await.expect("sent");
             let (host, _hosts) = host();
-            let refused = connect(accepted, &host).await.expect_err("refused");
+            let refused = connect(accepted, &host, &Semaphore::new(1))
+                .await
+                .expect_err("refused");
             assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
             assert_eq!(host.0.lock().expect("no panic").1, 0, "nobody is dialled");
         });

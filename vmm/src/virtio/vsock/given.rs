@@ -25,8 +25,9 @@ use super::{Offered, VsockError};
 /// The first port of streams that are given.
 pub(super) const FIRST_PORT: u32 = 1 << 31;
 
-/// The most of them at a time: a quarter of all streams, so that those of stdio have room beside them.
-pub(super) const MOST: usize = 256;
+/// The most of them at a time: fewer than a quarter of all streams, so that those of stdio have room beside them, and as
+/// many as the agent has file descriptors for.
+pub(super) const MOST: usize = 200;
 
 /// A port and its token, as they are sent to the device and to the guest.
 const LENGTH: usize = size_of::<u32>() + TOKEN_LENGTH;
