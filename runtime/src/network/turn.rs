@@ -1,14 +1,22 @@
 //! One after the other: whoever connects or disconnects interfaces of a network namespace holds an flock(2) of the
 //! namespace's own file meanwhile, which all who are in it have, whatever else of the host they see.
 //!
-//! It isn't what says that an interface is connected: that is the tap beside it.
+//! It isn't what says that an interface is connected: that is the tap beside it. And anybody who can open that file can
+//! hold such a lock, so nobody waits long for it.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use super::{Error, Namespace};
+
+/// How long a turn is waited for: each takes some milliseconds.
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
 
 /// A turn that is still to be taken.
 pub(super) struct Turn {
@@ -16,8 +24,8 @@ pub(super) struct Turn {
     may_wait: bool,
 }
 
-/// A turn that was taken, until it is dropped.
-pub(super) struct Taken<'a>(&'a OwnedFd);
+/// A turn that was taken, until it is dropped; without a descriptor, one that somebody doesn't give back.
+pub(super) struct Taken<'a>(Option<&'a OwnedFd>);
 
 impl Turn {
     /// A turn at a namespace.
@@ -31,24 +39,50 @@ impl Turn {
         })
     }
 
-    /// Takes it: waits for others where somebody limits the wait, as who gives a thread work in a namespace does.
+    /// Takes it, and waits for others where this process may start a thread for that.
     ///
     /// # Errors
     /// When somebody else has it, where it isn't waited for.
     pub(super) fn take(&self) -> Result<Taken<'_>, Error> {
-        let operation = match self.may_wait {
-            true => FlockOperation::LockExclusive,
-            false => FlockOperation::NonBlockingLockExclusive,
+        match flock(&self.namespace, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Taken(Some(&self.namespace))),
+            Err(Errno::WOULDBLOCK) if self.may_wait => self.wait(LONGEST_WAIT),
+            Err(e) => Err(Error::Turn(e.into())),
+        }
+    }
+
+    /// flock(2) has no time limit, so a thread waits. One that comes too late gives the turn back.
+    fn wait(&self, longest: Duration) -> Result<Taken<'_>, Error> {
+        let namespace = self.namespace.try_clone().map_err(Error::Turn)?;
+        let (sender, receiver) = mpsc::sync_channel(0);
+        let wait = move || {
+            let locked = flock(&namespace, FlockOperation::LockExclusive);
+            if sender.send(locked).is_err() {
+                let _ = flock(&namespace, FlockOperation::Unlock);
+            }
         };
-        flock(&self.namespace, operation).map_err(|e| Error::Turn(io::Error::from(e)))?;
-        Ok(Taken(&self.namespace))
+        let thread = thread::Builder::new().name("turn".to_owned());
+        thread.spawn(wait).map_err(Error::Turn)?;
+        match receiver.recv_timeout(longest) {
+            Ok(locked) => locked.map_err(|e| Error::Turn(io::Error::from(e)))?,
+            Err(_) => {
+                log::warn!(
+                    "somebody has locked the file of the network namespace (flock) for {} s: going on all the same",
+                    longest.as_secs()
+                );
+                return Ok(Taken(None));
+            }
+        }
+        Ok(Taken(Some(&self.namespace)))
     }
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         // The descriptor is the caller's as well, so it isn't closed by this. It fails for none that is locked.
-        let _ = flock(self.0, FlockOperation::Unlock);
+        if let Some(namespace) = self.0 {
+            let _ = flock(namespace, FlockOperation::Unlock);
+        }
     }
 }
 
@@ -56,8 +90,6 @@ impl Drop for Taken<'_> {
 mod tests {
     use super::*;
     use std::fs::File;
-    use std::sync::mpsc;
-    use std::time::Duration;
 
     fn turn(may_wait: bool) -> Turn {
         let namespace = File::open("/proc/thread-self/ns/net").expect("this thread's");
@@ -86,6 +118,11 @@ mod tests {
             .recv_timeout(Duration::from_secs(10))
             .expect("it has its turn");
         waiting.join().expect("no panic");
+        let stranger = turn(false);
+        let held = stranger.take().expect("nobody has it");
+        let without = turn(true);
+        drop(without.wait(Duration::from_millis(20)).expect("it goes on"));
+        drop(held);
         drop(second.take().expect("nobody has it any more"));
     }
 }
