@@ -100,6 +100,20 @@ fn engines_send_all_resources() {
 }
 
 #[test]
+fn a_limit_that_is_lifted_takes_nothing_away() {
+    only_hull!("runc has no VM");
+    let container = Container::new(small());
+    let _running = container.run_until_ready();
+    let _ = set_limit(&container, 2500).ok();
+    let had = (of_guest(&container), on_host(&container, "memory.max"));
+    let _ = container.update(&["--memory", "-1"]).ok();
+    assert_eq!(
+        (of_guest(&container), on_host(&container, "memory.max")),
+        had
+    );
+}
+
+#[test]
 fn a_container_without_a_limit_has_a_vm_that_never_grows() {
     only_hull!("runc has no VM");
     let container = Container::new(waiting());

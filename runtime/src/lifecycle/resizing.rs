@@ -7,6 +7,7 @@
 use super::Error;
 use crate::chain::chain;
 use crate::sandbox::{AgentError, Plugged, plug_memory, plugged_memory};
+use crate::spec::VmMemory;
 use crate::store::SandboxDir;
 use crate::types::Sizing;
 
@@ -20,29 +21,41 @@ pub(super) struct Resizing {
     before: Plugged,
     /// Beside what it was booted with, in MiB.
     wanted_mib: u32,
+    /// The most that it can have so, in MiB.
+    most_mib: u32,
 }
 
 impl Resizing {
-    /// Of the VM with these files and this size, which is to have `memory_mib` in all. None where it can't grow after
-    /// all, and needn't.
+    /// Of the VM with these files and this size, which is to have so much. None where it can't grow after all, and
+    /// needn't.
     ///
     /// # Errors
     /// When its process doesn't tell how things are.
     pub(super) fn of(
         files: SandboxDir,
         sizing: Sizing,
-        memory_mib: u32,
+        memory: VmMemory,
     ) -> Result<Option<Self>, AgentError> {
-        let wanted_mib = memory_mib.saturating_sub(sizing.memory_mib);
+        let wanted_mib = memory.mib.saturating_sub(sizing.memory_mib);
+        let most = sizing.growth_mib;
         let before = match plugged_memory(&files) {
-            Ok(plugged) => plugged,
+            // The host's limit follows this, so the VM process isn't believed that it has more than it can.
+            Ok(Plugged { mib, requested_mib }) => Plugged {
+                mib: mib.min(most),
+                requested_mib: requested_mib.min(most),
+            },
             Err(AgentError::NotTaken { .. }) if wanted_mib == 0 => return Ok(None),
             Err(e) => return Err(e),
+        };
+        let least = match memory.may_shrink {
+            true => 0,
+            false => before.mib,
         };
         Ok(Some(Self {
             files,
             before,
-            wanted_mib: wanted_mib.next_multiple_of(BLOCK),
+            wanted_mib: wanted_mib.next_multiple_of(BLOCK).max(least),
+            most_mib: most,
         }))
     }
 
@@ -94,6 +107,7 @@ impl Resizing {
         }
         match plug_memory(&self.files, self.wanted_mib) {
             Ok(Plugged { mib, .. }) => {
+                let mib = mib.min(self.most_mib);
                 if mib > self.wanted_mib {
                     log::warn!(
                         "the VM keeps {} MiB of memory that its container may use no more: what the guest has \

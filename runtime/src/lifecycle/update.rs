@@ -33,7 +33,7 @@ pub fn update(context: &Context, id: &ContainerId, changes: Value) -> Result<(),
             sandbox: state.sandbox.id.clone(),
         });
     }
-    let resizing = (update.vm_memory_mib)
+    let resizing = (update.vm_memory)
         .map(|memory| Resizing::of(dir.own_sandbox(), sizing, memory))
         .transpose()?
         .flatten();

@@ -15,7 +15,7 @@ use hull_vmm::virtio::vsock::Vsock;
 use hull_vmm::{EventLoop, MAX_DEVICES, Machine};
 
 use super::VmmDisk;
-use super::memory::MemoryRequests;
+use super::memory::{self, MemoryRequests};
 use super::resolver::relay::Relay;
 use super::slots::{DiskLine, NicLine, Slots};
 use super::vmm::{VmmError, io_error};
@@ -163,9 +163,10 @@ impl Requests {
                 request = request.or_else(|request| lock(disks).take(request));
                 request = request.or_else(|request| lock(nics).take(request));
             }
-            if let Some(memory) = &memory {
-                request = request.or_else(|request| lock(memory).take(request));
-            }
+            request = request.or_else(|request| match &memory {
+                Some(memory) => lock(memory).take(request),
+                None => memory::refuse(request),
+            });
             // Nobody's: the connection is closed.
             drop(request);
         });

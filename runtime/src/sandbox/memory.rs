@@ -87,16 +87,24 @@ fn ask(socket: &Path, line: &str) -> Result<Plugged, AgentError> {
         Some(CLIENT_TIMEOUT),
     );
     let answer = answer.map_err(failed("change the guest's memory"))?;
-    parse_answer(&answer)
-        .unwrap_or_else(|| {
-            let why = "its process has reserved none (the host's vm.overcommit_memory or RLIMIT_AS \
-                   may not have let it)";
-            Err(why.to_owned())
-        })
-        .map_err(|why| AgentError::NotTaken {
-            what: "further memory",
-            why,
-        })
+    // It has ended meanwhile.
+    let answer = parse_answer(&answer).ok_or(AgentError::NotServing)?;
+    answer.map_err(|why| AgentError::NotTaken {
+        what: "further memory",
+        why,
+    })
+}
+
+/// Answers a request to a VMM that has no memory to give.
+pub(super) fn refuse(request: OtherRequest) -> Result<(), OtherRequest> {
+    match request.line.split(' ').next() {
+        Some(VERB) => {
+            let client = request.client;
+            client.answer(&format!("ERROR {}", Refusal::NotReserved));
+            Ok(())
+        }
+        _ => Err(request),
+    }
 }
 
 /// What is plugged, or why nothing can be; `None` where it is no answer.
@@ -119,6 +127,10 @@ enum Refusal {
     Malformed(u64),
     #[error("the guest has no driver for it")]
     NoDriver,
+    #[error(
+        "its process has reserved none (the host's vm.overcommit_memory or RLIMIT_AS may not have let it)"
+    )]
+    NotReserved,
 }
 
 /// The events' data: the plugged size has changed, or a time is over.
@@ -494,8 +506,8 @@ mod tests {
         let refused = vmm.ask("MEMORY 1\n").expect_err("no driver");
         assert!(refused.contains("no driver"), "{refused}");
         assert_eq!(vmm.device().requested, 0);
-        let refused = vmm.ask("MEMORIES\n").expect_err("another verb");
-        assert!(refused.contains("has reserved none"), "{refused}");
+        let gone = vmm.ask("MEMORIES\n").expect_err("another verb");
+        assert!(gone.contains("does not answer"), "{gone}");
     }
 
     #[test]

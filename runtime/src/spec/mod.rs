@@ -60,7 +60,7 @@ pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
 pub use seccomp::FilterCache;
 pub use split::{GuestSpec, Plan, plan};
-pub use update::{Update, fits, read_changes, update};
+pub use update::{Update, VmMemory, fits, read_changes, update};
 pub use user_namespace::UserNamespace;
 pub use validate::validate_process;
 

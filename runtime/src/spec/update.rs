@@ -35,8 +35,17 @@ pub struct Update {
     pub host: LinuxResources,
     /// The host's CPUs that the VM is to run on from now on.
     pub cpus: Option<CpuList>,
-    /// The memory that the VM is to have from now on, in MiB, if it can grow.
-    pub vm_memory_mib: Option<u32>,
+    /// The memory that the VM is to have from now on, if it can grow.
+    pub vm_memory: Option<VmMemory>,
+}
+
+/// The memory that a VM is to have for its container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmMemory {
+    /// In all, in MiB.
+    pub mib: u32,
+    /// Whether one that has more gives that back: not where the container's limit is lifted.
+    pub may_shrink: bool,
 }
 
 /// Reads a description of changes.
@@ -97,7 +106,14 @@ pub fn update(
     fits(sizing, &without_kept(&resources, &before), config)?;
 
     let resizes = sizing.growth_mib > 0 && changed.contains_key("memory");
-    let vm_memory_mib = resizes.then(|| sizing.memory_for(&resources, Host::read(), config));
+    let limit = resources
+        .memory()
+        .as_ref()
+        .and_then(|memory| memory.limit());
+    let vm_memory = resizes.then(|| VmMemory {
+        mib: sizing.memory_for(&resources, Host::read(), config),
+        may_shrink: limit.is_some_and(|limit| limit > 0),
+    });
     let cpus = changes.pointer("/cpu/cpus").and_then(Value::as_str);
     let failed = |source| SpecError::Type {
         field: "linux.resources".to_owned(),
@@ -112,7 +128,7 @@ pub fn update(
         guest: serde_json::to_vec(&guest).map_err(failed)?,
         host: serde_json::from_value(host).map_err(failed)?,
         cpus: cpus.and_then(|cpus| cpus.parse().ok()),
-        vm_memory_mib,
+        vm_memory,
     })
 }
 
