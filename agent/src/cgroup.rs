@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use hull_cgroup::{remove_tree, stats};
+use tokio::io::Interest;
 
 use crate::error::{Error, Fatal};
 use crate::sys;
@@ -200,7 +201,9 @@ impl Cgroup {
     ) -> Result<(), Error> {
         let file = self.directory.join(file);
         let failed = || Error::io(format!("watch {}", file.display()));
-        let events = sys::watch_pollpri(File::open(&file).map_err(failed())?).map_err(failed())?;
+        // By POLLPRI such a file notifies of a change.
+        let opened = File::open(&file).map_err(failed())?;
+        let events = sys::watch(opened, Interest::PRIORITY).map_err(failed())?;
         loop {
             let mut text = String::new();
             let mut events_file = events.get_ref();
@@ -211,10 +214,7 @@ impl Cgroup {
             if condition(&text) {
                 return Ok(());
             }
-            let mut ready = events
-                .ready(tokio::io::Interest::PRIORITY)
-                .await
-                .map_err(failed())?;
+            let mut ready = events.ready(Interest::PRIORITY).await.map_err(failed())?;
             ready.clear_ready();
         }
     }

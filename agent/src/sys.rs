@@ -285,22 +285,13 @@ pub fn take_inherited_fd(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Watches a file for `POLLPRI`, by which cgroup files notify of a change.
-pub fn watch_pollpri(file: std::fs::File) -> io::Result<AsyncFd<std::fs::File>> {
-    // SAFETY: a File keeps its descriptor open and never changes it.
-    unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map_err(Into::into)
-}
-
-/// Watches a socket until it is writable: then a connect in progress has succeeded or failed.
-pub fn watch_writable(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd keeps its descriptor open and never changes it.
-    unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE) }.map_err(Into::into)
-}
-
-/// Watches a listening socket until somebody connects.
-pub fn watch_readable(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd keeps its descriptor open and never changes it.
-    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(Into::into)
+/// Watches a file or a socket for one kind of event.
+pub fn watch<F>(file: F, interest: Interest) -> io::Result<AsyncFd<F>>
+where
+    F: AsRawFd + Into<OwnedFd>,
+{
+    // SAFETY: what is an owned descriptor, as a File is, keeps it open and never changes it.
+    unsafe { AsyncFd::register_with_interest(file, interest) }.map_err(Into::into)
 }
 
 /// Starts to connect to a vsock port of the host, which has `limit` to answer.

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures_util::stream::{self, Stream as Connections, StreamExt};
 use hull_protocol::agent::HostStream;
 use hull_protocol::{hello, ports};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 use ttrpc::asynchronous::transport::Listener;
@@ -51,7 +51,8 @@ pub struct Vsock;
 impl Dial for Vsock {
     async fn dial(&self, port: u32) -> io::Result<Box<dyn Stream>> {
         let socket = sys::dial_host(port, CONNECT_TIMEOUT)?;
-        let socket = sys::watch_writable(socket)?;
+        // Writable, a connect in progress has succeeded or failed.
+        let socket = sys::watch(socket, Interest::WRITABLE)?;
         socket.writable().await?.retain_ready();
         rustix::net::sockopt::socket_error(socket.get_ref())??;
         let stream = VsockStream::new(vsock::VsockStream::from(socket.into_inner()))?;

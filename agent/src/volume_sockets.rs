@@ -15,7 +15,9 @@ use hull_protocol::agent::HostStream;
 use hull_protocol::volume_sockets::{Answer, LENGTH, NAME};
 use rustix::net::{SocketFlags, accept_with};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, copy_buf};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, Interest, copy_buf,
+};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -73,7 +75,7 @@ fn listen() -> io::Result<StdListener> {
 
 /// Takes connections, without an end.
 async fn serve(listener: StdListener, host: Arc<dyn Dial>) -> io::Result<()> {
-    let listener = sys::watch_readable(listener.into())?;
+    let listener = sys::watch(OwnedFd::from(listener), Interest::READABLE)?;
     let free = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let dials = Arc::new(Semaphore::new(MOST_DIALS));
     loop {
@@ -165,7 +167,7 @@ async fn copy_to_end(
 
 /// Returns once the other end of a socket is closed, and not only shut down for writing.
 async fn closed_by_peer(socket: OwnedFd) -> io::Result<()> {
-    let socket = sys::watch_writable(socket)?;
+    let socket = sys::watch(socket, Interest::WRITABLE)?;
     loop {
         let mut ready = socket.writable().await?;
         if ready.ready().is_write_closed() {
@@ -214,7 +216,7 @@ mod tests {
         listener.set_nonblocking(true).expect("not to block");
         let program = std::os::unix::net::UnixStream::connect_addr(address).expect("connected");
         program.set_nonblocking(true).expect("not to block");
-        let listener = sys::watch_readable(listener.into()).expect("watched");
+        let listener = sys::watch(OwnedFd::from(listener), Interest::READABLE).expect("watched");
         let accepted = accept(&listener).await.expect("accepted");
         (UnixStream::from_std(program).expect("watched"), accepted)
     }
@@ -283,7 +285,8 @@ mod tests {
         bind(&program, &longest).expect("bound");
         connect(&program, &SocketAddrUnix::new(&path).expect("a path")).expect("connected");
         run(async {
-            let listener = sys::watch_readable(listener.into()).expect("watched");
+            let listener =
+                sys::watch(OwnedFd::from(listener), Interest::READABLE).expect("watched");
             accept(&listener).await.expect("accepted");
         });
     }

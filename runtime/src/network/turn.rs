@@ -4,7 +4,6 @@
 //! It isn't what says that an interface is connected: that is the tap beside it. And anybody who can open that file can
 //! hold such a lock, so nobody waits long for it.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread;
@@ -64,16 +63,16 @@ impl Turn {
         let thread = thread::Builder::new().name("turn".to_owned());
         thread.spawn(wait).map_err(Error::Turn)?;
         match receiver.recv_timeout(longest) {
-            Ok(locked) => locked.map_err(|e| Error::Turn(io::Error::from(e)))?,
+            Ok(Ok(())) => Ok(Taken(Some(&self.namespace))),
+            Ok(Err(e)) => Err(Error::Turn(e.into())),
             Err(_) => {
                 log::warn!(
                     "somebody has locked the file of the network namespace (flock) for {} s: going on all the same",
                     longest.as_secs()
                 );
-                return Ok(Taken(None));
+                Ok(Taken(None))
             }
         }
-        Ok(Taken(Some(&self.namespace)))
     }
 }
 
@@ -90,6 +89,7 @@ impl Drop for Taken<'_> {
 mod tests {
     use super::*;
     use std::fs::File;
+    use std::io;
 
     fn turn(may_wait: bool) -> Turn {
         let namespace = File::open("/proc/thread-self/ns/net").expect("this thread's");

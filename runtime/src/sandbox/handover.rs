@@ -44,8 +44,8 @@ pub fn write(document: &impl Serialize, identity: &[u8]) -> io::Result<File> {
 }
 
 /// In the maker: executes hull's program as a process of this identity, in this cgroup and in new namespaces of these
-/// kinds, with this priority ([`ChildProcess::spawn`]). `document` makes what the process is told, in which each descriptor that it
-/// is to inherit is a number: what its argument makes of it.
+/// kinds, with this priority ([`ChildProcess::spawn`]). `document` makes what the process is told, in which each
+/// descriptor that it is to inherit is a number: what its argument makes of it.
 ///
 /// # Errors
 /// When the document can't be written, or the process not be started.

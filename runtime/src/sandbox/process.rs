@@ -46,8 +46,8 @@ impl ChildProcess {
     /// name), in the cgroup whose directory is given, or in this process's, and in new namespaces of these
     /// kinds (CLONE_NEW*). It inherits these descriptors, under their numbers: they are closed on exec in this
     /// process, so that a child which another thread starts meanwhile doesn't get them, and the child itself
-    /// changes that. It has this priority from the beginning. No signal is ignored in it and its personality (personality(2)) is Linux's own, whatever this
-    /// process was started with.
+    /// changes that. It has this priority from the beginning. No signal is ignored in it and its personality
+    /// (personality(2)) is Linux's own, whatever this process was started with.
     ///
     /// # Errors
     /// When it can't be started. That it could not be executed is seen by its end.

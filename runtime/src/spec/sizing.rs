@@ -102,7 +102,8 @@ impl Sizing {
     }
 }
 
-fn memory_limit(resources: &LinuxResources) -> Option<i64> {
+/// The memory limit in bytes, as config.json has it: -1 for none.
+pub(super) fn memory_limit(resources: &LinuxResources) -> Option<i64> {
     resources.memory().as_ref()?.limit()
 }
 

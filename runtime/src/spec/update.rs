@@ -12,7 +12,7 @@ use super::cpulist::CpuList;
 use super::guest_linux::{guest_resources, is_hosts_alone};
 use super::read::{normalize, refuse, typed};
 use super::refuse::is_unset;
-use super::sizing::{Host, TooSmall};
+use super::sizing::{Host, TooSmall, memory_limit};
 use super::validate::validate;
 use super::{SpecError, json};
 use crate::config::Config;
@@ -106,13 +106,9 @@ pub fn update(
     fits(sizing, &without_kept(&resources, &before), config)?;
 
     let resizes = sizing.growth_mib > 0 && changed.contains_key("memory");
-    let limit = resources
-        .memory()
-        .as_ref()
-        .and_then(|memory| memory.limit());
     let vm_memory = resizes.then(|| VmMemory {
         mib: sizing.memory_for(&resources, Host::read(), config),
-        may_shrink: limit.is_some_and(|limit| limit > 0),
+        may_shrink: memory_limit(&resources).is_some_and(|limit| limit > 0),
     });
     let cpus = changes.pointer("/cpu/cpus").and_then(Value::as_str);
     let failed = |source| SpecError::Type {
@@ -160,15 +156,13 @@ fn without_meaning(changes: &mut Value) {
 
 /// A new memory limit leaves the swap beside it as it is, unless that is changed too. config.json has the sum of both.
 fn keep_swap(changes: &mut Value, before: &LinuxResources) {
-    let Some(Value::Object(memory)) = changes.get_mut("memory") else {
+    let memory = changes.get_mut("memory").and_then(Value::as_object_mut);
+    let Some(memory) = memory.filter(|memory| !memory.contains_key("swap")) else {
         return;
     };
     let limit = memory.get("limit").and_then(Value::as_i64);
     let before = before.memory().as_ref();
     let had = before.and_then(|memory| Some((memory.limit()?, memory.swap()?)));
-    if memory.contains_key("swap") {
-        return;
-    }
     if let (Some(limit @ 1..), Some((old_limit @ 1.., old_sum @ 1..))) = (limit, had) {
         let sum = limit.saturating_add(old_sum.saturating_sub(old_limit));
         memory.insert("swap".to_owned(), sum.into());
@@ -178,8 +172,7 @@ fn keep_swap(changes: &mut Value, before: &LinuxResources) {
 /// Of limits, those that aren't as they were: what a VM was created with stays so, whether it can give that or not.
 fn without_kept(resources: &LinuxResources, before: &LinuxResources) -> LinuxResources {
     let mut changed = resources.clone();
-    let limit = |of: &LinuxResources| of.memory().as_ref().and_then(|memory| memory.limit());
-    if limit(resources) == limit(before) {
+    if memory_limit(resources) == memory_limit(before) {
         changed.set_memory(None);
     }
     let quota = |of: &LinuxResources| of.cpu().as_ref().map(|cpu| (cpu.quota(), cpu.period()));

@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex};
 use event_manager::{EventManager, SubscriberOps};
 use hull_vmm::virtio::VirtioDevice;
 use hull_vmm::virtio::mem::{BLOCK_SIZE, Mem, Region};
-use hull_vmm_fuzz::{Descriptor, Driver, Input, activation, run_until_idle};
+use hull_vmm_fuzz::{Descriptor, Driver, Input, activation, put, run_until_idle};
 use libfuzzer_sys::fuzz_target;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 const MEMORY: usize = 1 << 20;
 /// The device's region: more blocks than a word has bits.
@@ -71,7 +71,7 @@ impl Harness {
     }
 
     fn put(&self, address: u64, bytes: &[u8]) {
-        let _ = self.memory.write(bytes, GuestAddress(address));
+        put(&self.memory, address, bytes);
     }
 
     fn step(&mut self, input: &mut Input) {

@@ -32,12 +32,8 @@ struct AllowedCall {
 enum ArgumentCheck {
     /// Any arguments.
     Any,
-    /// The argument with this index has one of these values.
-    OneOf(u8, &'static [u32]),
-    /// The argument with the first index has one of these values, and the one with the other index is 0.
-    OneOfAndZero(u8, &'static [u32], u8),
-    /// For each pair: the argument with this index has this value.
-    Exactly(&'static [(u8, u32)]),
+    /// The argument with this index has one of these values; and for each pair, that with this index has this value.
+    OneOf(u8, &'static [u32], &'static [(u8, u32)]),
     /// For each pair: the argument with this index has none of these bits set.
     WithoutBits(&'static [(u8, u32)]),
     /// The argument with this index is the pid of this process.
@@ -52,22 +48,19 @@ const fn any(call: libc::c_long) -> AllowedCall {
 }
 
 const fn one_of(call: libc::c_long, argument: u8, values: &'static [u32]) -> AllowedCall {
-    AllowedCall {
-        call,
-        arguments: ArgumentCheck::OneOf(argument, values),
-    }
+    one_of_with(call, argument, values, &[])
 }
 
-/// The same, and the argument with the index `zero` is 0.
-const fn one_of_and_zero(
+/// The same, and for each pair, the argument with this index has this value.
+const fn one_of_with(
     call: libc::c_long,
     argument: u8,
     values: &'static [u32],
-    zero: u8,
+    others: &'static [(u8, u32)],
 ) -> AllowedCall {
     AllowedCall {
         call,
-        arguments: ArgumentCheck::OneOfAndZero(argument, values, zero),
+        arguments: ArgumentCheck::OneOf(argument, values, others),
     }
 }
 
@@ -75,13 +68,6 @@ const fn without_bits(call: libc::c_long, arguments: &'static [(u8, u32)]) -> Al
     AllowedCall {
         call,
         arguments: ArgumentCheck::WithoutBits(arguments),
-    }
-}
-
-const fn exactly(call: libc::c_long, arguments: &'static [(u8, u32)]) -> AllowedCall {
-    AllowedCall {
-        call,
-        arguments: ArgumentCheck::Exactly(arguments),
     }
 }
 
@@ -102,25 +88,16 @@ impl AllowedCall {
         };
         match self.arguments {
             ArgumentCheck::Any => Ok(Vec::new()),
-            ArgumentCheck::OneOf(argument, values) => values
-                .iter()
-                .map(|value| rule(argument, SeccompCmpOp::Eq, u64::from(*value)))
-                .collect(),
-            ArgumentCheck::OneOfAndZero(argument, values, zero) => {
-                let both = |value: &u32| {
-                    let is_value = condition(argument, SeccompCmpOp::Eq, u64::from(*value))?;
-                    SeccompRule::new(vec![is_value, condition(zero, SeccompCmpOp::Eq, 0)?])
-                };
-                values.iter().map(both).collect()
-            }
-            ArgumentCheck::Exactly(arguments) => {
+            ArgumentCheck::OneOf(argument, values, others) => {
                 let equal = |(argument, value): &(u8, u32)| {
                     condition(*argument, SeccompCmpOp::Eq, u64::from(*value))
                 };
-                let conditions = arguments.iter().map(equal);
-                Ok(vec![SeccompRule::new(
-                    conditions.collect::<Result<_, _>>()?,
-                )?])
+                let with_others = |value: &u32| {
+                    let all = [(argument, *value)];
+                    let conditions = all.iter().chain(others).map(equal);
+                    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
+                };
+                values.iter().map(with_others).collect()
             }
             ArgumentCheck::WithoutBits(arguments) => {
                 let without = |(argument, bits): &(u8, u32)| {

@@ -6,7 +6,7 @@ use libc::*;
 /// private descriptor table.
 const EPOLL_CREATE: AllowedCall = one_of(SYS_epoll_create1, 0, &[EPOLL_CLOEXEC as u32]);
 
-use super::{AllowedCall, any, exactly, one_of, one_of_and_zero, own_pid, without_bits};
+use super::{AllowedCall, any, one_of, one_of_with, own_pid, without_bits};
 use crate::arch::VCPU_IOCTLS;
 
 /// What every thread needs for the runtimes of the C library and of Rust.
@@ -170,10 +170,11 @@ pub(super) const FILESYSTEM: &[AllowedCall] = &[
 /// thread.
 pub(super) const VOLUME_SOCKETS: &[AllowedCall] = &[
     // Stream sockets alone: a datagram's receiver is in memory, where no filter looks.
-    exactly(
+    one_of_with(
         SYS_socket,
+        0,
+        &[AF_UNIX as u32],
         &[
-            (0, AF_UNIX as u32),
             (1, (SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC) as u32),
             (2, 0),
         ],
@@ -335,11 +336,11 @@ pub(super) const NEW_FILE: u32 = (O_CREAT | O_TRUNC) as u32;
 pub(super) const NETWORK_FOLLOWER: &[AllowedCall] = &[
     // rtnetlink, which is protocol 0, and the control socket. By other protocols of netlink the capability would reach
     // what is no network's (NETLINK_CRYPTO: the host's ciphers). Questions to the namespace's resolver.
-    one_of_and_zero(
+    one_of_with(
         SYS_socket,
         0,
         &[AF_UNIX as u32, AF_NETLINK as u32, AF_INET as u32],
-        2,
+        &[(2, 0)],
     ),
     any(SYS_bind),
     any(SYS_connect),
