@@ -34,7 +34,8 @@ const SHARED: [(LinuxNamespaceType, &str); 4] = [
 const NAMESPACES: &str = "linux.namespaces";
 
 /// All that is to be said of a config.json in this folder, and the indices of `linux.devices` that the container hasn't.
-/// `id` is that of a container with a sandbox of its own, as far as it is known; one that joins another's has the namespaces of that.
+/// `id` is that of a container with a sandbox of its own, as far as it is known; one that joins another's has the namespaces
+/// of that.
 pub(super) fn judge(
     spec: &Spec,
     folder: &OwnedFd,

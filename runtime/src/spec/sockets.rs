@@ -16,8 +16,8 @@ pub(super) const REASON: &str =
     "it is a UNIX socket of the host, which can't be connected to from inside a VM";
 
 /// What to do about it.
-const REMEDY: &str = "leave the mount out, or set volume_sockets = true in hull.toml before the VM is made: then connections are passed on to \
-                      the host, and with them all that its server lets a client do";
+const REMEDY: &str = "leave the mount out, or set volume_sockets = true in hull.toml before the VM is made: then connections \
+                      are passed on to the host, and with them all that its server lets a client do";
 
 /// What is to be said of the bind mounts of a bundle in this folder.
 pub(super) fn judge(spec: &Spec, bundle: &OwnedFd, config: &Config) -> Vec<Finding> {
