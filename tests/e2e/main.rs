@@ -36,6 +36,7 @@ mod namespaces;
 mod network;
 mod network_changes;
 mod notify;
+mod oom;
 mod overlays;
 mod poor_hosts;
 mod privileges;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::host_namespaces::{shell, within};
+use crate::oom;
 use crate::rootless::USER;
 
 /// The first of the user's subordinate ids, which is 1 in the namespace, and how many there are.
@@ -242,6 +243,30 @@ fn a_cgroup_is_needed_only_where_one_is_asked_for() {
         .run()
         .exits(1)
         .fails_saying("linux.resources.blockIO");
+}
+
+/// A cgroup that is the user's, in which the engine is, too, but for the container's.
+#[test]
+fn a_kill_for_memory_is_counted_in_a_cgroup_that_is_the_users() {
+    let engine = Engine::new();
+    let bundle = oom::limited(bundle().shell("echo ready; exec sleep 3600"));
+    let token = bundle.token().to_owned();
+    let delegated = Path::new("/sys/fs/cgroup").join(format!("user-{token}"));
+    let own_leaf = delegated.join("engine");
+    fs::create_dir_all(&own_leaf).expect("a cgroup");
+    own(&delegated);
+    let path = json!(format!("/user-{token}/box"));
+    let container = engine.container(bundle.set("/linux/cgroupsPath", path));
+    let enter = r#"echo 0 >"$0/cgroup.procs"; exec "$@""#;
+    let leaf = own_leaf.display().to_string();
+    let container = container.wrapped(&["sh", "-c", enter, &leaf]);
+    let running = container.run_until_ready();
+    oom::run_out_of_memory(&container);
+    oom::is_counted(&delegated.join("box"), 1);
+    let _ = container.delete_force().ok();
+    drop(running);
+    fs::remove_dir(own_leaf).expect("nobody is in it");
+    fs::remove_dir(delegated).expect("nothing is left in it");
 }
 
 /// A veth of address 10.`network`.0.2 in the network namespace of a process of the engine's, and its other end, 10.`network`.0.1,

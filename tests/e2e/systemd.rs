@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::lifecycle::waiting;
+use crate::oom;
 
 /// Becomes systemd, in the cgroup $0, which is all that it manages. Once its D-Bus serves, it says so.
 const BOOT: &str = r#"set -e
@@ -157,6 +158,25 @@ fn limited() -> Bundle {
         "pids": { "limit": 7 },
     });
     waiting().set("/linux/resources", resources)
+}
+
+#[test]
+fn a_scope_in_which_a_kill_for_memory_is_counted_goes_on() {
+    let systemd = Systemd::start();
+    let container = systemd.container(oom::limited(waiting()));
+    let _running = container.run_until_ready();
+    oom::run_out_of_memory(&container);
+    let scope = systemd.scope(&container);
+    oom::is_counted(&scope, 1);
+    assert_eq!(systemd.property(&container, "ActiveState"), "active");
+    assert_eq!(container.exec_shell("echo lives").ok().out(), "lives");
+    let _ = container.delete_force().ok();
+    let left = fs::read_dir(scope.parent().unwrap()).into_iter().flatten();
+    let left: Vec<_> = left
+        .flatten()
+        .filter(|entry| entry.path().is_dir())
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]

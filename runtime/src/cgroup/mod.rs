@@ -12,6 +12,7 @@
 mod error;
 mod fs;
 mod limits;
+mod oom_kill;
 mod path;
 mod systemd;
 
@@ -32,10 +33,11 @@ use crate::types::ContainerId;
 use crate::types::Sizing;
 use limits::is_from_the_start;
 pub use limits::needs_host;
+pub use oom_kill::{OomKill, OomKillError};
 use systemd::Scope;
 
-/// The most processes that hull has in a VM's cgroup.
-const OWN_PROCESSES: usize = 2;
+/// The most processes that hull has in a VM's cgroup: the VM's, its follower and its out-of-memory reporter.
+const OWN_PROCESSES: usize = 3;
 
 /// A cgroup that is a VM's own; there or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +148,19 @@ impl HostCgroup {
         fs::open(&self.directory())
     }
 
+    /// How kills for want of memory are made to count in it, by a process that is in it.
+    ///
+    /// # Errors
+    /// When what is above it is gone.
+    pub fn oom_kill(&self) -> Result<OomKill, CgroupError> {
+        let directory = self.directory();
+        let above = directory.parent().unwrap_or(Path::new(MOUNT));
+        Ok(OomKill {
+            parent: fs::open(above)?.into(),
+            name: oom_kill::name_beside(&self.path),
+        })
+    }
+
     /// Whether systemd makes it, around a process that is there.
     pub fn is_scope(&self) -> bool {
         self.scope.is_some()
@@ -241,7 +256,7 @@ impl HostCgroup {
         Ok(values)
     }
 
-    /// Lifts the limits of CPU time, where the VM is alone in it, but for its network follower: a process that is killed needs some to end, and on
+    /// Lifts the limits of CPU time, where the VM is alone in it, but for its follower: a process that is killed needs some to end, and on
     /// a busy host what a container may have is too little for it to end soon.
     pub fn lift_cpu_limits(&self) {
         let directory = self.directory();
@@ -260,6 +275,9 @@ impl HostCgroup {
     /// # Errors
     /// When the dead don't leave it, or systemd doesn't stop it.
     pub fn remove(&self, own_ended: bool) -> Result<(), CgroupError> {
+        // Left where a process was killed that was about to have a kill counted; nobody is in it.
+        let beside = oom_kill::name_beside(&self.path);
+        let _ = std::fs::remove_dir(self.directory().with_file_name(beside));
         match &self.scope {
             Some(scope) => Ok(systemd::wait(systemd::stop(scope))?),
             None => fs::remove(&self.directory(), &self.path, own_ended),

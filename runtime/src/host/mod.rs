@@ -17,4 +17,4 @@ pub use process_id::{ENDED, ProcessId};
 pub use same_file::is_same_file;
 pub use selinux::{NextLabel, is_enabled as is_selinux_enabled};
 pub use staged::Staged;
-pub use wait::{wait_for_any, wait_readable};
+pub use wait::{async_readable, wait_for_any, wait_readable};

@@ -1,11 +1,14 @@
 //! Waiting for file descriptors, and not for ever.
+#![allow(unsafe_code)] // tokio's AsyncFd, of a descriptor that is owned
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Waits until one of them has something to tell, or `deadline` has come; without one, as long as it takes.
 /// Returns whether one has. A signal doesn't prolong the wait.
@@ -30,6 +33,15 @@ pub fn wait_for_any(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Re
 /// As [`wait_for_any`].
 pub fn wait_readable(fd: impl AsFd, deadline: Instant) -> io::Result<bool> {
     wait_for_any(&mut [PollFd::new(&fd, PollFlags::IN)], Some(deadline))
+}
+
+/// The same for async code, which waits by [`AsyncFd::readable`]. To be called inside a runtime.
+///
+/// # Errors
+/// When there are too many open files, or it is one that nobody can wait for.
+pub fn async_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor stays open, and the same.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
 }
 
 #[cfg(test)]

@@ -110,6 +110,7 @@ fn with_sandbox(context: &Context, mut request: Create<'_>) -> Result<Created, E
         vmm,
         cgroup,
         network: network.record,
+        follower: None,
         volume_sockets: config.volume_sockets,
     };
     let container = first_record(&request, None);

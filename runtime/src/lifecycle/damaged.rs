@@ -6,7 +6,8 @@
 
 use super::Error;
 use super::delete::kill_process;
-use super::network::{disconnect_interfaces, disconnect_namespace, end_follower};
+use super::follower;
+use super::network::{disconnect_interfaces, disconnect_namespace};
 use crate::cgroup::HostCgroup;
 use crate::chain::chain;
 use crate::host::Privilege;
@@ -31,7 +32,7 @@ pub fn delete(store: &Store, id: &ContainerId) -> Result<(), Error> {
     if let Some(vmm) = remains.vmm {
         kill_process(vmm, remains.cgroup.as_ref())?;
     }
-    end_follower(remains.network.as_ref())?;
+    follower::end(remains.follower)?;
     match &remains.network {
         Some(network) => disconnect_interfaces(Some(network), &dir.own_sandbox())?,
         None => disconnect_named(&dir)?,
@@ -72,7 +73,7 @@ fn end_processes(store: &Store, id: &ContainerId) -> Result<bool, Error> {
             }
         }
     }
-    // The VM's has the process in it that follows its network, too.
+    // The VM's has its follower in it, too.
     for cgroup in cgroups {
         cgroup.remove(true)?;
     }

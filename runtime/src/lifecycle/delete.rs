@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::follower;
 use super::hooks::Hooks;
-use super::network::{disconnect_interfaces, end_follower};
+use super::network::disconnect_interfaces;
 use super::state::for_hook;
 use super::{Context, Error, Verb, WrongState, ask_aside, damaged};
 use crate::cgroup::HostCgroup;
@@ -79,7 +80,7 @@ fn delete_known(store: &Store, id: &ContainerId, force: bool) -> Result<(), Erro
 /// When that can't be removed: its folder stays then, so that it isn't forgotten. Or when the folder can't be.
 fn destroy(dir: ContainerDir, state: &State, force: bool) -> Result<(), Error> {
     leave(&dir, state, force)?;
-    end_follower(state.own_network())?;
+    follower::end(state.own_sandbox().and_then(|own| own.follower))?;
     disconnect_interfaces(state.own_network(), &dir.own_sandbox())?;
     if let Some(cgroup) = state.own_cgroup() {
         // A process that the state doesn't name yet ends by itself, soon.

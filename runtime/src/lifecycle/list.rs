@@ -14,7 +14,7 @@ pub fn list(context: &Context) -> Result<Vec<OciState>, Error> {
     let store = context.store()?;
     // First: whose folder is gone afterwards runs without one.
     let mut processes = damaged::of_store(&store)?;
-    processes.retain(|running| running.purpose != Purpose::NetworkFollower);
+    processes.retain(|running| running.purpose != Purpose::Follower);
     let listed = store.list()?;
     let mut states: Vec<OciState> = listed.states.into_iter().map(OciState::from).collect();
     states.extend(unreadable(&store, listed.damaged, &processes));

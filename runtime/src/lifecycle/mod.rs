@@ -9,6 +9,7 @@ mod damaged;
 mod delete;
 mod error;
 mod exec;
+mod follower;
 mod foreign_network;
 mod hooks;
 mod join;

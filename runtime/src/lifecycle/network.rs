@@ -15,16 +15,12 @@ use oci_spec::runtime::{LinuxNetDevice, Spec};
 use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, fstatfs, openat, stat};
 
 use super::Error;
-use super::delete::kill_process;
+use super::follower::is_network_followed;
 use super::hooks::{Hooks, Stage};
-use crate::cgroup::HostCgroup;
-use crate::chain::chain;
 use crate::config::Config;
-use crate::host::{Privilege, ProcessId, is_same_file};
+use crate::host::{ProcessId, is_same_file};
 use crate::network::{Interface, Namespace, disconnect, disconnect_all, move_into, read};
-use crate::sandbox::{
-    BlockingAgent, Follower, GuestNetwork, SandboxError, connect_nic, network_of, room_beside,
-};
+use crate::sandbox::{BlockingAgent, GuestNetwork, connect_nic, network_of, room_beside};
 use crate::spec::{self, Network, Plan, SpecError};
 use crate::store::{
     ContainerDir, NamedNamespace, Nic, SandboxDir, SandboxNetwork, SandboxRecord, State,
@@ -70,7 +66,7 @@ impl PlannedNetwork {
                 named,
                 vhost: config.vhost_net,
                 nics: Vec::new(),
-                follower: None,
+                followed: false,
                 resolver: false,
             }),
             slots: u8::try_from(slots).unwrap_or(u8::MAX),
@@ -190,7 +186,9 @@ pub(super) fn connect_new_interfaces(
     state: &mut State,
     agent: &BlockingAgent,
 ) -> Result<(), Error> {
-    if is_followed(state) || state.own_network().is_none_or(|own| own.named.is_some()) {
+    if is_network_followed(&state.sandbox)
+        || state.own_network().is_none_or(|own| own.named.is_some())
+    {
         return Ok(());
     }
     let had = state.own_network().is_some_and(|own| !own.nics.is_empty());
@@ -201,61 +199,6 @@ pub(super) fn connect_new_interfaces(
     agent
         .ask(|agent| agent.update_network(dir.id(), network))
         .map_err(Error::ContainerProcess)
-}
-
-/// Has a process of its own follow what changes in a sandbox's namespace from now on, where somebody may change
-/// something: in one that was given by its path, or in which there is an interface already. Without it, the container
-/// runs all the same.
-pub(super) fn follow_network(dir: &ContainerDir, state: &mut State) {
-    let may_change = |own: &SandboxNetwork| own.named.is_some() || !own.nics.is_empty();
-    if !Privilege::own().is_some_root()
-        || is_followed(state)
-        || !state.own_network().is_some_and(may_change)
-    {
-        return;
-    }
-    if let Err(e) = start_follower(&dir.own_sandbox(), &mut state.sandbox) {
-        log::warn!(
-            "what changes in the container's network from now on won't be seen: {}",
-            chain(&e)
-        );
-    }
-}
-
-/// Whether a `start` that failed later has left a process that follows changes.
-fn is_followed(state: &State) -> bool {
-    let follower = state.own_network().and_then(|own| own.follower);
-    follower.is_some_and(|follower| follower.is_alive())
-}
-
-fn start_follower(files: &SandboxDir, sandbox: &mut SandboxRecord) -> Result<(), Error> {
-    let (Some(own), Some(vmm)) = (&mut sandbox.network, sandbox.vmm) else {
-        return Ok(());
-    };
-    let cgroup = sandbox.cgroup.as_ref().map(HostCgroup::open).transpose()?;
-    let follower = Follower {
-        sandbox: files,
-        vmm,
-        network: own,
-        cgroup,
-    };
-    let lifeline = follower.spawn()?;
-    let process = ProcessId::of(lifeline.pid());
-    own.follower = Some(process.map_err(SandboxError::host("see the process"))?);
-    // It begins once `delete` can find it.
-    files.save(sandbox)?;
-    Ok(lifeline.begin()?)
-}
-
-/// Ends the process that follows what changes, which would go by itself, a moment after its VM.
-///
-/// # Errors
-/// When it doesn't die.
-pub(super) fn end_follower(network: Option<&SandboxNetwork>) -> Result<(), Error> {
-    match network.and_then(|network| network.follower) {
-        Some(follower) => kill_process(follower, None),
-        None => Ok(()),
-    }
 }
 
 /// Takes away what is left of a sandbox, whose VM has ended, in a namespace that outlives it. Nobody may connect

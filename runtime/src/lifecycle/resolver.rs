@@ -2,7 +2,7 @@
 //! processes there would.
 //!
 //! Docker's user-defined networks have one, at 127.0.0.11. It begins to listen when docker connects the container to a
-//! network: so it is looked for when interfaces are. Once the container runs, the network follower does that.
+//! network: so it is looked for when interfaces are. Once the container runs, the follower does that.
 
 use super::Error;
 use super::network::namespace_of_vm;

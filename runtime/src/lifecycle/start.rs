@@ -1,8 +1,11 @@
 //! Letting a created container's process go.
 
+use oci_spec::runtime::Spec;
+
 use super::delete::kill_container;
+use super::follower::follow;
 use super::hooks::{HookContext, Hooks, Stage};
-use super::network::{connect_new_interfaces, follow_network};
+use super::network::connect_new_interfaces;
 use super::resolver::relay_resolver;
 use super::state::for_hook;
 use super::{Context, Error, Verb, connect};
@@ -47,7 +50,8 @@ pub fn start_created(
     if state.own_network().is_some() {
         relay_resolver(dir.id(), &dir.own_sandbox(), &mut state.sandbox, agent)?;
     }
-    follow_network(dir, state);
+    let spec = dir.load_config()?;
+    follow(dir, state, &spec);
     // Before the process runs: if it ends at once, the state must not say `created` ever after.
     state.container.phase = Phase::Running;
     dir.save(&state.container)?;
@@ -57,15 +61,15 @@ pub fn start_created(
         dir.save(&state.container)?;
     }
     started.map_err(Error::ContainerProcess)?;
-    run_poststart_hooks(dir, state).inspect_err(|_| {
+    run_poststart_hooks(&spec, state).inspect_err(|_| {
         if let Err(e) = kill_container(state) {
             log::warn!("{}", chain(&e));
         }
     })
 }
 
-fn run_poststart_hooks(dir: &ContainerDir, state: &State) -> Result<(), Error> {
-    let hooks = Hooks::of(&dir.load_config()?);
+fn run_poststart_hooks(spec: &Spec, state: &State) -> Result<(), Error> {
+    let hooks = Hooks::of(spec);
     let call = HookContext {
         state: &for_hook(state, Status::Running)?,
         ..HookContext::default()

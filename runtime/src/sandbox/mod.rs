@@ -2,7 +2,7 @@
 //!
 //! `create` launches the VM process ([`Launch`]), which is [`run_vmm`] here; every command that wants something of
 //! a container talks to the [`Agent`] over the VMM's control socket. A further container gets its shares from outside
-//! ([`add_shares`]), and a [`StandIn`] on the host. A [`Follower`] has the VM's network follow the host's. What of it all
+//! ([`add_shares`]), and a [`StandIn`] on the host. A [`Follower`] passes on what changes while it runs. What of it all
 //! is on disk is `store`'s.
 
 mod agent;

@@ -100,7 +100,7 @@ pub fn complete_stand_in(network: &OwnedFd) -> Result<(), Error> {
     unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.map_err(|e| Error::Make(e.into()))
 }
 
-/// The kinds that a network follower is born in. It makes its mount namespace by itself, as it takes files of the
+/// The kinds that a follower is born in. It makes its mount namespace by itself, as it takes files of the
 /// host's along.
 pub fn of_follower_at_birth() -> u64 {
     (UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWPID)

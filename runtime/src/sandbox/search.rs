@@ -1,4 +1,4 @@
-//! The arguments of VMM processes, stand-ins and network followers, and finding such a process by them where no readable state names it.
+//! The arguments of VMM processes, stand-ins and followers, and finding such a process by them where no readable state names it.
 //!
 //! A file in the container's folder could be damaged or gone with the state; what a process was executed with
 //! can't, and costs the start nothing. An id is unique below one `--root` only, so the arguments also name that
@@ -46,8 +46,8 @@ pub enum Purpose {
         /// The folder of the container's shares in the VM's tree.
         folder: String,
     },
-    /// It has the VM's network follow the host's.
-    NetworkFollower,
+    /// It passes on what happens on the host or in the guest.
+    Follower,
 }
 
 /// A container's process that runs.
@@ -77,7 +77,7 @@ impl ProcessIdentity {
                 let own = vec![format!("{SANDBOX}{sandbox}"), format!("{FOLDER}{folder}")];
                 (STAND_IN, own)
             }
-            Purpose::NetworkFollower => (FOLLOW, Vec::new()),
+            Purpose::Follower => (FOLLOW, Vec::new()),
         };
         let mut words = vec!["hull".to_owned(), verb.to_owned()];
         words.push(format!("{ID}{id}"));
@@ -178,7 +178,7 @@ fn parse(arguments: &[u8], store: StoreKey) -> Option<(ContainerId, Purpose)> {
             sandbox: value(SANDBOX)?.parse().ok()?,
             folder: value(FOLDER)?.to_owned(),
         },
-        FOLLOW => Purpose::NetworkFollower,
+        FOLLOW => Purpose::Follower,
         _ => return None,
     };
     let is_ours = value(STORE) == Some(&*store.to_string());
@@ -211,7 +211,7 @@ mod tests {
             folder: "f".to_owned(),
         };
         let own_cgroup = true;
-        let follower = Purpose::NetworkFollower;
+        let follower = Purpose::Follower;
         for (id, purpose) in [
             ("web", Purpose::Vmm { own_cgroup }),
             ("-a", stand_in),

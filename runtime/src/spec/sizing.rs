@@ -103,7 +103,7 @@ impl Sizing {
 }
 
 /// The memory limit in bytes, as config.json has it: -1 for none.
-pub(super) fn memory_limit(resources: &LinuxResources) -> Option<i64> {
+pub fn memory_limit(resources: &LinuxResources) -> Option<i64> {
     resources.memory().as_ref()?.limit()
 }
 

@@ -27,7 +27,7 @@ pub mod files {
     pub const CONFIG_NEW: &str = "config.json.new";
     /// What the guest's kernel and agent say.
     pub const CONSOLE: &str = "console.log";
-    /// The interfaces that the network follower has connected.
+    /// The interfaces that the follower has connected.
     pub const INTERFACES: &str = "interfaces";
     /// The control socket.
     pub const SOCKET: &str = "vsock.sock";

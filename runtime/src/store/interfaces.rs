@@ -1,4 +1,4 @@
-//! The list of the interfaces that a sandbox's network follower has connected, in a file that it was given open: it can
+//! The list of the interfaces that a sandbox's follower has connected, in a file that it was given open: it can
 //! make none.
 
 use std::fs::File;

@@ -165,6 +165,7 @@ impl State {
                 vmm,
                 cgroup: None,
                 network: None,
+                follower: None,
                 volume_sockets: false,
             },
             container: ContainerRecord {

@@ -31,6 +31,9 @@ pub struct SandboxRecord {
     /// How its network namespace on the host is connected to the VM; not at all where that is its creator's.
     #[serde(default)]
     pub network: Option<SandboxNetwork>,
+    /// The process that follows what happens on both sides, from `start` on, where there is one.
+    #[serde(default)]
+    pub follower: Option<ProcessId>,
     /// Whether the VM's containers reach UNIX sockets of the host in their bind mounts.
     #[serde(default)]
     pub volume_sockets: bool,
@@ -45,9 +48,9 @@ pub struct SandboxNetwork {
     pub vhost: bool,
     /// The VM's network interfaces, each from before it is connected. What the follower connects is in a list of its own.
     pub nics: Vec<Nic>,
-    /// The process that follows changes, from `start` on.
+    /// Whether the sandbox's follower follows changes of it.
     #[serde(default)]
-    pub follower: Option<ProcessId>,
+    pub followed: bool,
     /// Whether the container reaches a resolver that is in the namespace.
     #[serde(default)]
     pub resolver: bool,
@@ -80,6 +83,7 @@ impl SandboxRecord {
             vmm: Some(vmm),
             cgroup: None,
             network: None,
+            follower: None,
             volume_sockets: false,
         }
     }
@@ -97,6 +101,8 @@ pub struct Remains {
     pub cgroup: Option<HostCgroup>,
     /// Its network.
     pub network: Option<SandboxNetwork>,
+    /// Its follower.
+    pub follower: Option<ProcessId>,
 }
 
 /// A sandbox's files, in the folder of its first container.
@@ -149,6 +155,7 @@ impl SandboxDir {
             vmm: own.vmm.or(older.vmm),
             cgroup: own.cgroup.or(older.cgroup),
             network: own.network,
+            follower: own.follower,
         }
     }
 

@@ -39,11 +39,17 @@ const FILESYSTEM: &[(Capability, &str)] = &[
     (Capability::CAP_SETFCAP, "set file capabilities"),
 ];
 
-/// What the network follower keeps. It counts in every network namespace of the same user
+/// What a follower of the network keeps. It counts in every network namespace of the same user
 /// namespace that the process gets at; it is in one, and can enter no other.
 const NETWORK_FOLLOWER: &[(Capability, &str)] = &[(
     Capability::CAP_NET_ADMIN,
     "make a tap beside an interface, and redirect between the two",
+)];
+
+/// What the out-of-memory reporter keeps.
+const OOM_REPORTER: &[(Capability, &str)] = &[(
+    Capability::CAP_DAC_OVERRIDE,
+    "make a cgroup at the top of all, in a directory that isn't writable by its mode",
 )];
 
 /// The capabilities that `role` keeps.
@@ -51,8 +57,9 @@ pub(super) fn of_role(role: Role) -> &'static [(Capability, &'static str)] {
     match role {
         Role::Filesystem | Role::FilesystemAndSockets => FILESYSTEM,
         Role::Main | Role::Vcpu | Role::Block | Role::DiskSlot => &[],
-        Role::Net | Role::NetSlot | Role::StandIn => &[],
+        Role::Net | Role::NetSlot | Role::StandIn | Role::Follower => &[],
         Role::NetworkFollower => NETWORK_FOLLOWER,
+        Role::OomReporter => OOM_REPORTER,
     }
 }
 

@@ -66,8 +66,13 @@ pub enum Role {
     /// what the guest's agent answers, and passes on signals and the size of a terminal.
     StandIn,
     /// Not of the VMM: the only thread of a process that has a VM's network follow what changes in
-    /// its network namespace on the host.
+    /// its network namespace on the host, and tells the host of what happens in the guest.
     NetworkFollower,
+    /// Not of the VMM: the same where no network is followed. Its connection is open already.
+    Follower,
+    /// Not of the VMM: the only thread of a process that has the host's kernel count an
+    /// out-of-memory kill, and of those that it makes for that.
+    OomReporter,
 }
 
 impl Role {
@@ -79,7 +84,7 @@ impl Role {
 
 #[cfg(test)]
 impl Role {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Main,
         Self::Vcpu,
         Self::Filesystem,
@@ -90,6 +95,8 @@ impl Role {
         Self::NetSlot,
         Self::StandIn,
         Self::NetworkFollower,
+        Self::Follower,
+        Self::OomReporter,
     ];
 }
 

@@ -212,7 +212,7 @@ fn no_capability_is_left_but_those_of_the_role() {
     for role in Role::ALL {
         let count = match role {
             Role::Filesystem | Role::FilesystemAndSockets => 8,
-            Role::NetworkFollower => 1,
+            Role::NetworkFollower | Role::OomReporter => 1,
             _ => 0,
         };
         let end = run(|| {

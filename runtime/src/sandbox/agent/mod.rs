@@ -112,7 +112,7 @@ pub struct Agent {
 
 impl Agent {
     /// Speaks over a stream to the agent's port. To be called inside a runtime, whose the stream then is.
-    fn over(stream: UnixStream) -> io::Result<Self> {
+    pub(in crate::sandbox) fn over(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         let stream = tokio::net::UnixStream::from_std(stream)?;
         let (answers, requests) = stream.into_split();

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::process::setpriority_process;
 
 use super::super::{namespaces, nics::VHOST_NET};
+use crate::host::Privilege;
 use crate::network::UDP_SOCKETS;
 
 /// The VMM's control socket, as the jailed process finds it.
@@ -26,35 +27,48 @@ const OPENED: [(&str, bool); 4] = [
 /// The process's name.
 const NAME: &std::ffi::CStr = c"hull-follow";
 
-/// Why changes can't be followed.
+/// Why nothing can be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("changes of the network aren't followed: {0}: it can't be opened")]
+    #[error("nothing is followed: {0}: it can't be opened")]
     Open(&'static str, #[source] io::Error),
-    #[error("changes of the network aren't followed")]
+    #[error("nothing is followed")]
     Namespaces(#[from] namespaces::Error),
-    #[error("changes of the network aren't followed")]
+    #[error("nothing is followed")]
     Jail(#[from] jail::Error),
-    #[error("changes of the network aren't followed")]
+    #[error("nothing is followed")]
     Limits(#[from] limits::Error),
-    #[error("changes of the network aren't followed")]
+    #[error("nothing is followed")]
     Tree(#[from] tree::Error),
 }
 
-/// Puts this process, which must have one thread, into the network namespace, with a root of its own, and no
+/// Puts this process, which must have one thread, into the network namespace, with an empty root, no rights, and no
 /// descriptors but these. From then on it has that niceness.
 ///
 /// # Errors
 /// When something of it can't be had; the process must end then.
-pub fn enter(
+pub fn enter(network: &OwnedFd, keep: &[BorrowedFd<'_>], niceness: i32) -> Result<(), Error> {
+    // Elsewhere there is no id that nobody else has.
+    let identity = match Privilege::own() {
+        Privilege::HostRoot => Identity::unique_user()?,
+        Privilege::NamespaceRoot | Privilege::User => Identity::Unchanged,
+    };
+    settle(network)?;
+    confine(Vec::new(), keep, niceness, (Role::Follower, identity))
+}
+
+/// The same, with what following the network takes: its root has the control socket and files of the host's kernel.
+///
+/// # Errors
+/// As with [`enter`].
+pub fn enter_with_network(
     network: &OwnedFd,
     socket: OwnedFd,
     keep: &[BorrowedFd<'_>],
     niceness: i32,
 ) -> Result<(), Error> {
-    let _ = rustix::process::setsid();
-    let _ = rustix::thread::set_name(NAME);
-    namespaces::complete_stand_in(network)?;
+    // Before its files are opened: what /proc has of a network is of the namespace of who opens it.
+    settle(network)?;
     let mut files = vec![HostFile {
         file: socket,
         target: relative(SOCKET),
@@ -74,14 +88,31 @@ pub fn enter(
             Err(e) => return Err(Error::Open(path, e.into())),
         }
     }
+    // Of root's user it has what /dev/net/tun and the control socket ask for, and no rights.
+    let role = (Role::NetworkFollower, Identity::Unchanged);
+    confine(files, keep, niceness, role)
+}
+
+/// Puts this process into the namespaces that it is to be in, but for a mount namespace.
+fn settle(network: &OwnedFd) -> Result<(), Error> {
+    let _ = rustix::process::setsid();
+    let _ = rustix::thread::set_name(NAME);
+    Ok(namespaces::complete_stand_in(network)?)
+}
+
+fn confine(
+    files: Vec<HostFile>,
+    keep: &[BorrowedFd<'_>],
+    niceness: i32,
+    (role, identity): (Role, Identity),
+) -> Result<(), Error> {
     limits::apply()?;
     tree::enter_with_host_files(files)?;
     jail::close_other_fds(keep)?;
     let keep: Vec<_> = keep.iter().map(|fd| fd.as_fd().as_raw_fd()).collect();
     // The last thing for which it needs the right.
     let _ = setpriority_process(None, niceness);
-    // Of root's user it has what /dev/net/tun and the control socket ask for, and no rights.
-    jail::confine(Role::NetworkFollower, Identity::Unchanged, &keep)?;
+    jail::confine(role, identity, &keep)?;
     Ok(())
 }
 

@@ -14,12 +14,13 @@ const LONGEST: usize = 512;
 
 struct ConsoleLog {
     /// Open for appending.
-    file: File,
+    file: &'static File,
     left: AtomicU32,
 }
 
-/// From now on, what is logged goes there.
-pub fn hear(console: File) {
+/// From now on, what is logged goes there. Returns the file, which stays open.
+pub fn hear(console: File) -> &'static File {
+    let console: &File = Box::leak(Box::new(console));
     let log = ConsoleLog {
         file: console,
         left: AtomicU32::new(MOST_LINES),
@@ -27,6 +28,7 @@ pub fn hear(console: File) {
     if log::set_boxed_logger(Box::new(log)).is_ok() {
         log::set_max_level(LevelFilter::Warn);
     }
+    console
 }
 
 impl Log for ConsoleLog {
@@ -40,7 +42,8 @@ impl Log for ConsoleLog {
             (self.left).fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
         if self.enabled(record.metadata()) && is_there_room.is_ok() {
             // In one write, so that nobody else's comes between. There is nobody to tell of a failure.
-            let _ = (&self.file).write(line(&record.args().to_string()).as_bytes());
+            let mut file = self.file;
+            let _ = file.write(line(&record.args().to_string()).as_bytes());
         }
     }
 
@@ -48,7 +51,7 @@ impl Log for ConsoleLog {
 }
 
 fn line(message: &str) -> String {
-    let mut line = format!("hull: network: {message}");
+    let mut line = format!("hull: {message}");
     line.truncate(line.floor_char_boundary(LONGEST));
     let shown = |c: char| if c.is_control() { '?' } else { c };
     let mut line: String = line.chars().map(shown).collect();
@@ -62,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_message_is_one_line_that_can_be_shown() {
-        assert_eq!(line("a\nb\x1b"), "hull: network: a?b?\n");
+        assert_eq!(line("a\nb\x1b"), "hull: a?b?\n");
         assert_eq!(line(&"é".repeat(LONGEST)).chars().last(), Some('\n'));
         assert!(line(&"é".repeat(LONGEST)).len() <= LONGEST + 1);
     }

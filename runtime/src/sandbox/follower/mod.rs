@@ -1,46 +1,54 @@
-//! The process that has a VM's network follow what changes in its network namespace on the host while the container
-//! runs: engines connect and disconnect networks then without calling hull.
+//! The process that stays on the host for a VM whose container runs, to pass on what neither its engine nor its guest
+//! tells hull:
 //!
-//! `start` launches it where there may be changes, with all that it needs of the container's folder open already. It is
-//! in that network namespace, in the VM's cgroup, in other namespaces of its own, and jailed ([`jail`]): its root has a few
-//! files of the host's kernel, and of rights it has CAP_NET_ADMIN. It ends with the VM's process. If it is killed
-//! before, changes aren't followed any more, and that is all: what it has connected is in a list that `delete`
-//! reads.
+//! - the VM's network follows what changes in its network namespace on the host ([`network`]): engines connect and
+//!   disconnect networks then without calling hull;
+//! - the host is told when a process in the guest was killed for want of memory ([`oom`], [`reporter`]): engines look
+//!   for that in the VM's cgroup.
+//!
+//! `start` launches it where there is one or the other to do, with all that it needs of the container's folder open
+//! already. It is in that network namespace, in the VM's cgroup, in other namespaces of its own, and jailed ([`jail`]):
+//! with a network to follow, its root has a few files of the host's kernel, and of rights it has CAP_NET_ADMIN; without,
+//! it has neither. It ends with the VM's process. If it is killed before, nothing is passed on any more, and that is
+//! all: what it has connected is in a list that `delete` reads.
 
 mod jail;
 mod log;
 mod network;
+mod oom;
+mod reporter;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::getpriority_process;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Builder;
 
+use super::agent::open_connection;
 use super::lifeline::{self, Lifeline};
 use super::process::Start;
 use super::search::{ProcessIdentity, Purpose};
 use super::{ChildProcess, SandboxError, handover, namespaces};
-use crate::host::{Privilege, ProcessId};
+use crate::cgroup::OomKill;
+use crate::host::{Privilege, ProcessId, async_readable};
 use crate::network::Namespace;
 use crate::store::{Nic, SandboxDir, SandboxNetwork};
 use crate::types::ContainerId;
+use network::NetworkWatch;
+use oom::OomWatch;
+use reporter::Reporter;
 
 /// What it is told; its descriptors are numbers where it is told them.
 #[derive(Debug, Serialize, Deserialize)]
 struct Config<Fd> {
-    /// The container whose network it is.
+    /// The container: the sandbox's first.
     container: ContainerId,
-    /// The VM's network interfaces so far.
-    nics: Vec<Nic>,
-    /// Whether the host's kernel moves the packets, where it can.
-    vhost: bool,
-    /// Whether the container reaches a resolver that is in the namespace.
-    resolver: bool,
     /// The niceness that it is to have once it is ready.
     niceness: i32,
     /// The connection to `start`; see `lifeline`.
@@ -53,25 +61,61 @@ struct Config<Fd> {
     socket: Fd,
     /// The console log, for what it has to say.
     console: Fd,
+    /// What of the network is there already, if it is to be followed.
+    connected: Option<Connected<Fd>>,
+    /// Where out-of-memory kills are to count, if they are to be told.
+    oom_kill: Option<Cgroup<Fd>>,
+}
+
+/// What the VM has of its network.
+#[derive(Debug, Serialize, Deserialize)]
+struct Connected<Fd> {
+    /// Its network interfaces so far.
+    nics: Vec<Nic>,
+    /// Whether the host's kernel moves the packets, where it can.
+    vhost: bool,
+    /// Whether the container reaches a resolver that is in the namespace.
+    resolver: bool,
     /// The list of connected interfaces.
     interfaces: Fd,
+}
+
+/// An [`OomKill`].
+#[derive(Debug, Serialize, Deserialize)]
+struct Cgroup<Fd> {
+    parent: Fd,
+    name: String,
 }
 
 impl<Fd> Config<Fd> {
     /// The same, with each descriptor in another form.
     fn with<To, E>(self, mut change: impl FnMut(Fd) -> Result<To, E>) -> Result<Config<To>, E> {
+        let connected = match self.connected {
+            Some(connected) => Some(Connected {
+                nics: connected.nics,
+                vhost: connected.vhost,
+                resolver: connected.resolver,
+                interfaces: change(connected.interfaces)?,
+            }),
+            None => None,
+        };
+        let oom_kill = match self.oom_kill {
+            Some(cgroup) => Some(Cgroup {
+                parent: change(cgroup.parent)?,
+                name: cgroup.name,
+            }),
+            None => None,
+        };
         Ok(Config {
             container: self.container,
-            nics: self.nics,
-            vhost: self.vhost,
-            resolver: self.resolver,
             niceness: self.niceness,
             lifeline: change(self.lifeline)?,
             vmm: change(self.vmm)?,
             network: change(self.network)?,
             socket: change(self.socket)?,
             console: change(self.console)?,
-            interfaces: change(self.interfaces)?,
+            connected,
+            oom_kill,
         })
     }
 }
@@ -79,14 +123,16 @@ impl<Fd> Config<Fd> {
 /// A follower to be started.
 #[derive(Debug)]
 pub struct Follower<'a> {
-    /// The sandbox, whose first container's network it is.
+    /// The sandbox, whose first container it is about.
     pub sandbox: &'a SandboxDir,
     /// Its VM process.
     pub vmm: ProcessId,
-    /// What is connected already.
-    pub network: &'a SandboxNetwork,
+    /// What is connected already of the network, if that is to be followed.
+    pub network: Option<&'a SandboxNetwork>,
     /// The directory of the VM's cgroup; without one, this process's.
     pub cgroup: Option<File>,
+    /// How kills in the guest come to count in that cgroup, if they are to be told.
+    pub oom_kill: Option<OomKill>,
 }
 
 impl Follower<'_> {
@@ -94,23 +140,33 @@ impl Follower<'_> {
     ///
     /// # Errors
     /// When the VM's process is gone, or there can't be another one.
-    pub fn spawn(self) -> Result<Lifeline, SandboxError> {
-        let failed = || SandboxError::host("start the process that follows the network's changes");
+    pub fn spawn(mut self) -> Result<Lifeline, SandboxError> {
+        let failed = || SandboxError::host("start the process that follows what happens");
         let (ours, theirs) = UnixStream::pair().map_err(failed())?;
         let config = self.config(theirs.into()).map_err(failed())?;
         let process = self.start(config).map_err(failed())?;
         Ok(Lifeline::new(process, ours))
     }
 
-    fn config(&self, lifeline: OwnedFd) -> io::Result<Config<OwnedFd>> {
+    fn config(&mut self, lifeline: OwnedFd) -> io::Result<Config<OwnedFd>> {
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         let sandbox = self.sandbox;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let connected = self.network.map(|network| {
+            let list = sandbox.create_connected_interfaces();
+            Ok::<_, io::Error>(Connected {
+                nics: network.nics.clone(),
+                vhost: network.vhost,
+                resolver: network.resolver,
+                interfaces: list.map_err(io::Error::other)?.into(),
+            })
+        });
+        let cgroup = self.oom_kill.take().map(|kill| Cgroup {
+            parent: kill.parent,
+            name: kill.name,
+        });
         Ok(Config {
             container: sandbox.id().clone(),
-            nics: self.network.nics.clone(),
-            vhost: self.network.vhost,
-            resolver: self.network.resolver,
             niceness: getpriority_process(None).unwrap_or_default(),
             lifeline,
             network: namespaces::network_of(self.vmm)?,
@@ -120,16 +176,14 @@ impl Follower<'_> {
                 .create_console_log()
                 .map_err(io::Error::other)?
                 .into(),
-            interfaces: sandbox
-                .create_connected_interfaces()
-                .map_err(io::Error::other)?
-                .into(),
+            connected: connected.transpose()?,
+            oom_kill: cgroup,
         })
     }
 
     fn start(&self, config: Config<OwnedFd>) -> io::Result<ChildProcess> {
         let store = self.sandbox.store_key()?;
-        let identity = ProcessIdentity::new(&Purpose::NetworkFollower, store, &config.container);
+        let identity = ProcessIdentity::new(&Purpose::Follower, store, &config.container);
         let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
         let own = namespaces::of_follower_at_birth();
         // Who starts a container waits for nothing of this: it gets itself ready when there is time. Root of a user
@@ -161,37 +215,99 @@ pub fn run(config_fd: RawFd) -> ExitCode {
     };
     let Config {
         container,
-        nics,
-        vhost,
-        resolver,
         niceness,
         lifeline,
         vmm,
         network,
         socket,
         console,
-        interfaces,
+        connected,
+        oom_kill,
     } = config;
     if lifeline::wait_to_begin(&UnixStream::from(lifeline)).is_err() {
         return ExitCode::FAILURE;
     }
-    let keep = [&vmm, &network, &console, &interfaces, &config_file];
-    let keep = keep.map(AsFd::as_fd);
-    let jailed = jail::enter(&network, socket, &keep, niceness);
-    log::hear(console.into());
+    let console = log::hear(console.into());
+    // Whoever is jailed could neither make the reporter nor, without a network, connect to the agent.
+    let oom = oom_kill.and_then(|cgroup| {
+        watch_oom(cgroup, container.clone(), &socket, console, niceness)
+            .inspect_err(|e| ::log::warn!("out-of-memory kills aren't told to the host: {e}"))
+            .ok()
+    });
+    let mut keep = vec![vmm.as_fd(), console.as_fd(), config_file.as_fd()];
+    keep.extend(
+        connected
+            .iter()
+            .flat_map(|own| [network.as_fd(), own.interfaces.as_fd()]),
+    );
+    keep.extend(oom.iter().flat_map(OomWatch::descriptors));
+    let jailed = match &connected {
+        Some(_) => jail::enter_with_network(&network, socket, &keep, niceness),
+        None => jail::enter(&network, &keep, niceness),
+    };
     if let Err(e) = jailed {
         ::log::error!("{}", crate::chain::chain(&e));
         return ExitCode::FAILURE;
     }
-    let namespace = Namespace::own(network);
-    let follower = network::Follower::new(
+    let network = connected.map(|own| {
+        let namespace = Namespace::own(network);
+        let list = own.interfaces.into();
+        NetworkWatch::new(
+            container,
+            namespace,
+            own.nics,
+            own.vhost,
+            list,
+            own.resolver,
+        )
+    });
+    match follow(vmm, network, oom) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            ::log::error!("nothing is followed: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn watch_oom(
+    cgroup: Cgroup<OwnedFd>,
+    container: ContainerId,
+    socket: &OwnedFd,
+    console: &File,
+    niceness: i32,
+) -> io::Result<OomWatch> {
+    let kill = OomKill {
+        parent: cgroup.parent,
+        name: cgroup.name,
+    };
+    let reporter = Reporter::make(kill, console, niceness)?;
+    let socket = format!("/proc/self/fd/{}", socket.as_raw_fd());
+    Ok(OomWatch {
         container,
-        namespace,
-        nics,
-        vhost,
-        interfaces.into(),
-        resolver,
-    );
-    follower.follow(&vmm);
-    ExitCode::SUCCESS
+        connection: open_connection(Path::new(&socket)),
+        reporter,
+    })
+}
+
+/// Does what there is to do until the VM's process has ended.
+fn follow(vmm: OwnedFd, network: Option<NetworkWatch>, oom: Option<OomWatch>) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let ended = async_readable(vmm)?;
+        let network = async {
+            if let Some(network) = network {
+                network.follow(ended.get_ref()).await;
+            }
+        };
+        let oom = async {
+            if let Some(oom) = oom {
+                oom.watch().await;
+            }
+        };
+        tokio::select! {
+            ended = ended.readable() => ended.map(drop),
+            _ = async { tokio::join!(network, oom) } => Ok(()),
+        }
+    })
 }

@@ -2,23 +2,21 @@
 //! changed.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
+use tokio::io::unix::AsyncFd;
 
 use super::jail::SOCKET;
 use crate::chain::chain;
-use crate::host::wait_for_any;
+use crate::host::{async_readable, wait_readable};
 use crate::network::{
-    self, Interface, Namespace, Network, Watch, connect_to_resolver, read_possible, watch,
+    self, Interface, Namespace, Network, connect_to_resolver, read_possible, watch,
 };
-use crate::sandbox::agent::open_connection;
+use crate::sandbox::agent::{Agent, open_connection};
 use crate::sandbox::nics::{NicError, connect_nic};
-use crate::sandbox::{
-    AgentError, BlockingAgent, GuestNetwork, RESOLVER_SOCKETS, WaitingRelay, remove_nic,
-};
+use crate::sandbox::{AgentError, GuestNetwork, RESOLVER_SOCKETS, WaitingRelay, remove_nic};
 use crate::store::{ConnectedInterfaces, Nic};
 use crate::types::ContainerId;
 
@@ -47,8 +45,8 @@ enum Error {
     Wait(#[source] io::Error),
 }
 
-/// A follower in its jail.
-pub struct Follower {
+/// The part of a follower that follows the network's changes, in its jail.
+pub struct NetworkWatch {
     container: ContainerId,
     /// This process's own.
     namespace: Namespace,
@@ -56,21 +54,14 @@ pub struct Follower {
     vhost: bool,
     list: ConnectedInterfaces,
     /// Until it breaks.
-    agent: Option<BlockingAgent>,
+    agent: Option<Agent>,
     /// What the agent was told last and has made.
     told: Option<GuestNetwork>,
     /// Whether the container reaches a resolver that is in the namespace.
     resolver: bool,
 }
 
-/// What has happened.
-enum Event {
-    VmmEnded,
-    /// Something has changed, or it is time for another attempt.
-    Changed,
-}
-
-impl Follower {
+impl NetworkWatch {
     pub fn new(
         container: ContainerId,
         namespace: Namespace,
@@ -91,20 +82,22 @@ impl Follower {
         }
     }
 
-    /// Follows changes until the VM's process has ended.
-    pub fn follow(mut self, vmm: &OwnedFd) {
-        if let Err(e) = self.try_follow(vmm) {
-            log::error!("changes aren't followed any more: {}", chain(&e));
+    /// Follows changes for as long as the VM's process runs. To be called inside a runtime.
+    pub async fn follow(mut self, vmm: &OwnedFd) {
+        if let Err(e) = self.try_follow(vmm).await {
+            log::error!("network: changes aren't followed any more: {}", chain(&e));
         }
     }
 
-    fn try_follow(&mut self, vmm: &OwnedFd) -> Result<(), Error> {
+    async fn try_follow(&mut self, vmm: &OwnedFd) -> Result<(), Error> {
         // From here on no change is missed.
         let mut changes = watch(&self.namespace)?;
+        let changed = changes.as_fd().try_clone_to_owned();
+        let changed = changed.and_then(async_readable).map_err(Error::Wait)?;
         let (mut said, mut pause) = (String::new(), FIRST_PAUSE);
         loop {
             let mut attempt = None;
-            match self.update() {
+            match self.update().await {
                 Ok(()) => (said, pause) = (String::new(), FIRST_PAUSE),
                 Err(e) => {
                     if has_ended(vmm)? {
@@ -112,37 +105,37 @@ impl Follower {
                     }
                     let why = chain(&e);
                     if why != said {
-                        log::warn!("{why}");
+                        log::warn!("network: {why}");
                         said = why;
                     }
                     attempt = Some(Instant::now() + pause);
                     pause = LONGEST_PAUSE.min(2 * pause);
                 }
             }
-            match wait(vmm, &mut changes, attempt)? {
-                Event::VmmEnded => return Ok(()),
-                Event::Changed => {}
-            }
+            wait(&changed, attempt).await?;
+            // All that an engine changes at once.
+            changes.changed(Duration::ZERO)?;
         }
     }
 
     /// Has the VM's network be what it is on the host now. One interface that can't be connected keeps no other back.
-    fn update(&mut self) -> Result<(), Error> {
+    async fn update(&mut self) -> Result<(), Error> {
         let connected: Vec<u32> = self.nics.iter().map(|nic| nic.index).collect();
         let (there, all_can_be) = read_possible(&self.namespace, &connected)?;
-        self.release_gone(&there)?;
+        self.release_gone(&there).await?;
         let mut failure = all_can_be.map_err(Error::from);
         for interface in &there.interfaces {
             let connected = self.connect(interface);
             failure = failure.and(connected);
         }
-        self.tell(GuestNetwork::of(&there, &self.nics))?;
-        failure.and(self.relay_resolver())
+        self.tell(GuestNetwork::of(&there, &self.nics)).await?;
+        let relayed = self.relay_resolver().await;
+        failure.and(relayed)
     }
 
     /// Has the guest release interfaces that are gone, and then empties their slots: a driver that still had one
     /// would take the next one for it.
-    fn release_gone(&mut self, there: &Network) -> Result<(), Error> {
+    async fn release_gone(&mut self, there: &Network) -> Result<(), Error> {
         let is_there = |nic: &&Nic| there.interfaces.iter().any(|one| one.index == nic.index);
         let gone: Vec<Nic> = (self.nics.iter())
             .filter(|nic| !is_there(nic))
@@ -151,7 +144,7 @@ impl Follower {
         if gone.is_empty() {
             return Ok(());
         }
-        self.tell(GuestNetwork::of(there, &self.nics))?;
+        self.tell(GuestNetwork::of(there, &self.nics)).await?;
         for nic in gone {
             if let Some(slot) = nic.slot {
                 remove_nic(Path::new(SOCKET), slot)?;
@@ -191,7 +184,7 @@ impl Follower {
 
     /// Has the container reach the resolver that an engine has put into the namespace along with an interface, if it
     /// reaches none yet.
-    fn relay_resolver(&mut self) -> Result<(), Error> {
+    async fn relay_resolver(&mut self) -> Result<(), Error> {
         if self.resolver {
             return Ok(());
         }
@@ -201,48 +194,52 @@ impl Follower {
         }
         let relay = WaitingRelay::make(Path::new(SOCKET), &sockets)?;
         let agent = self.agent()?;
-        agent.ask(|agent| agent.relay_resolver(&self.container, relay.stream()))?;
+        let relayed = agent.relay_resolver(&self.container, relay.stream());
+        relayed.await?;
         (self.agent, self.resolver) = (Some(agent), true);
         Ok(())
     }
 
     /// Tells the agent, if it doesn't know.
-    fn tell(&mut self, network: GuestNetwork) -> Result<(), Error> {
+    async fn tell(&mut self, network: GuestNetwork) -> Result<(), Error> {
         if self.told.as_ref() == Some(&network) {
             return Ok(());
         }
         let agent = self.agent()?;
         self.told = None;
-        agent.ask(|agent| agent.update_network(&self.container, network.clone()))?;
+        let told = agent.update_network(&self.container, network.clone());
+        told.await?;
         (self.agent, self.told) = (Some(agent), Some(network));
         Ok(())
     }
 
     /// The connection to the agent, to be kept for next time if it serves.
-    fn agent(&mut self) -> Result<BlockingAgent, Error> {
+    fn agent(&mut self) -> Result<Agent, Error> {
         Ok(match self.agent.take() {
             Some(agent) => agent,
-            None => BlockingAgent::over(open_connection(Path::new(SOCKET))?)?,
+            None => {
+                let connection = open_connection(Path::new(SOCKET))?;
+                Agent::over(connection).map_err(AgentError::Client)?
+            }
         })
     }
 }
 
-/// Waits for the next event, no longer than until the next attempt.
-fn wait(vmm: &OwnedFd, changes: &mut Watch, attempt: Option<Instant>) -> Result<Event, Error> {
-    let mut fds = [
-        PollFd::new(vmm, PollFlags::IN),
-        PollFd::new(changes, PollFlags::IN),
-    ];
-    wait_for_any(&mut fds, attempt).map_err(Error::Wait)?;
-    if !fds[0].revents().is_empty() {
-        return Ok(Event::VmmEnded);
-    }
-    // All that an engine changes at once.
-    changes.changed(Duration::ZERO)?;
-    Ok(Event::Changed)
+/// Waits until something has changed, no longer than until the next attempt.
+async fn wait(changed: &AsyncFd<OwnedFd>, attempt: Option<Instant>) -> Result<(), Error> {
+    let readable = changed.readable();
+    let readable = match attempt {
+        None => readable.await,
+        Some(attempt) => match tokio::time::timeout_at(attempt.into(), readable).await {
+            Ok(readable) => readable,
+            Err(_) => return Ok(()),
+        },
+    };
+    // What is there now is taken next, all of it.
+    readable.map_err(Error::Wait)?.clear_ready();
+    Ok(())
 }
 
 fn has_ended(vmm: &OwnedFd) -> Result<bool, Error> {
-    let mut fds = [PollFd::new(vmm, PollFlags::IN)];
-    wait_for_any(&mut fds, Some(Instant::now())).map_err(Error::Wait)
+    wait_readable(vmm, Instant::now()).map_err(Error::Wait)
 }

@@ -17,7 +17,7 @@ pub(crate) const VCPU_IOCTLS: &[u32] = &[
 /// newer architectures lack and which the C library still makes here.
 pub(crate) fn arch_syscalls(role: Role) -> &'static [libc::c_long] {
     match role {
-        Role::Main | Role::StandIn | Role::NetworkFollower => {
+        Role::Main | Role::StandIn | Role::NetworkFollower | Role::Follower => {
             &[libc::SYS_epoll_wait, libc::SYS_poll]
         }
         Role::Filesystem
@@ -26,6 +26,6 @@ pub(crate) fn arch_syscalls(role: Role) -> &'static [libc::c_long] {
         | Role::DiskSlot
         | Role::Net
         | Role::NetSlot => &[libc::SYS_epoll_wait],
-        Role::Vcpu => &[],
+        Role::Vcpu | Role::OomReporter => &[],
     }
 }

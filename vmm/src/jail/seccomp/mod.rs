@@ -135,6 +135,8 @@ fn table(role: Role) -> impl Iterator<Item = AllowedCall> {
         Role::NetSlot => [tables::NET, tables::NET_SLOT],
         Role::StandIn => [tables::AGENTS_CLIENT, tables::STAND_IN],
         Role::NetworkFollower => [tables::AGENTS_CLIENT, tables::NETWORK_FOLLOWER],
+        Role::Follower => [tables::AGENTS_CLIENT, tables::FOLLOWER],
+        Role::OomReporter => [tables::OOM_REPORTER, &[]],
     };
     let own = own.into_iter().flatten();
     let processors = arch_syscalls(role).iter().map(|call| any(*call));
@@ -202,11 +204,19 @@ mod tests {
         ];
         for role in Role::ALL.into_iter().filter(|role| !role.serves_files()) {
             for allowed in table(role) {
-                if (role, allowed.call) == (Role::NetworkFollower, libc::SYS_openat) {
+                let opens = [Role::NetworkFollower, Role::OomReporter].contains(&role);
+                if opens && allowed.call == libc::SYS_openat {
                     let ArgumentCheck::WithoutBits([(2, bits)]) = allowed.arguments else {
                         panic!("{allowed:?}: it could create files");
                     };
                     assert_eq!(bits & tables::NEW_FILE, tables::NEW_FILE);
+                    continue;
+                }
+                if (role, allowed.call) == (Role::OomReporter, libc::SYS_unlinkat) {
+                    let ArgumentCheck::OneOf(2, [bits], _) = allowed.arguments else {
+                        panic!("{allowed:?}: it could remove files");
+                    };
+                    assert_eq!(*bits, libc::AT_REMOVEDIR as u32);
                     continue;
                 }
                 assert!(
@@ -252,6 +262,14 @@ mod tests {
         for role in Role::ALL {
             for allowed in table(role) {
                 if connecting.contains(&role) && connects.contains(&allowed.call) {
+                    continue;
+                }
+                if (role, allowed.call) == (Role::OomReporter, libc::SYS_clone) {
+                    let ArgumentCheck::OneOf(0, flags, _) = allowed.arguments else {
+                        panic!("{allowed:?}: it could make namespaces");
+                    };
+                    let harmless = (libc::CLONE_VM | libc::SIGCHLD) as u32;
+                    assert!(flags.iter().all(|flags| flags & !harmless == 0));
                     continue;
                 }
                 assert!(!never.contains(&allowed.call), "{role:?}: {}", allowed.call);

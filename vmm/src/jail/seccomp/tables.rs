@@ -331,7 +331,7 @@ pub(super) const STAND_IN: &[AllowedCall] = &[
 /// What openat(2) is not told by who may not create or cut a file.
 pub(super) const NEW_FILE: u32 = (O_CREAT | O_TRUNC) as u32;
 
-/// The network follower: rtnetlink in its own network namespace, taps there, and the VMM's control
+/// A follower of the network: rtnetlink in its own network namespace, taps there, and the VMM's control
 /// socket, which is the only one in its tree.
 pub(super) const NETWORK_FOLLOWER: &[AllowedCall] = &[
     // rtnetlink, which is protocol 0, and the control socket. By other protocols of netlink the capability would reach
@@ -359,6 +359,32 @@ pub(super) const NETWORK_FOLLOWER: &[AllowedCall] = &[
         1,
         &[FIONBIO as u32, TUNSETIFF as u32, TUNSETVNETHDRSZ as u32],
     ),
+];
+
+/// A follower of no network: its connection to the guest's agent is open already. Without socket(2) and connect(2),
+/// there are no others.
+pub(super) const FOLLOWER: &[AllowedCall] = &[
+    // How Rust makes a socket non-blocking.
+    one_of(SYS_ioctl, 1, &[FIONBIO as u32]),
+];
+
+/// The out-of-memory reporter: a cgroup that it makes and removes, and two processes that die there.
+pub(super) const OOM_REPORTER: &[AllowedCall] = &[
+    // The cgroup, below a directory that is open. Its files are the kernel's.
+    any(SYS_mkdirat),
+    one_of(SYS_unlinkat, 2, &[AT_REMOVEDIR as u32]),
+    without_bits(SYS_openat, &[(2, NEW_FILE)]),
+    // Processes that have this one's program and rights: one by itself, and one that shares its memory.
+    one_of(SYS_clone, 0, &[SIGCHLD as u32, (CLONE_VM | SIGCHLD) as u32]),
+    any(SYS_wait4),
+    // By which they end if they aren't killed.
+    any(SYS_setitimer),
+    // The pause before the next ones.
+    any(SYS_clock_nanosleep),
+    // What the kernel has no memory for.
+    any(SYS_pipe2),
+    // Rust's check before closing in debug builds.
+    one_of(SYS_fcntl, 1, &[F_GETFD as u32]),
 ];
 
 #[cfg(test)]

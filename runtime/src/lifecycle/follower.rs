@@ -1,0 +1,152 @@
+//! The process that `start` leaves on the host, to pass on what happens while the container runs
+//! ([`crate::sandbox::Follower`]): from when on there is one, and its end.
+
+use oci_spec::runtime::Spec;
+
+use super::Error;
+use super::delete::kill_process;
+use crate::chain::chain;
+use crate::host::{Privilege, ProcessId};
+use crate::sandbox::{Follower, SandboxError};
+use crate::spec::memory_limit;
+use crate::store::{ContainerDir, SandboxDir, SandboxNetwork, SandboxRecord, State};
+
+/// Has a process of its own pass on what happens from now on, where something can: see [`Followed`]. Without it, the
+/// container runs all the same.
+pub(super) fn follow(dir: &ContainerDir, state: &mut State, spec: &Spec) {
+    let Some(sandbox) = state.own_sandbox() else {
+        return;
+    };
+    let followed = Followed::of(sandbox, spec);
+    if !Privilege::own().is_some_root() || !followed.is_anything() || is_there(sandbox, followed) {
+        return;
+    }
+    if let Err(e) = start(&dir.own_sandbox(), &mut state.sandbox, followed) {
+        log::warn!("{}: {}", followed.what_is_lost(), chain(&e));
+    }
+}
+
+/// What is to be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Followed {
+    /// Changes of the network: in a namespace that was given by its path, or in which there is an interface already,
+    /// somebody may change something.
+    network: bool,
+    /// Kills for want of memory: with a limit in config.json that the guest's kernel enforces, they are to be seen in the
+    /// cgroup on the host.
+    oom: bool,
+}
+
+impl Followed {
+    fn of(sandbox: &SandboxRecord, spec: &Spec) -> Self {
+        let may_change = |own: &SandboxNetwork| own.named.is_some() || !own.nics.is_empty();
+        Self {
+            network: sandbox.network.as_ref().is_some_and(may_change),
+            oom: sandbox.cgroup.is_some() && has_memory_limit(spec),
+        }
+    }
+
+    fn is_anything(self) -> bool {
+        self.network || self.oom
+    }
+
+    fn what_is_lost(self) -> &'static str {
+        match (self.network, self.oom) {
+            (true, false) => "what changes in the container's network from now on won't be seen",
+            (false, _) => "engines won't be told when the container runs out of memory",
+            (true, true) => {
+                "what changes in the container's network from now on won't be seen, and engines won't be told when it \
+                 runs out of memory"
+            }
+        }
+    }
+}
+
+fn has_memory_limit(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    let limit = resources.and_then(memory_limit);
+    limit.is_some_and(|limit| limit > 0)
+}
+
+/// Whether a `start` that failed later has left a process that does this.
+fn is_there(sandbox: &SandboxRecord, followed: Followed) -> bool {
+    let is_alive = sandbox.follower.is_some_and(|follower| follower.is_alive());
+    is_alive && (is_network_followed(sandbox) || !followed.network)
+}
+
+/// Whether a process follows a sandbox's network already.
+pub(super) fn is_network_followed(sandbox: &SandboxRecord) -> bool {
+    sandbox.follower.is_some_and(|follower| follower.is_alive())
+        && sandbox.network.as_ref().is_some_and(|own| own.followed)
+}
+
+fn start(files: &SandboxDir, sandbox: &mut SandboxRecord, followed: Followed) -> Result<(), Error> {
+    // One without the network, from a `start` that failed before there was any.
+    end(sandbox.follower)?;
+    let Some(vmm) = sandbox.vmm else {
+        return Ok(());
+    };
+    let cgroup = sandbox.cgroup.as_ref();
+    let oom_kill = cgroup.filter(|_| followed.oom).map(|own| own.oom_kill());
+    let follower = Follower {
+        sandbox: files,
+        vmm,
+        network: sandbox.network.as_ref().filter(|_| followed.network),
+        cgroup: cgroup.map(|own| own.open()).transpose()?,
+        oom_kill: oom_kill.transpose()?,
+    };
+    let lifeline = follower.spawn()?;
+    let process = ProcessId::of(lifeline.pid());
+    sandbox.follower = Some(process.map_err(SandboxError::host("see the process"))?);
+    if let Some(own) = &mut sandbox.network {
+        own.followed = followed.network;
+    }
+    // It begins once `delete` can find it.
+    files.save(sandbox)?;
+    Ok(lifeline.begin()?)
+}
+
+/// Ends it. It would go by itself, a moment after its VM.
+///
+/// # Errors
+/// When it doesn't die.
+pub(super) fn end(follower: Option<ProcessId>) -> Result<(), Error> {
+    follower.map_or(Ok(()), |follower| kill_process(follower, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Nic, Phase};
+    use serde_json::json;
+
+    fn limited(limit: i64) -> Spec {
+        let spec = json!({
+            "ociVersion": "1.0.0",
+            "linux": {"resources": {"memory": {"limit": limit}}}
+        });
+        serde_json::from_value(spec).expect("a config.json")
+    }
+
+    #[test]
+    fn what_can_happen_is_followed() {
+        let mut sandbox = State::in_tests("web", Phase::Created, None).sandbox;
+        let nothing = Followed::of(&sandbox, &limited(1 << 26));
+        assert!(!nothing.is_anything(), "{nothing:?}");
+
+        let cgroup = json!({"path": "/pod/web", "scope": null});
+        sandbox.cgroup = Some(serde_json::from_value(cgroup).expect("a cgroup"));
+        assert!(Followed::of(&sandbox, &limited(1 << 26)).oom);
+        assert!(!Followed::of(&sandbox, &limited(-1)).oom);
+
+        let (index, slot) = (2, None);
+        sandbox.network = Some(SandboxNetwork::default());
+        assert!(!Followed::of(&sandbox, &limited(-1)).network);
+        sandbox.network = Some(SandboxNetwork {
+            nics: vec![Nic { index, slot }],
+            ..SandboxNetwork::default()
+        });
+        assert!(Followed::of(&sandbox, &limited(-1)).network);
+    }
+}

@@ -1,0 +1,183 @@
+//! A process that is killed for want of memory: engines look for it in the cgroup of the host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use hull_tests::process::limit;
+use hull_tests::random::{Random, seed};
+use hull_tests::{Bundle, Container, Running, leaks, only_hull};
+use serde_json::json;
+
+use crate::lifecycle::waiting;
+use crate::network::kill_and_wait_for;
+
+/// With 32 MiB.
+pub fn limited(bundle: Bundle) -> Bundle {
+    let limit = 32 << 20;
+    let memory = json!({ "limit": limit, "swap": limit });
+    bundle.set("/linux/resources/memory", memory)
+}
+
+fn running() -> (Container, Running) {
+    let container = Container::new(limited(waiting()));
+    let running = container.run_until_ready();
+    (container, running)
+}
+
+pub fn run_out_of_memory(container: &Container) {
+    let _ = container.exec_shell("exec tail /dev/zero").exits(137);
+}
+
+fn directory(container: &Container) -> PathBuf {
+    Path::new("/sys/fs/cgroup").join(container.bundle.token())
+}
+
+/// What `memory.events` of a cgroup of the host says of kills.
+fn kills(cgroup: &Path) -> u64 {
+    let events = fs::read_to_string(cgroup.join("memory.events")).expect("events");
+    let kills = events
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "));
+    kills.expect("a count").parse().expect("a number")
+}
+
+fn soon<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + limit();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < end, "not seen: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until so many kills are counted in a cgroup of the host.
+pub fn is_counted(cgroup: &Path, least: u64) {
+    let counted = || (kills(cgroup) >= least).then_some(());
+    soon("a kill in memory.events", counted);
+}
+
+/// The pids of what hull leaves on the host for a running container beside its VM.
+fn helpers(container: &Container) -> [i32; 2] {
+    let named = |name: &str| {
+        let all = leaks::processes(container.bundle.token()).into_iter();
+        all.map(|(pid, _)| pid).find(|pid| {
+            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            comm.trim_end() == name && status.contains("Seccomp:\t2")
+        })
+    };
+    ["hull-follow", "hull-oom"].map(|name| soon(name, || named(name)))
+}
+
+#[test]
+fn it_is_counted_in_the_cgroup_of_the_host_and_the_container_goes_on() {
+    let (container, _running) = running();
+    assert_eq!(kills(&directory(&container)), 0);
+    for count in 1..=2 {
+        run_out_of_memory(&container);
+        is_counted(&directory(&container), count);
+    }
+    assert_eq!(container.exec_shell("echo lives").ok().out(), "lives");
+    let _ = container.delete_force().ok();
+    assert!(!directory(&container).exists());
+}
+
+#[test]
+fn a_container_that_runs_out_again_and_again_has_the_host_kill_little() {
+    only_hull!("with runc each is the host's own");
+    let (container, _running) = running();
+    run_out_of_memory(&container);
+    is_counted(&directory(&container), 1);
+    let begun = Instant::now();
+    let script = "for i in $(seq 20); do tail /dev/zero; done; true";
+    let _ = container.exec_shell(script).ok();
+    // One a second, if not less.
+    let most = 2 + begun.elapsed().as_secs();
+    assert!(
+        kills(&directory(&container)) <= most,
+        "{} of {most}",
+        kills(&directory(&container))
+    );
+}
+
+#[test]
+fn a_container_without_a_limit_has_nobody_for_it() {
+    only_hull!("runc leaves no processes");
+    let container = Container::new(waiting());
+    let _running = container.run_until_ready();
+    let all = leaks::processes(container.bundle.token());
+    assert!(
+        all.iter().all(|(_, words)| !words.contains("hull follow")),
+        "{all:?}"
+    );
+}
+
+#[test]
+fn who_tells_of_it_has_no_files_and_hardly_a_right() {
+    only_hull!("runc leaves no processes");
+    let (container, _running) = running();
+    let vmm = container.state().pid;
+    let me = std::process::id().cast_signed();
+    let own =
+        |name: &str, pid: i32| fs::read_link(format!("/proc/{pid}/ns/{name}")).expect("a link");
+    // The second one makes a cgroup where the mode of the directory allows nobody to (CAP_DAC_OVERRIDE).
+    for (pid, rights) in helpers(&container).into_iter().zip([0, 1 << 1]) {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            assert!(
+                status.contains(&format!("{set}:\t{rights:016x}\n")),
+                "{status}"
+            );
+        }
+        assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+        let files = crate::host_namespaces::shell(&format!("ls -A /proc/{pid}/root"));
+        assert_eq!(files.trim(), "");
+        for name in ["mnt", "ipc", "uts", "pid"] {
+            assert_ne!(own(name, pid), own(name, me), "{name}");
+        }
+        let cgroup =
+            |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("a cgroup");
+        assert_eq!(cgroup(pid), cgroup(vmm));
+    }
+}
+
+/// The container's end finds all of it gone, by the test's own look at what is left.
+#[test]
+fn nothing_is_left_whoever_is_killed_meanwhile() {
+    only_hull!("runc leaves no processes");
+    let mut random = Random::new(seed());
+    for round in 0..6 {
+        let (container, _running) = running();
+        let helpers = helpers(&container);
+        let pid = match round % 3 {
+            0 => helpers[0],
+            1 => helpers[1],
+            _ => container.state().pid,
+        };
+        let words = ["exec", &container.id, "tail", "/dev/zero"];
+        let exec = Running::spawn(&mut container.command(&words));
+        std::thread::sleep(random.moment(Duration::from_millis(800)));
+        kill_and_wait_for(pid, pid);
+        drop(exec);
+        let _ = container.delete_force().ok();
+        let beside = format!("{}.hull-oom", container.bundle.token());
+        assert!(!directory(&container).with_file_name(beside).exists());
+        assert!(!directory(&container).exists());
+        let is_empty = || leaks::processes(container.bundle.token()).is_empty();
+        soon("the end of all processes", || is_empty().then_some(()));
+    }
+}
+
+#[test]
+fn a_cgroup_that_was_left_is_removed_with_the_container() {
+    only_hull!("runc makes none");
+    let (container, _running) = running();
+    let beside = format!("{}.hull-oom", container.bundle.token());
+    let beside = directory(&container).with_file_name(beside);
+    fs::create_dir(&beside).expect("a cgroup");
+    let _ = container.delete_force().ok();
+    assert!(!beside.exists());
+}
