@@ -135,7 +135,7 @@ pub enum Error {
     #[error(transparent)]
     ConsoleSocket(#[from] ConsoleSocketError),
     /// The file that is to get the pid.
-    #[error("{}", path.display())]
+    #[error("cannot write the pid file {}", path.display())]
     PidFile {
         /// As the user named it.
         path: PathBuf,

@@ -136,16 +136,30 @@ fn cpus_at_once(cpu: &LinuxCpu) -> Option<u64> {
     Some(quota.div_ceil(period))
 }
 
-/// The memory in MiB for a limit in bytes. A limit above what the host has limits nothing.
+/// The memory in MiB for a limit in bytes.
 fn memory(limit: Option<i64>, host: Host, config: &Config) -> u64 {
-    let limit = limit
-        .and_then(|limit| u64::try_from(limit).ok())
-        .filter(|limit| *limit > 0 && *limit < host.memory);
-    let wanted = match limit {
+    let wanted = match effective(limit, host) {
         Some(limit) => with_allowance(limit, config),
         None => u64::from(config.default_memory).min(host.memory >> 20),
     };
     wanted.clamp(MIN_MEMORY.into(), config.max_memory.into())
+}
+
+/// A limit in bytes that limits something: one above what the host has doesn't.
+fn effective(limit: Option<i64>, host: Host) -> Option<u64> {
+    let limit = u64::try_from(limit?).ok()?;
+    (limit > 0 && limit < host.memory).then_some(limit)
+}
+
+/// The MiB of a container's memory limit, if the configuration gives its VM less than the container could use by
+/// it: whoever gave the limit is to hear of that.
+pub(super) fn limit_above_vm(
+    resources: &LinuxResources,
+    host: Host,
+    config: &Config,
+) -> Option<u64> {
+    let limit = effective(memory_limit(resources), host)?;
+    (with_allowance(limit, config) > config.max_memory.into()).then_some(limit >> 20)
 }
 
 /// How much a VM with `memory` MiB can grow, in MiB: whole sections of its kernel's, up to what the host has and the
@@ -217,6 +231,15 @@ mod tests {
             128 + 100 + 2
         );
         assert_eq!(size(json!({"memory": {"limit": 8_i64 << 30}})).1, 1024);
+        let above = |limit: i64| {
+            let limits = json!({"memory": {"limit": limit}});
+            let limits = serde_json::from_value(limits).expect("resources");
+            limit_above_vm(&limits, HOST, &config)
+        };
+        assert_eq!(
+            (above(8 << 30), above(128 << 20), above(-1)),
+            (Some(8192), None, None)
+        );
     }
 
     #[test]

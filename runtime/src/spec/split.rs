@@ -27,7 +27,7 @@ use super::mount_options::{Treatment, flags, treatment};
 use super::mounts::{Maker, ON_A_DISK, OTHER_WAYS, file_system, maker, owners, receives};
 use super::privileged::keep_own_devices;
 use super::refuse::GUEST_DEVICES;
-use super::sizing::Host;
+use super::sizing::{Host, limit_above_vm};
 use super::user_namespace::{self, UserNamespace};
 use super::{
     Bundle, FilterCache, MemoryPolicy, Network, SpecError, bind, network, shm, sockets, view,
@@ -122,7 +122,9 @@ pub fn plan(
         false => Some(user_namespace::take(&mut guest)?),
     };
     let resources = resources(&bundle.spec);
-    let sizing = Sizing::of(resources, Host::read(), config);
+    let host = Host::read();
+    let sizing = Sizing::of(resources, host, config);
+    warn_of_a_limit_above_the_vm(resources, host, config);
 
     // So it is with the mounts that a user namespace's mount namespace has from the host's.
     let locked = !privilege.is_host_root() || has_user_namespace(&bundle.spec);
@@ -176,6 +178,17 @@ pub fn plan(
         selinux_label: (bundle.spec.process().as_ref()).and_then(label_of),
         cpus: cpus(resources),
     })
+}
+
+/// Says that a container can't use the memory that its limit lets it have.
+fn warn_of_a_limit_above_the_vm(resources: Option<&LinuxResources>, host: Host, config: &Config) {
+    if let Some(limit) = resources.and_then(|limits| limit_above_vm(limits, host, config)) {
+        log::warn!(
+            "config.json: linux.resources.memory.limit: {limit} MiB are more than the container can use: its VM \
+             gets {} MiB, the max_memory of hull.toml",
+            config.max_memory
+        );
+    }
 }
 
 /// The container's root as a share, and what the guest lacks to give it the attributes of its mounts.
