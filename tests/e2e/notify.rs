@@ -39,6 +39,15 @@ impl Manager {
         container.wrapped(&["env", &variable])
     }
 
+    /// Has `create` alone run as a service of this manager, as engines do.
+    fn creates(&self, container: Container) -> Container {
+        let path = self.path.display();
+        let script = format!(
+            "case \" $* \" in *\" create \"*) export NOTIFY_SOCKET={path} ;; esac; exec \"$@\""
+        );
+        container.wrapped(&["sh", "-c", &script, "sh"])
+    }
+
     #[track_caller]
     fn line(&self) -> String {
         self.lines.recv_timeout(limit()).expect("a message in time")
@@ -77,6 +86,40 @@ fn start_ends_and_the_manager_hears_once_the_container_is_ready() {
     assert!(start.exit().success());
     assert_eq!(manager.line(), "READY=1");
     assert_eq!(manager.line(), format!("MAINPID={}", container.state().pid));
+}
+
+#[test]
+fn a_manager_of_create_alone_hears_it_and_start_waits_for_nothing() {
+    let bundle = slow_to_be_ready();
+    let manager = Manager::beside(&bundle);
+    let mut container = manager.creates(Container::new(bundle));
+    container.create();
+
+    let _ = container.start().ok();
+
+    assert_eq!(container.stdout.as_mut().unwrap().line("stdout"), "ready");
+    assert!(manager.has_heard_nothing());
+    fs::write(container.bundle.rootfs().join("go"), "").unwrap();
+    // Which process to watch, the engine tells by itself.
+    assert_eq!(manager.line(), "READY=1");
+    assert!(manager.has_heard_nothing());
+}
+
+#[test]
+fn a_manager_that_is_gone_keeps_no_container_from_starting() {
+    let bundle = slow_to_be_ready();
+    let manager = Manager::beside(&bundle);
+    let mut container = manager.creates(Container::new(bundle));
+    container.create();
+    fs::remove_file(&manager.path).unwrap();
+
+    let told = container.start().ok().err();
+
+    assert!(
+        told.contains("won't be told when the container is ready"),
+        "{told}"
+    );
+    assert_eq!(container.stdout.as_mut().unwrap().line("stdout"), "ready");
 }
 
 #[test]

@@ -7,8 +7,8 @@ use hull_runtime::lifecycle::{self, Context, Created, Terminal};
 use hull_runtime::spec;
 use oci_spec::runtime::Process;
 
+use super::Error;
 use super::terminal::{Console, Relay};
-use super::{Error, notify};
 
 /// The options of `create`, which `run` has too.
 #[derive(Debug, clap::Args)]
@@ -87,7 +87,7 @@ pub fn create(
         bundle,
         terminal,
         pid_file: options.pid_file.as_deref(),
-        notify: notify::is_wanted(),
+        service_manager: lifecycle::service_manager(),
         sandbox: options.sandbox.as_deref().map(str::parse).transpose()?,
     };
     Ok((lifecycle::create(context, request)?, relay))

@@ -10,24 +10,19 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 
 use hull_runtime::chain::chain;
+use hull_runtime::lifecycle;
 use hull_runtime::sandbox::Agent;
 use hull_runtime::types::ContainerId;
 
 /// How long the service manager may take to read what it was told.
 const BARRIER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Whether there is one that wants to know.
-#[must_use]
-pub fn is_wanted() -> bool {
-    std::env::var_os("NOTIFY_SOCKET").is_some_and(|path| !path.is_empty())
-}
-
 /// Waits until the container is ready or has ended, however long that takes, and tells the service manager
 /// that it is ready, and which process to watch. Does nothing where nobody wants to know.
 ///
 /// A failure is only told: the container runs.
 pub async fn relay(agent: &Agent, id: &ContainerId, watched: u32) {
-    if !is_wanted() {
+    if lifecycle::service_manager().is_none() {
         return;
     }
     match agent.wait_ready(id).await {

@@ -1,7 +1,7 @@
 //! From a bundle to a container that waits to be started.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::User;
@@ -39,8 +39,8 @@ pub struct Create<'a> {
     pub terminal: Terminal<'a>,
     /// The file that gets the pid.
     pub pid_file: Option<&'a Path>,
-    /// Whether somebody waits for the container's word that it is ready (sd_notify(3)).
-    pub notify: bool,
+    /// The service manager's socket, if one waits for the container's word that it is ready (sd_notify(3)).
+    pub service_manager: Option<PathBuf>,
     /// The container whose sandbox it joins; without it, it gets one of its own.
     pub sandbox: Option<ContainerId>,
 }
@@ -291,7 +291,7 @@ fn bring_up(
     let ends = ContainerEnds {
         stdio,
         exit_status: Some(exit_status),
-        notify: request.notify,
+        notify: request.service_manager.is_some(),
         volume_sockets: limits.config.volume_sockets,
         network,
     };
@@ -371,6 +371,7 @@ pub(super) fn first_record(request: &Create<'_>, joined: Option<Joined>) -> Cont
         created: now.unwrap_or_default(),
         owner: owner(),
         annotations: bundle.annotations(),
+        service_manager: request.service_manager.clone(),
         joined,
     }
 }

@@ -1,15 +1,20 @@
 //! The process that `start` leaves on the host, to pass on what happens while the container runs
 //! ([`crate::sandbox::Follower`]): from when on there is one, and its end.
 
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
 use oci_spec::runtime::Spec;
 
-use super::Error;
 use super::delete::kill_process;
+use super::{Error, service_manager};
 use crate::chain::chain;
 use crate::host::{Privilege, ProcessId};
 use crate::sandbox::{Follower, SandboxError};
 use crate::spec::memory_limit;
-use crate::store::{ContainerDir, SandboxDir, SandboxNetwork, SandboxRecord, State};
+use crate::store::{
+    ContainerDir, ContainerRecord, SandboxDir, SandboxNetwork, SandboxRecord, State,
+};
 
 /// Has a process of its own pass on what happens from now on, where something can: see [`Followed`]. Without it, the
 /// container runs all the same.
@@ -17,11 +22,15 @@ pub(super) fn follow(dir: &ContainerDir, state: &mut State, spec: &Spec) {
     let Some(sandbox) = state.own_sandbox() else {
         return;
     };
-    let followed = Followed::of(sandbox, spec);
+    let manager = service_manager_to_tell(&state.container);
+    let followed = Followed {
+        ready: manager.is_some(),
+        ..Followed::of(sandbox, spec)
+    };
     if !Privilege::own().is_some_root() || !followed.is_anything() || is_there(sandbox, followed) {
         return;
     }
-    if let Err(e) = start(&dir.own_sandbox(), &mut state.sandbox, followed) {
+    if let Err(e) = start(&dir.own_sandbox(), &mut state.sandbox, followed, manager) {
         log::warn!("{}: {}", followed.what_is_lost(), chain(&e));
     }
 }
@@ -35,6 +44,8 @@ struct Followed {
     /// Kills for want of memory: with a limit in config.json that the guest's kernel enforces, they are to be seen in the
     /// cgroup on the host.
     oom: bool,
+    /// The container's word that it is ready, for a service manager.
+    ready: bool,
 }
 
 impl Followed {
@@ -43,22 +54,35 @@ impl Followed {
         Self {
             network: sandbox.network.as_ref().is_some_and(may_change),
             oom: sandbox.cgroup.is_some() && has_memory_limit(spec),
+            ready: false,
         }
     }
 
     fn is_anything(self) -> bool {
-        self.network || self.oom
+        self.network || self.oom || self.ready
     }
 
-    fn what_is_lost(self) -> &'static str {
-        match (self.network, self.oom) {
-            (true, false) => "what changes in the container's network from now on won't be seen",
-            (false, _) => "engines won't be told when the container runs out of memory",
-            (true, true) => {
-                "what changes in the container's network from now on won't be seen, and engines won't be told when it \
-                 runs out of memory"
-            }
-        }
+    fn what_is_lost(self) -> String {
+        let parts = [
+            (
+                self.network,
+                "what changes in the container's network from now on won't be seen",
+            ),
+            (
+                self.oom,
+                "engines won't be told when the container runs out of memory",
+            ),
+            (
+                self.ready,
+                "the service manager won't be told when the container is ready",
+            ),
+        ];
+        let lost: Vec<_> = parts
+            .iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, what)| *what)
+            .collect();
+        lost.join(", and ")
     }
 }
 
@@ -81,7 +105,19 @@ pub(super) fn is_network_followed(sandbox: &SandboxRecord) -> bool {
         && sandbox.network.as_ref().is_some_and(|own| own.followed)
 }
 
-fn start(files: &SandboxDir, sandbox: &mut SandboxRecord, followed: Followed) -> Result<(), Error> {
+/// The service manager that is to be told by a process which stays: one that `create` ran under and this command
+/// doesn't.
+fn service_manager_to_tell(container: &ContainerRecord) -> Option<&Path> {
+    let asked = container.service_manager.as_deref();
+    asked.filter(|_| service_manager::of_this_command().is_none())
+}
+
+fn start(
+    files: &SandboxDir,
+    sandbox: &mut SandboxRecord,
+    followed: Followed,
+    manager: Option<&Path>,
+) -> Result<(), Error> {
     // One without the network, from a `start` that failed before there was any.
     end(sandbox.follower)?;
     let Some(vmm) = sandbox.vmm else {
@@ -95,6 +131,7 @@ fn start(files: &SandboxDir, sandbox: &mut SandboxRecord, followed: Followed) ->
         network: sandbox.network.as_ref().filter(|_| followed.network),
         cgroup: cgroup.map(|own| own.open()).transpose()?,
         oom_kill: oom_kill.transpose()?,
+        service_manager: manager.and_then(reach),
     };
     let lifeline = follower.spawn()?;
     let process = ProcessId::of(lifeline.pid());
@@ -105,6 +142,17 @@ fn start(files: &SandboxDir, sandbox: &mut SandboxRecord, followed: Followed) ->
     // It begins once `delete` can find it.
     files.save(sandbox)?;
     Ok(lifeline.begin()?)
+}
+
+/// A service manager that is gone keeps no container from running.
+fn reach(manager: &Path) -> Option<OwnedFd> {
+    let connected = service_manager::connect(manager);
+    connected
+        .inspect_err(|e| {
+            let path = manager.display();
+            log::warn!("the service manager (NOTIFY_SOCKET={path}) won't be told when the container is ready: {e}");
+        })
+        .ok()
 }
 
 /// Ends it. It would go by itself, a moment after its VM.

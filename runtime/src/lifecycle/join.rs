@@ -284,7 +284,7 @@ fn bring_up(
     let ends = ContainerEnds {
         stdio,
         exit_status: None,
-        notify: request.notify,
+        notify: request.service_manager.is_some(),
         volume_sockets: false, // the sandbox's first container has asked for it, or may not
         network: GuestNetwork::default(),
     };

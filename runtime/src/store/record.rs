@@ -76,6 +76,9 @@ pub struct ContainerRecord {
     pub owner: String,
     /// config.json's annotations.
     pub annotations: HashMap<String, String>,
+    /// The socket of the service manager that `create` ran under, which is to hear when the container is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_manager: Option<PathBuf>,
     /// The sandbox that it has joined; without it, it is the first container of one of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joined: Option<Joined>,
@@ -177,6 +180,7 @@ impl State {
                 created: String::new(),
                 owner: String::new(),
                 annotations: HashMap::new(),
+                service_manager: None,
                 joined: None,
             },
         }

@@ -4,7 +4,9 @@
 //! - the VM's network follows what changes in its network namespace on the host ([`network`]): engines connect and
 //!   disconnect networks then without calling hull;
 //! - the host is told when a process in the guest was killed for want of memory ([`oom`], [`reporter`]): engines look
-//!   for that in the VM's cgroup.
+//!   for that in the VM's cgroup;
+//! - a service manager is told when the container says that it is ready ([`ready`]), if `create` ran under it, and
+//!   `start` doesn't.
 //!
 //! `start` launches it where there is one or the other to do, with all that it needs of the container's folder open
 //! already. It is in that network namespace, in the VM's cgroup, in other namespaces of its own, and jailed ([`jail`]):
@@ -16,6 +18,7 @@ mod jail;
 mod log;
 mod network;
 mod oom;
+mod ready;
 mod reporter;
 
 use std::fs::File;
@@ -34,7 +37,7 @@ use super::agent::open_connection;
 use super::lifeline::{self, Lifeline};
 use super::process::Start;
 use super::search::{ProcessIdentity, Purpose};
-use super::{ChildProcess, SandboxError, handover, namespaces};
+use super::{AgentError, ChildProcess, SandboxError, handover, namespaces};
 use crate::cgroup::OomKill;
 use crate::host::{Privilege, ProcessId, async_readable};
 use crate::network::Namespace;
@@ -42,6 +45,7 @@ use crate::store::{Nic, SandboxDir, SandboxNetwork};
 use crate::types::ContainerId;
 use network::NetworkWatch;
 use oom::OomWatch;
+use ready::ReadyWatch;
 use reporter::Reporter;
 
 /// What it is told; its descriptors are numbers where it is told them.
@@ -65,6 +69,8 @@ struct Config<Fd> {
     connected: Option<Connected<Fd>>,
     /// Where out-of-memory kills are to count, if they are to be told.
     oom_kill: Option<Cgroup<Fd>>,
+    /// The service manager that is to be told, as a connected socket.
+    service_manager: Option<Fd>,
 }
 
 /// What the VM has of its network.
@@ -116,6 +122,7 @@ impl<Fd> Config<Fd> {
             console: change(self.console)?,
             connected,
             oom_kill,
+            service_manager: self.service_manager.map(change).transpose()?,
         })
     }
 }
@@ -133,6 +140,8 @@ pub struct Follower<'a> {
     pub cgroup: Option<File>,
     /// How kills in the guest come to count in that cgroup, if they are to be told.
     pub oom_kill: Option<OomKill>,
+    /// The service manager that is to hear when the container is ready, as a connected socket.
+    pub service_manager: Option<OwnedFd>,
 }
 
 impl Follower<'_> {
@@ -178,6 +187,7 @@ impl Follower<'_> {
                 .into(),
             connected: connected.transpose()?,
             oom_kill: cgroup,
+            service_manager: self.service_manager.take(),
         })
     }
 
@@ -223,6 +233,7 @@ pub fn run(config_fd: RawFd) -> ExitCode {
         console,
         connected,
         oom_kill,
+        service_manager,
     } = config;
     if lifeline::wait_to_begin(&UnixStream::from(lifeline)).is_err() {
         return ExitCode::FAILURE;
@@ -234,6 +245,11 @@ pub fn run(config_fd: RawFd) -> ExitCode {
             .inspect_err(|e| ::log::warn!("out-of-memory kills aren't told to the host: {e}"))
             .ok()
     });
+    let ready = service_manager.map(|manager| ReadyWatch {
+        container: container.clone(),
+        connection: connect(&socket),
+        manager,
+    });
     let mut keep = vec![vmm.as_fd(), console.as_fd(), config_file.as_fd()];
     keep.extend(
         connected
@@ -241,6 +257,7 @@ pub fn run(config_fd: RawFd) -> ExitCode {
             .flat_map(|own| [network.as_fd(), own.interfaces.as_fd()]),
     );
     keep.extend(oom.iter().flat_map(OomWatch::descriptors));
+    keep.extend(ready.iter().flat_map(ReadyWatch::descriptors));
     let jailed = match &connected {
         Some(_) => jail::enter_with_network(&network, socket, &keep, niceness),
         None => jail::enter(&network, &keep, niceness),
@@ -261,7 +278,7 @@ pub fn run(config_fd: RawFd) -> ExitCode {
             own.resolver,
         )
     });
-    match follow(vmm, network, oom) {
+    match follow(vmm, network, oom, ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             ::log::error!("nothing is followed: {e}");
@@ -282,16 +299,25 @@ fn watch_oom(
         name: cgroup.name,
     };
     let reporter = Reporter::make(kill, console, niceness)?;
-    let socket = format!("/proc/self/fd/{}", socket.as_raw_fd());
     Ok(OomWatch {
         container,
-        connection: open_connection(Path::new(&socket)),
+        connection: connect(socket),
         reporter,
     })
 }
 
+/// Connects to the agent by the VM's control socket.
+fn connect(socket: &OwnedFd) -> Result<UnixStream, AgentError> {
+    open_connection(Path::new(&format!("/proc/self/fd/{}", socket.as_raw_fd())))
+}
+
 /// Does what there is to do until the VM's process has ended.
-fn follow(vmm: OwnedFd, network: Option<NetworkWatch>, oom: Option<OomWatch>) -> io::Result<()> {
+fn follow(
+    vmm: OwnedFd,
+    network: Option<NetworkWatch>,
+    oom: Option<OomWatch>,
+    ready: Option<ReadyWatch>,
+) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let ended = async_readable(vmm)?;
@@ -305,9 +331,14 @@ fn follow(vmm: OwnedFd, network: Option<NetworkWatch>, oom: Option<OomWatch>) ->
                 oom.watch().await;
             }
         };
+        let ready = async {
+            if let Some(ready) = ready {
+                ready.watch().await;
+            }
+        };
         tokio::select! {
             ended = ended.readable() => ended.map(drop),
-            _ = async { tokio::join!(network, oom) } => Ok(()),
+            _ = async { tokio::join!(network, oom, ready) } => Ok(()),
         }
     })
 }

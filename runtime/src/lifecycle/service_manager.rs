@@ -1,0 +1,33 @@
+//! The service manager that a command runs under, systemd(1) say, which is told by sd_notify(3) that a container is
+//! ready.
+//!
+//! It is told by `start` or `run`, if they run under it. Engines give it to `create` alone (podman's conmon does, for
+//! `--sdnotify=container`): so it is remembered, and told by the process that `start` leaves on the host.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+
+/// The socket by which it is told, if this command runs under one.
+#[must_use]
+pub fn of_this_command() -> Option<PathBuf> {
+    let path = std::env::var_os("NOTIFY_SOCKET")?;
+    (!path.is_empty()).then(|| path.into())
+}
+
+/// Connects to it.
+///
+/// # Errors
+/// When it is gone, or has an address of another kind than UNIX sockets have.
+pub(super) fn connect(socket: &Path) -> io::Result<OwnedFd> {
+    let address = match socket.as_os_str().as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(socket)?,
+    };
+    let connected = UnixDatagram::unbound()?;
+    connected.connect_addr(&address)?;
+    Ok(connected.into())
+}
