@@ -7,9 +7,15 @@ use std::sync::Arc;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, NotSupported};
 use crate::virtio::transport::{MmioTransport, QUEUE_NOTIFY};
+
+/// How many queues of a device KVM has kicked by writes to its register, where there is a port for that: the first ones,
+/// for kernels that don't know the port. At each that KVM is told of, the VM's start waits until no reader of KVM's table
+/// is left. What is written for another queue exits to the VMM, which kicks it all the same.
+const KICKED_BY_REGISTER: usize = 2;
 
 /// Why a VM or its vCPUs can't be created or set up.
 #[derive(Debug, thiserror::Error)]
@@ -84,15 +90,26 @@ impl Vm {
             .register_irqfd(device.irqfd(), gsi)
             .map_err(failed("take a device's interrupt"))?;
         let register = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
-        let port = device
-            .kick_port()
-            .map(|port| IoEventAddress::Pio(port.into()));
-        for notify in [Some(register), port].iter().flatten() {
-            for (kick, queue) in device.kicks().zip(0u32..) {
-                self.fd
-                    .register_ioevent(kick, notify, queue)
-                    .map_err(failed("take a device's queue"))?;
+        match device.kick_port() {
+            Some(port) => {
+                let port = IoEventAddress::Pio(port.into());
+                self.take_kicks(device.kicks(), &port)?;
+                self.take_kicks(device.kicks().take(KICKED_BY_REGISTER), &register)
             }
+            None => self.take_kicks(device.kicks(), &register),
+        }
+    }
+
+    /// Has what is written at an address kick the queue of that number.
+    fn take_kicks<'a>(
+        &self,
+        kicks: impl Iterator<Item = &'a EventFd>,
+        address: &IoEventAddress,
+    ) -> Result<(), VmError> {
+        for (kick, queue) in kicks.zip(0u32..) {
+            self.fd
+                .register_ioevent(kick, address, queue)
+                .map_err(failed("take a device's queue"))?;
         }
         Ok(())
     }
