@@ -182,6 +182,78 @@ fn what_is_sent_arrives_whole_both_ways() {
     }
 }
 
+/// How many queues an interface has each way, in the container.
+pub(crate) fn count_queues(interface: &str) -> String {
+    format!(
+        "cd /sys/class/net/{interface}/queues; echo $(ls -d rx-* | wc -l) $(ls -d tx-* | wc -l) queues; cd /; "
+    )
+}
+
+/// What [`count_queues`] says where a VM has as many CPUs as it can: one pair for each, up to four.
+pub(crate) fn queues_of_every_cpu() -> String {
+    let cpus = shell("nproc").trim().parse().unwrap_or(1);
+    let pairs = 4.min(cpus);
+    format!("{pairs} {pairs} queues")
+}
+
+/// Several connections at once, so that there is something to do for every queue.
+#[test]
+fn every_cpu_has_queues_of_its_own_and_what_goes_through_them_arrives_whole() {
+    only_hull!("a veth has its own number of queues");
+    const PORTS: std::ops::Range<u16> = 1..5;
+    for vhost in [true, false] {
+        let engine = Engine::new();
+        let bundle = engine.bundle();
+        let data = bundle.rootfs().join("data");
+        let data = data.display();
+        let _ = shell(&format!("head -c 3000000 /dev/urandom >{data}"));
+        let sum = shell(&format!("md5sum <{data}"));
+        let config = format!("vhost_net = {vhost}\ndefault_vcpus = 4\n");
+        let config = bundle.file("hull.toml", &config);
+        let script = "for i in 1 2 3 4; do
+            nc -l -p 710$i -e md5sum & (until nc 10.88.0.1 700$i </data; do usleep 100000; done) &
+            done; wait";
+        let script = count_queues("eth0") + script;
+        let container = Container::new(bundle.shell(&script))
+            .with_global(&["--config", &config.display().to_string()]);
+        let outside = engine.outside.pid().to_string();
+        let in_network = |script: &str| {
+            let mut command = Command::new("nsenter");
+            let _ = command.args(["-t", &outside, "-n", "sh", "-c", script]);
+            command
+        };
+        let listen = |port| {
+            let receive = format!("exec busybox nc -l -p 700{port} -e md5sum");
+            Running::spawn(in_network(&receive).stdin(Stdio::null()))
+        };
+        let _receivers: Vec<_> = PORTS.map(listen).collect();
+        let mut running = container.start_run();
+        assert_eq!(running.line(), queues_of_every_cpu());
+        let send =
+            |port| format!("(until busybox nc 10.88.0.2 710{port} <{data}; do sleep 0.1; done) &");
+        let send: String = PORTS.map(send).collect();
+        let received = inside(&outside, &format!("{send} wait"));
+        assert_eq!(received, sum.repeat(PORTS.len()), "vhost_net = {vhost}");
+        for _ in PORTS {
+            assert_eq!(running.line(), sum.trim_end(), "vhost_net = {vhost}");
+        }
+        let _ = running.finish().ok();
+        assert_eq!(engine.left(), "");
+    }
+}
+
+#[test]
+fn a_vm_with_one_cpu_has_one_pair_of_queues() {
+    only_hull!("a veth has its own number of queues");
+    let engine = Engine::new();
+    let cpu = json!({ "quota": 100_000, "period": 100_000 });
+    let bundle = engine.bundle().set("/linux/resources/cpu", cpu);
+    let seen = Container::new(bundle.shell(&(count_queues("eth0") + LOOK)));
+    let seen = seen.run().ok().out();
+    assert!(seen.starts_with("1 1 queues\n"), "{seen}");
+    sees_it(&seen);
+}
+
 /// Kills a process with SIGKILL, and waits for the end of `of`: its own, or another's that ends with it.
 pub(crate) fn kill_and_wait_for(pid: i32, of: i32) {
     shell(&format!("kill -9 {pid}"));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use hull_tests::process::limit;
 use hull_tests::{Container, Running, leaks, only_hull};
 
-use crate::network::{Engine, inside, kill_and_wait_for};
+use crate::network::{Engine, count_queues, inside, kill_and_wait_for, queues_of_every_cpu};
 
 /// Another network of the engine's: net1, a veth whose other end is in the namespace of `$outside`.
 const CONNECT: &str = "set -e
@@ -102,6 +102,25 @@ fn addresses_routes_and_the_mtu_follow() {
         let _ = inside(engine.inside.pid(), change);
         assert_eq!(running.line(), seen);
     }
+}
+
+#[test]
+fn an_interface_that_comes_later_has_queues_for_every_cpu_too() {
+    only_hull!("runc's containers are in the namespace");
+    let engine = Engine::new();
+    let config = "default_vcpus = 4\n";
+    let bundle = engine.bundle();
+    let config = bundle.file("hull.toml", config).display().to_string();
+    let script = format!(
+        "echo ready; until ping -c 1 -W 1 10.91.0.1 >/dev/null 2>&1; do usleep 20000; done; {}",
+        count_queues("net1")
+    );
+    let container = Container::new(bundle.shell(&script)).with_global(&["--config", &config]);
+    let mut running = container.run_until_ready();
+    engine.connect();
+    assert_eq!(running.line(), queues_of_every_cpu());
+    let _ = running.finish().ok();
+    assert_eq!(engine.left_anywhere(), "");
 }
 
 #[test]

@@ -7,10 +7,10 @@ use std::os::unix::net::UnixStream;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-/// The most descriptors that are sent at once.
-const MOST: usize = 3;
+/// The most descriptors that are sent at once: those of a network interface.
+const MOST: usize = 8;
 
-/// Sends bytes, the first of them with these descriptors, three at most.
+/// Sends bytes, the first of them with these descriptors, eight at most.
 ///
 /// # Errors
 /// When the other side takes nothing, or they are too many.

@@ -189,12 +189,13 @@ mod tests {
         assert!(!Followed::of(&sandbox, &limited(-1)).oom);
 
         let (index, slot) = (2, None);
-        sandbox.network = Some(SandboxNetwork::default());
+        let network = |nics: Vec<Nic>| {
+            let network = json!({"named": null, "vhost": true, "nics": nics});
+            Some(serde_json::from_value(network).expect("a network"))
+        };
+        sandbox.network = network(Vec::new());
         assert!(!Followed::of(&sandbox, &limited(-1)).network);
-        sandbox.network = Some(SandboxNetwork {
-            nics: vec![Nic { index, slot }],
-            ..SandboxNetwork::default()
-        });
+        sandbox.network = network(vec![Nic { index, slot }]);
         assert!(Followed::of(&sandbox, &limited(-1)).network);
     }
 }

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use hull_vmm::virtio::net::pairs_for;
 use oci_spec::runtime::{LinuxNetDevice, Spec};
 use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, fstatfs, openat, stat};
 
@@ -65,6 +66,7 @@ impl PlannedNetwork {
             record: Some(SandboxNetwork {
                 named,
                 vhost: config.vhost_net,
+                pairs: pairs_for(plan.sizing.vcpus),
                 nics: Vec::new(),
                 followed: false,
                 resolver: false,
@@ -149,11 +151,11 @@ fn connect_interface(
     if own.nics.iter().any(is_connected) {
         return Ok(());
     }
-    let vhost = own.vhost;
+    let (vhost, pairs) = (own.vhost, own.pairs);
     // On disk before anything is made, so that `delete` knows of it, whatever becomes of this process.
     set_slot(sandbox, index, None);
     files.save(sandbox)?;
-    let slot = connect_nic(&files.socket_path(), namespace, interface, vhost)?;
+    let slot = connect_nic(&files.socket_path(), namespace, interface, vhost, pairs)?;
     set_slot(sandbox, index, Some(slot));
     Ok(files.save(sandbox)?)
 }

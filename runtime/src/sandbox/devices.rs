@@ -3,13 +3,14 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU8;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hull_vmm::event_loop::Subscriber;
 use hull_vmm::jail::{self, Identity, Role};
 use hull_vmm::virtio::block::{Block, Disk, DisklessBlock};
 use hull_vmm::virtio::mem::Mem;
-use hull_vmm::virtio::net::{Nic, TaplessNet};
+use hull_vmm::virtio::net::{Nic, TaplessNet, pairs_for};
 use hull_vmm::virtio::slot::{Backend, Slot, SlotHandle};
 use hull_vmm::virtio::vsock::Vsock;
 use hull_vmm::{EventLoop, MAX_DEVICES, Machine};
@@ -70,11 +71,13 @@ pub(super) fn attach_disk_slots(
     Ok(slots?.into_iter().unzip())
 }
 
-/// Gives the machine slots for network interfaces that are handed over while it runs. Returns the loop that serves all of
+/// Gives the machine slots for network interfaces that are handed over while it runs, each with as many pairs of queues
+/// as go with its vCPUs. Returns the loop that serves all of
 /// them, if there are any: frames come from where the container's own processes could send them too, so that none has
 /// more to fear from another than from those.
 pub(super) fn attach_nic_slots(
     count: u8,
+    vcpus: NonZeroU8,
     machine: &mut Machine,
 ) -> Result<(Option<NamedLoop>, Handles<Nic>), VmmError> {
     if count == 0 {
@@ -82,7 +85,8 @@ pub(super) fn attach_nic_slots(
     }
     let mut events = EventLoop::new().map_err(io_error("make the network's event loop"))?;
     let attach = |_| {
-        let tapless = TaplessNet::new().map_err(io_error("make a slot for a NIC"))?;
+        let tapless =
+            TaplessNet::new(pairs_for(vcpus)).map_err(io_error("make a slot for a NIC"))?;
         let queues = tapless.queues();
         attach_slot::<Nic>(tapless, queues, machine, &mut events)
     };

@@ -193,7 +193,7 @@ fn assemble(
     let serials = vm.disks.iter().map(|disk| disk.serial.clone()).collect();
     let disks = attach_disks(vm.disks, &mut machine)?;
     let (slots, disk_handles) = attach_disk_slots(vm.disk_slots, &mut machine)?;
-    let (nics, nic_handles) = attach_nic_slots(vm.nic_slots, &mut machine)?;
+    let (nics, nic_handles) = attach_nic_slots(vm.nic_slots, vm.vcpus, &mut machine)?;
     let requests = Requests {
         disks: disk_handles,
         serials,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -40,12 +41,15 @@ pub struct SandboxRecord {
 }
 
 /// A sandbox's network namespace on the host, and what of it is connected to the VM.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SandboxNetwork {
     /// The namespace, where config.json names it: it outlives the VM. Else it is the VM process's own.
     pub named: Option<NamedNamespace>,
     /// Whether the host's kernel moves the packets, where it can.
     pub vhost: bool,
+    /// The pairs of queues of each of the VM's network interfaces.
+    #[serde(default = "one_pair")]
+    pub pairs: NonZeroU8,
     /// The VM's network interfaces, each from before it is connected. What the follower connects is in a list of its own.
     pub nics: Vec<Nic>,
     /// Whether the sandbox's follower follows changes of it.
@@ -54,6 +58,11 @@ pub struct SandboxNetwork {
     /// Whether the container reaches a resolver that is in the namespace.
     #[serde(default)]
     pub resolver: bool,
+}
+
+/// What a VM has that an older hull has made.
+fn one_pair() -> NonZeroU8 {
+    NonZeroU8::MIN
 }
 
 /// A file that names a namespace.

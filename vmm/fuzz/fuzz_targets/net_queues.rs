@@ -1,8 +1,8 @@
-//! A hostile guest against virtio-net: any chains, ring indices and bytes in its memory, on both queues, while frames
-//! come from the host and the tap is full now and then.
+//! A hostile guest against virtio-net: any chains, ring indices, commands and bytes in its memory, on the queues of two
+//! pairs and the control queue, while frames come from the host and the tap is full now and then.
 //!
 //! It must not panic or wait, what it sends must be of a frame's size, and the event loop must become idle after each
-//! step. A pair of sockets is the substitute for a tap.
+//! step. Pairs of sockets are the substitute for the queues of a tap.
 
 #![no_main]
 
@@ -13,15 +13,17 @@ use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, SubscriberOps};
 use hull_vmm::virtio::VirtioDevice;
-use hull_vmm::virtio::net::{MacAddress, Net, NicConfig, Tap};
+use hull_vmm::virtio::net::{MacAddress, Net, NicConfig, Taps};
 use hull_vmm_fuzz::{Descriptor, Driver, Input, activation, memory, put, run_until_idle};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::GuestMemoryMmap;
 
 const MEMORY: usize = 1 << 20;
 /// Where the rings of each queue are, and the buffers.
-const RINGS: [u64; 2] = [0, 0x1_0000];
-const DATA: u64 = 0x2_0000;
+const RINGS: [u64; 5] = [0, 0x1_0000, 0x2_0000, 0x3_0000, 0x4_0000];
+const DATA: u64 = 0x5_0000;
+/// The index of the control queue.
+const CONTROL: usize = 4;
 /// A header and Ethernet's, and the most that may follow.
 const SIZES: std::ops::RangeInclusive<usize> = 26..=65565;
 /// Turns of the loop within which it must become idle after one step.
@@ -44,26 +46,26 @@ fn pair() -> (OwnedFd, UnixStream) {
     }
 }
 
-/// A guest's driver, the device with its tap, and the event loop that serves it.
+/// A guest's driver, the device with the queues of its tap, and the event loop that serves it.
 struct Harness {
     memory: Arc<GuestMemoryMmap>,
-    host: UnixStream,
+    hosts: [UnixStream; 2],
     device: Arc<Mutex<Net>>,
     events: EventManager<Arc<Mutex<Net>>>,
-    drivers: [Driver; 2],
+    drivers: [Driver; 5],
 }
 
 impl Harness {
     fn new() -> Self {
-        let (own, host) = pair();
-        let tap = Tap::from_test_socket(own).expect("non-blocking");
+        let [(first, host), (second, other)] = [pair(), pair()];
+        let taps = Taps::from_test_sockets(vec![first, second]).expect("non-blocking");
         let config = NicConfig::new(MacAddress([2, 0, 0, 0, 0, 1]), 1500).expect("a NIC");
-        let device = Arc::new(Mutex::new(Net::new(config, tap).expect("a device")));
+        let device = Arc::new(Mutex::new(Net::new(config, taps).expect("a device")));
         let mut events = EventManager::new().expect("epoll");
         events.add_subscriber(Arc::clone(&device));
         let mut harness = Self {
             memory: memory(MEMORY),
-            host,
+            hosts: [host, other],
             device,
             events,
             drivers: RINGS.map(Driver::new),
@@ -76,10 +78,13 @@ impl Harness {
     fn start(&mut self, features: u64) {
         put(&self.memory, 0, &[0; DATA as usize]);
         let mut device = self.device.lock().expect("the device");
-        let sizes = [device.queue_sizes()[0], device.queue_sizes()[1]];
-        let queues = self.drivers.iter_mut().zip(sizes);
-        let queues = queues.map(|(driver, size)| driver.start(size)).collect();
         let features = device.features() & features;
+        let sizes = device
+            .queue_sizes()
+            .iter()
+            .take(device.queue_count(features));
+        let queues = self.drivers.iter_mut().zip(sizes);
+        let queues = queues.map(|(driver, size)| driver.start(*size)).collect();
         let activation = activation(&self.memory, features, queues);
         device.activate(activation).expect("activation");
         drop(device);
@@ -87,11 +92,20 @@ impl Harness {
     }
 
     fn step(&mut self, input: &mut Input) {
-        let queue = usize::from(input.byte() % 2);
+        let queue = usize::from(input.byte()) % RINGS.len();
         match input.byte() {
+            // A command, whole or cut off.
+            0..80 if queue == CONTROL => {
+                let length = usize::from(input.byte() % 6);
+                let command = input.bytes(length).to_vec();
+                put(&self.memory, DATA, &command);
+                let answer = (DATA + 0x400, u32::from(input.byte() % 2), 2, 0);
+                let command = (DATA, length as u32, 1, 1);
+                self.drivers[queue].offer(&self.memory, &[command, answer]);
+            }
             // Buffers as a driver gives them.
             0..80 => {
-                let writable = if queue == 0 { 2 } else { 0 };
+                let writable = if queue % 2 == 0 { 2 } else { 0 };
                 let count = 1 + input.byte() % 4;
                 let mut chain: Vec<Descriptor> = (0..count)
                     .map(|number| {
@@ -127,7 +141,7 @@ impl Harness {
                 let length = usize::from(input.u16()) + 2 * usize::from(input.byte());
                 let mut frame = input.bytes(64).to_vec();
                 frame.resize(length.max(1), 0x5a);
-                let _ = self.host.write(&frame); // nobody has read the last ones
+                let _ = self.hosts[queue / 2 % 2].write(&frame); // nobody has read the last ones
             }
             200..215 => {
                 let address = input.u64();
@@ -150,8 +164,10 @@ impl Harness {
     /// Reads the frames that the guest has sent.
     fn read_all(&mut self) {
         let mut frame = vec![0; 0x2_0000];
-        while let Ok(size @ 1..) = self.host.read(&mut frame) {
-            assert!(SIZES.contains(&size), "{size} bytes");
+        for host in &mut self.hosts {
+            while let Ok(size @ 1..) = host.read(&mut frame) {
+                assert!(SIZES.contains(&size), "{size} bytes");
+            }
         }
     }
 

@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::block::BlockState;
 use super::live_config::LiveConfig;
 use super::mem::MemState;
-use super::net::NicConfig;
+use super::net::NicState;
 use super::vsock::VsockState;
 use crate::stop::StopFlag;
 
@@ -81,8 +81,8 @@ pub enum DeviceState {
     Block(BlockState),
     /// virtio-vsock.
     Vsock(VsockState),
-    /// virtio-net: the properties that its configuration space shows.
-    Net(NicConfig),
+    /// virtio-net: the properties that its configuration space shows, and how many pairs of queues are in use.
+    Net(NicState),
     /// virtio-mem: the region, and which of its blocks are plugged.
     Mem(MemState),
 }
@@ -172,7 +172,7 @@ pub struct Activation {
     pub memory: Arc<GuestMemoryMmap>,
     /// The negotiated features, a subset of [`VirtioDevice::features`].
     pub features: u64,
-    /// The queues, as many as [`VirtioDevice::queue_sizes`] has entries.
+    /// The queues, as many as [`VirtioDevice::queue_count`] says.
     pub queues: Vec<ActiveQueue>,
     /// How to interrupt the guest.
     pub interrupt: Interrupt,
@@ -187,6 +187,13 @@ pub trait VirtioDevice: Send {
 
     /// The largest size of each queue, in descriptors, each a power of two.
     fn queue_sizes(&self) -> &[u16];
+
+    /// How many of these queues, the first ones, a driver that has negotiated `features` sets up: all of them, but for
+    /// a device whose features decide it.
+    fn queue_count(&self, features: u64) -> usize {
+        let _ = features;
+        self.queue_sizes().len()
+    }
 
     /// The offered features, including `VIRTIO_F_VERSION_1`.
     fn features(&self) -> u64;

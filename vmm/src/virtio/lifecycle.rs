@@ -21,7 +21,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::device::{ActivateError, Activation, ActiveQueue, Interrupt};
+use super::device::{ActivateError, Activation, Interrupt};
 use super::memory::MemoryView;
 use super::queue::DeviceQueue;
 use crate::rate_limit::RateLimit;
@@ -35,6 +35,8 @@ pub(super) const FIRST_EVENT: u32 = u32::MAX - 0xff;
 const ACTIVATION_CHANGED: u32 = FIRST_EVENT;
 /// The event data of the kick of queue 0; that of queue `n` is `n` higher.
 const KICK: u32 = ACTIVATION_CHANGED + 1;
+/// The most queues of a device.
+const MAX_QUEUES: usize = 127;
 
 /// What an event of the device's loop means.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,11 +50,34 @@ pub(super) enum DeviceEvent {
     Other(u32),
 }
 
+/// A device's queues between activation and stop: an array, or a vector if it is for the driver's features to
+/// decide how many there are.
+pub(super) trait Queues: AsRef<[DeviceQueue]> + AsMut<[DeviceQueue]> + Sized {
+    /// These queues.
+    ///
+    /// # Errors
+    /// They are not as many as the device has.
+    fn new(queues: Vec<DeviceQueue>) -> Result<Self, ActivateError>;
+}
+
+impl<const COUNT: usize> Queues for [DeviceQueue; COUNT] {
+    fn new(queues: Vec<DeviceQueue>) -> Result<Self, ActivateError> {
+        let (expected, found) = (COUNT, queues.len());
+        Self::try_from(queues).map_err(|_| ActivateError::QueueCount { expected, found })
+    }
+}
+
+impl Queues for Vec<DeviceQueue> {
+    fn new(queues: Vec<DeviceQueue>) -> Result<Self, ActivateError> {
+        Ok(queues)
+    }
+}
+
 /// What a device has between activation and stop.
 #[derive(Debug)]
-pub(super) struct Active<const QUEUES: usize> {
+pub(super) struct Active<Q> {
     pub(super) memory: MemoryView,
-    pub(super) queues: [DeviceQueue; QUEUES],
+    pub(super) queues: Q,
     /// The negotiated features.
     pub(super) features: u64,
     pub(super) interrupt: Interrupt,
@@ -61,18 +86,18 @@ pub(super) struct Active<const QUEUES: usize> {
 
 /// The activation state of a device, and the eventfds that its event loop watches.
 #[derive(Debug)]
-pub(super) struct Lifecycle<const QUEUES: usize> {
+pub(super) struct Lifecycle<Q> {
     /// The device's name, for messages.
     device: String,
     /// Notifies the loop that the device was activated or stopped.
     activation_changed: Arc<EventFd>,
-    active: Option<Active<QUEUES>>,
+    active: Option<Active<Q>>,
     /// The kick eventfds that the loop watches, which may still be those of an earlier activation.
     watched: Vec<Arc<EventFd>>,
     warnings: RateLimit,
 }
 
-impl<const QUEUES: usize> Lifecycle<QUEUES> {
+impl<Q: Queues> Lifecycle<Q> {
     /// The lifecycle of an inactive device.
     pub(super) fn new(device: String) -> io::Result<Self> {
         let eventfd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
@@ -102,15 +127,13 @@ impl<const QUEUES: usize> Lifecycle<QUEUES> {
 
     /// See [`VirtioDevice::activate`](super::VirtioDevice::activate).
     pub(super) fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let found = activation.queues.len();
-        let expected = QUEUES;
-        let queues = <[ActiveQueue; QUEUES]>::try_from(activation.queues)
-            .map_err(|_| ActivateError::QueueCount { expected, found })?;
         let features = activation.features;
         let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
+        let queues = activation.queues.into_iter();
+        let queues = queues.map(|queue| DeviceQueue::new(queue, event_idx));
         self.active = Some(Active {
             memory: MemoryView::new(activation.memory).map_err(io::Error::other)?,
-            queues: queues.map(|queue| DeviceQueue::new(queue, event_idx)),
+            queues: Q::new(queues.collect())?,
             features,
             interrupt: activation.interrupt,
             stop: activation.stop,
@@ -121,13 +144,13 @@ impl<const QUEUES: usize> Lifecycle<QUEUES> {
     /// See [`VirtioDevice::stop`](super::VirtioDevice::stop).
     pub(super) fn stop(&mut self) -> Vec<QueueState> {
         let _ = self.activation_changed.write(1); // a full eventfd is readable too
-        let queues = self.active.take().map(|active| active.queues);
-        let queues = queues.iter().flatten();
+        let active = self.active.take();
+        let queues = active.iter().flat_map(|active| active.queues.as_ref());
         queues.map(DeviceQueue::state).collect()
     }
 
     /// Memory, queues and so on if the device is active.
-    pub(super) fn active(&mut self) -> Option<&mut Active<QUEUES>> {
+    pub(super) fn active(&mut self) -> Option<&mut Active<Q>> {
         self.active.as_mut()
     }
 
@@ -156,7 +179,7 @@ impl<const QUEUES: usize> Lifecycle<QUEUES> {
                 DeviceEvent::ActivationChanged
             }
             data => match data.checked_sub(KICK).map(|index| index as usize) {
-                Some(index) if index < QUEUES => {
+                Some(index) if index < MAX_QUEUES => {
                     if let Some(kick) = self.watched.get(index) {
                         let _ = kick.read();
                     }
@@ -172,7 +195,8 @@ impl<const QUEUES: usize> Lifecycle<QUEUES> {
         for kick in self.watched.drain(..) {
             let _ = ops.remove(Events::empty(&*kick)); // fails for one that could not be added
         }
-        let queues = self.active.iter().flat_map(|active| &active.queues);
+        let queues = self.active.iter();
+        let queues = queues.flat_map(|active| active.queues.as_ref());
         self.watched = queues.map(|queue| Arc::clone(queue.kick())).collect();
         for (kick, data) in self.watched.iter().zip(KICK..) {
             self.watch(kick, data, ops);
@@ -200,7 +224,7 @@ impl<const QUEUES: usize> Lifecycle<QUEUES> {
             return;
         };
         let mut wanted = false;
-        for (index, queue) in active.queues.iter_mut().enumerate() {
+        for (index, queue) in active.queues.as_mut().iter_mut().enumerate() {
             wanted |= queue.take_interrupt(active.memory.guest());
             if let Some(error) = queue.take_failure() {
                 self.warnings.warn(

@@ -218,10 +218,10 @@ impl Registers {
                 .all(|queue| queue.size.is_power_of_two() && queue.size <= queue.max_size)
     }
 
-    /// The queues, if all of them are ready and valid.
-    pub(super) fn queues(&self, memory: &GuestMemoryMmap) -> Option<Vec<Queue>> {
+    /// The first `count` queues, if all of these are ready and valid.
+    pub(super) fn queues(&self, count: usize, memory: &GuestMemoryMmap) -> Option<Vec<Queue>> {
         let event_idx = self.features() & EVENT_IDX != 0;
-        let queues = self.queues.iter();
+        let queues = self.queues.iter().take(count);
         queues.map(|queue| queue.build(event_idx, memory)).collect()
     }
 
@@ -402,7 +402,7 @@ mod tests {
         set_up_queue(&mut registers, 0, 0x1000);
         set_up_queue(&mut registers, 1, 0x2000);
         assert_eq!(registers.write(VIRTIO_MMIO_STATUS, 15), Effect::Activate);
-        let queues = registers.queues(&memory()).expect("both valid");
+        let queues = registers.queues(2, &memory()).expect("both valid");
         assert_eq!(queues.len(), 2);
         assert_eq!((queues[1].size(), queues[1].desc_table()), (8, 0x2000));
         assert!(queues[1].event_idx_enabled());
@@ -469,7 +469,7 @@ mod tests {
             }
             registers.write(VIRTIO_MMIO_STATUS, 15);
             assert!(
-                registers.queues(&memory()).is_none(),
+                registers.queues(2, &memory()).is_none(),
                 "{register:#x} {value:#x}"
             );
         }
@@ -572,7 +572,7 @@ mod tests {
                     Effect::Activate => {
                         prop_assert!(!running, "activated twice without a reset");
                         running = true;
-                        if registers.queues(&memory).is_none() {
+                        if registers.queues(2, &memory).is_none() {
                             registers.set_needs_reset();
                         }
                     }

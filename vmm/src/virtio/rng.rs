@@ -14,7 +14,7 @@ use super::device::{
     ActivateError, Activation, DeviceState, RestoreError, SaveError, VirtioDevice,
 };
 use super::lifecycle::{Active, Lifecycle};
-use super::queue::Turn;
+use super::queue::{DeviceQueue, Turn};
 use crate::event_loop::Subscriber;
 
 /// Linux uses one buffer at a time; a few more for other drivers.
@@ -31,7 +31,7 @@ const CHUNK: usize = 1024;
 /// The device. It has no state but its queue's.
 #[derive(Debug)]
 pub struct Rng {
-    lifecycle: Lifecycle<1>,
+    lifecycle: Lifecycle<[DeviceQueue; 1]>,
 }
 
 impl Rng {

@@ -23,7 +23,7 @@ use rustix::net::{
 
 use super::VirtioDevice;
 use super::block::DiskError;
-use super::net::NicError;
+use super::net::{MAX_PAIRS, NicError};
 use super::transport::{FillError, MmioTransport};
 use crate::chain::chain;
 use crate::event_loop::Subscriber;
@@ -31,8 +31,8 @@ use crate::event_loop::Subscriber;
 /// The event data of the socket. The subscribers of [`PluggedDevice`] use none that is this low.
 const SOCKET_EVENT: u32 = 0;
 
-/// The most descriptors of one request.
-const MAX_DESCRIPTORS: usize = 2;
+/// The most descriptors of one request: those of a NIC, two for each pair of its queues.
+const MAX_DESCRIPTORS: usize = 2 * MAX_PAIRS;
 
 /// The longest answer, in bytes.
 const LONGEST_ANSWER: usize = 200;
@@ -91,12 +91,15 @@ pub trait Backend: Sized {
     /// See [`VirtioDevice::activation_eventfd`].
     fn activation_eventfd(bare: &Self::BareDevice) -> RawFd;
 
-    /// The backend that a request describes, by a line and at most two descriptors, which may be of
-    /// anything.
+    /// The backend for this device that a request describes, by a line and a few descriptors, which may be of anything.
     ///
     /// # Errors
     /// The line is malformed, or the descriptors can't be such a backend.
-    fn from_request(line: &str, descriptors: Vec<OwnedFd>) -> Result<Self, SlotError>;
+    fn from_request(
+        bare: &Self::BareDevice,
+        line: &str,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Self, SlotError>;
 
     /// The inactive device with this backend. If it can be removed, also what the next one is to be
     /// inserted into.
@@ -230,9 +233,10 @@ impl<B: Backend> Slot<B> {
     fn fill(&mut self, packet: Packet, ops: &mut EventOps<'_>) -> Result<(), SlotError> {
         let malformed = |_| SlotError::Malformed(B::REQUEST);
         let line = std::str::from_utf8(&packet.line).map_err(malformed)?;
-        let backend = B::from_request(line, packet.descriptors)?;
-        let bare = self.bare.take_if(|_| self.subscriber.is_none());
-        let (plugged, bare) = backend.insert_into(bare.ok_or(FillError::Occupied)?);
+        let bare = self.bare.as_ref().filter(|_| self.subscriber.is_none());
+        let backend = B::from_request(bare.ok_or(FillError::Occupied)?, line, packet.descriptors)?;
+        let bare = self.bare.take().ok_or(FillError::Occupied)?;
+        let (plugged, bare) = backend.insert_into(bare);
         self.bare = bare;
         let PluggedDevice { device, subscriber } = plugged;
         // Before the guest can see the device, since its driver may activate it at once.

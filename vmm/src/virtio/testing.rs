@@ -144,7 +144,21 @@ impl Driver<'_> {
 
     /// Up to FEATURES_OK, with VIRTIO_F_VERSION_1 alone.
     pub(crate) fn negotiate(&self) {
-        for (register, value) in [(0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {
+        self.negotiate_with(0);
+    }
+
+    /// With these features of the first 32 as well.
+    pub(crate) fn negotiate_with(&self, features: u32) {
+        let (status, selected, accepted) = (0x70, 0x24, 0x20);
+        for (register, value) in [
+            (status, 1),
+            (status, 3),
+            (selected, 0),
+            (accepted, features),
+        ] {
+            self.write(register, value);
+        }
+        for (register, value) in [(selected, 1), (accepted, 1), (status, 11)] {
             self.write(register, value);
         }
     }
@@ -194,7 +208,7 @@ fn used(queue: u32) -> u64 {
 pub(crate) type Buffer = (u64, u32, u16);
 
 /// A device with its registers, an event loop that the test runs, and a driver in 64 KiB of guest
-/// memory: the rings are below 0x4000, the rest is for the test.
+/// memory: the rings are below 0x4000, or below 0x8000 if there are more than three queues, the rest is for the test.
 pub(crate) struct Bench<D> {
     memory: Arc<GuestMemoryMmap>,
     transport: MmioTransport,
@@ -228,8 +242,13 @@ impl<D: VirtioDevice + MutEventSubscriber + 'static> Bench<D> {
 
     /// Activates the device with all of its queues.
     pub(crate) fn start(&mut self) {
-        let queues = self.device.lock().expect("free").queue_sizes().len();
-        self.driver().negotiate();
+        self.start_with(0);
+    }
+
+    /// With these features of the first 32, and the queues that go with them.
+    pub(crate) fn start_with(&mut self, features: u64) {
+        let queues = self.device.lock().expect("free").queue_count(features);
+        self.driver().negotiate_with(features as u32);
         for queue in 0..queues as u32 {
             let base = descriptors(queue) as u32;
             self.driver().set_up_queue(queue, base);

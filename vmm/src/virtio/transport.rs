@@ -397,8 +397,11 @@ impl MmioTransport {
     }
 
     fn try_activate(&self, registers: &Registers) -> Result<(), ActivateError> {
+        let attached = self.attached().ok_or(ActivateError::NoDevice)?;
+        let mut device = lock(&attached.device);
+        let count = device.queue_count(registers.features());
         let queues = registers
-            .queues(&self.memory)
+            .queues(count, &self.memory)
             .ok_or(ActivateError::Queues)?;
         let queues = queues
             .into_iter()
@@ -407,8 +410,6 @@ impl MmioTransport {
                 queue,
                 kick: Arc::clone(kick),
             });
-        let attached = self.attached().ok_or(ActivateError::NoDevice)?;
-        let mut device = lock(&attached.device);
         // Checked with the device locked: once the machine is stopped and the device reset, it is
         // never activated again.
         if self.stop.is_set() {

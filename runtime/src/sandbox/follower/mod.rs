@@ -23,6 +23,7 @@ mod reporter;
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU8;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -80,6 +81,8 @@ struct Connected<Fd> {
     nics: Vec<Nic>,
     /// Whether the host's kernel moves the packets, where it can.
     vhost: bool,
+    /// The pairs of queues of each.
+    pairs: NonZeroU8,
     /// Whether the container reaches a resolver that is in the namespace.
     resolver: bool,
     /// The list of connected interfaces.
@@ -100,6 +103,7 @@ impl<Fd> Config<Fd> {
             Some(connected) => Some(Connected {
                 nics: connected.nics,
                 vhost: connected.vhost,
+                pairs: connected.pairs,
                 resolver: connected.resolver,
                 interfaces: change(connected.interfaces)?,
             }),
@@ -166,6 +170,7 @@ impl Follower<'_> {
             Ok::<_, io::Error>(Connected {
                 nics: network.nics.clone(),
                 vhost: network.vhost,
+                pairs: network.pairs,
                 resolver: network.resolver,
                 interfaces: list.map_err(io::Error::other)?.into(),
             })
@@ -273,7 +278,10 @@ pub fn run(config_fd: RawFd) -> ExitCode {
             container,
             namespace,
             own.nics,
-            own.vhost,
+            network::Queues {
+                vhost: own.vhost,
+                pairs: own.pairs,
+            },
             list,
             own.resolver,
         )

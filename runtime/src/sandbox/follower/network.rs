@@ -2,6 +2,7 @@
 //! changed.
 
 use std::io;
+use std::num::NonZeroU8;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -45,13 +46,22 @@ enum Error {
     Wait(#[source] io::Error),
 }
 
+/// What the queues of the VM's network interfaces are.
+#[derive(Clone, Copy)]
+pub struct Queues {
+    /// Whether the host's kernel moves the packets, where it can.
+    pub vhost: bool,
+    /// How many pairs each has.
+    pub pairs: NonZeroU8,
+}
+
 /// The part of a follower that follows the network's changes, in its jail.
 pub struct NetworkWatch {
     container: ContainerId,
     /// This process's own.
     namespace: Namespace,
     nics: Vec<Nic>,
-    vhost: bool,
+    queues: Queues,
     list: ConnectedInterfaces,
     /// Until it breaks.
     agent: Option<Agent>,
@@ -66,7 +76,7 @@ impl NetworkWatch {
         container: ContainerId,
         namespace: Namespace,
         nics: Vec<Nic>,
-        vhost: bool,
+        queues: Queues,
         list: ConnectedInterfaces,
         resolver: bool,
     ) -> Self {
@@ -74,7 +84,7 @@ impl NetworkWatch {
             container,
             namespace,
             nics,
-            vhost,
+            queues,
             list,
             agent: None,
             told: None,
@@ -166,7 +176,8 @@ impl NetworkWatch {
             // Before anything is made, so that `delete` knows of it, whatever becomes of this process.
             self.write_list()?;
         }
-        let connected = connect_nic(Path::new(SOCKET), &self.namespace, interface, self.vhost);
+        let (socket, Queues { vhost, pairs }) = (Path::new(SOCKET), self.queues);
+        let connected = connect_nic(socket, &self.namespace, interface, vhost, pairs);
         let slot = connected.map_err(|source| Error::Nic {
             name: interface.name.clone(),
             source,

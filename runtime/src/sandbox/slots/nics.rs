@@ -1,14 +1,14 @@
 //! Network interfaces that a VM process gets while it runs.
 //!
-//! `NIC <MAC address> <MTU>`, with one descriptor or two: a tap, and maybe /dev/vhost-net for the host's kernel to move
-//! the packets. The address is that of no other interface of the VM. `REMOVE-NIC <slot>` takes it away again: the VM
-//! process closes both then, whatever the guest does with its end.
+//! `NIC <MAC address> <MTU>`, with a tap's descriptor for each pair of queues that the VM's network interfaces have, and
+//! maybe as many of /dev/vhost-net for the host's kernel to move the packets. The address is that of no other interface of the VM. `REMOVE-NIC <slot>` takes it away again: the VM
+//! process closes them then, whatever the guest does with its end.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use hull_vmm::virtio::net::{MacAddress, Nic, NicConfig};
+use hull_vmm::virtio::net::{MAX_PAIRS, MacAddress, Nic, NicConfig};
 use hull_vmm::virtio::slot::SlotHandle;
 
 use super::{DeviceLine, hand, read_answer};
@@ -23,7 +23,7 @@ impl DeviceLine for NicLine {
 
     const VERB: &'static str = "NIC";
     const WHAT: &'static str = "network interface";
-    const MOST_DESCRIPTORS: usize = 2;
+    const MOST_DESCRIPTORS: usize = 2 * MAX_PAIRS;
     const REMOVAL: Option<&'static str> = Some("REMOVE-NIC");
     const NO_SLOTS: &'static str =
         "its VM has no slots for network interfaces (nic_slots of hull.toml, before it is created)";
@@ -42,14 +42,13 @@ impl DeviceLine for NicLine {
     }
 
     fn send(&self, slot: &SlotHandle<Nic>, descriptors: &[OwnedFd]) -> io::Result<()> {
-        let mut descriptors = descriptors.iter().map(AsFd::as_fd);
-        let tap = descriptors.next().ok_or(io::ErrorKind::InvalidInput)?;
-        slot.send_nic(self.0, tap, descriptors.next())
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        slot.send_nic(self.0, &descriptors)
     }
 }
 
-/// Hands a network interface to the VMM at that control socket: its tap, and /dev/vhost-net if the host's
-/// kernel is to move its packets. Returns the number of the slot that it is in from then on, which the agent has to be
+/// Hands a network interface to the VMM at that control socket: the queues of its tap, and as many times
+/// /dev/vhost-net if the host's kernel is to move its packets. Returns the number of the slot that it is in from then on, which the agent has to be
 /// told.
 ///
 /// # Errors
@@ -58,14 +57,12 @@ pub fn hand_nic(
     socket: &Path,
     mac: [u8; 6],
     mtu: u32,
-    tap: BorrowedFd<'_>,
-    vhost: Option<BorrowedFd<'_>>,
+    descriptors: &[BorrowedFd<'_>],
 ) -> Result<u8, AgentError> {
     // A NIC's MTU has 16 bits (VIRTIO 1.3, 5.1.4); an Ethernet interface's could be greater.
     let mtu = mtu.min(u16::MAX.into());
     let words = format!("{} {mtu}", MacAddress(mac));
-    let descriptors: Vec<_> = std::iter::once(tap).chain(vhost).collect();
-    hand::<NicLine>(socket, &words, &descriptors)
+    hand::<NicLine>(socket, &words, descriptors)
 }
 
 /// Has the VMM at that control socket empty the slot of a network interface, which the guest has released.

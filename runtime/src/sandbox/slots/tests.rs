@@ -197,7 +197,7 @@ fn what_a_line_says_of_a_network_interface_is_checked() {
 
 #[test]
 fn what_is_no_tap_leaves_the_slot_of_a_network_interface_empty() {
-    let tapless = TaplessNet::new().expect("an eventfd");
+    let tapless = TaplessNet::new(std::num::NonZeroU8::MIN).expect("an eventfd");
     let (queues, eventfd) = (tapless.queues(), Some(tapless.activation_eventfd()));
     let registers = MmioTransport::empty(Arc::default(), queues, eventfd, Default::default());
     let registers = Arc::new(registers.expect("eventfds"));
@@ -209,6 +209,9 @@ fn what_is_no_tap_leaves_the_slot_of_a_network_interface_empty() {
     events.spawn("virtio-net", |_| Ok(())).expect("a thread");
 
     let words = "02:00:00:00:00:01 1500";
+    let too_many = (0..9).map(|_| disk().into()).collect();
+    let refused = slots.hand_on(words, too_many).expect_err("refused");
+    assert!(matches!(refused, Refusal::Descriptors { most: 8, got: 9 }));
     let (index, mac) = slots.hand_on(words, vec![disk().into()]).expect("sent");
     assert_eq!((index, mac.as_str()), (0, "02:00:00:00:00:01"));
     let handle = &slots.slots[0].handle;

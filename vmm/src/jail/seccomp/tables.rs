@@ -230,10 +230,11 @@ pub(super) const NET: &[AllowedCall] = &[
     any(SYS_writev),
 ];
 
-/// What a NIC requests of its tap and of vhost-net when a driver activates or resets it. No such
-/// request names a file or an interface, other than by an open descriptor.
-const NIC_REQUESTS: [u32; 11] = [
+/// What a NIC requests of its tap and of vhost-net when a driver activates or resets it, or says how many
+/// pairs of queues it uses. No such request names a file or an interface, other than by an open descriptor.
+const NIC_REQUESTS: [u32; 12] = [
     TUNSETOFFLOAD as u32,
+    TUNSETQUEUE as u32,
     VHOST_SET_OWNER,
     VHOST_SET_FEATURES,
     VHOST_SET_MEM_TABLE,

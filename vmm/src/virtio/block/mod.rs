@@ -37,7 +37,7 @@ use super::device::{
     ActivateError, Activation, DeviceState, RestoreError, SaveError, VirtioDevice,
 };
 use super::lifecycle::{Active, Lifecycle};
-use super::queue::Turn;
+use super::queue::{DeviceQueue, Turn};
 use crate::event_loop::Subscriber;
 
 /// The size of the queue, which is also the most descriptors in one request.
@@ -55,14 +55,14 @@ const CONFIG_SIZE: usize = offset_of!(virtio_blk_config, max_secure_erase_sector
 pub struct Block {
     disk: Disk,
     config: [u8; CONFIG_SIZE],
-    lifecycle: Lifecycle<1>,
+    lifecycle: Lifecycle<[DeviceQueue; 1]>,
 }
 
 /// A virtio-blk device without a disk, for an empty slot: the part of it that has to exist before
 /// the threads are confined.
 #[derive(Debug)]
 pub struct DisklessBlock {
-    lifecycle: Lifecycle<1>,
+    lifecycle: Lifecycle<[DeviceQueue; 1]>,
 }
 
 /// What identifies the disk of a saved device, in addition to its configuration. The caller has to

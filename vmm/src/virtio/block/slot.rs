@@ -43,7 +43,11 @@ impl Backend for Disk {
         bare.activation_eventfd()
     }
 
-    fn from_request(line: &str, descriptors: Vec<OwnedFd>) -> Result<Self, SlotError> {
+    fn from_request(
+        _: &DisklessBlock,
+        line: &str,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Self, SlotError> {
         let malformed = || SlotError::Malformed(Self::REQUEST);
         let (serial, read_only) = parse(line).ok_or_else(malformed)?;
         let [device] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|_| malformed())?;

@@ -36,7 +36,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueState;
 
 use super::lifecycle::{Active, DeviceEvent, Lifecycle};
-use super::queue::Turn;
+use super::queue::{DeviceQueue, Turn};
 use super::{ActivateError, Activation, DeviceState, RestoreError, SaveError, VirtioDevice};
 use crate::event_loop::Subscriber;
 use request::Service;
@@ -77,7 +77,7 @@ pub struct Fs {
     /// Taken by [`Fs::open`].
     options: Option<Options>,
     config: [u8; CONFIG_SIZE],
-    lifecycle: Lifecycle<{ QUEUE_SIZES.len() }>,
+    lifecycle: Lifecycle<[DeviceQueue; QUEUE_SIZES.len()]>,
     /// The device was reset, and the files of the last driver's FUSE session haven't been closed
     /// yet.
     has_stale_session: bool,

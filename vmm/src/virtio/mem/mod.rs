@@ -38,7 +38,7 @@ use super::device::{
 use super::lifecycle::{Active, Lifecycle};
 use super::live_config::LiveConfig;
 use super::memory::LoggedMemory;
-use super::queue::Turn;
+use super::queue::{DeviceQueue, Turn};
 use crate::event_loop::Subscriber;
 use crate::memory::give_back;
 use blocks::{Blocks, Effect};
@@ -107,7 +107,7 @@ pub struct Mem {
     config: Arc<LiveConfig>,
     /// Readable when the plugged size has changed.
     plugged: Arc<EventFd>,
-    lifecycle: Lifecycle<1>,
+    lifecycle: Lifecycle<[DeviceQueue; 1]>,
 }
 
 impl Mem {

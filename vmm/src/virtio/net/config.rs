@@ -7,13 +7,15 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
-    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_S_LINK_UP,
-    virtio_net_config,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_S_LINK_UP, virtio_net_config,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::taps::Taps;
 
 /// The smallest MTU: what IPv4 requires of a link (RFC 791).
 const MIN_MTU: u16 = 68;
@@ -42,14 +44,21 @@ const TAP_FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
 const USO_FEATURES: u64 =
     1 << VIRTIO_NET_F_HOST_USO | 1 << VIRTIO_NET_F_GUEST_USO4 | 1 << VIRTIO_NET_F_GUEST_USO6;
 
-/// The features offered in addition to [`RING_FEATURES`], over a tap with or without UDP
-/// segmentation offload.
+/// Several pairs of queues, and the queue for the command that says how many are in use.
+const MULTIQUEUE_FEATURES: u64 = 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ;
+
+/// The features offered in addition to [`RING_FEATURES`], over these queues of a tap.
 ///
 /// `VIRTIO_NET_F_STATUS` is not offered: without it, the driver takes the link for always up, as it
 /// is, and doesn't read the status, which takes an exit.
-pub(super) fn features(uso: bool) -> u64 {
+pub(super) fn features(taps: &Taps) -> u64 {
     let own = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MTU;
-    own | TAP_FEATURES | if uso { USO_FEATURES } else { 0 }
+    let uso = if taps.has_uso() { USO_FEATURES } else { 0 };
+    let multiqueue = match taps.pairs() {
+        1 => 0,
+        _ => MULTIQUEUE_FEATURES,
+    };
+    own | TAP_FEATURES | uso | multiqueue
 }
 
 /// Why no NIC can have these properties.
@@ -135,13 +144,14 @@ impl NicConfig {
     }
 
     /// The configuration space: `struct virtio_net_config` (virtio 1.3, 5.1.4), of a link that is
-    /// up, with one pair of queues.
-    pub(super) fn config_space(&self) -> [u8; CONFIG_SIZE] {
+    /// up, with this many pairs of queues.
+    pub(super) fn config_space(&self, pairs: usize) -> [u8; CONFIG_SIZE] {
         let mut space = [0; CONFIG_SIZE];
         let mut put = |offset: usize, bytes: &[u8]| {
             space[offset..offset + bytes.len()].copy_from_slice(bytes);
         };
         let link_up = VIRTIO_NET_S_LINK_UP as u16;
+        let pairs = pairs as u16; // at most MAX_PAIRS
         put(offset_of!(virtio_net_config, mac), &self.mac.0);
         put(
             offset_of!(virtio_net_config, status),
@@ -149,7 +159,7 @@ impl NicConfig {
         );
         put(
             offset_of!(virtio_net_config, max_virtqueue_pairs),
-            &1_u16.to_le_bytes(),
+            &pairs.to_le_bytes(),
         );
         put(offset_of!(virtio_net_config, mtu), &self.mtu.to_le_bytes());
         space
@@ -163,6 +173,24 @@ impl NicConfig {
             Some("MTU")
         } else {
             None
+        }
+    }
+}
+
+/// What is saved of a NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicState {
+    /// The properties that its configuration space shows.
+    pub(super) config: NicConfig,
+    /// How many pairs of queues the driver uses, the first ones; 1 if there is none.
+    pub(super) pairs_in_use: u16,
+}
+
+impl NicState {
+    pub(super) fn new(config: NicConfig, pairs_in_use: usize) -> Self {
+        Self {
+            config,
+            pairs_in_use: pairs_in_use as u16, // at most MAX_PAIRS
         }
     }
 }
@@ -205,6 +233,7 @@ mod tests {
     fn the_driver_finds_address_status_pairs_and_mtu() {
         let config = NicConfig::new(MAC, 9000).expect("a NIC");
         let space = [0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 1, 0, 0x28, 0x23];
-        assert_eq!(config.config_space(), space);
+        assert_eq!(config.config_space(1), space);
+        assert_eq!(config.config_space(4)[8..10], [4, 0]);
     }
 }

@@ -1,6 +1,7 @@
 //! The slots of a thread, between the sender of NICs and drivers.
 
 use std::io;
+use std::num::NonZeroU8;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -30,8 +31,12 @@ struct Rig {
 
 impl Rig {
     fn new(events: &mut EventLoop) -> Self {
+        Self::with_pairs(NonZeroU8::MIN, events)
+    }
+
+    fn with_pairs(pairs: NonZeroU8, events: &mut EventLoop) -> Self {
         let memory = memory();
-        let tapless = TaplessNet::new().expect("an eventfd");
+        let tapless = TaplessNet::new(pairs).expect("an eventfd");
         let (queues, activation_eventfd) = (tapless.queues(), Some(tapless.activation_eventfd()));
         let stop = crate::stop::StopFlag::default();
         let registers = MmioTransport::empty(Arc::clone(&memory), queues, activation_eventfd, stop);
@@ -63,7 +68,7 @@ impl Rig {
     }
 
     fn send_nic(&self, nic: NicConfig, tap: &OwnedFd) -> SlotAnswer {
-        let sent = self.handle.send_nic(nic, tap.as_fd(), None);
+        let sent = self.handle.send_nic(nic, &[tap.as_fd()]);
         sent.expect("sent");
         self.answer()
     }
@@ -163,7 +168,7 @@ fn a_nic_that_is_removed_leaves_the_slot_for_another_whatever_its_driver_does() 
             let name = format!("tap{round}");
             let (tap, wire) = tap(&name);
             assert_eq!(rig.send_nic(nic(round, 1500), &tap), SlotAnswer::Filled);
-            let second = rig.handle.send_nic(nic(9, 1500), tap.as_fd(), None);
+            let second = rig.handle.send_nic(nic(9, 1500), &[tap.as_fd()]);
             second.expect("sent");
             assert!(rig.refusal().contains("there is a device in the slot"));
             rig.use_both_ways(&wire);
@@ -223,13 +228,71 @@ fn what_is_no_nic_is_refused_and_the_slot_stays_empty() {
         assert!(send_request("52:54:00:00:00:01 1500", &[&null]).contains("not a tap"));
         let why = send_request("52:54:00:00:00:01 1500", &[&tap, &null]);
         assert!(why.contains("vhost-net: cannot read its features"), "{why}");
-        for packet in [&b"52:54:00:00:00:01 1500"[..], &[b'x'; 4096]] {
+        for (packet, expected) in [
+            (&b"52:54:00:00:00:01 1500"[..], "0 descriptors came"),
+            (&[b'x'; 4096], "not a NIC"),
+        ] {
             let sent = send(&rig.handle, packet, SendFlags::empty());
             assert_eq!(sent, Ok(packet.len()));
-            assert!(rig.refusal().contains("not a NIC"));
+            assert!(rig.refusal().contains(expected));
         }
         assert_eq!(Driver(&rig.registers).read(8), 0);
         assert_eq!(rig.send_nic(nic(1, 1500), &tap), SlotAnswer::Filled);
+        rig.use_both_ways(&wire);
+        stop.stop();
+    });
+}
+
+/// Sends a NIC of descriptors to a slot that is made for two pairs of queues.
+fn refused_with_two_pairs(rig: &Rig, descriptors: &[&OwnedFd]) -> String {
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    let sent = rig.handle.send_nic(nic(1, 1500), &descriptors);
+    sent.expect("sent");
+    rig.refusal()
+}
+
+#[test]
+fn a_nic_with_several_pairs_has_a_queue_of_one_tap_for_each() {
+    in_network(|| {
+        let mut events = EventLoop::new().expect("epoll");
+        let rig = Rig::with_pairs(NonZeroU8::new(2).expect("two"), &mut events);
+        let stop = events.stop_handle();
+        events.spawn("slots", |_| Ok(())).expect("a thread");
+        let several = TAP_FLAGS | libc::IFF_MULTI_QUEUE;
+        let queue = |name| make_tap(name, several, false);
+        let (first, second, third) = (queue("tap1"), queue("tap1"), queue("tap1"));
+        let (other, single) = (queue("tap2"), make_tap("tap3", TAP_FLAGS, false));
+        let null = open("/dev/null", 0);
+        for descriptors in [&[&first][..], &[&first, &second, &third], &[&first; 5]] {
+            let why = refused_with_two_pairs(&rig, descriptors);
+            let came = format!(
+                "has 2 queues of a tap, and as many of vhost-net or none: {}",
+                descriptors.len()
+            );
+            assert!(why.contains(&came), "{why}");
+        }
+        for (second, expected) in [
+            (&other, "must be of one tap"),
+            (&single, "must be of one tap"),
+            (&null, "not a tap"),
+        ] {
+            let why = refused_with_two_pairs(&rig, &[&first, second]);
+            assert!(why.contains(expected), "{why}");
+        }
+        let why = refused_with_two_pairs(&rig, &[&single, &single]);
+        assert!(why.contains("IFF_MULTI_QUEUE"), "{why}");
+        let why = refused_with_two_pairs(&rig, &[&first, &second, &null, &null]);
+        assert!(why.contains("vhost-net: cannot read"), "{why}");
+
+        let wire = Wire::new("tap1");
+        drop(third);
+        let sent = rig
+            .handle
+            .send_nic(nic(1, 1500), &[first.as_fd(), second.as_fd()]);
+        sent.expect("sent");
+        assert_eq!(rig.answer(), SlotAnswer::Filled);
+        assert_eq!(Driver(&rig.registers).read(0x108) & 0xffff, 2, "pairs");
+        // A driver that takes one pair has all frames there.
         rig.use_both_ways(&wire);
         stop.stop();
     });
@@ -255,7 +318,7 @@ fn the_jail_allows_all_that_a_slot_for_nics_does() {
         ));
         let both = rig
             .handle
-            .send_nic(nic(1, 1500), tap.as_fd(), Some(null.as_fd()));
+            .send_nic(nic(1, 1500), &[tap.as_fd(), null.as_fd()]);
         both.expect("sent");
         assert!(rig.refusal().contains("vhost-net"));
         assert_eq!(rig.send_nic(nic(1, 1500), &tap), SlotAnswer::Filled);

@@ -1,4 +1,4 @@
-//! The host's side of a NIC: an open tap whose frames have a virtio-net header (`IFF_VNET_HDR` of
+//! The host's side of a pair of queues: an open tap, or one queue of it, whose frames have a virtio-net header (`IFF_VNET_HDR` of
 //! linux/if_tun.h).
 //!
 //! Creating the interface, naming it and connecting it to a bridge is up to others: the tap is
@@ -16,7 +16,7 @@ use virtio_bindings::virtio_net::{
 };
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
-use super::HEADER_SIZE;
+use super::{HEADER_SIZE, MAX_PAIRS};
 
 /// The flags that a tap must have: complete Ethernet frames, with the virtio-net header and no
 /// other.
@@ -25,6 +25,8 @@ use super::HEADER_SIZE;
 /// `IFF_NOFILTER`, which is the same bit. The frames of a tap that lacks it are garbage to both
 /// sides, which does no harm.
 const REQUIRED_FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+/// The flag of a tap that has several queues.
+const MULTI_QUEUE: i32 = libc::IFF_MULTI_QUEUE;
 /// The flags that a tap must not have: `IFF_NAPI_FRAGS` refuses what is written in many buffers.
 const REFUSED_FLAGS: i32 = libc::IFF_NAPI_FRAGS;
 
@@ -51,6 +53,12 @@ pub enum TapError {
     /// fcntl(2) with `F_GETFL` failed.
     #[error("cannot find out how the tap is open")]
     OpenFlags(#[source] io::Error),
+    /// There are other queues, or none.
+    #[error("a NIC has 1 to {MAX_PAIRS} queues of a tap: {0} descriptors came")]
+    Count(usize),
+    /// Several queues of what isn't a tap with several queues, or not of the same.
+    #[error("several queues must be of one tap, with IFF_MULTI_QUEUE")]
+    NotOneTap,
     /// Reading the tap would block the thread, which serves other NICs too.
     #[error("the tap must be open for reading and writing, and with O_NONBLOCK")]
     Access,
@@ -62,11 +70,20 @@ pub enum TapError {
     Offloads(#[source] io::Error),
 }
 
-/// A validated tap.
+/// A validated tap, or one of its queues.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
     has_uso: bool,
+    /// `None` for the socket of a test.
+    interface: Option<Interface>,
+}
+
+/// What `TUNGETIFF` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Interface {
+    name: [libc::c_char; libc::IFNAMSIZ],
+    flags: u16,
 }
 
 impl Tap {
@@ -77,20 +94,41 @@ impl Tap {
     /// # Errors
     /// See [`TapError`].
     pub fn new(descriptor: OwnedFd) -> Result<Self, TapError> {
+        let mut tap = Self::check(descriptor)?;
+        set_header_size(&tap.file).map_err(TapError::HeaderSize)?;
+        tap.has_uso = probe_uso(&tap.file).map_err(TapError::Offloads)?;
+        set_offloads(&tap.file, 0).map_err(TapError::Offloads)?;
+        Ok(tap)
+    }
+
+    /// Validates a descriptor that is to be a further queue of this tap, whose headers and offloads are those of all.
+    pub(super) fn further_queue(&self, descriptor: OwnedFd) -> Result<Self, TapError> {
+        let mut queue = Self::check(descriptor)?;
+        let is_multi_queue =
+            |of: Interface| i32::from(of.flags) & MULTI_QUEUE != 0 && queue.interface == Some(of);
+        if !self.interface.is_some_and(is_multi_queue) {
+            return Err(TapError::NotOneTap);
+        }
+        queue.has_uso = self.has_uso;
+        Ok(queue)
+    }
+
+    fn check(descriptor: OwnedFd) -> Result<Self, TapError> {
         let file = File::from(descriptor);
-        let flags = interface_flags(&file).map_err(TapError::NotATap)?;
-        let bits = i32::from(flags);
+        let interface = interface(&file).map_err(TapError::NotATap)?;
+        let bits = i32::from(interface.flags);
         if bits & REQUIRED_FLAGS != REQUIRED_FLAGS || bits & REFUSED_FLAGS != 0 {
-            return Err(TapError::Flags(flags));
+            return Err(TapError::Flags(interface.flags));
         }
         let open_flags = fcntl_getfl(&file).map_err(|errno| TapError::OpenFlags(errno.into()))?;
         if open_flags & OFlags::RWMODE != OFlags::RDWR || !open_flags.contains(OFlags::NONBLOCK) {
             return Err(TapError::Access);
         }
-        set_header_size(&file).map_err(TapError::HeaderSize)?;
-        let has_uso = probe_uso(&file).map_err(TapError::Offloads)?;
-        set_offloads(&file, 0).map_err(TapError::Offloads)?;
-        Ok(Self { file, has_uso })
+        Ok(Self {
+            file,
+            has_uso: false,
+            interface: Some(interface),
+        })
     }
 
     /// A substitute for a tap in tests and fuzzing: one end of a pair of `SOCK_SEQPACKET` sockets.
@@ -103,6 +141,7 @@ impl Tap {
         Ok(Self {
             file: File::from(socket),
             has_uso: false,
+            interface: None,
         })
     }
 
@@ -111,12 +150,32 @@ impl Tap {
         self.has_uso
     }
 
-    /// Switches on the offloads that a driver with these features accepts, and all others off.
+    /// Switches on the offloads that a driver with these features accepts, and all others off: those of all queues of
+    /// the tap (`set_offload` of Linux's drivers/net/tun.c).
     pub(super) fn set_offloads(&self, features: u64) -> io::Result<()> {
-        match set_offloads(&self.file, offloads(features)) {
-            // The socket of a test.
-            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(()),
-            result => result,
+        self.unless_test(|file| set_offloads(file, offloads(features)))
+    }
+
+    /// Attaches this queue to its tap again, or detaches it: a queue that is detached is given no frames, and has lost
+    /// those that were queued in it; what is written to it is sent all the same. The kernel detaches none of a tap that hasn't several.
+    pub(super) fn attach(&self, is_attached: bool) -> io::Result<()> {
+        self.unless_test(|file| attach(file, is_attached))
+    }
+
+    /// Whether this queue is attached: then it can't be attached again.
+    #[cfg(test)]
+    pub(super) fn is_attached(&self) -> bool {
+        let is_attached = self.attach(true).is_err();
+        if !is_attached {
+            self.attach(false).expect("as before");
+        }
+        is_attached
+    }
+
+    fn unless_test(&self, request: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        match self.interface {
+            Some(_) => request(&self.file),
+            None => Ok(()), // the socket of a test
         }
     }
 
@@ -182,14 +241,33 @@ fn offloads(features: u64) -> u32 {
     offloads
 }
 
-/// `TUNGETIFF`: the flags of the interface.
-fn interface_flags(file: &File) -> io::Result<u16> {
-    // SAFETY: an ifreq is an array and a union of plain integers, which may be all zeroes.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+/// `TUNGETIFF`: the name and the flags of the interface.
+fn interface(file: &File) -> io::Result<Interface> {
+    let mut request = no_request();
     // SAFETY: a tap writes a structure of this type, and what is no tap refuses this number.
     check(unsafe { ioctl_with_mut_ref(file, libc::TUNGETIFF, &mut request) })?;
-    // SAFETY: the kernel has written the flags, and any bits are a valid integer.
-    Ok(unsafe { request.ifr_ifru.ifru_flags } as u16)
+    Ok(Interface {
+        name: request.ifr_name,
+        // SAFETY: the kernel has written the flags, and any bits are a valid integer.
+        flags: unsafe { request.ifr_ifru.ifru_flags } as u16,
+    })
+}
+
+/// `TUNSETQUEUE`.
+fn attach(file: &File, is_attached: bool) -> io::Result<()> {
+    let flag = match is_attached {
+        true => libc::IFF_ATTACH_QUEUE,
+        false => libc::IFF_DETACH_QUEUE,
+    };
+    let mut request = no_request();
+    request.ifr_ifru.ifru_flags = flag as libc::c_short;
+    // SAFETY: the kernel reads a structure of this type, which is borrowed for the call.
+    check(unsafe { ioctl_with_ref(file, libc::TUNSETQUEUE, &request) })
+}
+
+fn no_request() -> libc::ifreq {
+    // SAFETY: an ifreq is an array and a union of plain integers, which may be all zeroes.
+    unsafe { std::mem::zeroed() }
 }
 
 /// `TUNSETVNETHDRSZ`: headers with `num_buffers`, as always since virtio 1.0.

@@ -16,6 +16,26 @@ fn tap() -> (Tap, Wire) {
     (Tap::new(tap).expect("a tap"), wire)
 }
 
+/// The features of a driver that uses several pairs of queues: `VIRTIO_NET_F_CTRL_VQ` and `VIRTIO_NET_F_MQ`.
+const MULTIQUEUE: u64 = 1 << 17 | 1 << 22;
+
+/// As [`tap`], with several queues.
+fn taps<const PAIRS: usize>() -> (Taps, Wire) {
+    let flags = TAP_FLAGS | libc::IFF_MULTI_QUEUE;
+    let queues = (0..PAIRS).map(|_| make_tap("tap0", flags, false));
+    let taps = Taps::new(queues.collect()).expect("a tap");
+    (taps, Wire::new("tap0"))
+}
+
+/// Has the driver use that many pairs, by its queue of this index, and returns the answer.
+fn use_pairs(rig: &mut Rig, control: usize, pairs: u8) -> u8 {
+    let (command, answer) = (DATA + 0x7_0000, DATA + 0x7_1000);
+    rig.put(command, &[4, 0, pairs, 0]);
+    rig.offer(control, &[(command, 4, 0), (answer, 1, WRITE)]);
+    rig.turn();
+    rig.get(answer, 1)[0]
+}
+
 /// Receives frames at `DATA` until one is `wanted`: the host sends frames of its own.
 fn next_received(rig: &mut Rig, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -111,6 +131,50 @@ fn the_host_leaves_checksums_to_a_driver_that_takes_them() {
 }
 
 #[test]
+fn frames_go_to_the_queues_of_a_tap_whose_pairs_are_in_use() {
+    in_network(|| {
+        let (taps, wire) = taps::<4>();
+        let mut rig = Rig::new(taps, VERSION_1 | MRG_RXBUF | MULTIQUEUE);
+        let attached = |rig: &Rig| {
+            rig.net()
+                .taps
+                .iter()
+                .filter(|tap| tap.is_attached())
+                .count()
+        };
+        for pairs in [1, 4, 2, 4, 3, 1] {
+            assert_eq!(use_pairs(&mut rig, 8, pairs), 0);
+            assert_eq!(attached(&rig), usize::from(pairs));
+            // Any number of flows is received, each on some queue.
+            for flow in 0..16_u8 {
+                let before: Vec<_> = (0..4).map(|pair| rig.used(2 * pair).len()).collect();
+                for pair in 0..4 {
+                    rig.offer(
+                        2 * pair,
+                        &[(DATA + 0x3_0000 + 0x1000 * pair as u64, 1600, WRITE)],
+                    );
+                }
+                rig.turn();
+                let mut sent = frame(flow, 100);
+                sent[HEADER_SIZE + 11] = flow;
+                wire.send(&sent[HEADER_SIZE..]);
+                rig.turn();
+                let used = (0..4).map(|pair| rig.used(2 * pair).len());
+                let got = used.zip(&before).position(|(now, before)| now > *before);
+                assert!(
+                    got.is_some_and(|pair| pair < pairs.into()),
+                    "{got:?} of {pairs}"
+                );
+            }
+        }
+        rig.net().reset();
+        rig.turn();
+        rig.start(VERSION_1);
+        assert_eq!(attached(&rig), 1);
+    });
+}
+
+#[test]
 fn what_is_no_tap_or_another_kind_is_refused() {
     in_network(|| {
         let refused = |descriptor: OwnedFd| Tap::new(descriptor).expect_err("refused").to_string();
@@ -142,8 +206,8 @@ fn the_jail_allows_all_that_a_nic_does() {
     }
     let end = test_child::run(|| {
         enter_network();
-        let (tap, wire) = tap();
-        let mut rig = Rig::new(tap, VERSION_1);
+        let (taps, wire) = taps::<2>();
+        let mut rig = Rig::new(taps, VERSION_1);
         // This thread may not send once it is confined.
         std::thread::spawn(move || {
             for _ in 0..500 {
@@ -160,6 +224,12 @@ fn the_jail_allows_all_that_a_nic_does() {
         rig.transmit(&[0; 20]);
         assert_eq!(rig.used(TX).len(), 2);
         next_received(&mut rig, is_ours);
+        rig.net().reset();
+        rig.turn();
+        rig.start(VERSION_1 | MRG_RXBUF | MULTIQUEUE);
+        for pairs in [2, 1] {
+            assert_eq!(use_pairs(&mut rig, 4, pairs), 0);
+        }
         // In debug builds, Rust checks a descriptor before closing it, which the filter forbids.
         std::mem::forget(rig);
     });

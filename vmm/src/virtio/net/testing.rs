@@ -1,4 +1,4 @@
-//! What the tests of virtio-net share: a driver of both queues, with a pair of sockets as a substitute for a tap,
+//! What the tests of virtio-net share: a driver of all queues, with pairs of sockets as a substitute for a tap,
 //! and taps in network namespaces of their own.
 #![allow(unsafe_code)] // ioctls of interfaces, and packet sockets
 
@@ -15,7 +15,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{HEADER_SIZE, MacAddress, Net, NicConfig, QUEUE_SIZE, RX, TX, Tap};
+use super::{HEADER_SIZE, MacAddress, Net, NicConfig, QUEUE_SIZE, TX, Taps};
 use crate::jail::test_child::is_root;
 use crate::stop::StopFlag;
 use crate::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
@@ -59,18 +59,19 @@ pub(super) fn is_ours(frame: &[u8]) -> bool {
 pub(super) struct Rig {
     pub(super) memory: Arc<GuestMemoryMmap>,
     pub(super) net: Arc<Mutex<Net>>,
-    pub(super) kicks: [Arc<EventFd>; 2],
+    pub(super) kicks: Vec<Arc<EventFd>>,
     pub(super) irq: Arc<EventFd>,
     pub(super) stop: StopFlag,
     events: EventManager<Arc<Mutex<Net>>>,
-    available: [u16; 2],
-    free: [u16; 2],
+    available: Vec<u16>,
+    free: Vec<u16>,
 }
 
 impl Rig {
     /// With a tap, and a driver that has negotiated these features.
-    pub(super) fn new(tap: Tap, features: u64) -> Self {
-        let net = Net::new(nic(1, 1500), tap).expect("a device");
+    pub(super) fn new(taps: impl Into<Taps>, features: u64) -> Self {
+        let net = Net::new(nic(1, 1500), taps.into()).expect("a device");
+        let queues = net.queue_sizes().len();
         let net = Arc::new(Mutex::new(net));
         let mut events = EventManager::new().expect("epoll");
         events.add_subscriber(Arc::clone(&net));
@@ -79,12 +80,12 @@ impl Rig {
         let mut rig = Self {
             memory: Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory")),
             net,
-            kicks: [eventfd(), eventfd()],
+            kicks: (0..queues).map(|_| eventfd()).collect(),
             irq: eventfd(),
             stop: StopFlag::default(),
             events,
-            available: [0; 2],
-            free: [0; 2],
+            available: Vec::new(),
+            free: Vec::new(),
         };
         rig.start(features);
         rig
@@ -92,25 +93,35 @@ impl Rig {
 
     /// With one end of a pair of sockets as a substitute for a tap. Returns the other end too.
     pub(super) fn with_socket(features: u64) -> (Self, OwnedFd) {
+        let (rig, hosts) = Self::with_sockets(features);
+        let [host] = hosts;
+        (rig, host)
+    }
+
+    /// The same for a NIC with as many pairs of queues.
+    pub(super) fn with_sockets<const PAIRS: usize>(features: u64) -> (Self, [OwnedFd; PAIRS]) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let kind = SocketType::SEQPACKET;
-        let (own, host) = socketpair(AddressFamily::UNIX, kind, flags, None).expect("sockets");
-        let tap = Tap::from_test_socket(own).expect("non-blocking");
-        (Self::new(tap, VERSION_1 | features), host)
+        let pair = |_| socketpair(AddressFamily::UNIX, kind, flags, None).expect("sockets");
+        let (own, hosts): (Vec<_>, Vec<_>) = (0..PAIRS).map(pair).unzip();
+        let taps = Taps::from_test_sockets(own).expect("non-blocking");
+        let hosts = hosts.try_into().expect("as many");
+        (Self::new(taps, VERSION_1 | features), hosts)
     }
 
     /// Activates the device, with empty rings.
     pub(super) fn start(&mut self, features: u64) {
-        self.put(0, &[0; 0x8000]);
-        (self.available, self.free) = ([0; 2], [0; 2]);
-        let queues = [RX, TX].map(|queue| ActiveQueue {
+        let count = self.net().queue_count(features);
+        (self.available, self.free) = (vec![0; count], vec![0; count]);
+        self.put(0, &vec![0; 0x4000 * count]);
+        let queues = (0..count).map(|queue| ActiveQueue {
             queue: self.queue(queue),
             kick: Arc::clone(&self.kicks[queue]),
         });
         let activation = Activation {
             memory: Arc::clone(&self.memory),
             features,
-            queues: queues.into(),
+            queues: queues.collect(),
             interrupt: Interrupt::new(Arc::new(AtomicU32::new(0)), Arc::clone(&self.irq)),
             stop: self.stop.clone(),
         };

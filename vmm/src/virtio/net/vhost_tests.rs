@@ -1,6 +1,7 @@
 //! The kernel's own data path, where this machine has vhost-net.
 
 use std::io;
+use std::num::NonZeroU8;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,8 +19,9 @@ use crate::virtio::testing::{Driver, memory};
 use crate::virtio::transport::{MmioTransport, QUEUE_NOTIFY};
 
 /// Where the driver's rings of [`Driver::start`] are, and what is sent.
-const QUEUES_AT: [u64; 2] = [0x1000, 0x2000];
+const QUEUES_AT: [u64; 5] = [0x1000, 0x2000, 0x3000, 0xc000, 0xd000];
 const SENT: u64 = 0x8000;
+const ANSWER: u64 = 0x9000;
 
 fn vhost() -> Option<OwnedFd> {
     let mut options = std::fs::OpenOptions::new();
@@ -34,7 +36,7 @@ fn vhost() -> Option<OwnedFd> {
 struct Rig {
     memory: Arc<GuestMemoryMmap>,
     registers: Arc<MmioTransport>,
-    available: [u16; 2],
+    available: [u16; 5],
     stop: StopHandle,
 }
 
@@ -45,8 +47,18 @@ impl Rig {
         vhost: OwnedFd,
         confine: impl FnOnce(Vec<i32>) -> io::Result<()> + Send + 'static,
     ) -> Self {
-        let (tap, vhost) = (Tap::new(tap).expect("a tap"), Vhost::new(vhost));
-        let nic = VhostNet::new(nic(1, 1500), tap, vhost.expect("vhost-net"));
+        Self::with_pairs(memory, vec![tap], vec![vhost], confine)
+    }
+
+    fn with_pairs(
+        memory: Arc<GuestMemoryMmap>,
+        taps: Vec<OwnedFd>,
+        vhosts: Vec<OwnedFd>,
+        confine: impl FnOnce(Vec<i32>) -> io::Result<()> + Send + 'static,
+    ) -> Self {
+        let vhosts = vhosts.into_iter().map(Vhost::new).collect::<Result<_, _>>();
+        let taps = Taps::new(taps).expect("a tap");
+        let nic = VhostNet::new(nic(1, 1500), taps, vhosts.expect("vhost-net"));
         let (device, server) = nic.expect("an eventfd");
         let device = Arc::new(Mutex::new(device));
         let registers = MmioTransport::new(Arc::clone(&memory), device, StopFlag::default());
@@ -59,7 +71,7 @@ impl Rig {
         Self {
             memory,
             registers,
-            available: [0; 2],
+            available: [0; 5],
             stop,
         }
     }
@@ -69,12 +81,43 @@ impl Rig {
     }
 
     fn start(&mut self) {
-        self.memory
-            .write_slice(&[0; 0x3000], GuestAddress(0x1000))
-            .expect("in memory");
-        self.available = [0; 2];
-        self.driver().start();
+        self.start_with(0, 2);
+    }
+
+    /// With these features of the first 32, and as many queues.
+    fn start_with(&mut self, features: u32, queues: usize) {
+        self.available = [0; 5];
+        self.driver().negotiate_with(features);
+        for (index, at) in (0..).zip(&QUEUES_AT[..queues]) {
+            self.put(*at, &[0; 0x1000]);
+            self.driver().set_up_queue(index, *at as u32);
+        }
+        self.driver().write(0x70, 15);
         assert_eq!(self.driver().status(), 15);
+    }
+
+    /// Gives a command on the control queue, the fifth, and returns the answer.
+    fn command(&mut self, command: &[u8]) -> u8 {
+        let (base, before) = (QUEUES_AT[4], self.used(4));
+        self.put(SENT, command);
+        // Descriptor 7 is the answer's.
+        for (at, address, length, flags) in [
+            (0, SENT, command.len() as u32, 1_u16),
+            (7, ANSWER, 1, WRITE),
+        ] {
+            self.put(base + 16 * at, &address.to_le_bytes());
+            self.put(base + 16 * at + 8, &length.to_le_bytes());
+            self.put(base + 16 * at + 12, &flags.to_le_bytes());
+            self.put(base + 16 * at + 14, &7_u16.to_le_bytes());
+        }
+        let _ = self.registers.irqfd().read();
+        self.available[4] = before.wrapping_add(1);
+        self.put(base + 0x102, &self.available[4].to_le_bytes()); // the ring's elements are 0
+        self.registers.write(QUEUE_NOTIFY, &4_u32.to_le_bytes());
+        wait("the answer", || self.used(4) == before.wrapping_add(1));
+        wait("an interrupt", || self.registers.irqfd().read().is_ok());
+        let answer = self.memory.read_obj(GuestAddress(ANSWER));
+        answer.expect("in memory")
     }
 
     fn put(&self, at: u64, bytes: &[u8]) {
@@ -103,13 +146,17 @@ impl Rig {
 
     /// Sends a frame, and waits for it and for the interrupt.
     fn transmit(&mut self, wire: &Wire, byte: u8) {
+        self.transmit_on(TX, wire, byte);
+    }
+
+    fn transmit_on(&mut self, queue: usize, wire: &Wire, byte: u8) {
         let sent = frame(byte, 100);
         self.put(SENT, &sent);
-        let before = self.used(TX);
+        let before = self.used(queue);
         let _ = self.registers.irqfd().read();
-        self.offer(TX, (SENT, sent.len() as u32, 0));
+        self.offer(queue, (SENT, sent.len() as u32, 0));
         wait("the buffer to be used", || {
-            self.used(TX) == before.wrapping_add(1)
+            self.used(queue) == before.wrapping_add(1)
         });
         wait("the frame", || {
             wire.next() == Some(sent[HEADER_SIZE..].to_vec())
@@ -183,6 +230,43 @@ fn frames_go_both_ways_and_the_guest_is_interrupted() {
             rig.transmit(&wire, byte);
             rig.receive(&wire, byte);
         }
+    });
+}
+
+/// Each pair has a tap's queue and a worker of the kernel's, and the command comes to the server.
+#[test]
+fn several_pairs_move_frames_and_the_driver_says_how_many() {
+    in_network(|| {
+        let several = TAP_FLAGS | libc::IFF_MULTI_QUEUE;
+        let queues: Vec<_> = (0..2).map(|_| make_tap("tap0", several, false)).collect();
+        let wire = Wire::new("tap0");
+        let (Some(first), Some(second)) = (vhost(), vhost()) else {
+            return;
+        };
+        let mut rig = Rig::with_pairs(memory(), queues, vec![first, second], |_| Ok(()));
+        for pairs in [2, 1, 2] {
+            rig.start_with(1 << 17 | 1 << 22, 5);
+            assert_eq!(rig.command(&[4, 0, 3, 0]), 1);
+            assert_eq!(rig.command(&[4, 0, pairs, 0]), 0);
+            for byte in 0..5 {
+                rig.transmit(&wire, byte);
+                if pairs == 2 {
+                    rig.transmit_on(3, &wire, byte);
+                }
+            }
+            if pairs == 1 {
+                rig.receive(&wire, 7);
+            }
+            let state = rig.save();
+            assert!(
+                state.contains(&format!("\"pairs_in_use\":{pairs}")),
+                "{state}"
+            );
+            rig.driver().write(0x70, 0);
+        }
+        rig.start();
+        rig.transmit(&wire, 1);
+        rig.receive(&wire, 2);
     });
 }
 
@@ -293,7 +377,8 @@ fn a_device_without_a_server_needs_a_reset() {
         let Some(vhost) = vhost() else { return };
         let tap = Tap::new(make_tap("tap0", TAP_FLAGS, false)).expect("a tap");
         let vhost = Vhost::new(vhost).expect("vhost-net");
-        let (device, server) = VhostNet::new(nic(1, 1500), tap, vhost).expect("an eventfd");
+        let (device, server) =
+            VhostNet::new(nic(1, 1500), tap.into(), vec![vhost]).expect("an eventfd");
         let device = Arc::new(Mutex::new(device));
         let registers = MmioTransport::new(memory(), device, StopFlag::default());
         drop(server);
@@ -349,7 +434,7 @@ fn the_jail_allows_all_of_it_in_a_slot() {
         let tap = make_tap("tap0", TAP_FLAGS, false);
         let wire = Wire::new("tap0");
         let memory = memory();
-        let tapless = TaplessNet::new().expect("an eventfd");
+        let tapless = TaplessNet::new(NonZeroU8::MIN).expect("an eventfd");
         let (queues, activation_eventfd) = (tapless.queues(), Some(tapless.activation_eventfd()));
         let stop = StopFlag::default();
         let registers = MmioTransport::empty(Arc::clone(&memory), queues, activation_eventfd, stop);
@@ -365,7 +450,7 @@ fn the_jail_allows_all_of_it_in_a_slot() {
             own.map(drop).map_err(io::Error::other)
         };
         events.spawn("slot", confine).expect("a thread");
-        let sent = handle.send_nic(nic(1, 1500), tap.as_fd(), Some(vhost.as_fd()));
+        let sent = handle.send_nic(nic(1, 1500), &[tap.as_fd(), vhost.as_fd()]);
         sent.expect("sent");
         let mut answer = None;
         wait("an answer", || {
@@ -376,7 +461,7 @@ fn the_jail_allows_all_of_it_in_a_slot() {
         let mut rig = Rig {
             memory,
             registers,
-            available: [0; 2],
+            available: [0; 5],
             stop,
         };
         rig.start();

@@ -77,7 +77,7 @@ pub struct Vsock {
     control: Control,
     /// Where another thread gives streams.
     taker: Option<Taker>,
-    lifecycle: Lifecycle<{ QUEUE_SIZES.len() }>,
+    lifecycle: Lifecycle<[DeviceQueue; QUEUE_SIZES.len()]>,
     /// There are no receive buffers: nothing can be sent to the guest until it makes some
     /// available.
     rx_starved: bool,

@@ -27,7 +27,7 @@
 //! written it sends `DONE` and closes the socket. Streams outlive a client that leaves early, but a
 //! port that the guest hasn't dialled 30 seconds after that is withdrawn.
 //!
-//! A line that begins with another word, with at most three descriptors, is passed with its client
+//! A line that begins with another word, with at most eight descriptors, is passed with its client
 //! to the handler of other requests ([`Vsock::on_other_requests`]); if there is none, the socket is
 //! closed.
 //!
@@ -88,7 +88,7 @@ pub struct Offered {
 pub struct OtherRequest {
     /// The request line without the newline.
     pub line: String,
-    /// The descriptors that were sent with it, at most three.
+    /// The descriptors that were sent with it, at most eight.
     pub descriptors: Vec<OwnedFd>,
     /// The client that sent it.
     pub client: ControlClient,

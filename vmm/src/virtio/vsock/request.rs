@@ -12,15 +12,16 @@ use rustix::net::{
 };
 
 use super::Direction;
+use crate::virtio::net::MAX_PAIRS;
 
 /// The longest request line in bytes, with its newline.
 const MAX_LINE: usize = 64;
 
-/// The most descriptors in one request.
-const MAX_FDS: usize = 3;
+/// The most descriptors in one request: those of a NIC.
+const MAX_FDS: usize = 2 * MAX_PAIRS;
 
 /// How stdin, stdout and stderr are used; `None` for one that isn't.
-pub(super) type Modes = [Option<Direction>; MAX_FDS];
+pub(super) type Modes = [Option<Direction>; 3];
 
 /// A client's request.
 #[derive(Debug)]

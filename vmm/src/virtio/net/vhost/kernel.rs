@@ -85,7 +85,7 @@ impl Vhost {
         self.features
     }
 
-    /// Makes the kernel serve the queues: move their frames to and from `tap`. If it fails, some of
+    /// Makes the kernel serve a pair of queues: move their frames to and from `tap`. If it fails, one of
     /// the queues may be served.
     pub(super) fn start(
         &mut self,

@@ -1,8 +1,8 @@
 //! A NIC whose queues the host's kernel serves: vhost-net.
 //!
 //! [`VhostNet`] is the device that the registers call, in vCPU threads. [`VhostServer`] has the
-//! descriptors of vhost-net and of the tap, in the thread of an event loop. It makes all ioctls: a
-//! vCPU thread doesn't have these descriptors in its private table, and couldn't be given those of
+//! descriptors of vhost-net and of the tap, one of each for each pair of queues, in the thread of an
+//! event loop. It makes all ioctls: a vCPU thread doesn't have these descriptors in its private table, and couldn't be given those of
 //! a NIC that is plugged in while the guest runs; its filter doesn't need these ioctls; and the
 //! kernel's worker, which the first of them creates, is as confined as the thread that makes it
 //! (since Linux 6.4, the worker is a thread of this process, with the user, the capabilities and
@@ -19,6 +19,9 @@
 //! The driver may free its rings as soon as it has written a reset, and must know if the device
 //! can't be activated. So the vCPU waits for the reply, while it holds the lock of `VhostNet`. That
 //! is why the server is a separate object: it needs no lock to handle a command.
+//!
+//! The kernel serves all pairs that the driver has set up, whether they are in use or not: one whose queue of the tap is
+//! detached receives nothing. The control queue is the server's.
 //!
 //! # Interrupts
 //! The kernel receives kicks directly from KVM, and interrupts the guest directly through KVM: the
@@ -43,6 +46,7 @@
 //! milliseconds in all. The end of the process would wait for them one after the other, once it has waited for KVM;
 //! so it all goes on at once.
 
+mod commands;
 mod kernel;
 
 pub use kernel::{Vhost, VhostError};
@@ -50,6 +54,7 @@ pub use kernel::{Vhost, VhostError};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::Duration;
 
@@ -59,9 +64,12 @@ use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::config::{self, CONFIG_SIZE};
+use self::commands::ControlQueue;
+use super::config::{self, CONFIG_SIZE, RING_FEATURES};
+use super::control::Layout;
 use super::tap::Tap;
-use super::{NicConfig, QUEUE_SIZES, QUEUES, check_saved};
+use super::taps::Taps;
+use super::{NicConfig, NicState, check_saved, queue_sizes};
 use crate::chain::chain;
 use crate::event_loop::Subscriber;
 use crate::rate_limit::RateLimit;
@@ -81,6 +89,8 @@ const MAX_COMMANDS: usize = 3;
 /// The event data of the activation eventfd, as for devices with a
 /// [`Lifecycle`](crate::virtio::lifecycle::Lifecycle).
 const ACTIVATION_CHANGED: u32 = FIRST_EVENT;
+/// That of the control queue's kick.
+const COMMAND: u32 = FIRST_EVENT + 1;
 
 /// What the device commands the server to do, with the sender of the reply.
 enum Command {
@@ -96,6 +106,11 @@ pub struct VhostNet {
     config: NicConfig,
     config_space: [u8; CONFIG_SIZE],
     features: u64,
+    /// How many pairs of queues it has.
+    pairs: usize,
+    /// How many of them the driver uses, or the next one uses at first. The server changes it while the device is active,
+    /// the device while it isn't.
+    in_use: Arc<AtomicUsize>,
     commands: SyncSender<Command>,
     /// Notifies the server of a command.
     eventfd: Arc<EventFd>,
@@ -112,14 +127,19 @@ pub struct VhostServer {
     kernel: Option<Kernel>,
     commands: Receiver<Command>,
     eventfd: Arc<EventFd>,
+    /// See [`VhostNet`].
+    in_use: Arc<AtomicUsize>,
     queues: Queues,
+    /// The control queue's kick, which the loop watches.
+    watched: Option<Arc<EventFd>>,
     warnings: RateLimit,
 }
 
 /// What the kernel moves frames by, closed in this order.
 struct Kernel {
-    vhost: Vhost,
-    tap: Tap,
+    /// One for each pair.
+    vhosts: Vec<Vhost>,
+    taps: Taps,
 }
 
 /// Who has the queues.
@@ -129,34 +149,48 @@ enum Queues {
     /// The kernel serves them.
     InKernel {
         memory: Arc<GuestMemoryMmap>,
+        /// The pairs.
         queues: Vec<ActiveQueue>,
+        /// This one isn't the kernel's.
+        control: Option<Box<ControlQueue>>,
     },
     /// The machine has ended: they were taken back, in these states.
     TakenBack(Vec<QueueState>),
 }
 
 impl VhostNet {
-    /// An inactive device, and its server.
+    /// An inactive device, and its server. There must be one open `/dev/vhost-net` for each queue of the tap.
     ///
     /// # Errors
-    /// The process has too many files open.
-    pub fn new(config: NicConfig, tap: Tap, vhost: Vhost) -> io::Result<(Self, VhostServer)> {
+    /// There isn't, or the process has too many files open.
+    pub fn new(
+        config: NicConfig,
+        taps: Taps,
+        vhosts: Vec<Vhost>,
+    ) -> io::Result<(Self, VhostServer)> {
+        if vhosts.len() != taps.pairs() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let eventfd = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        Ok(Self::with_eventfd(config, tap, vhost, eventfd))
+        Ok(Self::with_eventfd(config, taps, vhosts, eventfd))
     }
 
     /// With `eventfd` as the activation eventfd.
     pub(super) fn with_eventfd(
         config: NicConfig,
-        tap: Tap,
-        vhost: Vhost,
+        taps: Taps,
+        vhosts: Vec<Vhost>,
         eventfd: Arc<EventFd>,
     ) -> (Self, VhostServer) {
         let (sender, commands) = mpsc::sync_channel(MAX_COMMANDS);
+        let (pairs, in_use) = (taps.pairs(), Arc::new(AtomicUsize::new(1)));
+        let of_all = |all, vhost: &Vhost| all & vhost.features();
         let device = Self {
             config,
-            config_space: config.config_space(),
-            features: vhost.features() | config::features(tap.has_uso()),
+            config_space: config.config_space(pairs),
+            features: vhosts.iter().fold(RING_FEATURES, of_all) | config::features(&taps),
+            pairs,
+            in_use: Arc::clone(&in_use),
             commands: sender,
             eventfd: Arc::clone(&eventfd),
             is_active: false,
@@ -164,10 +198,12 @@ impl VhostNet {
         };
         let server = VhostServer {
             name: super::name(&config),
-            kernel: Some(Kernel { vhost, tap }),
+            kernel: Some(Kernel { vhosts, taps }),
             commands,
             eventfd,
+            in_use,
             queues: Queues::Inactive,
+            watched: None,
             warnings: RateLimit::default(),
         };
         (device, server)
@@ -208,7 +244,11 @@ impl VirtioDevice for VhostNet {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES
+        queue_sizes(self.pairs)
+    }
+
+    fn queue_count(&self, features: u64) -> usize {
+        Layout::of(features, self.pairs).queues()
     }
 
     fn features(&self) -> u64 {
@@ -237,8 +277,8 @@ impl VirtioDevice for VhostNet {
         }
         self.call(Command::Stop).unwrap_or_else(|error| {
             log::error!("{}: {error}", super::name(&self.config));
-            let queues = QUEUE_SIZES.map(|size| Queue::new(size).ok());
-            queues.iter().flatten().map(broken_state).collect()
+            let queues = self.queue_sizes().iter().map(|size| Queue::new(*size));
+            queues.flatten().map(|queue| broken_state(&queue)).collect()
         })
     }
 
@@ -251,14 +291,18 @@ impl VirtioDevice for VhostNet {
 
     fn reset(&mut self) {
         self.stop();
+        self.in_use.store(1, Ordering::SeqCst);
     }
 
     fn save(&self) -> Result<DeviceState, SaveError> {
-        Ok(DeviceState::Net(self.config))
+        let in_use = self.in_use.load(Ordering::SeqCst);
+        Ok(DeviceState::Net(NicState::new(self.config, in_use)))
     }
 
     fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
-        check_saved(&self.config, state)
+        let in_use = check_saved(&self.config, self.pairs, state)?;
+        self.in_use.store(in_use, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -297,31 +341,45 @@ impl VhostServer {
         let Activation {
             memory,
             features,
-            queues,
+            mut queues,
             interrupt,
             stop,
         } = activation;
-        let (expected, found) = (QUEUES, queues.len());
-        if found != expected {
-            return Err(ActivateError::QueueCount { expected, found });
-        }
+        self.stop(); // an activation whose reply came too late
+        let Some(Kernel { vhosts, taps }) = &mut self.kernel else {
+            return Err(ActivateError::Stopped);
+        };
+        let layout = Layout::of(features, taps.pairs());
+        layout.check(&queues)?;
         if stop.is_set() {
             return Err(ActivateError::Stopped);
         }
-        self.stop(); // an activation whose reply came too late
-        let Some(Kernel { vhost, tap }) = &mut self.kernel else {
-            return Err(ActivateError::Stopped);
-        };
-        tap.set_offloads(features)?;
-        tap.drop_queued_frames();
+        taps.set_offloads(features)?;
+        taps.use_first(self.in_use.load(Ordering::SeqCst).min(layout.pairs))?;
+        taps.drop_queued_frames();
+        let control = layout.control().and_then(|_| queues.pop());
+        let control = control.map(|queue| {
+            ControlQueue::new(queue, &memory, features, layout, &interrupt, &stop).map(Box::new)
+        });
+        let control = control.transpose()?;
         // Before the kernel raises the first interrupt.
         let irqfd = interrupt.irqfd_for_kernel();
-        let started = vhost.start(&memory, features, &queues, irqfd, tap.file());
-        // The kernel reads what the driver made available before.
-        for queue in &queues {
-            let _ = queue.kick.write(1); // a full eventfd is readable too
+        let pairs = queues.chunks(2).zip(vhosts).zip(taps.iter());
+        let start = |((pair, vhost), tap): ((_, &mut Vhost), &Tap)| {
+            vhost.start(&memory, features, pair, irqfd, tap.file())
+        };
+        let started = { pairs }.try_for_each(start);
+        // The kernel, or the loop, reads what the driver made available before.
+        let kicks = queues.iter().map(|queue| &queue.kick);
+        let control_kick = control.iter().map(|control| control.kick());
+        for kick in kicks.chain(control_kick) {
+            let _ = kick.write(1); // a full eventfd is readable too
         }
-        self.queues = Queues::InKernel { memory, queues };
+        self.queues = Queues::InKernel {
+            memory,
+            queues,
+            control,
+        };
         if let Err(error) = started {
             self.warn(&error);
             self.stop();
@@ -330,17 +388,75 @@ impl VhostServer {
         Ok(())
     }
 
+    /// Takes the driver's commands.
+    fn on_command(&mut self) {
+        let Queues::InKernel {
+            control: Some(control),
+            ..
+        } = &mut self.queues
+        else {
+            return;
+        };
+        let Some(Kernel { taps, .. }) = &mut self.kernel else {
+            return;
+        };
+        let (in_use, mut failure) = (&self.in_use, None);
+        control.serve(|pairs| match taps.use_first(pairs) {
+            Ok(()) => {
+                in_use.store(pairs, Ordering::SeqCst);
+                true
+            }
+            Err(error) => {
+                failure = Some(error);
+                false
+            }
+        });
+        if let Some(error) = failure {
+            let what = format_args!("cannot attach or detach a queue of the tap: {error}");
+            self.warnings.warn(&self.name, what);
+        }
+        if let Some(error) = control.take_failure() {
+            let what = format_args!("the control queue is not served until a reset: {error}");
+            self.warnings.warn(&self.name, what);
+        }
+    }
+
+    /// Makes the loop watch the kick of the current control queue instead of a former one.
+    fn watch_commands(&mut self, ops: &mut EventOps<'_>) {
+        if let Some(kick) = self.watched.take() {
+            let _ = ops.remove(Events::empty(&*kick)); // fails if it could not be added
+        }
+        if let Queues::InKernel {
+            control: Some(control),
+            ..
+        } = &self.queues
+        {
+            let kick = Arc::clone(control.kick());
+            let events = Events::with_data(&*kick, COMMAND, EventSet::IN);
+            if let Err(error) = ops.add(events) {
+                log::error!("{}: cannot watch for commands: {error:?}", self.name);
+            }
+            self.watched = Some(kick);
+        }
+    }
+
     /// Takes the queues back if the kernel has them, and returns their states.
     fn stop(&mut self) -> Vec<QueueState> {
-        let (memory, queues) = match std::mem::replace(&mut self.queues, Queues::Inactive) {
+        let (memory, queues, control) = match std::mem::replace(&mut self.queues, Queues::Inactive)
+        {
             Queues::Inactive => return Vec::new(),
             Queues::TakenBack(states) => return states,
-            Queues::InKernel { memory, queues } => (memory, queues),
+            Queues::InKernel {
+                memory,
+                queues,
+                control,
+            } => (memory, queues, control),
         };
-        let mut states = Vec::with_capacity(queues.len());
+        let mut states = Vec::with_capacity(queues.len() + 1);
         for (index, active) in queues.iter().enumerate() {
             let kernel = self.kernel.as_ref();
-            let state = kernel.map(|kernel| kernel.vhost.take_back(&memory, index, &active.queue));
+            let vhost = kernel.and_then(|kernel| kernel.vhosts.get(index / 2));
+            let state = vhost.map(|vhost| vhost.take_back(&memory, index % 2, &active.queue));
             states.push(match state {
                 Some(Ok(state)) => state,
                 Some(Err(error)) => {
@@ -350,6 +466,7 @@ impl VhostServer {
                 None => broken_state(&active.queue),
             });
         }
+        states.extend(control.map(|control| control.state()));
         states
     }
 
@@ -370,12 +487,16 @@ impl Drop for VhostServer {
 impl Subscriber for VhostServer {
     fn descriptors(&self) -> Vec<RawFd> {
         let kernel = self.kernel.iter();
-        let kernel = kernel.flat_map(|kernel| [kernel.tap.as_raw_fd(), kernel.vhost.as_raw_fd()]);
+        let kernel = kernel.flat_map(|Kernel { vhosts, taps }| {
+            let taps = taps.iter().map(AsRawFd::as_raw_fd);
+            taps.chain(vhosts.iter().map(AsRawFd::as_raw_fd))
+        });
         kernel.chain([self.eventfd.as_raw_fd()]).collect()
     }
 
     fn unwatch(&mut self, ops: &mut EventOps<'_>) {
         self.stop();
+        self.watch_commands(ops);
         let _ = ops.remove(Events::empty(&*self.eventfd)); // fails if it never was added
     }
 }
@@ -388,8 +509,15 @@ impl MutEventSubscriber for VhostServer {
         }
     }
 
-    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        if events.data() == COMMAND {
+            if let Some(kick) = &self.watched {
+                let _ = kick.read();
+            }
+            return self.on_command();
+        }
         let _ = self.eventfd.read();
         self.handle_commands();
+        self.watch_commands(ops);
     }
 }
