@@ -136,7 +136,7 @@ impl Target {
         turn: &Turn,
     ) -> Result<Connection, Error> {
         let queues = self.open_tap(queues)?;
-        let tap = self.bring_tap_up(netlink)?;
+        let tap = self.bring_tap_up(netlink, queues.len() > 1)?;
         redirect::add_qdisc(netlink, tap)
             .and_then(|()| redirect::add_filter(netlink, tap, self.index))
             .doing(|| self.while_doing("redirect what the VM sends"))?;
@@ -183,7 +183,10 @@ impl Target {
     }
 
     /// Gives the tap the interface's MTU and nothing of its own: no ARP, no IPv6 address. Returns its index.
-    fn bring_tap_up(&self, netlink: &mut Netlink) -> Result<u32, Error> {
+    ///
+    /// With several queues it has no qdisc: the kernel would give one to each of the 256 queues that such a tap could
+    /// have, which takes megabytes.
+    fn bring_tap_up(&self, netlink: &mut Netlink, has_several: bool) -> Result<u32, Error> {
         let mut bring_up = || -> Result<Option<u32>, NetlinkError> {
             let Some(link) = netlink.link(&self.tap)?.map(Link::from) else {
                 return Ok(None);
@@ -196,6 +199,9 @@ impl Target {
             }
             // The kernel would bring it up before it looks at the rest.
             set_link(netlink, link.index, LinkFlags::Noarp, attributes)?;
+            if has_several {
+                redirect::send_at_once(netlink, link.index)?;
+            }
             set_link(netlink, link.index, LinkFlags::Up, vec![])?;
             Ok(Some(link.index))
         };

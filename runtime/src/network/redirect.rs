@@ -29,6 +29,9 @@ const PREFERENCE: u16 = 0x6875;
 /// The qdisc's kind.
 const INGRESS: &str = "ingress";
 
+/// The kind of the qdisc that is none: what is sent isn't queued before the interface.
+const NO_QUEUE: &str = "noqueue";
+
 /// ETH_P_ALL of linux/if_ether.h.
 const ALL_PROTOCOLS: u16 = 3;
 
@@ -80,6 +83,16 @@ impl Ingress {
 /// Has an interface that has no qdisc at its ingress get one.
 pub(super) fn add_qdisc(netlink: &mut Netlink, index: u32) -> Result<(), NetlinkError> {
     let request = RouteNetlinkMessage::NewQueueDiscipline(ingress_qdisc(index));
+    netlink.ask(request, NLM_F_CREATE | NLM_F_EXCL).map(drop)
+}
+
+/// Has an interface that was never up send what it is to send at once, without a qdisc's queue before its own.
+pub(super) fn send_at_once(netlink: &mut Netlink, index: u32) -> Result<(), NetlinkError> {
+    let mut request = at(index);
+    request.header.parent = TcHandle::ROOT;
+    let kind = TcAttribute::Kind(NO_QUEUE.to_owned());
+    request.attributes.push(kind);
+    let request = RouteNetlinkMessage::NewQueueDiscipline(request);
     netlink.ask(request, NLM_F_CREATE | NLM_F_EXCL).map(drop)
 }
 

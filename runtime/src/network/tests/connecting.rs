@@ -199,6 +199,10 @@ fn a_tap_has_as_many_queues_as_asked_for() {
     };
     let several = connect(&net.0, &net.interface("eth0"), queues(4)).expect("connected");
     assert_eq!(several.queues.len(), 4);
+    // In place of one for each of 256 queues.
+    let qdiscs = net.tc(&format!("qdisc show dev {}", several.tap));
+    assert!(qdiscs.contains("qdisc noqueue"), "{qdiscs}");
+    assert!(!qdiscs.contains("qdisc mq"), "{qdiscs}");
     let tap = net.ip(&format!("-d link show {}", several.tap));
     assert!(tap.contains("multi_queue"), "{tap}");
     // Nobody joins it by mistake.
