@@ -47,7 +47,7 @@ impl ProcessId {
 
     fn stat(&self) -> Option<Stat> {
         let stat = stat(self.pid).ok()?;
-        (stat.start_time == self.start_time && !"ZX".contains(stat.state)).then_some(stat)
+        (stat.start_time == self.start_time && !stat.has_ended()).then_some(stat)
     }
 
     /// A file descriptor for the process, readable once it has ended; `None` if it has.
@@ -95,9 +95,17 @@ fn wait_for_exit(pidfd: &OwnedFd, timeout: Duration) -> io::Result<()> {
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     name: String,
-    /// A letter.
+    /// A letter, for its first thread.
     state: char,
+    threads: u64,
     start_time: u64,
+}
+
+impl Stat {
+    /// A process whose first thread is a zombie may have others, which are ending and still have everything open.
+    fn has_ended(&self) -> bool {
+        "ZX".contains(self.state) && self.threads <= 1
+    }
 }
 
 fn stat(pid: i32) -> io::Result<Stat> {
@@ -113,11 +121,13 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let (_, name) = before.split_once('(')?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
-    // `rest` opens with field 3; the start time is field 22.
-    let start_time = fields.nth(18)?.parse().ok()?;
+    // `rest` opens with field 3; the number of threads is field 20, and the start time field 22.
+    let threads = fields.nth(16)?.parse().ok()?;
+    let start_time = fields.nth(1)?.parse().ok()?;
     Some(Stat {
         name: name.to_owned(),
         state,
+        threads,
         start_time,
     })
 }
@@ -145,9 +155,25 @@ mod tests {
         let stat = Stat {
             name: "a) b (c)".to_owned(),
             state: 'S',
+            threads: 17,
             start_time: 4242,
         };
         assert_eq!(parse_stat(text), Some(stat));
+    }
+
+    #[test]
+    fn a_process_has_ended_with_its_last_thread() {
+        let ended = |state, threads| {
+            let (name, start_time) = (String::new(), 0);
+            let stat = Stat {
+                name,
+                state,
+                threads,
+                start_time,
+            };
+            stat.has_ended()
+        };
+        assert!(ended('Z', 1) && !ended('Z', 2) && !ended('S', 1));
     }
 
     #[test]
