@@ -1,5 +1,5 @@
-//! The two network namespaces that setting up a container's network involves: the guest's own, where NICs appear, and
-//! the container's. They may be the same.
+//! The two network namespaces that setting up a container's network involves: the guest's own, where NICs are that were
+//! there at boot, and the container's. They may be the same.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -94,14 +94,21 @@ impl<'a> Namespaces<'a> {
     }
 
     fn subscribe_in_guest(&self) -> io::Result<Events> {
-        let groups = libc::RTMGRP_LINK.cast_unsigned();
+        self.within_guest(|| Events::subscribe(libc::RTMGRP_LINK.cast_unsigned()))?
+    }
+
+    /// Does something in the guest's own namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses to have the calling thread in one of the two.
+    pub fn within_guest<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
         let Some(guest) = &self.guest else {
-            return Events::subscribe(groups);
+            return Ok(work());
         };
         set_namespace(guest.namespace.as_fd())?;
-        let events = Events::subscribe(groups);
+        let done = work();
         set_namespace(guest.container)?;
-        events
+        Ok(done)
     }
 
     /// Moves a link from the guest's own namespace to the container's, if that is another. It has this name there,

@@ -54,7 +54,8 @@ impl Nic {
         }
     }
 
-    /// Finds the NIC, and moves it into the container's network namespace.
+    /// Finds the NIC in the container's network namespace, where the guest's kernel makes it when its slot is bound, or
+    /// moves it there.
     ///
     /// # Errors
     /// When there is none.
@@ -65,11 +66,38 @@ impl Nic {
     ) -> Result<(), Error> {
         let field = interface.field();
         let device = interface.slot.map(|slot| bind(&field, slot)).transpose()?;
-        let matches = |link: &Link| match &device {
-            Some(device) => link.device.as_ref() == Some(device),
+        let here = match &device {
+            Some(device) => {
+                let is_its = |link: &Link| link.device.as_ref() == Some(device);
+                let found = link::find(&mut namespaces.container, is_its);
+                found.map_err(Error::refused(format!("{field}: find its NIC")))?
+            }
+            None => Vec::new(),
+        };
+        let link = match here.into_iter().next() {
+            Some(link) => link,
+            None => self.fetch(namespaces, interface, device.as_deref())?,
+        };
+        self.name.clone_from(&link.name);
+        self.mac.clone_from(&link.mac);
+        self.link = Some(link);
+        Ok(())
+    }
+
+    /// Moves the NIC from the guest's own network namespace into the container's: one that was there at boot, or where
+    /// the kernel is one that makes all of them there.
+    fn fetch(
+        &mut self,
+        namespaces: &mut Namespaces,
+        interface: &Interface,
+        device: Option<&str>,
+    ) -> Result<Link, Error> {
+        let field = interface.field();
+        let matches = |link: &Link| match device {
+            Some(device) => link.device.as_deref() == Some(device),
             None => link.permanent_mac.as_ref().unwrap_or(&link.mac) == &interface.mac,
         };
-        let nic = || describe(device.as_deref(), interface);
+        let nic = || describe(device, interface);
         let finding = || Error::refused(format!("{field}: find its NIC"));
         let found = namespaces.wait_for_link(matches).map_err(finding())?;
         let link = found.ok_or_else(|| Error::NoNic {
@@ -88,14 +116,10 @@ impl Nic {
         // Its index and name may be others there.
         let moved = link::find(&mut namespaces.container, |other| is_same(&link, other));
         let moved = moved.map_err(finding())?.into_iter().next();
-        let moved = moved.ok_or_else(|| Error::NicMoved {
+        moved.ok_or_else(|| Error::NicMoved {
             field: field.clone(),
             nic: nic(),
-        })?;
-        self.name.clone_from(&moved.name);
-        self.mac.clone_from(&moved.mac);
-        self.link = Some(moved);
-        Ok(())
+        })
     }
 
     /// Whether it is the NIC of this interface.
@@ -182,7 +206,12 @@ impl Nic {
             .map_err(Error::io(format!("{field}: unbind slot {slot}")))?;
         match self.slot {
             Some(_) => Ok(()),
-            None => bind(&field, slot).map(drop),
+            // Where the kernel makes it in the namespace of who binds it, that is to be the guest's own.
+            None => namespaces
+                .within_guest(|| bind(&field, slot).map(drop))
+                .map_err(Error::io(format!(
+                    "{field}: enter the guest's network namespace"
+                )))?,
         }
     }
 }

@@ -7,12 +7,16 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Error;
 use super::notify;
-use hull_runtime::sandbox::{BlockingAgent, ChildProcess, SandboxError, Sizes, forward_signals};
+use hull_runtime::host::ProcessId;
+use hull_runtime::sandbox::{
+    Agent, BlockingAgent, ChildProcess, SandboxError, Sizes, forward_signals,
+};
 use hull_runtime::types::ContainerId;
 
 /// Waits for the end of the process that stands for a container, and exits as it did. Meanwhile the
 /// guest is told the sizes of the user's terminal, where that is the container's, and a service manager
-/// that the container is ready.
+/// that the container is ready. When the container has ended, so is its `follower`, which takes the host's kernel as
+/// long as parts of the VM's end: it does both at once.
 ///
 /// # Errors
 /// When the process can't be waited for.
@@ -21,6 +25,7 @@ pub fn wait_for(
     id: &ContainerId,
     process: &mut ChildProcess,
     sizes: Option<&Sizes>,
+    follower: Option<ProcessId>,
 ) -> Result<ExitCode, Error> {
     let ended = async {
         // From here on no death is missed, so one that came before is seen by the first `try_wait`.
@@ -33,11 +38,15 @@ pub fn wait_for(
         }
     };
     let status = agent.ask(|agent| {
+        let meanwhile = async move {
+            let ready = notify::relay(agent, id, std::process::id());
+            tokio::join!(ready, end_with_container(agent, id, follower));
+        };
         let until = async move {
             tokio::pin!(ended);
             tokio::select! {
                 status = &mut ended => return status,
-                () = notify::relay(agent, id, std::process::id()) => {}
+                () = meanwhile => {}
             }
             ended.await
         };
@@ -45,6 +54,15 @@ pub fn wait_for(
     });
     let status = status.map_err(SandboxError::host("wait for the container's process"))?;
     Ok(exit_code(status))
+}
+
+/// Waits for the container's end, and has that process end. `delete` waits for it, and says what fails.
+async fn end_with_container(agent: &Agent, id: &ContainerId, process: Option<ProcessId>) {
+    let Some(process) = process else {
+        return;
+    };
+    let _ = agent.wait(id, "", false).await;
+    let _ = process.begin_to_kill();
 }
 
 /// A process's end as a shell would report it.

@@ -60,7 +60,8 @@ pub fn run(context: &Context, args: &Run) -> Result<ExitCode, Error> {
     // Others may signal, exec and delete while this waits.
     dir.unlock();
     let sizes = relay.as_ref().map(RunningRelay::sizes);
-    let code = foreground::wait_for(&agent, dir.id(), &mut process, sizes)?;
+    let follower = lifecycle::follower(&state);
+    let code = foreground::wait_for(&agent, dir.id(), &mut process, sizes, follower)?;
     if let Some(relay) = relay {
         relay.finish();
     }

@@ -57,19 +57,29 @@ impl ProcessId {
         self.is_alive().then_some(pidfd)
     }
 
+    /// Sends it SIGKILL, and doesn't wait. Returns a descriptor that is readable once it is gone; `None` if it is.
+    ///
+    /// # Errors
+    /// When it may not be signalled.
+    pub fn begin_to_kill(&self) -> io::Result<Option<OwnedFd>> {
+        let Some(pidfd) = self.open() else {
+            return Ok(None);
+        };
+        match pidfd_send_signal(&pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(Some(pidfd)),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// Kills it with SIGKILL, and waits until it is gone or `timeout` is over.
     ///
     /// # Errors
     /// When it may not be signalled, or is still there after the timeout.
     pub fn kill(&self, timeout: Duration) -> io::Result<()> {
-        let Some(pidfd) = self.open() else {
-            return Ok(());
-        };
-        match pidfd_send_signal(&pidfd, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(e) => return Err(e.into()),
+        match self.begin_to_kill()? {
+            Some(pidfd) => wait_for_exit(&pidfd, timeout),
+            None => Ok(()),
         }
-        wait_for_exit(&pidfd, timeout)
     }
 
     /// Waits until it is gone or `timeout` is over.

@@ -12,7 +12,7 @@ use super::delete::undo;
 use super::foreign_network;
 use super::hooks::{HookContext, Hooks, Stage};
 use super::join::join;
-use super::network::{PlannedNetwork, connect_interfaces, may_have_interfaces, move_devices};
+use super::network::{ConnectedNetwork, PlannedNetwork, may_have_interfaces, move_devices};
 use super::resolver::relay_resolver;
 use super::state::for_hook;
 use super::{Context, Error, console_socket, pid_file};
@@ -282,11 +282,15 @@ fn bring_up(
     move_devices(request.bundle.spec(), &state.sandbox)?;
     run_create_hooks(&Hooks::of(request.bundle.spec()), state)?;
     let looks_there = may_have_interfaces(&state.sandbox, request.bundle.spec());
-    let network = match looks_there {
-        true => connect_interfaces(&files, &mut state.sandbox)?,
-        false => GuestNetwork::default(),
+    let connected = match looks_there && state.sandbox.network.is_some() {
+        true => Some(ConnectedNetwork::of(&files, &mut state.sandbox)?),
+        false => None,
     };
     let agent = sandbox.wait_ready(&files, boot_timeout)?;
+    let network = match connected {
+        Some(connected) => connected.hand_over(&files, &mut state.sandbox)?,
+        None => GuestNetwork::default(),
+    };
     let bundle = request.bundle.path();
     let ends = ContainerEnds {
         stdio,

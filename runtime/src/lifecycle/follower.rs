@@ -155,6 +155,11 @@ fn reach(manager: &Path) -> Option<OwnedFd> {
         .ok()
 }
 
+/// The process, if there is one. Once the container has ended, there is nothing to pass on.
+pub fn follower(state: &State) -> Option<ProcessId> {
+    state.own_sandbox()?.follower
+}
+
 /// Ends it. It would go by itself, a moment after its VM.
 ///
 /// # Errors

@@ -37,6 +37,7 @@ pub use create::{Create, Created, Terminal, create};
 pub use delete::{delete, undo};
 pub use error::Error;
 pub use exec::{Execution, Target, exec, find_for_exec, for_guest, own_process};
+pub use follower::follower;
 pub use hooks::HookError;
 pub use kill::kill;
 pub use list::list;

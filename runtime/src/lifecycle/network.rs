@@ -20,8 +20,8 @@ use super::follower::is_network_followed;
 use super::hooks::{Hooks, Stage};
 use crate::config::Config;
 use crate::host::{ProcessId, is_same_file};
-use crate::network::{Interface, Namespace, disconnect, disconnect_all, move_into, read};
-use crate::sandbox::{BlockingAgent, GuestNetwork, connect_nic, network_of, room_beside};
+use crate::network::{self, Interface, Namespace, disconnect, disconnect_all, move_into, read};
+use crate::sandbox::{BlockingAgent, ConnectedNic, GuestNetwork, network_of, room_beside};
 use crate::spec::{self, Network, Plan, SpecError};
 use crate::store::{
     ContainerDir, NamedNamespace, Nic, SandboxDir, SandboxNetwork, SandboxRecord, State,
@@ -113,27 +113,54 @@ pub(super) fn may_have_interfaces(sandbox: &SandboxRecord, spec: &Spec) -> bool 
         || Hooks::of(spec).any_of(&Stage::OF_CREATE)
 }
 
-/// Connects those interfaces of a sandbox's namespace that aren't connected yet. Returns what its agent is to be told.
-///
-/// # Errors
-/// When one can't be connected. The record has all that were, and is on disk.
-pub(super) fn connect_interfaces(
-    files: &SandboxDir,
-    sandbox: &mut SandboxRecord,
-) -> Result<GuestNetwork, Error> {
-    if sandbox.network.is_none() {
-        return Ok(GuestNetwork::default());
+/// What is in a sandbox's namespace, with the taps of interfaces that its VM doesn't have yet.
+pub(super) struct ConnectedNetwork {
+    namespace: Namespace,
+    there: network::Network,
+    nics: Vec<ConnectedNic>,
+}
+
+impl ConnectedNetwork {
+    /// Connects those interfaces of a sandbox's namespace that aren't connected yet, to taps of their own.
+    ///
+    /// # Errors
+    /// When one can't be connected. The record, on disk too, has all that were.
+    pub(super) fn of(files: &SandboxDir, sandbox: &mut SandboxRecord) -> Result<Self, Error> {
+        let namespace = Namespace::from(namespace_of_vm(sandbox).map_err(Error::NetworkNamespace)?);
+        // One that is gone again stays in the record: its slot is still to be emptied.
+        let nics = sandbox.network.iter().flat_map(|own| &own.nics);
+        let connected: Vec<u32> = nics.map(|nic| nic.index).collect();
+        let there = read(&namespace, &connected)?;
+        let mut nics = Vec::new();
+        for interface in &there.interfaces {
+            nics.extend(connect_interface(files, sandbox, &namespace, interface)?);
+        }
+        Ok(Self {
+            namespace,
+            there,
+            nics,
+        })
     }
-    let namespace = Namespace::from(namespace_of_vm(sandbox).map_err(Error::NetworkNamespace)?);
-    // One that is gone again stays in the record: its slot is still to be emptied.
-    let nics = sandbox.network.iter().flat_map(|own| &own.nics);
-    let connected: Vec<u32> = nics.map(|nic| nic.index).collect();
-    let there = read(&namespace, &connected)?;
-    for interface in &there.interfaces {
-        connect_interface(files, sandbox, &namespace, interface)?;
+
+    /// Gives the VM its NICs, in slots that the guest is to probe when it is told: one that it finds at its boot is
+    /// first in the guest's own network namespace, and takes some 20 ms to be moved.
+    ///
+    /// # Errors
+    /// When the VM process doesn't take one. The record, on disk too, has all that it has.
+    pub(super) fn hand_over(
+        self,
+        files: &SandboxDir,
+        sandbox: &mut SandboxRecord,
+    ) -> Result<GuestNetwork, Error> {
+        for nic in self.nics {
+            let index = nic.interface();
+            let slot = nic.hand_over(&files.socket_path(), &self.namespace)?;
+            set_slot(sandbox, index, Some(slot));
+            files.save(sandbox)?;
+        }
+        let nics = sandbox.network.as_ref().map(|own| &own.nics[..]);
+        Ok(GuestNetwork::of(&self.there, nics.unwrap_or_default()))
     }
-    let nics = sandbox.network.as_ref().map(|own| &own.nics[..]);
-    Ok(GuestNetwork::of(&there, nics.unwrap_or_default()))
 }
 
 /// Connects an interface, if it isn't.
@@ -142,22 +169,22 @@ fn connect_interface(
     sandbox: &mut SandboxRecord,
     namespace: &Namespace,
     interface: &Interface,
-) -> Result<(), Error> {
+) -> Result<Option<ConnectedNic>, Error> {
     let index = interface.index;
     let Some(own) = &sandbox.network else {
-        return Ok(());
+        return Ok(None);
     };
     let is_connected = |nic: &Nic| nic.index == index && nic.slot.is_some();
     if own.nics.iter().any(is_connected) {
-        return Ok(());
+        return Ok(None);
     }
     let (vhost, pairs) = (own.vhost, own.pairs);
     // On disk before anything is made, so that `delete` knows of it, whatever becomes of this process.
     set_slot(sandbox, index, None);
     files.save(sandbox)?;
-    let slot = connect_nic(&files.socket_path(), namespace, interface, vhost, pairs)?;
-    set_slot(sandbox, index, Some(slot));
-    Ok(files.save(sandbox)?)
+    Ok(Some(ConnectedNic::connect(
+        namespace, interface, vhost, pairs,
+    )?))
 }
 
 fn set_slot(sandbox: &mut SandboxRecord, index: u32, slot: Option<u8>) {
@@ -182,7 +209,7 @@ pub(super) fn namespace_of_vm(sandbox: &SandboxRecord) -> io::Result<OwnedFd> {
 /// Connects what an engine has put into the VM process's own namespace since `create`, and tells the agent of all.
 ///
 /// # Errors
-/// As with [`connect_interfaces`], and when the agent can't make it.
+/// As with [`ConnectedNetwork`], and when the agent can't make it.
 pub(super) fn connect_new_interfaces(
     dir: &ContainerDir,
     state: &mut State,
@@ -194,7 +221,9 @@ pub(super) fn connect_new_interfaces(
         return Ok(());
     }
     let had = state.own_network().is_some_and(|own| !own.nics.is_empty());
-    let network = connect_interfaces(&dir.own_sandbox(), &mut state.sandbox)?;
+    let files = dir.own_sandbox();
+    let connected = ConnectedNetwork::of(&files, &mut state.sandbox)?;
+    let network = connected.hand_over(&files, &mut state.sandbox)?;
     if !had && network.is_empty() {
         return Ok(());
     }

@@ -49,7 +49,7 @@ pub use launch::{Launch, Sandbox};
 pub use lifeline::{Lifeline, Streams};
 pub use memory::{Plugged, plug_memory, plugged_memory};
 pub use namespaces::network_of;
-pub use nics::{NicError, connect_nic};
+pub use nics::{ConnectedNic, NicError};
 pub use process::ChildProcess;
 pub use resolver::{SOCKETS as RESOLVER_SOCKETS, WaitingRelay};
 pub use search::{Purpose, RunningProcess, running as running_processes};

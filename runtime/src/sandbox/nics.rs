@@ -9,7 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::{AgentError, hand_nic};
 use crate::chain::chain;
-use crate::network::{self, Interface, Namespace, connect, disconnect};
+use crate::network::{self, Connection, Interface, Namespace, connect, disconnect};
 
 /// The host's kernel, as a mover of packets.
 pub(super) const VHOST_NET: &str = "/dev/vhost-net";
@@ -25,12 +25,74 @@ pub enum NicError {
     Vmm(#[from] AgentError),
 }
 
-/// Connects an interface to the VM whose control socket this is, and whose network interfaces have that many pairs of
-/// queues; with `vhost` the host's kernel moves the packets, where it can. Returns the slot that the VM has it in, which the agent is to be told. Who calls this has written down
-/// before that the interface is to be disconnected one day.
+/// An interface that is connected to a tap which no VM has yet: dropped, the tap goes.
+#[derive(Debug)]
+pub struct ConnectedNic {
+    connection: Connection,
+    /// What moves the packets of each pair of queues in the host's kernel, if that is to.
+    vhosts: Option<Vec<OwnedFd>>,
+    mac: [u8; 6],
+    mtu: u32,
+}
+
+impl ConnectedNic {
+    /// Connects an interface, whose NIC in the VM has that many pairs of queues; with `vhost` the host's kernel moves the
+    /// packets, where it can. Who calls this has written down before that the interface is to be disconnected one day.
+    ///
+    /// # Errors
+    /// When the interface can't be connected.
+    pub fn connect(
+        namespace: &Namespace,
+        interface: &Interface,
+        vhost: bool,
+        pairs: NonZeroU8,
+    ) -> Result<Self, NicError> {
+        let vhosts = vhost.then(|| open_vhost(pairs)).flatten();
+        Ok(Self {
+            connection: connect(namespace, interface, pairs.into())?,
+            vhosts,
+            mac: interface.mac,
+            mtu: interface.mtu,
+        })
+    }
+
+    /// The interface's index.
+    pub fn interface(&self) -> u32 {
+        self.connection.interface
+    }
+
+    /// Gives it to the VM whose control socket this is. Returns the slot that the VM has it in, which the agent is to be
+    /// told.
+    ///
+    /// # Errors
+    /// When the VM process has no empty slot. Then the interface is disconnected.
+    pub fn hand_over(self, socket: &Path, namespace: &Namespace) -> Result<u8, NicError> {
+        let interface = self.interface();
+        let vhosts = self.vhosts.iter().flatten();
+        let descriptors: Vec<_> = self
+            .connection
+            .queues
+            .iter()
+            .chain(vhosts)
+            .map(AsFd::as_fd)
+            .collect();
+        let slot = hand_nic(socket, self.mac, self.mtu, &descriptors);
+        // The tap goes, unless the VM process has it: while there is one, nothing would be disconnected.
+        drop(self);
+        if slot.is_err()
+            && let Err(e) = disconnect(namespace, interface)
+        {
+            log::warn!("{}", chain(&e));
+        }
+        Ok(slot?)
+    }
+}
+
+/// Connects an interface to the VM whose control socket this is, as [`ConnectedNic::connect`] does, and gives it to the
+/// VM at once.
 ///
 /// # Errors
-/// When the interface can't be connected, or the VM process has no empty slot.
+/// As with [`ConnectedNic::connect`] and [`ConnectedNic::hand_over`].
 pub fn connect_nic(
     socket: &Path,
     namespace: &Namespace,
@@ -38,19 +100,7 @@ pub fn connect_nic(
     vhost: bool,
     pairs: NonZeroU8,
 ) -> Result<u8, NicError> {
-    let vhosts = vhost.then(|| open_vhost(pairs)).flatten();
-    let connection = connect(namespace, interface, pairs.into())?;
-    let queues = connection.queues.iter().chain(vhosts.iter().flatten());
-    let descriptors: Vec<_> = queues.map(AsFd::as_fd).collect();
-    let slot = hand_nic(socket, interface.mac, interface.mtu, &descriptors);
-    // The tap goes, unless the VM process has it: while there is one, nothing would be disconnected.
-    drop(connection);
-    if slot.is_err()
-        && let Err(e) = disconnect(namespace, interface.index)
-    {
-        log::warn!("{}", chain(&e));
-    }
-    Ok(slot?)
+    ConnectedNic::connect(namespace, interface, vhost, pairs)?.hand_over(socket, namespace)
 }
 
 /// One for each pair of queues. Where it isn't there, or may not be opened, the VM process moves the packets.
