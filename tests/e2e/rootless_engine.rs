@@ -305,3 +305,67 @@ fn its_network_is_that_of_the_engines_namespace() {
     assert_eq!(shell(&within(&inside.pid().to_string(), "-n", left)), "");
     assert_eq!(container.leaks(), [""; 0]);
 }
+
+/// What hull can leave in a network namespace, among the rules that every one has.
+const REMAINS: &str =
+    "ip -o link | grep -o 'hull-[0-9]*'; ip rule; ip -o -4 addr | grep -o '192.0.0.8'; true";
+
+/// As podman forwards ports that are published: by a process in the namespace, which connects to the container's address.
+#[test]
+fn processes_of_its_network_namespace_reach_it() {
+    let engine = Engine::new();
+    let (outside, _) = engine.network("ip link set lo up");
+    let (inside, path) = engine.network("ip link set lo up");
+    let look = |script: &str| shell(&within(&inside.pid().to_string(), "-n", script));
+    connect(&engine, inside.pid(), outside.pid(), 88);
+    let _ = look("ip route add default via 10.88.0.1");
+    let before = look(REMAINS);
+    let serve = "nc -ll -p 80 -e sh -c 'echo served; cat' & echo ready; exec sleep 3600";
+    let network: Value = json!({ "type": "network", "path": path });
+    let bundle = bundle().set("/linux/namespaces/1", network);
+    let container = engine.container(bundle.shell(serve));
+    let running = container.run_until_ready();
+    let served = |address: &str| {
+        look(&format!(
+            "until echo echoed | busybox nc -w 5 {address} 80; do sleep 0.1; done"
+        ))
+    };
+    assert_eq!(served("10.88.0.2"), "served\nechoed\n");
+    // By the route that it has: its answers leave it by the first interface.
+    connect(&engine, inside.pid(), outside.pid(), 91);
+    assert_eq!(served("10.91.0.2"), "served\nechoed\n");
+    // What the first rule leads to isn't the container's.
+    assert_eq!(
+        container.exec(&["ip", "rule"]).ok().out().lines().count(),
+        3
+    );
+    let _ = look("ip addr del 10.88.0.2/16 dev net88");
+    let _ = look("until ! ip route show table 26741 | grep 10.88.0.2; do sleep 0.1; done");
+
+    let _ = container.delete_force().ok();
+    drop(running);
+    assert_eq!(look(REMAINS), before);
+    assert_eq!(container.leaks(), [""; 0]);
+}
+
+/// A way for answers isn't one for questions: who listens in the namespace, on all its addresses, is nobody's to reach.
+#[test]
+fn its_container_reaches_no_process_of_its_network_namespace() {
+    only_hull!("runc's containers are in the namespace");
+    let engine = Engine::new();
+    let (outside, _) = engine.network("ip link set lo up");
+    let (inside, path) = engine.network("ip link set lo up; busybox nc -ll -p 7 -e echo reached &");
+    connect(&engine, inside.pid(), outside.pid(), 88);
+    let pid = inside.pid().to_string();
+    let _ = shell(&within(&pid, "-n", "ip route add default via 10.88.0.1"));
+    let ask = "nc -w 3 192.0.0.8 7 </dev/null || echo refused";
+    let network: Value = json!({ "type": "network", "path": path });
+    let bundle = bundle().set("/linux/namespaces/1", network);
+    let container = engine.container(bundle.shell("echo ready; exec sleep 3600"));
+    let running = container.run_until_ready();
+    let own = shell(&within(&pid, "-n", "busybox nc -w 3 192.0.0.8 7"));
+    assert_eq!(own, "reached\n", "it listens there");
+    assert_eq!(container.exec_shell(ask).ok().out(), "refused");
+    let _ = container.delete_force().ok();
+    drop(running);
+}

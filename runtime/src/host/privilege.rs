@@ -39,6 +39,12 @@ impl Privilege {
         self == Self::HostRoot
     }
 
+    /// Whether an engine that runs its runtime with this may forward ports by a process in a container's network
+    /// namespace: it may not set up the host's network instead.
+    pub fn has_forwarders_in_namespaces(self) -> bool {
+        self == Self::NamespaceRoot
+    }
+
     /// Whether it may mount, make namespaces, and write files as every user that it knows: it is root, of the host or
     /// of a user namespace.
     pub fn is_some_root(self) -> bool {

@@ -18,9 +18,12 @@ use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, fstatfs, openat, stat};
 use super::Error;
 use super::follower::is_network_followed;
 use super::hooks::{Hooks, Stage};
+use crate::chain::chain;
 use crate::config::Config;
-use crate::host::{ProcessId, is_same_file};
-use crate::network::{self, Interface, Namespace, disconnect, disconnect_all, move_into, read};
+use crate::host::{Privilege, ProcessId, is_same_file};
+use crate::network::{
+    self, Interface, Namespace, disconnect, disconnect_all, move_into, read, update_local_access,
+};
 use crate::sandbox::{BlockingAgent, ConnectedNic, GuestNetwork, network_of, room_beside};
 use crate::spec::{self, Network, Plan, SpecError};
 use crate::store::{
@@ -134,6 +137,11 @@ impl ConnectedNetwork {
         let mut nics = Vec::new();
         for interface in &there.interfaces {
             nics.extend(connect_interface(files, sandbox, &namespace, interface)?);
+        }
+        if Privilege::own().has_forwarders_in_namespaces()
+            && let Err(e) = update_local_access(&namespace, &there.interfaces)
+        {
+            log::warn!("{}", chain(&e));
         }
         Ok(Self {
             namespace,

@@ -21,7 +21,7 @@ use super::netlink::Netlink;
 use super::redirect::{self, Ingress};
 use super::turn::Turn;
 use super::watch::{Group, Watch};
-use super::{Interface, Namespace, tap};
+use super::{Interface, Namespace, local_access, tap};
 use crate::chain::chain;
 
 /// How long the tap of a VM process that is being killed may take to go.
@@ -106,7 +106,9 @@ fn remove_remains(netlink: &mut Netlink, index: u32, turn: &Turn) -> Result<(), 
     let _taken = turn.take()?;
     match netlink.link(&tap::name(index)).doing(doing)? {
         Some(_) => Ok(()),
-        None => redirect::remove(netlink, index).doing(doing),
+        None => redirect::remove(netlink, index)
+            .and_then(|()| local_access::remove_if_unused(netlink))
+            .doing(doing),
     }
 }
 

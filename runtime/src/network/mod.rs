@@ -6,10 +6,10 @@
 //! sysctls. The container's processes are in a guest. So [`read()`] takes down what is there, [`connect()`] makes a
 //! tap beside each interface that passes everything on, and the agent sets up an interface of the same name, hardware
 //! address and MTU in the container's namespace in the guest, with all that was read. [`watch()`] tells when to read
-//! again, and [`disconnect`] leaves the namespace as it was. All of it is done by a thread that enters the namespace,
-//! or by a process that is in it ([`Namespace::own`]). [`connect_to_resolver`] finds docker's resolver, and
-//! [`move_into`] is for `linux.netDevices`: interfaces that
-//! hull itself is to put there.
+//! again, [`update_local_access`] has processes of the namespace reach the guest, and [`disconnect`] leaves the
+//! namespace as it was. All of it is done by a thread that enters the namespace, or by a process that is in it
+//! ([`Namespace::own`]). [`connect_to_resolver`] finds docker's resolver, and [`move_into`] is for
+//! `linux.netDevices`: interfaces that hull itself is to put there.
 //!
 //! Nothing here knows the VM or the agent, decides when any of it is done, or gives a container an address: that is the
 //! engine's.
@@ -25,10 +25,12 @@
 //! multicast addresses.
 
 mod addresses;
+mod admission;
 mod body;
 mod connect;
 mod error;
 mod links;
+mod local_access;
 mod namespace;
 mod neighbours;
 mod netdevices;
@@ -54,6 +56,7 @@ pub use netlink_packet_route::rule::RuleMessage;
 pub use body::to_bytes;
 pub use connect::{Connection, connect, disconnect, disconnect_all};
 pub use error::{Error, NetlinkError};
+pub use local_access::update_local_access;
 pub use namespace::Namespace;
 pub use netdevices::{is_interface_name, move_into};
 pub use read::{count, read, read_possible};

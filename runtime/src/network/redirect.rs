@@ -24,7 +24,7 @@ use super::error::NetlinkError;
 use super::netlink::Netlink;
 
 /// The preference of hull's filters, by which they are known: "hu".
-const PREFERENCE: u16 = 0x6875;
+pub(super) const PREFERENCE: u16 = 0x6875;
 
 /// The qdisc's kind.
 const INGRESS: &str = "ingress";
@@ -66,9 +66,7 @@ impl Ingress {
         let mut has_filter = false;
         for filter in filters(netlink, index)? {
             let kind = kind_of(&filter);
-            // The preference is the upper half.
-            let preference = filter.header.info >> 16;
-            if preference != u32::from(PREFERENCE) || kind != Some(TcFilterU32::KIND) {
+            if preference(&filter) != u32::from(PREFERENCE) || kind != Some(TcFilterU32::KIND) {
                 return Ok(Self::Others(kind.unwrap_or("unknown").to_owned()));
             }
             has_filter = true;
@@ -112,9 +110,18 @@ pub(super) fn add_filter(netlink: &mut Netlink, from: u32, to: u32) -> Result<()
         TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
         TcActionAttribute::Options(vec![redirect]),
     ];
-    let mut filter = own_filter(from);
+    add_u32(netlink, own_filter(from), all, action)
+}
+
+/// Adds a u32 filter that does one thing with what it selects.
+pub(super) fn add_u32(
+    netlink: &mut Netlink,
+    mut filter: TcMessage,
+    selector: TcU32Selector,
+    action: TcAction,
+) -> Result<(), NetlinkError> {
     filter.attributes.push(TcAttribute::Options(vec![
-        TcOption::U32(TcFilterU32Option::Selector(all)),
+        TcOption::U32(TcFilterU32Option::Selector(selector)),
         TcOption::U32(TcFilterU32Option::Action(vec![action])),
     ]));
     let request = RouteNetlinkMessage::NewTrafficFilter(filter);
@@ -172,7 +179,7 @@ fn qdisc(netlink: &mut Netlink, index: u32) -> Result<Option<String>, NetlinkErr
 }
 
 /// The filters at an interface's ingress. One may be told of in several messages.
-fn filters(netlink: &mut Netlink, index: u32) -> Result<Vec<TcMessage>, NetlinkError> {
+pub(super) fn filters(netlink: &mut Netlink, index: u32) -> Result<Vec<TcMessage>, NetlinkError> {
     let mut request = at(index);
     request.header.parent = RECEIVED;
     let answers = netlink.dump(&RouteNetlinkMessage::GetTrafficFilter(request))?;
@@ -188,6 +195,11 @@ fn kind_of(message: &TcMessage) -> Option<&str> {
         TcAttribute::Kind(kind) => Some(kind.as_str()),
         _ => None,
     })
+}
+
+/// A filter's preference, which is the upper half.
+pub(super) fn preference(filter: &TcMessage) -> u32 {
+    filter.header.info >> 16
 }
 
 fn at(index: u32) -> TcMessage {
@@ -207,9 +219,15 @@ fn ingress_qdisc(index: u32) -> TcMessage {
 }
 
 fn own_filter(index: u32) -> TcMessage {
+    u32_filter(index, PREFERENCE, ALL_PROTOCOLS)
+}
+
+/// A u32 filter, still without what it does, for frames of a protocol (ETH_P_* of linux/if_ether.h) that an interface
+/// receives. Of several preferences the lowest comes first.
+pub(super) fn u32_filter(index: u32, preference: u16, protocol: u16) -> TcMessage {
     let mut filter = at(index);
     filter.header.parent = RECEIVED;
-    filter.header.info = u32::from(PREFERENCE) << 16 | u32::from(ALL_PROTOCOLS.to_be());
+    filter.header.info = u32::from(preference) << 16 | u32::from(protocol.to_be());
     let kind = TcAttribute::Kind(TcFilterU32::KIND.to_owned());
     filter.attributes.push(kind);
     filter

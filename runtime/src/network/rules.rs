@@ -3,6 +3,7 @@
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
+use super::local_access;
 use super::netlink::FAMILIES;
 use netlink_packet_route::AddressFamily;
 
@@ -17,8 +18,19 @@ fn defaults(family: AddressFamily) -> &'static [(u32, u8)] {
     }
 }
 
-/// The rules that somebody has added, and those that somebody has removed, of all that there are.
+/// IPv4's rule for the table of the namespace's own addresses, which comes before all others.
+pub(super) fn local() -> RuleMessage {
+    make(AddressFamily::Inet, DEFAULTS[0])
+}
+
+/// Whether a rule is that one.
+pub(super) fn is_local(rule: &RuleMessage) -> bool {
+    rule.header.family == AddressFamily::Inet && is_default(rule, DEFAULTS[0])
+}
+
+/// The rules that somebody else than hull has added, and those that somebody has removed, of all that there are.
 pub(super) fn changes(mut rules: Vec<RuleMessage>) -> (Vec<RuleMessage>, Vec<RuleMessage>) {
+    rules.retain(|rule| !local_access::is_own_rule(rule));
     let mut removed = Vec::new();
     for family in FAMILIES {
         let of_family = |rule: &RuleMessage| rule.header.family == family;

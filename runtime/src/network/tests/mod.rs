@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // rustix's unshare
 
 mod connecting;
+mod local_access;
 mod moving;
 mod reading;
 mod watching;

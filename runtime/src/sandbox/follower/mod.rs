@@ -263,6 +263,8 @@ pub fn run(config_fd: RawFd) -> ExitCode {
     );
     keep.extend(oom.iter().flat_map(OomWatch::descriptors));
     keep.extend(ready.iter().flat_map(ReadyWatch::descriptors));
+    // The jail doesn't show it.
+    let local_access = Privilege::own().has_forwarders_in_namespaces();
     let jailed = match &connected {
         Some(_) => jail::enter_with_network(&network, socket, &keep, niceness),
         None => jail::enter(&network, &keep, niceness),
@@ -284,6 +286,7 @@ pub fn run(config_fd: RawFd) -> ExitCode {
             },
             list,
             own.resolver,
+            local_access,
         )
     });
     match follow(vmm, network, oom, ready) {

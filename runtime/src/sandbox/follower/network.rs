@@ -13,7 +13,8 @@ use super::jail::SOCKET;
 use crate::chain::chain;
 use crate::host::{async_readable, wait_readable};
 use crate::network::{
-    self, Interface, Namespace, Network, connect_to_resolver, read_possible, watch,
+    self, Interface, Namespace, Network, connect_to_resolver, read_possible, update_local_access,
+    watch,
 };
 use crate::sandbox::agent::{Agent, open_connection};
 use crate::sandbox::nics::{NicError, connect_nic};
@@ -69,6 +70,8 @@ pub struct NetworkWatch {
     told: Option<GuestNetwork>,
     /// Whether the container reaches a resolver that is in the namespace.
     resolver: bool,
+    /// Whether processes of the namespace are to reach the container.
+    local_access: bool,
 }
 
 impl NetworkWatch {
@@ -79,6 +82,7 @@ impl NetworkWatch {
         queues: Queues,
         list: ConnectedInterfaces,
         resolver: bool,
+        local_access: bool,
     ) -> Self {
         Self {
             container,
@@ -89,6 +93,7 @@ impl NetworkWatch {
             agent: None,
             told: None,
             resolver,
+            local_access,
         }
     }
 
@@ -137,6 +142,10 @@ impl NetworkWatch {
         for interface in &there.interfaces {
             let connected = self.connect(interface);
             failure = failure.and(connected);
+        }
+        if self.local_access {
+            let updated = update_local_access(&self.namespace, &there.interfaces);
+            failure = failure.and(updated.map_err(Error::from));
         }
         self.tell(GuestNetwork::of(&there, &self.nics)).await?;
         let relayed = self.relay_resolver().await;
