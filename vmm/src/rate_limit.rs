@@ -1,8 +1,8 @@
-//! A rate limit for log messages that the guest can cause at will.
+//! A rate limit for what the guest can cause at will: log messages, and work for the host's kernel.
 
 use std::time::{Duration, Instant};
 
-/// Allows a number of messages in each period, and counts those that it suppresses.
+/// Allows a number of messages, or whatever it limits, in each period, and counts those that it suppresses.
 #[derive(Debug)]
 pub struct RateLimit {
     burst: u32,

@@ -204,7 +204,7 @@ impl Net {
         let mut attached = Ok(());
         let memory = active.memory.memory();
         control::serve(queue, memory, &active.stop, layout, |pairs| {
-            let changed = self.taps.use_first(pairs);
+            let changed = self.taps.use_first_by_command(pairs);
             let is_done = changed.is_ok();
             match changed {
                 Ok(()) => path.in_use = pairs,

@@ -174,6 +174,17 @@ fn a_turn_takes_a_few_commands() {
 }
 
 #[test]
+fn a_driver_that_changes_its_mind_all_the_time_is_refused() {
+    let (mut rig, _hosts) = rig();
+    let answers: Vec<u8> = (0..40_u8).map(|n| rig.use_pairs(2 + n % 2)).collect();
+    assert_eq!(
+        answers.iter().filter(|answer| **answer == 0).count(),
+        16 + 12
+    );
+    assert_eq!(answers[..16], [0; 16]);
+}
+
+#[test]
 fn a_driver_without_the_feature_has_one_pair_and_no_command() {
     let (mut rig, hosts) = Rig::with_sockets::<4>(CTRL_VQ);
     assert_eq!(rig.command(2, &[4, 0, 2, 0]), 1);

@@ -6,9 +6,17 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use super::MAX_PAIRS;
 use super::tap::{Tap, TapError};
+use crate::rate_limit::RateLimit;
+
+/// How often a driver may change the number of queues that are attached, in each [`COMMANDS_PERIOD`]. It needs that once,
+/// and whenever somebody asks for another number. Each change takes the lock of the host's network configuration, and has
+/// the host's kernel wait for all its CPUs and announce it.
+const COMMANDS: u32 = 16;
+const COMMANDS_PERIOD: Duration = Duration::from_secs(10);
 
 /// The validated queues of a tap, one at least.
 #[derive(Debug)]
@@ -17,6 +25,8 @@ pub struct Taps {
     others: Vec<Tap>,
     /// How many are attached: the first ones.
     attached: usize,
+    /// Of the driver's commands, whether they may still be done.
+    commands: RateLimit,
 }
 
 impl Taps {
@@ -37,6 +47,7 @@ impl Taps {
             others: others.collect::<Result<_, _>>()?,
             first,
             attached: count,
+            commands: RateLimit::new(COMMANDS, COMMANDS_PERIOD),
         })
     }
 
@@ -53,6 +64,7 @@ impl Taps {
             first,
             others,
             attached,
+            commands: RateLimit::new(COMMANDS, COMMANDS_PERIOD),
         })
     }
 
@@ -101,6 +113,15 @@ impl Taps {
         changed
     }
 
+    /// The same, where it is the driver that asks for it: as often as [`COMMANDS`] says.
+    pub(super) fn use_first_by_command(&mut self, pairs: usize) -> io::Result<()> {
+        if pairs != self.attached && self.commands.allow().is_none() {
+            let why = "the driver asks for it too often";
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+        }
+        self.use_first(pairs)
+    }
+
     fn attach_first(&mut self, pairs: usize) -> io::Result<()> {
         let pairs = pairs.clamp(1, self.pairs());
         while self.attached != pairs {
@@ -125,6 +146,7 @@ impl From<Tap> for Taps {
             first,
             others: Vec::new(),
             attached: 1,
+            commands: RateLimit::new(COMMANDS, COMMANDS_PERIOD),
         }
     }
 }

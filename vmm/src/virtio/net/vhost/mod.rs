@@ -401,7 +401,7 @@ impl VhostServer {
             return;
         };
         let (in_use, mut failure) = (&self.in_use, None);
-        control.serve(|pairs| match taps.use_first(pairs) {
+        control.serve(|pairs| match taps.use_first_by_command(pairs) {
             Ok(()) => {
                 in_use.store(pairs, Ordering::SeqCst);
                 true
