@@ -328,15 +328,20 @@ impl Adding<'_> {
     fn add<E: Entry>(&mut self, desired: &[E], applied: &mut Vec<E>) -> Result<(), Error> {
         let mut keys = HashSet::new();
         for entry in desired {
-            // Several of the host's routes may differ in their gateways alone.
-            let is_further = entry.route_key().is_some_and(|key| !keys.insert(key));
+            // Several of the host's routes may differ in their gateways alone. The first of them is the one that is used.
+            let key = entry.route_key();
+            let others = applied.iter().filter(|other| *other != entry);
+            let is_before_own =
+                key.is_some() && others.into_iter().any(|other| other.route_key() == key);
+            let is_further = key.is_some_and(|key| !keys.insert(key));
             let is_new = !applied.contains(entry);
             if !is_new && !self.again {
                 continue;
             }
-            let flags = match is_further {
-                true => (E::ADD_FLAGS & !NLM_F_EXCL) | NLM_F_APPEND,
-                false => E::ADD_FLAGS,
+            let flags = match (is_further, is_before_own) {
+                (true, _) => (E::ADD_FLAGS & !NLM_F_EXCL) | NLM_F_APPEND,
+                (false, true) => E::ADD_FLAGS & !NLM_F_EXCL,
+                (false, false) => E::ADD_FLAGS,
             };
             let message = self.translate(entry)?;
             match self.socket.request(E::ADD, flags, &message) {

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::unistd::User;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -381,13 +380,38 @@ pub(super) fn first_record(request: &Create<'_>, joined: Option<Joined>) -> Cont
 }
 
 /// The name of the user who runs this, as `list` shows it: as with runc, a number where /etc/passwd has none.
+///
+/// The file is read here, and not by the C library: that loads what nsswitch.conf names, which in a static program
+/// crashes.
 fn owner() -> String {
     let uid = rustix::process::geteuid();
     if uid.is_root() {
         return "root".to_owned();
     }
-    match User::from_uid(uid.as_raw().into()) {
-        Ok(Some(user)) => user.name,
-        _ => format!("#{}", uid.as_raw()),
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    user_name(&users, uid.as_raw()).map_or_else(|| format!("#{}", uid.as_raw()), str::to_owned)
+}
+
+/// The name of a user in the text of passwd(5).
+fn user_name(users: &str, uid: u32) -> Option<&str> {
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty())?;
+        let is_it = fields.nth(1)?.parse() == Ok(uid);
+        is_it.then_some(name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_named_as_the_file_has_it() {
+        let users =
+            "root:x:0:0:root:/root:/bin/sh\n+::::::\n\nann:x:1000:7::/:\nbob:x:7:1000::/:\n";
+        assert_eq!(user_name(users, 1000), Some("ann"));
+        assert_eq!(user_name(users, 7), Some("bob"));
+        assert_eq!(user_name(users, 8), None);
     }
 }

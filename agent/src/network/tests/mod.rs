@@ -361,6 +361,11 @@ fn routes_that_differ_in_their_gateway_alone_are_all_added() {
     setup.follow();
     setup.host.ip("route del 10.3.0.0/16 via 10.1.0.3 metric 5");
     setup.follow();
+    // One that comes before those that are there.
+    setup
+        .host
+        .ip("route prepend 10.3.0.0/16 via 10.1.0.5 metric 5");
+    setup.follow();
 }
 
 #[test]
