@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hull_tests::process::limit;
@@ -142,6 +143,44 @@ fn who_tells_of_it_has_no_files_and_hardly_a_right() {
             |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("a cgroup");
         assert_eq!(cgroup(pid), cgroup(vmm));
     }
+}
+
+#[test]
+fn no_container_has_the_name_of_the_cgroup_in_which_processes_are_killed() {
+    only_hull!("runc makes none");
+    let bundle = waiting();
+    let path = json!(format!("/{}.hull-oom", bundle.token()));
+    let refused = Container::new(bundle.set("/linux/cgroupsPath", path)).run();
+    let _ = refused.exits(1).fails_saying("linux.cgroupsPath");
+}
+
+#[test]
+fn who_is_in_the_cgroup_of_that_name_is_not_killed() {
+    only_hull!("runc makes none");
+    let (container, _running) = running();
+    let beside = format!("{}.hull-oom", container.bundle.token());
+    let beside = directory(&container).with_file_name(beside);
+    fs::create_dir(&beside).expect("a cgroup");
+    let mut somebody = Command::new("sleep").arg("3600").spawn().expect("somebody");
+    let entered = fs::write(beside.join("cgroup.procs"), somebody.id().to_string());
+    run_out_of_memory(&container);
+    let log = container.root().join(&container.id).join("console.log");
+    soon("why it isn't told", || {
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        (said.contains("is somebody else's") || kills(&directory(&container)) > 0).then_some(())
+    });
+    let limit = fs::read_to_string(beside.join("memory.max")).expect("its limit");
+    let ended = somebody.try_wait().expect("its end");
+    let told = kills(&directory(&container));
+    let _ = container.delete_force().ok();
+    let is_left = beside.exists();
+    let _ = somebody.kill();
+    let _ = somebody.wait();
+    let removed = fs::remove_dir(&beside);
+    entered.expect("it is in that cgroup");
+    assert_eq!((limit.trim(), ended, told), ("max", None, 0));
+    assert!(is_left, "delete has removed it");
+    removed.expect("nobody is in it");
 }
 
 /// The container's end finds all of it gone, by the test's own look at what is left.

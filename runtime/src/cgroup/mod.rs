@@ -275,7 +275,8 @@ impl HostCgroup {
     /// # Errors
     /// When the dead don't leave it, or systemd doesn't stop it.
     pub fn remove(&self, own_ended: bool) -> Result<(), CgroupError> {
-        // Left where a process was killed that was about to have a kill counted; nobody is in it.
+        // Left where a process was killed that was about to have a kill counted. No container's has this name, and one
+        // in which somebody is all the same can't be removed.
         let beside = oom_kill::name_beside(&self.path);
         let _ = std::fs::remove_dir(self.directory().with_file_name(beside));
         match &self.scope {

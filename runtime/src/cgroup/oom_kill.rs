@@ -21,8 +21,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, waitpid};
 
-/// How the names of such cgroups end, after the name of the cgroup that it is done for.
-const SUFFIX: &str = ".hull-oom";
+/// How the names of such cgroups end, and of no container's: after the name of the cgroup that it is done for.
+pub const SUFFIX: &str = ".hull-oom";
 
 /// How long each of the two processes lives at most, in seconds.
 const LIFETIME: libc::time_t = 10;
@@ -39,6 +39,12 @@ pub enum OomKillError {
     /// mkdir(2) beside the container's cgroup.
     #[error("an out-of-memory kill isn't told to the host: cgroup {0} can't be made")]
     Make(String, #[source] io::Error),
+    /// One of that name is there, and in use.
+    #[error(
+        "an out-of-memory kill isn't told to the host: cgroup {0} is somebody else's; it is hull's name for a cgroup \
+         that it makes for such a kill, so have what is in there moved or ended"
+    )]
+    InUse(String, #[source] io::Error),
     /// It can't be limited.
     #[error(
         "an out-of-memory kill isn't told to the host: cgroup {0} takes no memory.max; the cgroup above it must have \
@@ -77,17 +83,30 @@ impl OomKill {
     /// # Errors
     /// When the two processes, or their cgroup, can't be made, or the kernel kills nobody.
     pub fn count(&self) -> Result<(), OomKillError> {
-        let made = mkdirat(&self.parent, &self.name, Mode::from_raw_mode(0o755));
-        // One may be left from a reporter that was killed.
-        if let Err(e) = made
-            && e != Errno::EXIST
-        {
-            return Err(OomKillError::Make(self.name.clone(), e.into()));
-        }
+        self.make()?;
         let counted = self.kill_within();
         // The dead have left it. If not, `delete` removes it.
-        let _ = unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR);
+        let _ = self.remove();
         counted
+    }
+
+    /// Makes the cgroup, so that nobody else is in it.
+    fn make(&self) -> Result<(), OomKillError> {
+        let make = || mkdirat(&self.parent, &self.name, Mode::from_raw_mode(0o755));
+        let made = match make() {
+            // One may be left from a reporter that was killed. With others in it or below it, it can't be removed.
+            Err(Errno::EXIST) => {
+                self.remove()
+                    .map_err(|e| OomKillError::InUse(self.name.clone(), e.into()))?;
+                make()
+            }
+            made => made,
+        };
+        made.map_err(|e| OomKillError::Make(self.name.clone(), e.into()))
+    }
+
+    fn remove(&self) -> rustix::io::Result<()> {
+        unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR)
     }
 
     fn kill_within(&self) -> Result<(), OomKillError> {
@@ -260,5 +279,29 @@ mod tests {
             "{counted:?}"
         );
         assert_eq!(parent.path().read_dir().expect("a list").count(), 0);
+    }
+
+    #[test]
+    fn one_that_was_left_is_made_anew() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let kill = in_tests(parent.path());
+        std::fs::create_dir(parent.path().join(&kill.name)).expect("one");
+        kill.make().expect("another one");
+        kill.remove().expect("it is there");
+    }
+
+    #[test]
+    fn one_that_is_in_use_is_left_as_it_is() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let kill = in_tests(parent.path());
+        let limit = parent.path().join(&kill.name).join("memory.max");
+        std::fs::create_dir(parent.path().join(&kill.name)).expect("somebody's");
+        std::fs::write(&limit, "max").expect("its limit");
+        let counted = kill.count();
+        assert!(
+            matches!(counted, Err(OomKillError::InUse(..))),
+            "{counted:?}"
+        );
+        assert_eq!(std::fs::read_to_string(&limit).expect("its limit"), "max");
     }
 }

@@ -1,8 +1,10 @@
 //! Which cgroup `cgroupsPath` means with the cgroupfs driver: runc's rules.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::CgroupError;
+use super::{CgroupError, oom_kill};
 use crate::spec::within_root;
 use crate::types::ContainerId;
 
@@ -11,7 +13,7 @@ use crate::types::ContainerId;
 /// cgroup has no limited ones below it.
 ///
 /// # Errors
-/// When the path is no cgroup's.
+/// When the path is no cgroup's, or leads through a name that hull keeps for itself.
 pub fn resolve(asked: Option<&Path>, id: &ContainerId, own: &Path) -> Result<PathBuf, CgroupError> {
     let asked = asked.unwrap_or(Path::new(id.as_str()));
     let path = if asked.is_absolute() {
@@ -22,12 +24,24 @@ pub fn resolve(asked: Option<&Path>, id: &ContainerId, own: &Path) -> Result<Pat
         let below = within_root(&Path::new("/").join(asked));
         within_root(around).join(below.strip_prefix("/").unwrap_or(&below))
     };
-    match path.file_name() {
-        Some(_) => Ok(path),
-        None => Err(CgroupError::Path(format!(
+    if path.file_name().is_none() {
+        return Err(CgroupError::Path(format!(
             "{asked:?} is the root of all cgroups, which a container cannot have"
-        ))),
+        )));
     }
+    if path.iter().any(is_kept) {
+        return Err(CgroupError::Path(format!(
+            "{asked:?} has a name that ends in {}, as those of cgroups do in which hull has processes killed; choose \
+             another one (without cgroupsPath it is the container's id)",
+            oom_kill::SUFFIX
+        )));
+    }
+    Ok(path)
+}
+
+/// Whether it is a name for what is made beside a container's cgroup.
+fn is_kept(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(oom_kill::SUFFIX.as_bytes())
 }
 
 #[cfg(test)]
@@ -60,5 +74,18 @@ mod tests {
         assert_eq!(resolved("a", "/../x/leaf").as_deref(), Some("/x/a"));
         assert_eq!(resolved("/", "/own"), None);
         assert_eq!(resolved("/a/..", "/own"), None);
+    }
+
+    #[test]
+    fn none_is_where_processes_are_killed_for_another() {
+        assert_eq!(resolved("/a/web.hull-oom", "/own"), None);
+        assert_eq!(resolved("web.hull-oom/a", "/own/leaf"), None);
+        assert!(resolved("/a/hull-oom", "/own").is_some());
+        let id = "web.hull-oom".parse().expect("id");
+        let refused = resolve(None, &id, Path::new("/own/leaf")).expect_err("refused");
+        assert!(
+            refused.to_string().contains("linux.cgroupsPath"),
+            "{refused}"
+        );
     }
 }
