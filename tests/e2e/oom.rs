@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use hull_tests::captive::{Called, Captive};
 use hull_tests::process::limit;
 use hull_tests::random::{Random, seed};
 use hull_tests::{Bundle, Container, Running, leaks, only_hull};
@@ -125,7 +126,8 @@ fn who_tells_of_it_has_no_files_and_hardly_a_right() {
     let own =
         |name: &str, pid: i32| fs::read_link(format!("/proc/{pid}/ns/{name}")).expect("a link");
     // The second one makes a cgroup where the mode of the directory allows nobody to (CAP_DAC_OVERRIDE).
-    for (pid, rights) in helpers(&container).into_iter().zip([0, 1 << 1]) {
+    let expected = [(0, ""), (1 << 1, "cgroups")];
+    for (pid, (rights, root)) in helpers(&container).into_iter().zip(expected) {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
         for set in ["CapPrm", "CapEff", "CapBnd"] {
             assert!(
@@ -135,7 +137,7 @@ fn who_tells_of_it_has_no_files_and_hardly_a_right() {
         }
         assert!(status.contains("NoNewPrivs:\t1"), "{status}");
         let files = crate::host_namespaces::shell(&format!("ls -A /proc/{pid}/root"));
-        assert_eq!(files.trim(), "");
+        assert_eq!(files.trim(), root);
         for name in ["mnt", "ipc", "uts", "pid"] {
             assert_ne!(own(name, pid), own(name, me), "{name}");
         }
@@ -143,6 +145,48 @@ fn who_tells_of_it_has_no_files_and_hardly_a_right() {
             |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("a cgroup");
         assert_eq!(cgroup(pid), cgroup(vmm));
     }
+}
+
+#[test]
+fn who_makes_the_kills_in_other_hands_reaches_nothing_above_its_cgroups() {
+    only_hull!("runc leaves no processes");
+    let (container, _running) = running();
+    let [_, reporter] = helpers(&container);
+    let mut captive = Captive::take(reporter);
+    let paths = [
+        c"../../../../../../etc/passwd",
+        c"../../../../../../proc/sys/kernel/core_pattern",
+        c"/etc/passwd",
+        c"../../../../../../tmp/made-by-hull-oom",
+    ];
+    let mut has_cgroups = false;
+    for directory in (0..32).chain([libc::AT_FDCWD.cast_unsigned().into()]) {
+        for path in paths {
+            for flags in [libc::O_RDONLY, libc::O_WRONLY] {
+                let path = captive.text(path);
+                let arguments = [directory, path, flags.unsigned_abs().into()];
+                let opened = captive.call(libc::SYS_openat, &arguments);
+                assert!(
+                    matches!(opened, Called::Failed(_)),
+                    "{directory}: {opened:?}"
+                );
+            }
+            let path = captive.text(path);
+            let made = captive.call(libc::SYS_mkdirat, &[directory, path, 0o755]);
+            assert!(matches!(made, Called::Failed(_)), "{directory}: {made:?}");
+        }
+        let path = captive.text(c"cgroup.procs");
+        let opened = captive.call(libc::SYS_openat, &[directory, path, 0]);
+        if let Called::Done(opened) = opened {
+            has_cgroups = true;
+            captive.call(libc::SYS_close, &[opened.unsigned_abs()]);
+        }
+    }
+    assert!(has_cgroups, "it has the directory that it needs");
+    assert!(!Path::new("/tmp/made-by-hull-oom").exists());
+    drop(captive);
+    run_out_of_memory(&container);
+    is_counted(&directory(&container), 1);
 }
 
 #[test]

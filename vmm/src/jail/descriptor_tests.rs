@@ -13,7 +13,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::test_child::{End, is_root, run};
 use super::tests::{o_path, share_of};
-use super::tree::{self, BindMount, TaskDir};
+use super::tree::{self, BindMount, HostFile, TaskDir};
 use super::{Identity, Role, confine, descriptors};
 
 /// Higher than any descriptor that the process has.
@@ -227,4 +227,40 @@ fn landlock_keeps_the_virtio_fs_thread_beneath_its_root() {
         }
     });
     assert_eq!(end, End::Returned);
+}
+
+#[test]
+fn the_out_of_memory_reporter_has_the_directory_of_its_tree_and_nothing_above_it() {
+    if !is_root() {
+        return;
+    }
+    let host = Host::new();
+    let has_landlock = landlock_of_the_host() >= 2;
+    let end = run(|| {
+        // As if the directory of the host had been kept open.
+        let foreign = o_path(&host.path("rootfs"));
+        let cgroups = HostFile {
+            file: o_path(&host.path("rootfs")),
+            target: "cgroups",
+            read_only: false,
+        };
+        let mut keep = super::test_child::open_fds();
+        tree::enter_with_host_files(vec![cgroups]).expect("the tree");
+        let own = o_path(Path::new("/cgroups"));
+        keep.push(own.as_raw_fd());
+        confine(Role::OomReporter, Identity::Unchanged, &keep).expect("the jail");
+        rustix::fs::mkdirat(&own, "made", Mode::RWXU).expect("a directory that it makes");
+        let open = |from, path| openat(from, path, OFlags::RDWR, Mode::empty()).map(drop);
+        for path in ["../stdin", "../../dev/null", "/dev/null"] {
+            assert_eq!(open(&own, path), Err(Errno::NOENT), "{path}");
+        }
+        rustix::fs::mkdirat(&own, "../made", Mode::RWXU).expect_err("a root that can't be written");
+        match has_landlock {
+            true => assert_eq!(open(&foreign, "../stdin"), Err(Errno::ACCESS)),
+            false => eprintln!("skipped: the host has no Landlock that hull uses"),
+        }
+    });
+    assert_eq!(end, End::Returned);
+    assert!(host.path("rootfs/made").is_dir());
+    assert!(!host.path("made").exists());
 }

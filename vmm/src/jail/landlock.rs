@@ -1,5 +1,5 @@
-//! Landlock for the virtio-fs thread: it can open, create, rename and remove files only beneath the
-//! shared tree's root. Where the host's Landlock can, it connects to no abstract UNIX socket either.
+//! Landlock for the virtio-fs thread, and for the out-of-memory reporter: it can open, create, rename and remove files
+//! only beneath its root, which is a shared tree's, or a tree of a few host files. Where the host's Landlock can, it connects to no abstract UNIX socket either.
 //!
 //! This is defence in depth. No path leads out of the tree, and the thread has no descriptor of
 //! anything else; if it got one all the same, it couldn't reopen the file through its link in
@@ -25,7 +25,7 @@ pub(super) fn restrict_to_root() -> Result<(), Error> {
     let root = PathFd::new("/").map_err(Error::LandlockRoot)?;
     let status = restrict(root).map_err(Error::Landlock)?;
     if status.ruleset == RulesetStatus::NotEnforced {
-        log::debug!("the host has no Landlock: the virtio-fs thread runs without it");
+        log::debug!("the host has no Landlock: a thread that opens files runs without it");
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 //! 2. for an ordinary user [`userns::enter`], and [`tree::enter`], while there is a single thread:
 //!    from then on only the shared tree can be reached by path;
 //! 3. [`confine`] in each thread, last: no new privileges, a private descriptor table, Landlock for
-//!    the virtio-fs thread, capabilities, and the seccomp filter of the thread's [`Role`].
+//!    the virtio-fs thread and the out-of-memory reporter, capabilities, and the seccomp filter of the thread's [`Role`].
 //!
 //! `docs/security.md` describes what each layer protects against, and what not.
 //!
@@ -80,6 +80,11 @@ impl Role {
     fn serves_files(self) -> bool {
         matches!(self, Self::Filesystem | Self::FilesystemAndSockets)
     }
+
+    /// Whether Landlock keeps it to what is below its root: who makes files there, and has a right for it.
+    fn is_kept_below_its_root(self) -> bool {
+        self.serves_files() || self == Self::OomReporter
+    }
 }
 
 #[cfg(test)]
@@ -113,10 +118,10 @@ pub enum Error {
     #[error("cannot close the other file descriptors; the host's kernel must be 5.9 or newer")]
     CloseRange(#[source] io::Error),
     /// The host has Landlock, but refuses the ruleset.
-    #[error("cannot restrict the virtio-fs thread to the shared tree by Landlock")]
+    #[error("cannot restrict a thread to what is below its root by Landlock")]
     Landlock(#[source] ::landlock::RulesetError),
     /// Landlock's rule names the root directory, which could not be opened.
-    #[error("cannot open the shared tree for Landlock")]
+    #[error("cannot open the root directory for Landlock")]
     LandlockRoot(#[source] ::landlock::PathFdError),
     /// The user or the group could not be changed.
     #[error("cannot become a user that no other process is")]
@@ -160,7 +165,7 @@ pub fn confine(
 ) -> Result<PrivateFdTable, Error> {
     rustix::thread::set_no_new_privs(true).map_err(|e| Error::NoNewPrivs(e.into()))?;
     let table = descriptors::keep_only(descriptors)?;
-    if role.serves_files() {
+    if role.is_kept_below_its_root() {
         landlock::restrict_to_root()?;
     }
     // Takes CAP_SETPCAP, so it comes before the next step.

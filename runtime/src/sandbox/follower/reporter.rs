@@ -11,7 +11,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
 
-use hull_vmm::jail::{self, Identity, Role, limits, tree};
+use hull_vmm::jail::tree::{self, HostFile};
+use hull_vmm::jail::{self, Identity, Role, limits};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{getpid, set_child_subreaper, setpriority_process};
@@ -21,6 +23,10 @@ use crate::chain::chain;
 
 /// The process's name, and that of those that it has killed: the host's kernel log shows it.
 const NAME: &std::ffi::CStr = c"hull-oom";
+
+/// What its root has: the directory in which cgroups are made. It is a mount of its own, so nothing is above it but
+/// that root, which is empty otherwise.
+const CGROUPS: &str = "cgroups";
 
 /// By which the kernel would never select a process, and what it is to be then (proc_pid_oom_score_adj(5)).
 const NEVER_SELECTED: &str = "-1000";
@@ -62,11 +68,13 @@ impl Reporter {
             -1 => Err(io::Error::last_os_error()),
             0 => {
                 drop(bell);
-                if let Err(e) = confine(&kill, &heard, console, niceness) {
-                    log::warn!("{}", chain(&e));
-                    std::process::exit(1);
+                match confine(kill, &heard, console, niceness) {
+                    Ok(kill) => report(&kill, heard.into()),
+                    Err(e) => {
+                        log::warn!("{}", chain(&e));
+                        std::process::exit(1);
+                    }
                 }
-                report(&kill, heard.into());
                 std::process::exit(0)
             }
             _ => Ok(Self { bell }),
@@ -92,12 +100,17 @@ impl Reporter {
 }
 
 /// Gives up all that the reporter doesn't need. The network namespace stays: it can make no socket.
-fn confine(kill: &OomKill, heard: &OwnedFd, console: &File, niceness: i32) -> Result<(), Error> {
+fn confine(
+    kill: OomKill,
+    heard: &OwnedFd,
+    console: &File,
+    niceness: i32,
+) -> Result<OomKill, Error> {
     let _ = rustix::thread::set_name(NAME);
     be_selectable()?;
     set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
     limits::apply()?;
-    tree::enter(Vec::new())?;
+    let kill = enter_root(kill)?;
     let keep = [heard.as_fd(), console.as_fd(), kill.parent.as_fd()];
     jail::close_other_fds(&keep)?;
     let keep = keep.map(|fd| fd.as_raw_fd());
@@ -105,7 +118,20 @@ fn confine(kill: &OomKill, heard: &OwnedFd, console: &File, niceness: i32) -> Re
     let _ = setpriority_process(None, niceness);
     // A cgroup's files are root's.
     jail::confine(Role::OomReporter, Identity::Unchanged, &keep)?;
-    Ok(())
+    Ok(kill)
+}
+
+/// Leaves the host's files but for the directory in which cgroups are made. The descriptor that was opened on the host
+/// is closed: by `..` it would lead to all of them.
+fn enter_root(kill: OomKill) -> Result<OomKill, Error> {
+    tree::enter_with_host_files(vec![HostFile {
+        file: kill.parent,
+        target: CGROUPS,
+        read_only: false,
+    }])?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let parent = openat(CWD, CGROUPS, flags, Mode::empty()).map_err(io::Error::from)?;
+    Ok(OomKill { parent, ..kill })
 }
 
 /// Whoever is to be killed has this process's value. Engines may have been told to be never selected themselves.
