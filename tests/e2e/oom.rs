@@ -227,6 +227,18 @@ fn who_is_in_the_cgroup_of_that_name_is_not_killed() {
     removed.expect("nobody is in it");
 }
 
+#[test]
+fn nothing_is_left_of_who_makes_the_kills_when_it_alone_is_killed() {
+    only_hull!("runc leaves no processes");
+    let (container, _running) = running();
+    let [follower, reporter] = helpers(&container);
+    kill_and_wait_for(reporter, reporter);
+    let process = |pid: i32| PathBuf::from(format!("/proc/{pid}"));
+    let is_gone = || (!process(reporter).exists()).then_some(());
+    soon("the end of what is left of it", is_gone);
+    assert!(process(follower).exists(), "the follower stays");
+}
+
 /// The container's end finds all of it gone, by the test's own look at what is left.
 #[test]
 fn nothing_is_left_whoever_is_killed_meanwhile() {

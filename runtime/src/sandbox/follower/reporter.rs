@@ -3,7 +3,7 @@
 //! which is all that it ever reads: so it may make processes and a cgroup, which the follower may not.
 //!
 //! It is in the follower's pid namespace, and ends with it.
-#![allow(unsafe_code)] // fork(2)
+#![allow(unsafe_code)] // fork(2), and signal(2), which could install any handler
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use hull_vmm::jail::tree::{self, HostFile};
 use hull_vmm::jail::{self, Identity, Role, limits};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -63,6 +64,8 @@ impl Reporter {
     pub fn make(kill: OomKill, console: &File, niceness: i32) -> io::Result<Self> {
         let (heard, bell) = pipe_with(PipeFlags::CLOEXEC)?;
         ioctl_fionbio(&bell, true)?;
+        // Whenever the reporter ends, nothing is to be left of it. It waits for its own children.
+        when_children_end(SigHandler::SigIgn)?;
         // SAFETY: there is one thread, so the child may do whatever this process may.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
@@ -99,6 +102,13 @@ impl Reporter {
     }
 }
 
+/// What the kernel does for this process when a child of it ends.
+fn when_children_end(handler: SigHandler) -> io::Result<()> {
+    // SAFETY: it is ignored or has its default: no code of this process's runs for it.
+    unsafe { signal(Signal::SIGCHLD, handler) }?;
+    Ok(())
+}
+
 /// Gives up all that the reporter doesn't need. The network namespace stays: it can make no socket.
 fn confine(
     kill: OomKill,
@@ -107,6 +117,7 @@ fn confine(
     niceness: i32,
 ) -> Result<OomKill, Error> {
     let _ = rustix::thread::set_name(NAME);
+    when_children_end(SigHandler::SigDfl)?;
     be_selectable()?;
     set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
     limits::apply()?;
