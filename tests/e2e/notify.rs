@@ -106,6 +106,20 @@ fn a_manager_of_create_alone_hears_it_and_start_waits_for_nothing() {
 }
 
 #[test]
+fn whoever_goes_on_talking_after_it_is_ready_is_listened_to() {
+    let bundle = Bundle::new().shell(&format!(
+        "{PROBE} notify READY=1 $(yes WATCHDOG=1 | head -n 200) && echo said && exec sleep 3600"
+    ));
+    let manager = Manager::beside(&bundle);
+    let container = manager.runs(Container::new(bundle));
+
+    let mut running = container.start_run();
+
+    assert_eq!(running.line(), "said");
+    assert_eq!(manager.line(), "READY=1");
+}
+
+#[test]
 fn a_manager_that_is_gone_keeps_no_container_from_starting() {
     let bundle = slow_to_be_ready();
     let manager = Manager::beside(&bundle);

@@ -1,5 +1,6 @@
 //! sd_notify(3) for a container's processes: the socket that NOTIFY_SOCKET names, at the path where runc has it.
-//! Only READY=1 is passed on to the host; all else is ignored.
+//! Only READY=1 is passed on to the host; all else is ignored. But it is read, for as long as the container is there: who
+//! sends to a socket that nobody reads waits for ever once its queue is full.
 
 use std::fs::{self, Permissions};
 use std::os::fd::AsRawFd;
@@ -8,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 use tokio::net::UnixDatagram;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use super::spec::SplitConfig;
 use crate::error::Error;
@@ -20,15 +23,23 @@ const SOCKET_NAME: &str = "notify.sock";
 /// How much of a message is read, in bytes: as much as systemd(1) takes.
 const MAX_MESSAGE_LENGTH: usize = 4096;
 
-/// The socket.
+/// The socket. It is read until this is dropped.
 #[derive(Debug)]
 pub struct NotifySocket {
-    socket: UnixDatagram,
     directory: PathBuf,
+    /// Whether a process has reported that the container is ready.
+    ready: watch::Receiver<bool>,
+    reader: AbortHandle,
+}
+
+impl Drop for NotifySocket {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
 }
 
 impl NotifySocket {
-    /// Makes the socket, in a directory of its own below the container's.
+    /// Makes the socket, in a directory of its own below the container's. To be called inside a runtime.
     ///
     /// # Errors
     /// When it can't be made.
@@ -42,7 +53,13 @@ impl NotifySocket {
         let socket = UnixDatagram::bind(&path).map_err(failed())?;
         // Every user of the container may write to it.
         fs::set_permissions(&path, Permissions::from_mode(0o777)).map_err(failed())?;
-        Ok(Self { socket, directory })
+        let (sender, ready) = watch::channel(false);
+        let reader = tokio::spawn(read(socket, sender)).abort_handle();
+        Ok(Self {
+            directory,
+            ready,
+            reader,
+        })
     }
 
     /// Adds the socket's mount and its environment variable to a container's config.json.
@@ -65,14 +82,27 @@ impl NotifySocket {
     /// Waits until a process reports that the container is ready.
     ///
     /// # Errors
-    /// When the socket can't be read.
+    /// When the socket can't be read any more.
     pub async fn ready(&self) -> Result<(), Error> {
-        let mut message = [0; MAX_MESSAGE_LENGTH];
-        loop {
-            let length = self.socket.recv(&mut message).await;
-            let length = length.map_err(Error::io("read the notify socket"))?;
-            if says_ready(&message[..length]) {
-                return Ok(());
+        let mut ready = self.ready.clone();
+        let seen = ready.wait_for(|ready| *ready).await.map(drop);
+        seen.map_err(|_| Error::NotFound("a notify socket that can be read".to_owned()))
+    }
+}
+
+/// Reads what the container's processes say. Who floods the socket pays more for each message than this does: they wait
+/// while its queue is full, and tokio has a task that always has something to read take turns with all others.
+async fn read(socket: UnixDatagram, ready: watch::Sender<bool>) {
+    let mut message = [0; MAX_MESSAGE_LENGTH];
+    loop {
+        match socket.recv(&mut message).await {
+            Ok(length) if says_ready(&message[..length]) => {
+                ready.send_replace(true);
+            }
+            Ok(_) => {}
+            Err(e) => {
+                log::warn!("a container's notify socket isn't read any more: {e}");
+                return;
             }
         }
     }
@@ -88,6 +118,12 @@ fn says_ready(message: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    /// More than the queue of a socket holds, net.unix.max_dgram_qlen.
+    const MANY: usize = 2000;
+
+    const TIMEOUT: Duration = Duration::from_secs(20);
 
     #[test]
     fn a_line_of_a_message_says_ready() {
@@ -96,17 +132,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_to_the_socket_are_read() {
+    async fn all_messages_to_the_socket_are_read_whoever_waits_for_them() {
         let bundle = tempfile::tempdir().expect("temporary directory");
         let socket = NotifySocket::make(bundle.path()).expect("made");
         let client = UnixDatagram::unbound().expect("a socket");
         let path = bundle.path().join("notify").join(SOCKET_NAME);
-        for message in ["STATUS=not yet", "READY=1"] {
-            client
-                .send_to(message.as_bytes(), &path)
-                .await
-                .expect("sent");
+        client.connect(&path).expect("connected");
+        let say = async |message: &str, times| {
+            let sent = async {
+                for _ in 0..times {
+                    client.send(message.as_bytes()).await.expect("sent");
+                }
+            };
+            tokio::time::timeout(TIMEOUT, sent).await.expect("read");
+        };
+        say("STATUS=not yet", MANY).await;
+        assert!(!*socket.ready.borrow());
+        say("READY=1", 1).await;
+        say("WATCHDOG=1", MANY).await;
+        for _caller in 0..2 {
+            let ready = tokio::time::timeout(TIMEOUT, socket.ready()).await;
+            ready.expect("in time").expect("ready");
         }
-        socket.ready().await.expect("ready");
     }
 }

@@ -26,7 +26,7 @@ const USAGE: &str =
     "probe identity | report PATH… | files DIR | big-file FILE BYTES | small-files DIR COUNT |
       pattern-out BYTES | pattern-in BYTES | adopt PID-FILE CMD… | try-lock flock|fcntl FILE |
       acls DIR | set-id DIR | trusted DIR |
-      notify MESSAGE | syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT | signal PID SIGNAL… | reserve BYTES | reach-vsock |
+      notify MESSAGE… | syscall NUMBER ARGUMENT | syscall32 NUMBER ARGUMENT | signal PID SIGNAL… | reserve BYTES | reach-vsock |
       forge-exit-status STATUS | take-streams SECONDS | flood-agent COUNT | into-init |
       hold-thread TID SECONDS | ask-names ADDRESS:PORT NAME… | ask-name-connected ADDRESS:PORT NAME |
       answer-names ADDRESS:PORT NETWORK | read-socket PATH | exchange PATH BYTES |
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         ["acls", dir] => privileges::acls(Path::new(dir)),
         ["set-id", dir] => privileges::set_id(Path::new(dir)),
         ["trusted", dir] => privileges::trusted(Path::new(dir)),
-        ["notify", message] => notify(message),
+        ["notify", ref messages @ ..] => notify(messages),
         ["syscall", call, argument] => {
             syscall::native(number(call).cast_signed(), number(argument));
             Ok(())
@@ -102,10 +102,13 @@ fn number(word: &str) -> u64 {
 }
 
 /// Says something to the service manager, sd_notify(3).
-fn notify(message: &str) -> io::Result<()> {
+fn notify(messages: &[&str]) -> io::Result<()> {
     let path = std::env::var_os("NOTIFY_SOCKET");
     let path = path.ok_or_else(|| io::Error::other("no NOTIFY_SOCKET"))?;
-    UnixDatagram::unbound()?.send_to(message.as_bytes(), path)?;
+    let socket = UnixDatagram::unbound()?;
+    for message in messages {
+        socket.send_to(message.as_bytes(), &path)?;
+    }
     Ok(())
 }
 
