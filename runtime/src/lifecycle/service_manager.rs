@@ -18,7 +18,7 @@ pub fn of_this_command() -> Option<PathBuf> {
     (!path.is_empty()).then(|| path.into())
 }
 
-/// Connects to it.
+/// Connects to it, by a non-blocking socket: whoever tells it has other things to do.
 ///
 /// # Errors
 /// When it is gone, or has an address of another kind than UNIX sockets have.
@@ -28,6 +28,7 @@ pub(super) fn connect(socket: &Path) -> io::Result<OwnedFd> {
         _ => SocketAddr::from_pathname(socket)?,
     };
     let connected = UnixDatagram::unbound()?;
+    connected.set_nonblocking(true)?;
     connected.connect_addr(&address)?;
     Ok(connected.into())
 }

@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use tokio::net::UnixDatagram;
+
 use crate::chain::chain;
 use crate::sandbox::AgentError;
 use crate::sandbox::agent::Agent;
@@ -27,7 +29,7 @@ pub struct ReadyWatch {
     pub container: ContainerId,
     /// To the agent's port, from before this process was jailed.
     pub connection: Result<UnixStream, AgentError>,
-    /// A socket that is connected to the service manager.
+    /// A datagram socket that is connected to the service manager, and non-blocking.
     pub manager: OwnedFd,
 }
 
@@ -50,8 +52,44 @@ impl ReadyWatch {
     async fn try_watch(self) -> Result<(), Error> {
         let agent = Agent::over(self.connection?).map_err(AgentError::Client)?;
         if agent.wait_ready(&self.container).await? {
-            rustix::io::write(&self.manager, READY).map_err(|e| Error::Tell(e.into()))?;
+            tell(self.manager).await.map_err(Error::Tell)?;
         }
         Ok(())
+    }
+}
+
+/// Tells the service manager. One that doesn't read is waited for, and nothing else is held up by that.
+async fn tell(manager: OwnedFd) -> io::Result<()> {
+    let manager = UnixDatagram::from_std(manager.into())?;
+    manager.send(READY).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixDatagram as Socket;
+    use std::time::Duration;
+    use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn a_manager_that_does_not_read_holds_up_nothing_else() {
+        let (manager, ours) = Socket::pair().expect("sockets");
+        ours.set_nonblocking(true).expect("a socket");
+        let mut unread = 0;
+        while ours.send(b"STATUS=busy").is_ok() {
+            unread += 1;
+        }
+        let mut told = std::pin::pin!(tell(ours.into()));
+        let waited = timeout(Duration::from_millis(50), &mut told).await;
+        assert!(waited.is_err(), "{waited:?}");
+
+        let mut message = [0; 32];
+        for _ in 0..unread {
+            manager.recv(&mut message).expect("a message");
+        }
+        let told = timeout(Duration::from_secs(20), told).await;
+        told.expect("in time").expect("told");
+        let length = manager.recv(&mut message).expect("a message");
+        assert_eq!(&message[..length], READY);
     }
 }
