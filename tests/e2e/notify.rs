@@ -1,6 +1,7 @@
 //! sd_notify(3): what the service manager that the runtime runs under hears of a container.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
@@ -18,8 +19,15 @@ struct Manager {
 
 impl Manager {
     fn beside(bundle: &Bundle) -> Self {
-        let path = bundle.beside("notify");
-        let socket = UnixDatagram::bind(&path).unwrap();
+        Self::at(bundle.beside("notify"))
+    }
+
+    fn at(path: PathBuf) -> Self {
+        // The path may be longer than a socket's address can be.
+        let folder = File::open(path.parent().unwrap()).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let socket = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
+        let socket = UnixDatagram::bind(socket).unwrap();
         let (sender, lines) = channel();
         std::thread::spawn(move || {
             let mut message = [0; 4096];
@@ -103,6 +111,29 @@ fn a_manager_of_create_alone_hears_it_and_start_waits_for_nothing() {
     // Which process to watch, the engine tells by itself.
     assert_eq!(manager.line(), "READY=1");
     assert!(manager.has_heard_nothing());
+}
+
+#[test]
+fn an_engines_socket_among_the_mounts_hears_it() {
+    let bundle = slow_to_be_ready();
+    // So long that the socket's path is no address.
+    let folder = bundle.folder(&"userdata".repeat(15));
+    let manager = Manager::at(folder.join("notify.sock"));
+    let bundle = bundle
+        .push(
+            "/process/env",
+            json!("NOTIFY_SOCKET=/run/notify/notify.sock"),
+        )
+        .bind(&folder, "/run/notify", &["private"]);
+    let mut container = Container::new(bundle);
+    container.create();
+
+    let _ = container.start().ok();
+
+    assert_eq!(container.stdout.as_mut().unwrap().line("stdout"), "ready");
+    fs::write(container.bundle.rootfs().join("go"), "").unwrap();
+    // runc's container has said the rest by itself.
+    while manager.line() != "READY=1" {}
 }
 
 #[test]

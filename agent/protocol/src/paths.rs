@@ -25,6 +25,13 @@ pub const SUBMOUNT_OPTION: &str = "x-hull.below=";
 /// a bind mount of the device.
 pub const DISKS: &str = "/dev/hull";
 
+/// Where a container has the socket by which it says that it is ready (sd_notify(3)), if the host asks for one: runc's
+/// place. The socket has a directory of its own.
+pub const NOTIFY_DIRECTORY: &str = "/run/notify";
+
+/// The socket's name in there.
+pub const NOTIFY_SOCKET: &str = "notify.sock";
+
 #[cfg(test)]
 mod tests {
     use super::*;

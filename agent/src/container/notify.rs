@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use hull_protocol::paths::{NOTIFY_DIRECTORY, NOTIFY_SOCKET};
 use oci_spec::runtime::Mount;
 use tokio::net::UnixDatagram;
 use tokio::sync::watch;
@@ -14,11 +15,6 @@ use tokio::task::AbortHandle;
 
 use super::spec::SplitConfig;
 use crate::error::Error;
-
-/// The socket's directory in the container.
-const DIRECTORY: &str = "/run/notify";
-
-const SOCKET_NAME: &str = "notify.sock";
 
 /// How much of a message is read, in bytes: as much as systemd(1) takes.
 const MAX_MESSAGE_LENGTH: usize = 4096;
@@ -45,11 +41,11 @@ impl NotifySocket {
     /// When it can't be made.
     pub fn make(bundle: &Path) -> Result<Self, Error> {
         let directory = bundle.join("notify");
-        let failed = || Error::io(format!("make {}", directory.join(SOCKET_NAME).display()));
+        let failed = || Error::io(format!("make {}", directory.join(NOTIFY_SOCKET).display()));
         fs::create_dir(&directory).map_err(failed())?;
         let opened = fs::File::open(&directory).map_err(failed())?;
         // The directory's path may be longer than a socket address can be.
-        let path = format!("/proc/self/fd/{}/{SOCKET_NAME}", opened.as_raw_fd());
+        let path = format!("/proc/self/fd/{}/{NOTIFY_SOCKET}", opened.as_raw_fd());
         let socket = UnixDatagram::bind(&path).map_err(failed())?;
         // Every user of the container may write to it.
         fs::set_permissions(&path, Permissions::from_mode(0o777)).map_err(failed())?;
@@ -67,7 +63,7 @@ impl NotifySocket {
         let options = ["bind", "nosuid", "noexec", "nodev", "ro"];
         let mut mount = Mount::default();
         mount
-            .set_destination(DIRECTORY.into())
+            .set_destination(NOTIFY_DIRECTORY.into())
             .set_source(Some(self.directory.clone()))
             .set_options(Some(options.map(str::to_owned).to_vec()));
         let mut mounts = config.spec.mounts().clone().unwrap_or_default();
@@ -75,7 +71,11 @@ impl NotifySocket {
         config.spec.set_mounts(Some(mounts));
         let process = &mut config.launch.process;
         let mut environment = process.env().clone().unwrap_or_default();
-        environment.push(format!("NOTIFY_SOCKET={DIRECTORY}/{SOCKET_NAME}"));
+        let variable = format!("NOTIFY_SOCKET={NOTIFY_DIRECTORY}/{NOTIFY_SOCKET}");
+        // The container's engine may have named it already.
+        if !environment.contains(&variable) {
+            environment.push(variable);
+        }
         process.set_env(Some(environment));
     }
 
@@ -136,7 +136,7 @@ mod tests {
         let bundle = tempfile::tempdir().expect("temporary directory");
         let socket = NotifySocket::make(bundle.path()).expect("made");
         let client = UnixDatagram::unbound().expect("a socket");
-        let path = bundle.path().join("notify").join(SOCKET_NAME);
+        let path = bundle.path().join("notify").join(NOTIFY_SOCKET);
         client.connect(&path).expect("connected");
         let say = async |message: &str, times| {
             let sent = async {

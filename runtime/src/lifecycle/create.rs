@@ -38,7 +38,8 @@ pub struct Create<'a> {
     pub terminal: Terminal<'a>,
     /// The file that gets the pid.
     pub pid_file: Option<&'a Path>,
-    /// The service manager's socket, if one waits for the container's word that it is ready (sd_notify(3)).
+    /// The service manager's socket, if one waits for the container's word that it is ready (sd_notify(3)). That of the
+    /// bundle comes first.
     pub service_manager: Option<PathBuf>,
     /// The container whose sandbox it joins; without it, it gets one of its own.
     pub sandbox: Option<ContainerId>,
@@ -72,7 +73,10 @@ pub struct Created {
 ///
 /// # Errors
 /// Every failure undoes what was made.
-pub fn create(context: &Context, request: Create<'_>) -> Result<Created, Error> {
+pub fn create(context: &Context, mut request: Create<'_>) -> Result<Created, Error> {
+    if let Some(socket) = request.bundle.take_notify_socket() {
+        request.service_manager = Some(socket);
+    }
     match request.sandbox.clone() {
         None => with_sandbox(context, request),
         Some(sandbox) => join(context, request, &sandbox),

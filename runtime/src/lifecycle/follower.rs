@@ -105,8 +105,7 @@ pub(super) fn is_network_followed(sandbox: &SandboxRecord) -> bool {
         && sandbox.network.as_ref().is_some_and(|own| own.followed)
 }
 
-/// The service manager that is to be told by a process which stays: one that `create` ran under and this command
-/// doesn't.
+/// The service manager that is to be told by a process which stays: that of `create`, if this command runs under none.
 fn service_manager_to_tell(container: &ContainerRecord) -> Option<&Path> {
     let asked = container.service_manager.as_deref();
     asked.filter(|_| service_manager::of_this_command().is_none())

@@ -22,6 +22,7 @@ mod memory_policy;
 mod mount_options;
 mod mounts;
 mod network;
+mod notify_socket;
 mod policy;
 mod privileged;
 mod read;

@@ -76,7 +76,8 @@ pub struct ContainerRecord {
     pub owner: String,
     /// config.json's annotations.
     pub annotations: HashMap<String, String>,
-    /// The socket of the service manager that `create` ran under, which is to hear when the container is ready.
+    /// The socket of the service manager that `create` ran under, or that its engine has for the container: it is to hear
+    /// when the container is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_manager: Option<PathBuf>,
     /// The sandbox that it has joined; without it, it is the first container of one of its own.

@@ -5,8 +5,8 @@
 //!   disconnect networks then without calling hull;
 //! - the host is told when a process in the guest was killed for want of memory ([`oom`], [`reporter`]): engines look
 //!   for that in the VM's cgroup;
-//! - a service manager is told when the container says that it is ready ([`ready`]), if `create` ran under it, and
-//!   `start` doesn't.
+//! - a service manager is told when the container says that it is ready ([`ready`]), if `create` was given it, and
+//!   `start` wasn't.
 //!
 //! `start` launches it where there is one or the other to do, with all that it needs of the container's folder open
 //! already. It is in that network namespace, in the VM's cgroup, in other namespaces of its own, and jailed ([`jail`]):
