@@ -20,6 +20,7 @@ use std::{mem, ptr};
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, waitpid};
+use serde::{Deserialize, Serialize};
 
 /// How the names of such cgroups end, and of no container's: after the name of the cgroup that it is done for.
 pub const SUFFIX: &str = ".hull-oom";
@@ -62,10 +63,10 @@ pub enum OomKillError {
 }
 
 /// Where kills are to count: in a cgroup that the calling process is in.
-#[derive(Debug)]
-pub struct OomKill {
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OomKill<Fd = OwnedFd> {
     /// The directory above that cgroup's (`O_PATH` is enough).
-    pub parent: OwnedFd,
+    pub parent: Fd,
     /// The name of the cgroup that is made there for each kill.
     pub name: String,
 }

@@ -69,7 +69,7 @@ struct Config<Fd> {
     /// What of the network is there already, if it is to be followed.
     connected: Option<Connected<Fd>>,
     /// Where out-of-memory kills are to count, if they are to be told.
-    oom_kill: Option<Cgroup<Fd>>,
+    oom_kill: Option<OomKill<Fd>>,
     /// The service manager that is to be told, as a connected socket.
     service_manager: Option<Fd>,
 }
@@ -89,13 +89,6 @@ struct Connected<Fd> {
     interfaces: Fd,
 }
 
-/// An [`OomKill`].
-#[derive(Debug, Serialize, Deserialize)]
-struct Cgroup<Fd> {
-    parent: Fd,
-    name: String,
-}
-
 impl<Fd> Config<Fd> {
     /// The same, with each descriptor in another form.
     fn with<To, E>(self, mut change: impl FnMut(Fd) -> Result<To, E>) -> Result<Config<To>, E> {
@@ -110,9 +103,9 @@ impl<Fd> Config<Fd> {
             None => None,
         };
         let oom_kill = match self.oom_kill {
-            Some(cgroup) => Some(Cgroup {
-                parent: change(cgroup.parent)?,
-                name: cgroup.name,
+            Some(kill) => Some(OomKill {
+                parent: change(kill.parent)?,
+                name: kill.name,
             }),
             None => None,
         };
@@ -175,10 +168,6 @@ impl Follower<'_> {
                 interfaces: list.map_err(io::Error::other)?.into(),
             })
         });
-        let cgroup = self.oom_kill.take().map(|kill| Cgroup {
-            parent: kill.parent,
-            name: kill.name,
-        });
         Ok(Config {
             container: sandbox.id().clone(),
             niceness: getpriority_process(None).unwrap_or_default(),
@@ -191,7 +180,7 @@ impl Follower<'_> {
                 .map_err(io::Error::other)?
                 .into(),
             connected: connected.transpose()?,
-            oom_kill: cgroup,
+            oom_kill: self.oom_kill.take(),
             service_manager: self.service_manager.take(),
         })
     }
@@ -245,8 +234,8 @@ pub fn run(config_fd: RawFd) -> ExitCode {
     }
     let console = log::hear(console.into());
     // Whoever is jailed could neither make the reporter nor, without a network, connect to the agent.
-    let oom = oom_kill.and_then(|cgroup| {
-        watch_oom(cgroup, container.clone(), &socket, console, niceness)
+    let oom = oom_kill.and_then(|kill| {
+        watch_oom(kill, container.clone(), &socket, console, niceness)
             .inspect_err(|e| ::log::warn!("out-of-memory kills aren't told to the host: {e}"))
             .ok()
     });
@@ -299,16 +288,12 @@ pub fn run(config_fd: RawFd) -> ExitCode {
 }
 
 fn watch_oom(
-    cgroup: Cgroup<OwnedFd>,
+    kill: OomKill,
     container: ContainerId,
     socket: &OwnedFd,
     console: &File,
     niceness: i32,
 ) -> io::Result<OomWatch> {
-    let kill = OomKill {
-        parent: cgroup.parent,
-        name: cgroup.name,
-    };
     let reporter = Reporter::make(kill, console, niceness)?;
     Ok(OomWatch {
         container,

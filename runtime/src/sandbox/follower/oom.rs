@@ -14,8 +14,8 @@ use crate::sandbox::AgentError;
 use crate::sandbox::agent::Agent;
 use crate::types::ContainerId;
 
-/// The least time between two reports, as the reporter keeps it, too; each further one has to wait twice as long. What happens in between, which may
-/// be the doing of a guest that lies, comes as one.
+/// The least time between two reports, as the reporter keeps it, too; each further one has to wait twice as long. What
+/// happens in between, which may be the doing of a guest that lies, comes as one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest such pause.
