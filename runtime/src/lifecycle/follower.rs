@@ -11,7 +11,7 @@ use super::{Error, service_manager};
 use crate::chain::chain;
 use crate::host::{Privilege, ProcessId};
 use crate::sandbox::{Follower, SandboxError};
-use crate::spec::memory_limit;
+use crate::spec::has_memory_limit;
 use crate::store::{
     ContainerDir, ContainerRecord, SandboxDir, SandboxNetwork, SandboxRecord, State,
 };
@@ -50,10 +50,12 @@ struct Followed {
 
 impl Followed {
     fn of(sandbox: &SandboxRecord, spec: &Spec) -> Self {
+        let linux = spec.linux().as_ref();
+        let resources = linux.and_then(|linux| linux.resources().as_ref());
         let may_change = |own: &SandboxNetwork| own.named.is_some() || !own.nics.is_empty();
         Self {
             network: sandbox.network.as_ref().is_some_and(may_change),
-            oom: sandbox.cgroup.is_some() && has_memory_limit(spec),
+            oom: sandbox.cgroup.is_some() && resources.is_some_and(has_memory_limit),
             ready: false,
         }
     }
@@ -86,23 +88,21 @@ impl Followed {
     }
 }
 
-fn has_memory_limit(spec: &Spec) -> bool {
-    let linux = spec.linux().as_ref();
-    let resources = linux.and_then(|linux| linux.resources().as_ref());
-    let limit = resources.and_then(memory_limit);
-    limit.is_some_and(|limit| limit > 0)
-}
-
 /// Whether a `start` that failed later has left a process that does this.
 fn is_there(sandbox: &SandboxRecord, followed: Followed) -> bool {
-    let is_alive = sandbox.follower.is_some_and(|follower| follower.is_alive());
-    is_alive && (is_network_followed(sandbox) || !followed.network)
+    match followed.network {
+        true => is_network_followed(sandbox),
+        false => is_alive(sandbox),
+    }
 }
 
 /// Whether a process follows a sandbox's network already.
 pub(super) fn is_network_followed(sandbox: &SandboxRecord) -> bool {
+    sandbox.network.as_ref().is_some_and(|own| own.followed) && is_alive(sandbox)
+}
+
+fn is_alive(sandbox: &SandboxRecord) -> bool {
     sandbox.follower.is_some_and(|follower| follower.is_alive())
-        && sandbox.network.as_ref().is_some_and(|own| own.followed)
 }
 
 /// The service manager that is to be told by a process which stays: that of `create`, if this command runs under none.

@@ -60,7 +60,7 @@ pub use policy::{apply as apply_policy, is_of_engine};
 pub use read::{audit_bundle, load, load_process};
 pub use reference::reference;
 pub use seccomp::FilterCache;
-pub use sizing::memory_limit;
+pub use sizing::has_memory_limit;
 pub use split::{GuestSpec, Plan, plan};
 pub use update::{Update, VmMemory, fits, read_changes, update};
 pub use user_namespace::UserNamespace;

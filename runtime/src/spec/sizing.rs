@@ -79,15 +79,15 @@ impl Sizing {
             host,
             config,
         );
-        let limit = resources.and_then(memory_limit);
-        let memory = memory(limit, host, config);
+        let memory = memory(resources.and_then(memory_limit), host, config);
+        let is_limited = resources.is_some_and(has_memory_limit);
         Self {
             vcpus: u8::try_from(cpus)
                 .ok()
                 .and_then(NonZeroU8::new)
                 .unwrap_or(NonZeroU8::MIN),
             memory_mib: u32::try_from(memory).unwrap_or(u32::MAX),
-            growth_mib: growth(limit, memory, host, config),
+            growth_mib: growth(is_limited, memory, host, config),
         }
     }
 
@@ -103,8 +103,13 @@ impl Sizing {
 }
 
 /// The memory limit in bytes, as config.json has it: -1 for none.
-pub fn memory_limit(resources: &LinuxResources) -> Option<i64> {
+pub(super) fn memory_limit(resources: &LinuxResources) -> Option<i64> {
     resources.memory().as_ref()?.limit()
+}
+
+/// Whether a container's memory is limited.
+pub fn has_memory_limit(resources: &LinuxResources) -> bool {
+    memory_limit(resources).is_some_and(|limit| limit > 0)
 }
 
 /// As many vCPUs as the limits let run at once, and no more than the host can.
@@ -165,8 +170,7 @@ pub(super) fn limit_above_vm(
 /// How much a VM with `memory` MiB can grow, in MiB: whole sections of its kernel's, up to what the host has and the
 /// configuration allows. None at all without a limit on its container's memory: nothing on the host would hold a hostile
 /// guest, to which more addresses are memory than it has been given.
-fn growth(limit: Option<i64>, memory: u64, host: Host, config: &Config) -> u32 {
-    let is_limited = limit.is_some_and(|limit| u64::try_from(limit).is_ok_and(|limit| limit > 0));
+fn growth(is_limited: bool, memory: u64, host: Host, config: &Config) -> u32 {
     let most = u64::from(config.max_memory).min(host.memory >> 20);
     let growth = most.saturating_sub(memory) / SECTION * SECTION;
     match is_limited {

@@ -12,7 +12,7 @@ use super::cpulist::CpuList;
 use super::guest_linux::{guest_resources, is_hosts_alone};
 use super::read::{normalize, refuse, typed};
 use super::refuse::is_unset;
-use super::sizing::{Host, TooSmall, memory_limit};
+use super::sizing::{Host, TooSmall, has_memory_limit, memory_limit};
 use super::validate::validate;
 use super::{SpecError, json};
 use crate::config::Config;
@@ -108,7 +108,7 @@ pub fn update(
     let resizes = sizing.growth_mib > 0 && changed.contains_key("memory");
     let vm_memory = resizes.then(|| VmMemory {
         mib: sizing.memory_for(&resources, Host::read(), config),
-        may_shrink: memory_limit(&resources).is_some_and(|limit| limit > 0),
+        may_shrink: has_memory_limit(&resources),
     });
     let cpus = changes.pointer("/cpu/cpus").and_then(Value::as_str);
     let failed = |source| SpecError::Type {
