@@ -90,7 +90,8 @@ const MEMORY_FLAGS: &[&str] = &[
     "MPOL_F_STATIC_NODES",
 ];
 
-fn features() -> Value {
+/// The structure, as JSON.
+pub fn features() -> Value {
     let hooks: Vec<_> = HOOKS
         .iter()
         .filter(|hook| supports(&format!("hooks.{hook}")))

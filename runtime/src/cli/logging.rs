@@ -35,7 +35,7 @@ static LOGGER: OnceLock<Logger> = OnceLock::new();
 ///
 /// # Errors
 /// When the log file can't be opened.
-pub fn init(global: &Global) -> Result<(), LoggingError> {
+pub(super) fn init(global: &Global) -> Result<(), LoggingError> {
     let file = match &global.log {
         Some(path) if !path.as_os_str().is_empty() => Some(
             OpenOptions::new()
@@ -61,11 +61,20 @@ pub fn init(global: &Global) -> Result<(), LoggingError> {
     } else {
         LevelFilter::Info
     };
+    start(file, form, level);
+    Ok(())
+}
+
+/// Starts logging into this file, as text.
+pub fn init_in(file: File, level: LevelFilter) {
+    start(Some(file), Form::Text, level);
+}
+
+fn start(file: Option<File>, form: Form, level: LevelFilter) {
     let logger = LOGGER.get_or_init(|| Logger { file, form, level });
     if log::set_logger(logger).is_ok() {
         log::set_max_level(level);
     }
-    Ok(())
 }
 
 /// Reports what a command failed of: in the log if that is a file, and to the user.

@@ -14,12 +14,12 @@ mod delete;
 mod error;
 mod events;
 mod exec;
-mod features;
+pub(crate) mod features;
 mod foreground;
 mod hidden;
 mod kill;
 mod list;
-mod logging;
+pub(crate) mod logging;
 mod notify;
 mod output;
 mod pause;
@@ -192,6 +192,7 @@ impl Global {
             root: self.root.clone(),
             systemd_cgroup: self.systemd_cgroup,
             debug: self.debug,
+            oom_in_cgroup: true,
             settings: Settings {
                 file: self.config.clone(),
                 kernel: self.kernel.clone(),

@@ -41,7 +41,7 @@ pub fn run(context: &Context, args: &Run) -> Result<ExitCode, Error> {
         mut process,
     } = created;
     let started = start_relay(relay).and_then(|relay| {
-        lifecycle::start_created(&dir, &mut state, &agent)?;
+        lifecycle::start_created(context, &dir, &mut state, &agent)?;
         Ok(relay)
     });
     let relay = match started {

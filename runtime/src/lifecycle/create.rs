@@ -1,6 +1,8 @@
 //! From a bundle to a container that waits to be started.
 
 use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use crate::config::Config;
 use crate::host::{Privilege, ProcessId, inherited};
 use crate::sandbox::{
     BlockingAgent, BootFiles, ChildProcess, ContainerEnds, GuestNetwork, HostTerminal, Launch,
-    Lifeline, Sandbox, Streams, TerminalStreams, VmConfig, VmmDisk,
+    Lifeline, Sandbox, Streams, TerminalStreams, VmConfig, VmmDisk, open_connection,
 };
 use crate::spec::{self, Bundle, FilterCache, GuestSpec, Plan};
 use crate::store::{ContainerDir, ContainerRecord, Joined, Phase, SandboxRecord, State, Status};
@@ -51,6 +53,8 @@ pub enum Terminal<'a> {
     /// The process has none; it gets this process's stdio.
     #[default]
     None,
+    /// The process has none; it gets these as stdin, stdout and stderr. None of them may be this process's own.
+    Streams([OwnedFd; 3]),
     /// An engine, which gets it through this socket.
     Engine(&'a Path),
     /// Whoever holds the other ends of these.
@@ -67,6 +71,17 @@ pub struct Created {
     pub agent: BlockingAgent,
     /// The process that stands for it, a child of this one.
     pub process: ChildProcess,
+}
+
+impl Created {
+    /// A further connection to its agent.
+    ///
+    /// # Errors
+    /// When the VM process or the agent doesn't answer.
+    pub fn connect(&self) -> Result<UnixStream, Error> {
+        let sandbox = self.dir.sandbox_of(&self.state.container)?;
+        Ok(open_connection(&sandbox.socket_path())?)
+    }
 }
 
 /// Creates a container.
@@ -211,7 +226,7 @@ fn launch(
         cgroup.warn_if_shared();
     }
     dir.save_config(request.bundle.spec())?;
-    let terminal = open_terminal(std::mem::take(&mut request.terminal))?;
+    let (terminal, stdio) = open_terminal(std::mem::take(&mut request.terminal))?;
     let cgroup = own_cgroup.map(|cgroup| cgroup.make(limits)).transpose()?;
     // A cgroup binds the VM to its CPUs by itself.
     let pinned = match own_cgroup {
@@ -244,6 +259,7 @@ fn launch(
         cgroup: cgroup.flatten(),
         selinux_label: plan.selinux_label,
         user_namespace: plan.user_namespace,
+        stdio,
         vm,
     };
     let launched = launch.spawn();
@@ -350,12 +366,18 @@ pub(super) fn run_create_hooks(hooks: &Hooks, state: &State) -> Result<(), Error
     Ok(())
 }
 
-/// What the VM process is given for the container's terminal.
-fn open_terminal(terminal: Terminal<'_>) -> Result<Option<HostTerminal>, Error> {
+/// What the VM process is given for the container's terminal, or as its standard streams.
+fn open_terminal(
+    terminal: Terminal<'_>,
+) -> Result<(Option<HostTerminal>, Option<[OwnedFd; 3]>), Error> {
     Ok(match terminal {
-        Terminal::None => None,
-        Terminal::Engine(socket) => Some(HostTerminal::Pty(console_socket::send_terminal(socket)?)),
-        Terminal::Relayed(streams) => Some(HostTerminal::Relayed(streams)),
+        Terminal::None => (None, None),
+        Terminal::Streams(stdio) => (None, Some(stdio)),
+        Terminal::Engine(socket) => {
+            let terminal = console_socket::send_terminal(socket)?;
+            (Some(HostTerminal::Pty(terminal)), None)
+        }
+        Terminal::Relayed(streams) => (Some(HostTerminal::Relayed(streams)), None),
     })
 }
 

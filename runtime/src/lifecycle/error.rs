@@ -154,13 +154,67 @@ pub enum Error {
     ExecProcess(#[source] AgentError),
 }
 
+/// The kinds of failure, for who is asked by others and tells them no more than that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// There is no such container, or process of it.
+    NotFound,
+    /// There is a container of this id already.
+    Exists,
+    /// The container is in another state.
+    WrongState,
+    /// What was asked for can't be.
+    Refused,
+    /// Nobody answered in time.
+    Timeout,
+    /// The sandbox isn't there any more, or doesn't serve.
+    Unavailable,
+    /// The host.
+    Host,
+}
+
 impl Error {
+    /// Of which kind it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Store(StoreError::Missing(_)) => ErrorKind::NotFound,
+            Self::Store(StoreError::Exists(_)) => ErrorKind::Exists,
+            Self::Store(StoreError::Locked { .. }) => ErrorKind::Timeout,
+            Self::WrongState(_) | Self::Paused => ErrorKind::WrongState,
+            Self::Sandbox(SandboxError::Agent(e)) => kind_of_agents(e),
+            Self::ContainerProcess(e) | Self::ExecProcess(e) => kind_of_agents(e),
+            Self::Sandbox(SandboxError::SetupTimeout { .. } | SandboxError::BootTimeout { .. }) => {
+                ErrorKind::Timeout
+            }
+            Self::Id(_)
+            | Self::Config(_)
+            | Self::Spec(_)
+            | Self::NotASandbox { .. }
+            | Self::OfTheSandbox { .. }
+            | Self::JoinNeedsRoot
+            | Self::NotGrown { .. }
+            | Self::OtherLabel { .. }
+            | Self::NetworkOfSandbox { .. }
+            | Self::NetworkOfContainer { .. } => ErrorKind::Refused,
+            _ => ErrorKind::Host,
+        }
+    }
+
     /// Whether the agent says that there is no such process or container.
     pub fn is_not_found(&self) -> bool {
         matches!(
             self,
             Self::Sandbox(SandboxError::Agent(AgentError::NotFound(_)))
         )
+    }
+}
+
+fn kind_of_agents(error: &AgentError) -> ErrorKind {
+    match error {
+        AgentError::NotFound(_) => ErrorKind::NotFound,
+        AgentError::Refused(_) => ErrorKind::Refused,
+        e if e.is_timeout() => ErrorKind::Timeout,
+        _ => ErrorKind::Unavailable,
     }
 }
 

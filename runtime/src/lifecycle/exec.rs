@@ -20,6 +20,16 @@ pub struct Target {
     sandbox: SandboxDir,
 }
 
+impl Target {
+    /// Hands the standard streams of a process that it is to have to its VM process.
+    ///
+    /// # Errors
+    /// When the VM process doesn't answer.
+    pub fn attach(&self, stdio: Stdio<'_>) -> Result<AttachedStdio, Error> {
+        Ok(AttachedStdio::attach(&self.sandbox, stdio)?)
+    }
+}
+
 /// A container that can take a further process. With `ignore_paused` also a paused one: the process runs once
 /// that is resumed.
 ///
@@ -97,12 +107,13 @@ pub struct Execution {
 /// # Errors
 /// When the VM process or the agent refuses.
 pub fn exec(
-    Target { dir, sandbox }: &Target,
+    target: &Target,
     process: &Process,
     cgroup: &str,
     stdio: Stdio<'_>,
 ) -> Result<Execution, Error> {
-    let stdio = AttachedStdio::attach(sandbox, stdio)?;
+    let Target { dir, sandbox } = target;
+    let stdio = target.attach(stdio)?;
     let agent = BlockingAgent::connect(sandbox)?;
     let id = unique_id();
     let json = serde_json::to_vec(process).map_err(Error::Describe)?;

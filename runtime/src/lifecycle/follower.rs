@@ -7,7 +7,7 @@ use std::path::Path;
 use oci_spec::runtime::Spec;
 
 use super::delete::kill_process;
-use super::{Error, service_manager};
+use super::{Context, Error, service_manager};
 use crate::chain::chain;
 use crate::host::{Privilege, ProcessId};
 use crate::sandbox::{Follower, SandboxError};
@@ -18,15 +18,14 @@ use crate::store::{
 
 /// Has a process of its own pass on what happens from now on, where something can: see [`Followed`]. Without it, the
 /// container runs all the same.
-pub(super) fn follow(dir: &ContainerDir, state: &mut State, spec: &Spec) {
+pub(super) fn follow(context: &Context, dir: &ContainerDir, state: &mut State, spec: &Spec) {
     let Some(sandbox) = state.own_sandbox() else {
         return;
     };
     let manager = service_manager_to_tell(&state.container);
-    let followed = Followed {
-        ready: manager.is_some(),
-        ..Followed::of(sandbox, spec)
-    };
+    let mut followed = Followed::of(sandbox, spec);
+    followed.oom &= context.oom_in_cgroup;
+    followed.ready = manager.is_some();
     if !Privilege::own().is_some_root() || !followed.is_anything() || is_there(sandbox, followed) {
         return;
     }

@@ -222,7 +222,12 @@ fn prepare_host(
     }
     add_shares(target.vmm, folder, plan.shares)?;
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let own;
     let (stdio, sizes) = match std::mem::take(&mut request.terminal) {
+        Terminal::Streams(streams) => {
+            own = streams;
+            (Stdio::Streams(own.each_ref().map(AsFd::as_fd)), None)
+        }
         Terminal::None => (
             Stdio::Streams([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]),
             None,

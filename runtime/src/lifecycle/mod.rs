@@ -35,7 +35,7 @@ use std::thread;
 pub use console_socket::{ConsoleSocketError, send_followed_terminal};
 pub use create::{Create, Created, Terminal, create};
 pub use delete::{delete, undo};
-pub use error::Error;
+pub use error::{Error, ErrorKind};
 pub use exec::{Execution, Target, exec, find_for_exec, for_guest, own_process};
 pub use follower::follower;
 pub use hooks::HookError;
@@ -64,6 +64,8 @@ pub struct Context {
     pub systemd_cgroup: bool,
     /// Whether guests say in their console what they do.
     pub debug: bool,
+    /// Whether whoever made the container looks into its VM's cgroup for kills for want of memory, and asks nobody.
+    pub oom_in_cgroup: bool,
     /// Where the configuration comes from.
     pub settings: Settings,
 }

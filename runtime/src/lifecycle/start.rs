@@ -31,7 +31,7 @@ pub struct Started {
 pub fn start(context: &Context, id: &ContainerId) -> Result<Started, Error> {
     let (dir, mut state) = context.lock(id, Verb::Start, &[Status::Created])?;
     let agent = connect(&dir, &state)?;
-    start_created(&dir, &mut state, &agent)?;
+    start_created(context, &dir, &mut state, &agent)?;
     Ok(Started { dir, state, agent })
 }
 
@@ -42,6 +42,7 @@ pub fn start(context: &Context, id: &ContainerId) -> Result<Started, Error> {
 /// and counts as running, so that it is not started again. When a `poststart` hook fails: then it is
 /// killed, as with runc.
 pub fn start_created(
+    context: &Context,
     dir: &ContainerDir,
     state: &mut State,
     agent: &BlockingAgent,
@@ -51,7 +52,7 @@ pub fn start_created(
         relay_resolver(dir.id(), &dir.own_sandbox(), &mut state.sandbox, agent)?;
     }
     let spec = dir.load_config()?;
-    follow(dir, state, &spec);
+    follow(context, dir, state, &spec);
     // Before the process runs: if it ends at once, the state must not say `created` ever after.
     state.container.phase = Phase::Running;
     dir.save(&state.container)?;

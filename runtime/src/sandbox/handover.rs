@@ -66,7 +66,7 @@ pub fn execute<T: Serialize>(
     let arguments = identity.arguments(written.as_raw_fd())?;
     let inherited = inherited.iter().map(AsFd::as_fd);
     let inherited: Vec<_> = inherited.chain([written.as_fd()]).collect();
-    ChildProcess::spawn(&arguments, &inherited, cgroup, namespaces, start)
+    ChildProcess::spawn(&arguments, &inherited, None, cgroup, namespaces, start)
 }
 
 /// In the process: reads it, once. Returns the file as well, which is to stay open.

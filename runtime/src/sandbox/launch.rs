@@ -37,6 +37,8 @@ pub struct Launch<'a> {
     pub selinux_label: Option<String>,
     /// The user namespace that the VMM process is to be root in.
     pub user_namespace: Option<UserNamespace>,
+    /// The standard streams of a container without a terminal; without them, this process's.
+    pub stdio: Option<[OwnedFd; 3]>,
     /// What the process is to run.
     pub vm: VmConfig,
 }
@@ -52,7 +54,7 @@ pub struct Sandbox {
 }
 
 impl Launch<'_> {
-    /// Starts the VMM process, which inherits this process's stdio for a container without a terminal.
+    /// Starts the VMM process, whose standard streams are those of a container without a terminal.
     ///
     /// Returns as soon as the process runs; [`Sandbox::wait_up`] waits for what it reports.
     ///
@@ -65,6 +67,7 @@ impl Launch<'_> {
             dir,
             cgroup,
             selinux_label,
+            stdio,
             vm,
             ..
         } = self;
@@ -86,7 +89,8 @@ impl Launch<'_> {
         let execute = || {
             let arguments = identity.arguments(written.as_raw_fd())?;
             let cgroup = cgroup.as_ref().map(AsFd::as_fd);
-            ChildProcess::spawn(&arguments, &inherited, cgroup, own, Start::Usual)
+            let stdio = stdio.as_ref();
+            ChildProcess::spawn(&arguments, &inherited, stdio, cgroup, own, Start::Usual)
         };
         let process = execute().map_err(SandboxError::host(
             "start the VMM process in namespaces of its own",

@@ -37,7 +37,7 @@ mod vmm;
 
 pub use agent::{
     Agent, AgentError, BlockingAgent, ContainerEnds, Limited, Pressure, PressureLine, ProcessInfo,
-    Stats,
+    Stats, open_connection,
 };
 pub use assets::BootFiles;
 pub use config::{VmConfig, VmmConfig, VmmDisk};

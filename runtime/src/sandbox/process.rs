@@ -46,7 +46,8 @@ impl ChildProcess {
     /// name), in the cgroup whose directory is given, or in this process's, and in new namespaces of these
     /// kinds (CLONE_NEW*). It inherits these descriptors, under their numbers: they are closed on exec in this
     /// process, so that a child which another thread starts meanwhile doesn't get them, and the child itself
-    /// changes that. It has this priority from the beginning. No signal is ignored in it and its personality
+    /// changes that. It has this priority from the beginning. Its standard streams are these, none of which may be one of
+    /// this process's own, or else the same as this process's. No signal is ignored in it and its personality
     /// (personality(2)) is Linux's own, whatever this process was started with.
     ///
     /// # Errors
@@ -54,6 +55,7 @@ impl ChildProcess {
     pub fn spawn(
         arguments: &[CString],
         inherited: &[BorrowedFd<'_>],
+        stdio: Option<&[OwnedFd; 3]>,
         cgroup: Option<BorrowedFd<'_>>,
         namespaces: u64,
         start: Start,
@@ -92,6 +94,9 @@ impl ChildProcess {
                 }
                 for fd in inherited {
                     libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0);
+                }
+                for (number, fd) in (0..).zip(stdio.into_iter().flatten()) {
+                    libc::dup2(fd.as_raw_fd(), number);
                 }
                 if start == Start::Unhurried {
                     libc::syscall(
@@ -183,7 +188,8 @@ mod tests {
     fn a_process_is_started_killed_and_waited_for() {
         // The test's own binary, which has no such test.
         let arguments = [c"hull".to_owned(), c"none".to_owned()];
-        let mut ended = ChildProcess::spawn(&arguments, &[], None, 0, Start::Usual).expect("spawn");
+        let mut ended =
+            ChildProcess::spawn(&arguments, &[], None, None, 0, Start::Usual).expect("spawn");
         assert!(ended.wait().expect("wait").success());
         assert_eq!(
             ended.try_wait().expect("wait"),

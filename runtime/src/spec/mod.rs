@@ -57,7 +57,7 @@ pub use mount_options::supported as supported_mount_options;
 pub use mounts::{is_bind, within_root};
 pub use network::{Network, is_hosts as is_hosts_network, path as network_path};
 pub use policy::{apply as apply_policy, is_of_engine};
-pub use read::{audit_bundle, load, load_process};
+pub use read::{audit_bundle, load, load_process, parse_process};
 pub use reference::reference;
 pub use seccomp::FilterCache;
 pub use sizing::has_memory_limit;

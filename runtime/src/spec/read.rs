@@ -115,7 +115,18 @@ pub fn load_process(path: &Path) -> Result<Process, SpecError> {
         path: path.to_owned(),
         source,
     };
-    let process = parse(File::open(path).map_err(failed)?, path)?;
+    process_of(parse(File::open(path).map_err(failed)?, path)?)
+}
+
+/// Reads a process object that isn't in a file.
+///
+/// # Errors
+/// When it isn't one that hull takes as it stands.
+pub fn parse_process(json: &[u8]) -> Result<Process, SpecError> {
+    process_of(parse(json, Path::new("the process"))?)
+}
+
+fn process_of(process: Value) -> Result<Process, SpecError> {
     let mut config = Value::Object(Map::from_iter([("process".to_owned(), process)]));
     normalize(&mut config, "")?;
     refuse(&config)?;
@@ -176,7 +187,7 @@ fn open_config(dir: &OwnedFd, bundle: &Path) -> Result<File, SpecError> {
     }
 }
 
-fn parse(file: File, path: &Path) -> Result<Value, SpecError> {
+fn parse(file: impl Read, path: &Path) -> Result<Value, SpecError> {
     let failed = |source| SpecError::Read {
         path: path.to_owned(),
         source,

@@ -102,6 +102,14 @@ impl AgentError {
     pub fn is_unknown(&self) -> bool {
         matches!(self, Self::Timeout { .. } | Self::Lost(_))
     }
+
+    /// Whether nobody answered in time.
+    pub fn is_timeout(&self) -> bool {
+        matches!(
+            self,
+            Self::Timeout { .. } | Self::VmmTimeout { .. } | Self::Unconnected { .. }
+        )
+    }
 }
 
 /// A connection to a sandbox's agent, for async code; clones share it.
@@ -112,7 +120,10 @@ pub struct Agent {
 
 impl Agent {
     /// Speaks over a stream to the agent's port. To be called inside a runtime, whose the stream then is.
-    pub(in crate::sandbox) fn over(stream: UnixStream) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// When the runtime can't take the stream.
+    pub fn over(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         let stream = tokio::net::UnixStream::from_std(stream)?;
         let (answers, requests) = stream.into_split();
