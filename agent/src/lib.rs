@@ -23,6 +23,7 @@ pub mod procfs;
 pub mod reaper;
 pub mod sandbox;
 pub mod server;
+pub mod shared_memory;
 mod slots;
 pub mod stdio;
 mod sys;

@@ -12,12 +12,12 @@ use hull_protocol::agent::{
     WaitProcessRequest,
 };
 use hull_protocol::answers;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use crate::cgroup::Cgroup;
 use crate::container::devices::{self, Disks};
+use crate::container::joined::JoinedNamespaces;
 use crate::container::notify::NotifySocket;
 use crate::container::{self, Container, ContainerDirectory, Process, init, spec};
 use crate::containers::{Containers, Reservation};
@@ -25,10 +25,11 @@ use crate::error::{Error, Failure, Fatal};
 use crate::exec;
 use crate::helper::{self, NewProcess, ReportReceiver, Task};
 use crate::limits;
-use crate::network::{NamespaceState, Network};
+use crate::network::NamespaceState;
 use crate::process::{Launch, seccomp};
 use crate::procfs;
 use crate::reaper::{ExitStatus, Reaper};
+use crate::shared_memory::SharedMemory;
 use crate::stdio::{self, AgentEnds, ProcessEnds};
 use crate::transport::{self, Dial};
 use crate::volume_sockets::VolumeSockets;
@@ -64,6 +65,8 @@ pub struct Sandbox {
     owner: OnceLock<Weak<Container>>,
     /// Whether connections to sockets of the host are passed on.
     volume_sockets: VolumeSockets,
+    /// What containers have in common in the guest's memory.
+    shared_memory: SharedMemory,
 }
 
 /// Kills a process once the caller that waits for it has gone.
@@ -96,6 +99,7 @@ impl Sandbox {
             guest_network: NamespaceState::default(),
             owner: OnceLock::new(),
             volume_sockets: VolumeSockets::default(),
+            shared_memory: SharedMemory::default(),
         })
     }
 
@@ -166,6 +170,10 @@ impl Sandbox {
                 limits::set(cgroup.directory(), resources)?;
             }
         }
+        let find = |id: &str| self.containers.find(id);
+        let joined = JoinedNamespaces::find(request.shared_namespaces.get_or_default(), find)?;
+        config.launch.new_network &= !joined.has_network();
+        let memory = self.shared_memory.mount(&request.shared_memory)?;
         let directory = ContainerDirectory::create(id)?;
         let notify = request.notify.then(|| NotifySocket::make(directory.path()));
         let notify = notify.transpose()?;
@@ -182,14 +190,15 @@ impl Sandbox {
             cgroup: cgroup.directory().to_owned(),
             spec: Box::new(config.spec.clone()),
             root_options: request.root_options.clone(),
+            shared: joined.for_helper(),
             launch: config.launch.clone(),
         });
         let size = config.launch.process.console_size();
         let (init, start_socket) = self
-            .make_process(&task, process_ends, agent_ends, size, &[])
+            .make_process(&task, process_ends, agent_ends, size, &joined.inherited())
             .await?;
         let own_network = config.namespaces & libc::CLONE_NEWNET.cast_unsigned() != 0;
-        let network = Network::of(init.pid, own_network, &self.guest_network)?;
+        let network = joined.network_of(init.pid, own_network, &self.guest_network)?;
         if let Some(request) = request.network.as_ref() {
             network.set_up(id, request).await?;
         }
@@ -200,6 +209,7 @@ impl Sandbox {
             start_socket,
             notify,
             network,
+            memory,
         };
         Ok(Container::new(id.clone(), parts, &config))
     }
@@ -274,10 +284,7 @@ impl Sandbox {
         // The container may have ended while the host was dialled.
         container.check_not_stopped()?;
 
-        let init = Pid::from_raw(container.init.pid)
-            .ok_or_else(|| Error::NotFound(format!("the first process of {}", container.id)))?;
-        let pidfd = pidfd_open(init, PidfdFlags::empty())
-            .map_err(|e| Error::io(format!("open container {}", container.id))(e.into()))?;
+        let pidfd = container.open_init()?;
         let task = Task::Exec(exec::Task {
             init: std::os::fd::AsRawFd::as_raw_fd(&pidfd),
             init_pid: container.init.pid,
@@ -572,6 +579,7 @@ async fn remove(container: &Container) -> Result<(), Error> {
         tokio::spawn(shares.clone().forget());
     }
     // Not left to drop: somebody may still hold the container when its id is used again.
+    container.release_memory();
     container.directory.remove();
     Ok(())
 }

@@ -25,9 +25,9 @@ pub fn first() -> (Container, Running) {
     (container, running)
 }
 
-/// A container to be created in its sandbox; on the host it has no cgroup of its own.
+/// A container to be created in its sandbox.
 pub fn beside(first: &Container, bundle: Bundle) -> Container {
-    Container::in_sandbox_of(first, bundle.unset("/linux", "cgroupsPath"))
+    Container::in_sandbox_of(first, bundle)
 }
 
 /// The first container is as it was.
@@ -327,8 +327,6 @@ fn what_is_the_whole_vms_is_refused() {
         let _ = second.run().exits(1).fails_saying(said);
     };
     let with = |field: &str, value| waiting().set(field, value);
-    let with_cgroup = Container::in_sandbox_of(&first, waiting());
-    let _ = with_cgroup.run().exits(1).fails_saying("linux.cgroupsPath");
     refused(
         with("/linux/resources/cpu", json!({"cpus": "0"})),
         "linux.resources.cpu.cpus",

@@ -38,6 +38,7 @@ mod network_changes;
 mod notify;
 mod oom;
 mod overlays;
+mod pod;
 mod poor_hosts;
 mod privileges;
 mod process;

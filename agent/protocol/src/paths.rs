@@ -25,6 +25,9 @@ pub const SUBMOUNT_OPTION: &str = "x-hull.below=";
 /// a bind mount of the device.
 pub const DISKS: &str = "/dev/hull";
 
+/// Where the agent mounts the file systems in memory that containers have in common: `<SHARED_MEMORY>/<name>`.
+pub const SHARED_MEMORY: &str = "/run/hull/memory";
+
 /// Where a container has the socket by which it says that it is ready (sd_notify(3)), if the host asks for one: runc's
 /// place. The socket has a directory of its own.
 pub const NOTIFY_DIRECTORY: &str = "/run/notify";

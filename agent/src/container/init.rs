@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::devices::{self, DeviceNodes};
 use super::mounts::Mounts;
-use super::namespaces::{Namespaces, SyncSocket};
+use super::namespaces::{Namespaces, Shared, SyncSocket};
 use super::restricted_paths::RestrictedPaths;
 use super::root;
 use super::sysctl::Sysctls;
@@ -39,6 +39,8 @@ pub struct Task {
     pub spec: Box<Spec>,
     /// Mount options for its root: the attributes that the mounts have on the host.
     pub root_options: Vec<String>,
+    /// The namespaces of other containers that it is to have.
+    pub shared: Vec<Shared>,
     /// The process to start.
     pub launch: Launch,
 }
@@ -58,7 +60,8 @@ struct ContainerSetup {
 ///
 /// # Errors
 /// When the container could not be made.
-pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
+pub fn run(mut task: Task, reporter: &Reporter) -> Result<(), Failure> {
+    let shared = std::mem::take(&mut task.shared);
     let process = &task.launch.process;
     // Set here, as the root of a user namespace lacks the privileges. The container's process inherits them.
     rlimits::raise_hard_limits(process)?;
@@ -71,6 +74,8 @@ pub fn run(task: Task, reporter: &Reporter) -> Result<(), Failure> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(Failure::io("become undumpable"))?;
     let (helper_end, process_end) = SyncSocket::pair().map_err(Failure::io("make a socket"))?;
+    // The last thing before the clone: from here on, what the helper sees of the network is a container's.
+    setup.namespaces.enter_shared(&shared)?;
     let namespaces = setup.namespaces.clone_flags();
     let pid = sys::fork_sibling(namespaces, Some(cgroup.as_fd()))
         .map_err(Failure::field("linux.namespaces"))?;

@@ -3,6 +3,7 @@
 pub mod devices;
 mod in_root;
 pub mod init;
+pub mod joined;
 pub mod mounts;
 mod namespaces;
 pub mod notify;
@@ -25,6 +26,7 @@ use crate::error::Error;
 use crate::helper::ReportReceiver;
 use crate::network::Network;
 use crate::process::seccomp;
+use crate::shared_memory::MountedMemory;
 use crate::stdio::Completion;
 use crate::sys;
 use shares::Shares;
@@ -87,6 +89,8 @@ pub struct Container {
     pub network: Network,
     /// Where the host's shares of it are, if its root is one.
     shares: Option<Shares>,
+    /// What it has in common with other containers, until it is removed.
+    memory: Mutex<Vec<Arc<MountedMemory>>>,
     state: Mutex<State>,
 }
 
@@ -105,6 +109,8 @@ pub struct Parts {
     pub notify: Option<notify::NotifySocket>,
     /// Its network.
     pub network: Network,
+    /// The file systems in memory that it has in common with other containers.
+    pub memory: Vec<Arc<MountedMemory>>,
 }
 
 #[derive(Debug)]
@@ -144,6 +150,14 @@ impl Container {
         self.shares.as_ref()
     }
 
+    /// Gives up what it has in common with other containers, once it has ended.
+    pub fn release_memory(&self) {
+        self.memory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
     /// A container whose first process waits to be started.
     #[must_use]
     pub fn new(id: String, parts: Parts, config: &spec::SplitConfig) -> Self {
@@ -160,6 +174,7 @@ impl Container {
             notify: parts.notify,
             network: parts.network,
             shares: root.and_then(|root| Shares::of_root(root.path())),
+            memory: Mutex::new(parts.memory),
             state: Mutex::new(State {
                 start_socket: Some(parts.start_socket),
                 processes: VecDeque::new(),

@@ -1,5 +1,5 @@
-//! The namespaces of a container, which are all new, and their id maps and time offsets, which the helper writes
-//! from outside.
+//! The namespaces of a container, and their id maps and time offsets, which the helper writes from outside. They are
+//! new, or those of other containers in the sandbox ([`Shared`]).
 //!
 //! The pid and user namespaces are made by the clone that makes the first process: a pid namespace applies only to
 //! processes born in it, and the user namespace must own all others. The first process unshares the others once it
@@ -10,7 +10,7 @@
 use std::fmt::Write;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -18,8 +18,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Gid, Uid};
 use rustix::system::{setdomainname, sethostname};
 use rustix::thread::{
-    LinkNameSpaceType, move_into_link_name_space, set_thread_res_gid, set_thread_res_uid,
+    LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space,
+    move_into_thread_name_spaces, set_thread_res_gid, set_thread_res_uid,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
 use crate::sys;
@@ -29,11 +31,24 @@ const AT_CLONE: u32 = (libc::CLONE_NEWUSER | libc::CLONE_NEWPID).cast_unsigned()
 
 const NEWTIME: u32 = libc::CLONE_NEWTIME.cast_unsigned();
 
+const NEWUSER: u32 = libc::CLONE_NEWUSER.cast_unsigned();
+
+/// Namespaces of another container that a container's first process enters, for the helper that makes it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Shared {
+    /// The number of a pidfd of that one's first process.
+    pub process: RawFd,
+    /// Their kinds, `CLONE_NEW*`.
+    pub kinds: u32,
+}
+
 /// The namespaces of a container.
 #[derive(Debug, Default)]
 pub struct Namespaces {
     /// `CLONE_NEW*`.
     flags: u32,
+    /// Those of the flags that are other containers'.
+    shared: u32,
     uid_map: String,
     gid_map: String,
     time_offsets: String,
@@ -59,12 +74,38 @@ impl Namespaces {
         found
     }
 
-    /// The flags of the namespaces that are made by the clone of the first process.
-    pub fn clone_flags(&self) -> u32 {
-        self.flags & AT_CLONE
+    /// Enters other containers' namespaces, which are the container's, with the calling thread: its first process is to
+    /// be born in them. The helper has the rights to do so, and that process wouldn't in a user namespace of its own.
+    ///
+    /// A user namespace comes last, as the helper then has no rights in the guest any more. The first process makes its own
+    /// namespaces there, so that they belong to it.
+    ///
+    /// # Errors
+    /// When one has ended.
+    pub fn enter_shared(&mut self, shared: &[Shared]) -> Result<(), Failure> {
+        let mut users = None;
+        for Shared { process, kinds } in shared {
+            let process = sys::take_inherited_fd(*process)
+                .map_err(Failure::io("use another container's pidfd"))?;
+            self.shared |= kinds;
+            enter(process.as_fd(), kinds & !NEWUSER)?;
+            if kinds & NEWUSER != 0 {
+                users = Some(process);
+            }
+        }
+        users.map_or(Ok(()), |process| enter(process.as_fd(), NEWUSER))
     }
 
-    /// Whether the container has a namespace of this type of its own.
+    /// The flags of the namespaces that are made by the clone of the first process.
+    pub fn clone_flags(&self) -> u32 {
+        self.new_ones() & AT_CLONE
+    }
+
+    fn new_ones(&self) -> u32 {
+        self.flags & !self.shared
+    }
+
+    /// Whether the container has a namespace of this type other than the guest's own.
     pub fn has(&self, kind: LinuxNamespaceType) -> bool {
         self.flags & clone_flag(kind) != 0
     }
@@ -74,7 +115,7 @@ impl Namespaces {
     /// # Errors
     /// When the kernel refuses.
     pub fn unshare(&self, helper: &SyncSocket) -> Result<(), Failure> {
-        sys::unshare(self.flags & NEWTIME).map_err(Failure::field("linux.namespaces"))?;
+        sys::unshare(self.new_ones() & NEWTIME).map_err(Failure::field("linux.namespaces"))?;
         helper.notify().map_err(Failure::io("notify the helper"))?;
         helper.wait().map_err(Failure::io("wait for the helper"))?;
         if self.has(LinuxNamespaceType::User) {
@@ -82,7 +123,7 @@ impl Namespaces {
                 .and_then(|()| set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT))
                 .map_err(Failure::io("become the container's root"))?;
         }
-        let remaining = self.flags & !(AT_CLONE | NEWTIME);
+        let remaining = self.new_ones() & !(AT_CLONE | NEWTIME);
         sys::unshare(remaining).map_err(Failure::field("linux.namespaces"))?;
         if self.has(LinuxNamespaceType::Time) {
             enter_time_namespace().map_err(Failure::io("enter the time namespace"))?;
@@ -106,12 +147,15 @@ impl Namespaces {
                 fs::write(format!("/proc/{process}/{file}"), text).map_err(Failure::field(field))
             }
         };
-        write("uid_map", &self.uid_map, "linux.uidMappings")?;
-        write("gid_map", &self.gid_map, "linux.gidMappings")?;
+        if self.new_ones() & NEWUSER != 0 {
+            write("uid_map", &self.uid_map, "linux.uidMappings")?;
+            write("gid_map", &self.gid_map, "linux.gidMappings")?;
+        }
         write("timens_offsets", &self.time_offsets, "linux.timeOffsets")?;
         socket.notify().map_err(Failure::io("notify the process"))
     }
 
+    /// As with runc, also where others share them.
     fn set_host_names(&self) -> Result<(), rustix::io::Errno> {
         if !self.has(LinuxNamespaceType::Uts) {
             return Ok(());
@@ -124,6 +168,16 @@ impl Namespaces {
         }
         Ok(())
     }
+}
+
+fn enter(process: BorrowedFd<'_>, kinds: u32) -> Result<(), Failure> {
+    if kinds == 0 {
+        return Ok(());
+    }
+    let kinds = ThreadNameSpaceType::from_bits_retain(kinds);
+    move_into_thread_name_spaces(process, kinds).map_err(Failure::field(
+        "linux.namespaces: enter another container's",
+    ))
 }
 
 /// Enters the time namespace that unshare(2) has made for children, as execve(2) would do.

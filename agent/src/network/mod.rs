@@ -73,13 +73,21 @@ impl Network {
         }
         let path = format!("/proc/{process}/ns/net");
         let namespace = File::open(&path).map_err(Error::io(format!("open {path}")))?;
-        Ok(Self::new(Some(namespace.into()), NamespaceState::default()))
+        let namespace = Arc::new(namespace.into());
+        Ok(Self::new(Some(namespace), NamespaceState::default()))
     }
 
-    fn new(namespace: Option<OwnedFd>, state: NamespaceState) -> Self {
+    /// That of a further container in the same network namespace. What is set up there stays until the last of them is
+    /// released.
+    #[must_use]
+    pub fn shared(&self) -> Self {
+        Self::new(self.namespace.clone(), self.state.clone())
+    }
+
+    fn new(namespace: Option<Arc<OwnedFd>>, state: NamespaceState) -> Self {
         state.containers.fetch_add(1, Ordering::Relaxed);
         Self {
-            namespace: namespace.map(Arc::new),
+            namespace,
             state,
             released: AtomicBool::new(false),
             resolver: StdMutex::default(),

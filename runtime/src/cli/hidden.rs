@@ -46,6 +46,10 @@ pub struct StandIn {
     #[arg(long)]
     #[allow(dead_code)]
     folder: String,
+    /// The cgroup was made for this process
+    #[arg(long)]
+    #[allow(dead_code)]
+    own_cgroup: bool,
 }
 
 /// `hull follow`.

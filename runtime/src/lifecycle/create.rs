@@ -13,6 +13,7 @@ use super::delete::undo;
 use super::foreign_network;
 use super::hooks::{HookContext, Hooks, Stage};
 use super::join::join;
+use super::membership;
 use super::network::{ConnectedNetwork, PlannedNetwork, may_have_interfaces, move_devices};
 use super::resolver::relay_resolver;
 use super::state::for_hook;
@@ -43,7 +44,8 @@ pub struct Create<'a> {
     /// The service manager's socket, if one waits for the container's word that it is ready (sd_notify(3)). That of the
     /// bundle comes first.
     pub service_manager: Option<PathBuf>,
-    /// The container whose sandbox it joins; without it, it gets one of its own.
+    /// The container whose sandbox it joins. Without it, its config.json may name one as engines do; else it gets one of
+    /// its own.
     pub sandbox: Option<ContainerId>,
 }
 
@@ -92,7 +94,7 @@ pub fn create(context: &Context, mut request: Create<'_>) -> Result<Created, Err
     if let Some(socket) = request.bundle.take_notify_socket() {
         request.service_manager = Some(socket);
     }
-    match request.sandbox.clone() {
+    match membership::sandbox_of(context, &request)? {
         None => with_sandbox(context, request),
         Some(sandbox) => join(context, request, &sandbox),
     }
@@ -190,7 +192,8 @@ impl Planned {
         let Create { id, bundle, .. } = request;
         let config = context.settings.for_container(&bundle.annotations())?;
         spec::apply_policy(bundle, Some(id.as_str()), &config)?;
-        foreign_network::refuse(context, id, bundle.spec())?;
+        foreign_network::refuse(id, bundle.spec())?;
+        membership::refuse_foreign(bundle)?;
         let boot = config.boot().open()?;
         let filters = FilterCache::below(&context.root);
         let privilege = Privilege::own();

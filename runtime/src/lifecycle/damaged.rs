@@ -55,7 +55,10 @@ fn end_processes(store: &Store, id: &ContainerId) -> Result<bool, Error> {
     let mut cgroups = Vec::new();
     for running in &found {
         let cgroup = match running.purpose {
-            Purpose::Vmm { own_cgroup: true } => HostCgroup::around(running.process.pid).ok(),
+            Purpose::Vmm { own_cgroup: true }
+            | Purpose::StandIn {
+                own_cgroup: true, ..
+            } => HostCgroup::around(running.process.pid).ok(),
             _ => None,
         };
         kill_process(running.process, cgroup.as_ref())?;
@@ -64,7 +67,10 @@ fn end_processes(store: &Store, id: &ContainerId) -> Result<bool, Error> {
             running.process.pid
         );
         cgroups.extend(cgroup);
-        if let Purpose::StandIn { sandbox, folder } = &running.purpose {
+        if let Purpose::StandIn {
+            sandbox, folder, ..
+        } = &running.purpose
+        {
             let is_vm = |one: &&RunningProcess| {
                 one.id == *sandbox && matches!(one.purpose, Purpose::Vmm { .. })
             };

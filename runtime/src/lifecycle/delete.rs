@@ -82,9 +82,9 @@ fn destroy(dir: ContainerDir, state: &State, force: bool) -> Result<(), Error> {
     leave(&dir, state, force)?;
     follower::end(state.own_sandbox().and_then(|own| own.follower))?;
     disconnect_interfaces(state.own_network(), &dir.own_sandbox())?;
-    if let Some(cgroup) = state.own_cgroup() {
+    if let Some(cgroup) = state.cgroup_of_process() {
         // A process that the state doesn't name yet ends by itself, soon.
-        cgroup.remove(state.sandbox.vmm.is_some())?;
+        cgroup.remove(state.process().is_some())?;
     }
     let hooks = match dir.load_config() {
         Ok(config) => Hooks::of(&config),

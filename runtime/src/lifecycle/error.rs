@@ -53,7 +53,8 @@ pub enum Error {
     },
     /// Somebody who isn't root of the host would add a container to a sandbox.
     #[error(
-        "--sandbox: without root of the host a VM takes no further container; create it with a sandbox of its own"
+        "without root of the host a VM takes no further container; create it with a sandbox of its own (engines: outside \
+         of a pod, with a network of its own)"
     )]
     JoinNeedsRoot,
     /// The guest doesn't take the memory that its VM is to grow by.
@@ -84,20 +85,31 @@ pub enum Error {
     /// What an engine has put into it.
     #[error(transparent)]
     Network(#[from] crate::network::Error),
-    /// One that a sandbox is in, which is to be joined by it.
+    /// A namespace of a container in a VM, for one that has another network and so another VM.
     #[error(
-        "config.json: {field}: {}: it is the network namespace of the sandbox {sandbox}: hull cannot join it yet; give \
-         the container a network of its own (engines: one that both are on), or create it in the sandbox \
-         (hull run --sandbox {sandbox})",
+        "config.json: {field}: {}: it is that of container {container}, in a VM: give the container that one's network, \
+         too (engines: --network container:NAME), and it is made in that VM",
         path.display()
     )]
-    NetworkOfSandbox {
+    NamespaceOfSandbox {
         /// Which field.
         field: String,
         /// The namespace's path.
         path: PathBuf,
-        /// The sandbox.
-        sandbox: ContainerId,
+        /// Whose it is.
+        container: ContainerId,
+    },
+    /// A namespace that no container in the VM has.
+    #[error(
+        "config.json: {field}: {}: it is that of no container in the VM, and a namespace of the host cannot be joined \
+         from inside one; remove the path (for one of the container's own) or the namespace (for the guest's)",
+        path.display()
+    )]
+    ForeignNamespace {
+        /// Which field.
+        field: String,
+        /// The namespace's path.
+        path: PathBuf,
     },
     /// One that a container of another runtime is in, which is to be joined.
     #[error(

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use hull_vmm::jail::tree::{ReadOnly, Share, Source};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 use rustix::fs::fstat;
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -17,9 +17,10 @@ use super::create::{Create, Created, Terminal, commit, first_record, run_create_
 use super::delete::{leave, undo};
 use super::hooks::Hooks;
 use super::network::{is_in_network, net_devices};
-use super::{Context, Error, Verb, WrongState, allow, mount_points};
+use super::{Context, Error, Verb, WrongState, allow, membership, mount_points};
 use crate::cgroup::{self, HostCgroup};
 use crate::chain::chain;
+use crate::config::Config;
 use crate::host::{Privilege, ProcessId};
 use crate::sandbox::{
     AgentError, AttachedStdio, BlockingAgent, ContainerEnds, GuestNetwork, Lifeline, Offer,
@@ -57,30 +58,40 @@ pub fn join(
 ) -> Result<Created, Error> {
     let target = find(context, sandbox)?;
     let folder = unique().map_err(SandboxError::host("name the container's shares"))?;
-    let plan = plan(context, &request, &target, &folder)?;
+    let shared = membership::share(context, &mut request.bundle, sandbox, target.vmm)?;
+    let (mut plan, config) = plan(context, &request, &target, &folder)?;
+    plan.guest_spec.shared_namespaces = shared;
     let joined = Joined {
         sandbox: sandbox.clone(),
         vmm: target.vmm,
         folder: folder.clone(),
         stand_in: None,
+        cgroup: cgroup_of_stand_in(context, &request)?,
     };
-    let container = first_record(&request, Some(joined));
+    let container = first_record(&request, Some(joined.clone()));
     let sandbox = target.first.sandbox.clone();
     let mut state = State { container, sandbox };
     let dir = context.store()?.create(&state)?;
+    let limits = cgroup::Limits {
+        // The guest's kernel enforces them: on the host there is but a process that waits.
+        resources: &LinuxResources::default(),
+        sizing: target.first.sandbox.sizing,
+        plugged_mib: 0,
+        config: &config,
+    };
     let (stand_in, for_guest) =
-        match prepare_host(context, &dir, &folder, &mut request, plan, &target) {
+        match prepare_host(context, &dir, &joined, &mut request, plan, &target, &limits) {
             Ok(prepared) => prepared,
             Err(e) => {
                 // With what can't be removed the folder stays, for `delete`.
-                match leave(&dir, &state, true) {
+                match leave(&dir, &state, true).and_then(|()| remove_cgroup(&state)) {
                     Ok(()) => dir.discard(),
                     Err(e) => log::warn!("{}", chain(&e)),
                 }
                 return Err(e);
             }
         };
-    match bring_up(&stand_in, for_guest, &dir, &mut state, &request) {
+    match bring_up(&stand_in, for_guest, &dir, &mut state, &request, &limits) {
         Ok(agent) => Ok(Created {
             dir,
             state,
@@ -128,7 +139,7 @@ fn plan(
     request: &Create<'_>,
     target: &Target,
     folder: &str,
-) -> Result<Plan, Error> {
+) -> Result<(Plan, Config), Error> {
     let privilege = Privilege::own();
     if !privilege.is_host_root() {
         return Err(Error::JoinNeedsRoot);
@@ -146,10 +157,6 @@ fn plan(
         &config,
     )?;
     let asks = [
-        (
-            "linux.cgroupsPath",
-            HostCgroup::asked_for(bundle.spec()).is_some(),
-        ),
         ("linux.resources.cpu.cpus", plan.is_bound_to_cpus()),
         ("linux.memoryPolicy", plan.memory_policy.is_some()),
         (
@@ -172,7 +179,28 @@ fn plan(
             field,
             sandbox: target.first.sandbox.id.clone(),
         }),
-        None => Ok(plan),
+        None => Ok((plan, config)),
+    }
+}
+
+/// The cgroup that config.json names for the process on the host: engines count there, and wait for it to be empty. Without
+/// a name there is none.
+fn cgroup_of_stand_in(
+    context: &Context,
+    request: &Create<'_>,
+) -> Result<Option<HostCgroup>, Error> {
+    let spec = request.bundle.spec();
+    if HostCgroup::asked_for(spec).is_none() {
+        return Ok(None);
+    }
+    let cgroup = HostCgroup::of(spec, &request.id, context.systemd_cgroup, Privilege::own());
+    Ok(cgroup?)
+}
+
+fn remove_cgroup(state: &State) -> Result<(), Error> {
+    match state.cgroup_of_process() {
+        Some(cgroup) => Ok(cgroup.remove(state.process().is_some())?),
+        None => Ok(()),
     }
 }
 
@@ -210,11 +238,13 @@ fn make_root_read_only(shares: &mut [Share], folder: &str) {
 fn prepare_host(
     context: &Context,
     dir: &ContainerDir,
-    folder: &str,
+    joined: &Joined,
     request: &mut Create<'_>,
     mut plan: Plan,
     target: &Target,
+    limits: &cgroup::Limits<'_>,
 ) -> Result<(Lifeline, ForGuest), Error> {
+    let folder = &*joined.folder;
     dir.save_config(request.bundle.spec())?;
     if request.bundle.read_only_root() {
         mount_points::make(&request.bundle);
@@ -240,12 +270,15 @@ fn prepare_host(
     };
     let streams = AttachedStdio::attach(&target.files, stdio)?;
     let stdio = streams.offer();
+    let cgroup = joined.cgroup.as_ref();
+    let cgroup = cgroup.map(|cgroup| cgroup.make(limits)).transpose()?;
     let stand_in = StandIn {
         container: dir.id(),
         store: context.store()?.key()?,
         sandbox: &target.files,
         vmm: target.vmm,
         folder,
+        cgroup: cgroup.flatten(),
         streams,
         sizes,
     };
@@ -265,6 +298,7 @@ fn bring_up(
     dir: &ContainerDir,
     state: &mut State,
     request: &Create<'_>,
+    limits: &cgroup::Limits<'_>,
 ) -> Result<BlockingAgent, Error> {
     let ForGuest {
         mut spec,
@@ -275,6 +309,7 @@ fn bring_up(
         joined.stand_in = ProcessId::of(stand_in.pid()).ok();
     }
     dir.save(&state.container)?;
+    adopt(stand_in, dir, state, limits)?;
     run_create_hooks(&Hooks::of(request.bundle.spec()), state)?;
     let sandbox = dir.sandbox_of(&state.container)?;
     let agent = BlockingAgent::connect(&sandbox)?;
@@ -301,6 +336,22 @@ fn bring_up(
     dir.save(&state.container)?;
     commit(request, stand_in)?;
     Ok(agent)
+}
+
+/// Has systemd make the stand-in's cgroup around it, if it is to.
+fn adopt(
+    stand_in: &Lifeline,
+    dir: &ContainerDir,
+    state: &mut State,
+    limits: &cgroup::Limits<'_>,
+) -> Result<(), Error> {
+    let joined = state.container.joined.as_mut();
+    let cgroup = joined.and_then(|joined| joined.cgroup.as_mut());
+    if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.is_scope()) {
+        cgroup.adopt(stand_in.pid(), limits)?;
+        dir.save(&state.container)?;
+    }
+    Ok(())
 }
 
 /// Hands the container's disks to the VM, and tells the agent of the slots that they are in.

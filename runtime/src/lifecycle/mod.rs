@@ -15,6 +15,7 @@ mod hooks;
 mod join;
 mod kill;
 mod list;
+mod membership;
 mod mount_points;
 mod network;
 mod observe;

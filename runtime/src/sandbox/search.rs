@@ -45,6 +45,8 @@ pub enum Purpose {
         sandbox: ContainerId,
         /// The folder of the container's shares in the VM's tree.
         folder: String,
+        /// As with a VM's.
+        own_cgroup: bool,
     },
     /// It passes on what happens on the host or in the guest.
     Follower,
@@ -68,13 +70,16 @@ pub struct ProcessIdentity(Vec<String>);
 impl ProcessIdentity {
     /// That of the process of a container of the store.
     pub fn new(purpose: &Purpose, store: StoreKey, id: &ContainerId) -> Self {
+        let with_cgroup = |own_cgroup: &bool| own_cgroup.then(|| OWN_CGROUP.to_owned());
         let (verb, own) = match purpose {
-            Purpose::Vmm { own_cgroup } => {
-                let own_cgroup = own_cgroup.then(|| OWN_CGROUP.to_owned());
-                (VMM, own_cgroup.into_iter().collect::<Vec<_>>())
-            }
-            Purpose::StandIn { sandbox, folder } => {
-                let own = vec![format!("{SANDBOX}{sandbox}"), format!("{FOLDER}{folder}")];
+            Purpose::Vmm { own_cgroup } => (VMM, Vec::from_iter(with_cgroup(own_cgroup))),
+            Purpose::StandIn {
+                sandbox,
+                folder,
+                own_cgroup,
+            } => {
+                let mut own = vec![format!("{SANDBOX}{sandbox}"), format!("{FOLDER}{folder}")];
+                own.extend(with_cgroup(own_cgroup));
                 (STAND_IN, own)
             }
             Purpose::Follower => (FOLLOW, Vec::new()),
@@ -170,13 +175,13 @@ fn value<'a>(arguments: &'a [u8], name: &str) -> Option<&'a str> {
 /// Whose process it is by these arguments, if it is one of the store's containers'.
 fn parse(arguments: &[u8], store: StoreKey) -> Option<(ContainerId, Purpose)> {
     let value = |name| value(arguments, name);
+    let own_cgroup = words(arguments).any(|word| word == OWN_CGROUP);
     let purpose = match words(arguments).next()? {
-        VMM => Purpose::Vmm {
-            own_cgroup: words(arguments).any(|word| word == OWN_CGROUP),
-        },
+        VMM => Purpose::Vmm { own_cgroup },
         STAND_IN => Purpose::StandIn {
             sandbox: value(SANDBOX)?.parse().ok()?,
             folder: value(FOLDER)?.to_owned(),
+            own_cgroup,
         },
         FOLLOW => Purpose::Follower,
         _ => return None,
@@ -209,6 +214,7 @@ mod tests {
         let stand_in = Purpose::StandIn {
             sandbox: "pod".parse().expect("id"),
             folder: "f".to_owned(),
+            own_cgroup: true,
         };
         let own_cgroup = true;
         let follower = Purpose::Follower;

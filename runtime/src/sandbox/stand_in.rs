@@ -6,8 +6,9 @@
 //! It opens nothing itself, and is in no namespace of the host that an engine could change by its pid.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -86,6 +87,8 @@ pub struct StandIn<'a> {
     pub vmm: ProcessId,
     /// The folder of the container's shares in its tree.
     pub folder: &'a str,
+    /// The directory of the host's cgroup that it is to be born in, made for it; without one it is in the caller's.
+    pub cgroup: Option<File>,
     /// The container's standard streams.
     pub streams: AttachedStdio,
     /// The sizes of an engine's terminal.
@@ -116,8 +119,10 @@ impl StandIn<'_> {
         let purpose = Purpose::StandIn {
             sandbox: self.sandbox.id().clone(),
             folder: self.folder.to_owned(),
+            own_cgroup: self.cgroup.is_some(),
         };
-        let process = start(&purpose, self.store, config);
+        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
+        let process = start(&purpose, self.store, cgroup, config);
         let process = process.map_err(SandboxError::host("start the container's stand-in"))?;
         let lifeline = Lifeline::new(process, connection);
         let said = match lifeline.report(CALL_TIMEOUT) {
@@ -131,13 +136,18 @@ impl StandIn<'_> {
     }
 }
 
-fn start(purpose: &Purpose, store: StoreKey, config: Config<OwnedFd>) -> io::Result<ChildProcess> {
+fn start(
+    purpose: &Purpose,
+    store: StoreKey,
+    cgroup: Option<BorrowedFd<'_>>,
+    config: Config<OwnedFd>,
+) -> io::Result<ChildProcess> {
     let identity = ProcessIdentity::new(purpose, store, &config.container);
     let own = namespaces::of_stand_in_at_birth();
     handover::execute(
         |number_of| config.with(number_of),
         &identity,
-        None,
+        cgroup,
         own,
         Start::Usual,
     )

@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn a_refused_field_is_named_with_its_index() {
         let config =
-            json!({"linux": {"namespaces": [{"type": "pid"}, {"type": "ipc", "path": "/p"}]}});
+            json!({"linux": {"namespaces": [{"type": "pid"}, {"type": "cgroup", "path": "/p"}]}});
         assert_eq!(refused(&config), ["linux.namespaces[1].path"]);
     }
 

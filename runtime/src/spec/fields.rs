@@ -243,7 +243,8 @@ pub const FIELDS: &[Field] = &[
     row("linux.cgroupsPath", Host).noted("where the VM's process runs"),
     row("linux.namespaces[]", Guest).unless(
         refuse::namespace,
-        "new ones are made in the guest; a path to one of the host's is refused, but for a network's",
+        "new ones are made in the guest; a path names those of a container in whose VM this one is to be (network, ipc, \
+         uts, pid, user), or a network; any other is refused",
     ),
     row("linux.namespaces[].type", Guest).noted(
         "a kind that is not listed is the guest's own, which stands in for the runtime's: nothing of \
@@ -251,9 +252,10 @@ pub const FIELDS: &[Field] = &[
          share the host's, `host_namespaces` of the configuration says what becomes of it: by default it is refused for \
          the network, and told of pid, ipc and uts",
     ),
-    row("linux.namespaces[].path", Host).noted(
-        "the VM's process joins the network namespace, whose interfaces are connected to the VM; the host's own is \
-         refused, and that of another container's process; `lo` is the guest's",
+    row("linux.namespaces[].path", Both).noted(
+        "below /proc/PID, PID being the process of a container of hull's: the container is made in that one's VM, and \
+         enters its namespace there. Otherwise the VM's process joins the network namespace, whose interfaces are \
+         connected to the VM; the host's own is refused, and that of another runtime's container; `lo` is the guest's",
     ),
     // Block devices are the host's, attached as disks; the rest is the guest's own.
     row("linux.devices[]", Both).unless(

@@ -198,10 +198,15 @@ pub fn scheduler_flags(node: Node<'_>) -> Option<Refusal> {
     Some(refusal.at(format!("[{index}]")))
 }
 
-/// `linux.namespaces[]`: by path a VM's process can join a network alone.
+/// The kinds of namespaces that a container may have of others in its sandbox.
+const SHAREABLE: [&str; 5] = ["network", "ipc", "uts", "pid", "user"];
+
+/// `linux.namespaces[]`: by path a VM's process can join a network, and a container those of others in its VM, which
+/// `create` finds out.
 pub fn namespace(node: Node<'_>) -> Option<Refusal> {
     let joined = !is_unset(&node.value["path"]);
-    (joined && node.value["type"] != "network").then(|| {
+    let kind = node.value["type"].as_str().unwrap_or_default();
+    (joined && !SHAREABLE.contains(&kind)).then(|| {
         Refusal::new(
             "a namespace of the host cannot be joined from inside a VM",
             "remove the path (for one of the container's own) or the namespace (for the guest's)",

@@ -1,12 +1,14 @@
 //! /dev/shm of engines. Most mount a tmpfs on the host for each container, with the size that its user asked for, and
 //! bind it. Shared with the guest it would be a network file system to programs, outside of the container's memory
-//! limit. So the guest makes a tmpfs that is as the host's is.
+//! limit. So the guest makes a tmpfs that is as the host's is: one for all containers of a sandbox that bind the same.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use hull_protocol::agent::SharedMemory;
+use hull_protocol::paths::SHARED_MEMORY;
 use hull_vmm::jail::userns::IdMap;
 use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
 use rustix::fs::{
@@ -24,17 +26,19 @@ const SHM: &str = "/dev/shm";
 /// What statfs(2) says of a tmpfs: `TMPFS_MAGIC` of linux/magic.h.
 const TMPFS: u64 = 0x0102_1994;
 
-/// The options of the tmpfs that a guest is to have in the place of a bind mount's source, if it is an engine's
-/// /dev/shm: the root of a tmpfs other than the host's own, with nothing in it yet.
+/// The tmpfs that a guest is to have in the place of a bind mount's source, if it is an engine's /dev/shm: the root of
+/// a tmpfs other than the host's own, with nothing in it yet. It is named by the host's, which no other has while that is
+/// mounted. With `same_ids`, users have the same numbers in the guest as on the host.
 ///
 /// # Errors
 /// When the kernel doesn't tell.
-pub(super) fn options(
+pub(super) fn in_guest(
     mount: &Mount,
     source: &OwnedFd,
     about: &Stat,
     spec: &Spec,
-) -> io::Result<Option<Vec<String>>> {
+    same_ids: bool,
+) -> io::Result<Option<SharedMemory>> {
     if within_root(mount.destination()) != Path::new(SHM)
         || FileType::from_raw_mode(about.st_mode) != FileType::Directory
     {
@@ -59,14 +63,18 @@ pub(super) fn options(
     {
         options.push(format!("size={bytes}"));
     }
-    options.extend(owner(about, spec));
-    Ok(Some(options))
+    options.extend(owner(about, spec, same_ids));
+    Ok(Some(SharedMemory {
+        name: format!("shm-{:x}", about.st_dev),
+        options,
+        ..Default::default()
+    }))
 }
 
-/// The options for its owner and group, by the container's ids, if these aren't root's.
-fn owner(about: &Stat, spec: &Spec) -> Vec<String> {
+/// The options for its owner and group, by the guest's ids, if these aren't root's.
+fn owner(about: &Stat, spec: &Spec, same_ids: bool) -> Vec<String> {
     let linux = spec.linux().as_ref();
-    let has_own_users = has_user_namespace(spec);
+    let has_own_ids = !same_ids && has_user_namespace(spec);
     let ids = [
         (
             "uid",
@@ -80,7 +88,7 @@ fn owner(about: &Stat, spec: &Spec) -> Vec<String> {
         ),
     ];
     let option = |(name, id, maps): (&str, u32, Option<&[LinuxIdMapping]>)| {
-        let id = match has_own_users {
+        let id = match has_own_ids {
             true => inside(id, &ranges(maps.unwrap_or_default()))?,
             false => id,
         };
@@ -89,12 +97,9 @@ fn owner(about: &Stat, spec: &Spec) -> Vec<String> {
     ids.into_iter().filter_map(option).collect()
 }
 
-/// Makes of a bind mount of an engine's /dev/shm the guest's own.
-pub(super) fn replace(mount: &mut Mount, mut options: Vec<String>, own: Vec<String>) {
-    options.retain(|option| !matches!(option.as_str(), "bind" | "rbind"));
-    options.extend(own);
-    mount.set_typ(Some("tmpfs".to_owned()));
-    mount.set_source(Some("shm".into()));
+/// Makes of a bind mount of an engine's /dev/shm one of the guest's own.
+pub(super) fn replace(mount: &mut Mount, options: Vec<String>, own: &SharedMemory) {
+    mount.set_source(Some(Path::new(SHARED_MEMORY).join(&own.name)));
     mount.set_options(Some(options));
     mount.set_uid_mappings(None).set_gid_mappings(None);
 }
@@ -137,21 +142,21 @@ mod tests {
     use rustix::fs::{CWD, fstat};
     use serde_json::json;
 
-    fn options_for(destination: &str, source: &Path) -> Option<Vec<String>> {
+    fn made_for(destination: &str, source: &Path) -> Option<SharedMemory> {
         let mount = json!({"destination": destination, "type": "bind", "source": source});
         let mount: Mount = serde_json::from_value(mount).expect("a mount");
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let source = openat(CWD, source, flags, Mode::empty()).expect("it is there");
         let about = fstat(&source).expect("it is open");
-        options(&mount, &source, &about, &Spec::default()).expect("the kernel tells")
+        in_guest(&mount, &source, &about, &Spec::default(), true).expect("the kernel tells")
     }
 
     #[test]
     fn any_other_folder_is_shared() {
         let folder = tempfile::tempdir().expect("a folder");
-        assert_eq!(options_for(SHM, folder.path()), None, "no mount of its own");
-        assert_eq!(options_for(SHM, Path::new(SHM)), None, "the host's own");
-        assert_eq!(options_for("/elsewhere", Path::new(SHM)), None);
+        assert_eq!(made_for(SHM, folder.path()), None, "no mount of its own");
+        assert_eq!(made_for(SHM, Path::new(SHM)), None, "the host's own");
+        assert_eq!(made_for("/elsewhere", Path::new(SHM)), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! mount's source. In the guest's config.json their paths are those of the share. Block devices stay
 //! there under the host's numbers; the agent knows the guest's, and mounts what lies on one. What the host enforces is taken out:
 //! - cgroupsPath and the hooks, but for startContainer, are the host's;
-//! - the path of a network namespace: the host's has no part in the guest's kernel, which makes one;
+//! - the paths of namespaces: the host's have no part in the guest's kernel;
 //! - the seccomp profile, which goes to the agent compiled;
 //! - the memory policy: the VM's memory is the host's;
 //! - the SELinux label, which is the VM process's, and the AppArmor profile, which is nobody's;
@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use hull_protocol::agent::{BlockDevice, SeccompFilter};
+use hull_protocol::agent::{BlockDevice, SeccompFilter, SharedMemory, SharedNamespaces};
 use hull_protocol::paths::SHARE;
 use hull_vmm::jail::tree::{AccessTimes, BindMount, ReadOnly, Share, Source, View, ViewMount};
 use oci_spec::runtime::{Hooks, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec};
@@ -99,6 +99,10 @@ pub struct GuestSpec {
     pub block_devices: Vec<BlockDevice>,
     /// Its seccomp profile, compiled.
     pub seccomp: Option<SeccompFilter>,
+    /// The file systems in memory that it has in common with other containers of its sandbox.
+    pub shared_memory: Vec<SharedMemory>,
+    /// The namespaces of other containers in the guest that it is to have.
+    pub shared_namespaces: SharedNamespaces,
 }
 
 /// Splits a bundle for a container whose shares are to be in this folder of the VM's tree, one path component.
@@ -139,8 +143,13 @@ pub fn plan(
         folder,
         locked,
         volume_sockets: config.volume_sockets,
+        same_ids: user_namespace.is_none(),
     };
-    let placed = split_mounts(bundle, way, &mut mounts, &mut disks, &mut shares)?;
+    let mut guests = Guests {
+        disks,
+        memory: Vec::new(),
+    };
+    let placed = split_mounts(bundle, way, &mut mounts, &mut guests, &mut shares)?;
     guest.set_mounts(Some(mounts));
     guest.set_hooks(guest_hooks(&bundle.spec));
     guest.set_linux(Some(guest_linux(guest.linux().clone())));
@@ -153,7 +162,7 @@ pub fn plan(
         source,
     })?;
     let (network, interfaces) = network::asked_for(&bundle.spec, config)?;
-    let disks = disks.into_vec();
+    let disks = guests.disks.into_vec();
     let block_devices = disks.iter().map(|disk| disk.about.clone()).collect();
     let linux = bundle.spec.linux().as_ref();
     let policy = linux.and_then(|linux| linux.memory_policy().as_ref());
@@ -170,6 +179,8 @@ pub fn plan(
             root_options,
             block_devices,
             seccomp: profile.map(|profile| filters.filter(profile)).transpose()?,
+            shared_memory: guests.memory,
+            shared_namespaces: SharedNamespaces::default(),
         },
         network,
         interfaces,
@@ -224,6 +235,14 @@ struct Way<'a> {
     locked: bool,
     /// Whether a source may be a socket.
     volume_sockets: bool,
+    /// Whether users have the same numbers in the guest as on the host.
+    same_ids: bool,
+}
+
+/// What becomes the guest's own instead of a share.
+struct Guests<'a> {
+    disks: Disks<'a>,
+    memory: Vec<SharedMemory>,
 }
 
 /// Makes of each mount what the guest is to do about it, and adds what the host has to provide. Returns what is where.
@@ -231,7 +250,7 @@ fn split_mounts(
     bundle: &Bundle,
     way: Way<'_>,
     mounts: &mut [Mount],
-    disks: &mut Disks<'_>,
+    guests: &mut Guests<'_>,
     shares: &mut Vec<Share>,
 ) -> Result<Vec<ViewMount>, SpecError> {
     let mut placed = Vec::new();
@@ -240,10 +259,10 @@ fn split_mounts(
         let destination = mount.destination().clone();
         let maker = maker_of(mount);
         let share = match maker {
-            Maker::Shared => split_bind(bundle, disks, way, index, mount)?,
+            Maker::Shared => split_bind(bundle, guests, way, index, mount)?,
             Maker::Host => Some(mount_on_host(bundle, way.folder, index, mount)?),
             Maker::Disk => {
-                mount_in_guest(bundle, disks, index, mount)?;
+                mount_in_guest(bundle, &mut guests.disks, index, mount)?;
                 None
             }
             Maker::Guest => {
@@ -427,7 +446,7 @@ fn bind_share(mount: &mut Mount, target: &str) {
 /// A bind mount: rewritten for the guest, and shared by the host unless the guest has the source itself.
 fn split_bind(
     bundle: &Bundle,
-    disks: &mut Disks<'_>,
+    guests: &mut Guests<'_>,
     way: Way<'_>,
     index: usize,
     mount: &mut Mount,
@@ -458,10 +477,12 @@ fn split_bind(
         .map_err(|why| SpecError::invalid(&*field, format!("{}: {why}", source.display())))?;
     match shareable {
         Shareable::File => {
-            if let Some(own) = shm::options(mount, &fd, &stat, &bundle.spec).map_err(failed)? {
+            let own = shm::in_guest(mount, &fd, &stat, &bundle.spec, way.same_ids);
+            if let Some(own) = own.map_err(failed)? {
                 let of_source = bind::Source::of(&fd, locked).map_err(failed)?;
                 options.extend(of_source.inherited(&options));
-                shm::replace(mount, options, own);
+                shm::replace(mount, options, &own);
+                guests.memory.push(own);
                 return Ok(None);
             }
             let target = format!("{folder}/mounts/{index}");
@@ -503,7 +524,8 @@ fn split_bind(
                 field: &field,
                 path: &source,
             };
-            mount.set_source(Some(disks.add_node(fd.as_fd(), Access::Rules, place)?));
+            let disk = guests.disks.add_node(fd.as_fd(), Access::Rules, place)?;
+            mount.set_source(Some(disk));
             Ok(None)
         }
     }

@@ -267,7 +267,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ),
         (
             "/linux/namespaces",
-            json!([{"type": "ipc", "path": "/n"}]),
+            json!([{"type": "mount", "path": "/n"}]),
             "linux.namespaces[0].path: ",
         ),
         (

@@ -253,6 +253,7 @@ mod tests {
             vmm: vmm(1),
             folder: "f".to_owned(),
             stand_in: None,
+            cgroup: None,
         });
         let earlier = store.create(&pod(1)).expect("a sandbox");
         assert!(earlier.sandbox_of(&member).is_ok());

@@ -97,6 +97,9 @@ pub struct Joined {
     pub folder: String,
     /// The process that stands for this container on the host; none until it has been started.
     pub stand_in: Option<ProcessId>,
+    /// The host's cgroup that this process is in, from before it is made; none that config.json hasn't asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<HostCgroup>,
 }
 
 /// A container and the sandbox that it is in, as the last commands have left them.
@@ -131,6 +134,14 @@ impl State {
     /// The cgroup on the host that begins and ends with this container.
     pub fn own_cgroup(&self) -> Option<&HostCgroup> {
         self.own_sandbox()?.cgroup.as_ref()
+    }
+
+    /// The host's cgroup that was made for the container's process there: the VM's, or a stand-in's.
+    pub fn cgroup_of_process(&self) -> Option<&HostCgroup> {
+        match &self.container.joined {
+            None => self.own_cgroup(),
+            Some(joined) => joined.cgroup.as_ref(),
+        }
     }
 
     /// What the container's state is now. It has ended when its process knows its exit status, though
@@ -217,6 +228,7 @@ mod tests {
             vmm: me,
             folder: "f".to_owned(),
             stand_in,
+            cgroup: None,
         };
         for (stand_in, status) in [
             (None, Status::Stopped),

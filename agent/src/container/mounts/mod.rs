@@ -183,6 +183,16 @@ pub fn write_back() {
     disk::write_back();
 }
 
+/// Mounts a new tmpfs in the guest's own mount namespace.
+///
+/// # Errors
+/// When the kernel refuses an option.
+pub fn mount_tmpfs(place: &Path, options: Vec<String>) -> Result<(), MountError> {
+    let mount = new_mount("tmpfs", Some(Path::new("shm")), options)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(&mount, "", CWD, place, flags)?)
+}
+
 /// Prepares the source of a bind mount, before the container's mount namespace has a copy of it.
 fn prepare_source(mount: &Mount, options: &mut Options, user_namespace: bool) -> Result<(), Errno> {
     let Some(source) = mount.source() else {

@@ -219,7 +219,7 @@ impl Setup {
         host.ip("link set eth0 up");
         guest.add_link("nic0", &format!("address {MAC}"));
         let namespace = container.fd.try_clone().expect("a descriptor");
-        let network = Network::new(Some(namespace), NamespaceState::default());
+        let network = Network::new(Some(namespace.into()), NamespaceState::default());
         Some(Self {
             host,
             guest,

@@ -62,6 +62,8 @@ impl Agent {
             root_options: spec.root_options,
             block_devices: spec.block_devices,
             seccomp: spec.seccomp.into(),
+            shared_memory: spec.shared_memory,
+            shared_namespaces: Some(spec.shared_namespaces).into(),
             bundle: bundle.to_string_lossy().into_owned(),
             stdio: Some(stdio_message(stdio)).into(),
             exit_status: exit_status.map(stream_message).into(),
