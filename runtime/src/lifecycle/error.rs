@@ -206,7 +206,8 @@ impl Error {
             | Self::JoinNeedsRoot
             | Self::NotGrown { .. }
             | Self::OtherLabel { .. }
-            | Self::NetworkOfSandbox { .. }
+            | Self::NamespaceOfSandbox { .. }
+            | Self::ForeignNamespace { .. }
             | Self::NetworkOfContainer { .. } => ErrorKind::Refused,
             _ => ErrorKind::Host,
         }

@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(group(bundle.path()).expect("read"), None);
         write(r#"{"annotations": {"io.kubernetes.cri.sandbox-id": "pod"}}"#);
         assert_eq!(group(bundle.path()).expect("read").as_deref(), Some("pod"));
-        write("[]");
+        write("7");
         assert!(group(bundle.path()).is_err());
     }
 

@@ -48,6 +48,8 @@ impl Options {
                     config: None,
                 })
             }
+            // An older ctr's, sent with every user namespace: there is nothing in it for a runtime of version 2.
+            "containerd.linux.runc.CreateOptions" => Ok(Self::default()),
             "runtimeoptions.v1.Options" => Ok(Self {
                 config: config_path(&any.value).map_err(damaged)?.map(PathBuf::from),
                 ..Self::default()

@@ -1,6 +1,5 @@
 //! The server that `start` leaves behind: it serves containerd until it has no container any more.
 
-use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
@@ -52,9 +51,6 @@ pub fn serve(arguments: &Arguments) -> Result<(), Error> {
         .build();
     let runtime = runtime.map_err(Error::host("start the server"))?;
     let served = runtime.block_on(run(arguments, listener));
-    if let Some(socket) = &arguments.socket {
-        let _ = fs::remove_file(socket);
-    }
     // What blocks then, nobody waits for.
     runtime.shutdown_background();
     served
@@ -63,11 +59,7 @@ pub fn serve(arguments: &Arguments) -> Result<(), Error> {
 async fn run(arguments: &Arguments, listener: UnixListener) -> Result<(), Error> {
     let address = std::env::var_os(TTRPC_ADDRESS).map(PathBuf::from);
     let events = Events::to(address, &arguments.namespace);
-    let tasks = Arc::new(Tasks::new(
-        &arguments.namespace,
-        arguments.debug,
-        events.clone(),
-    ));
+    let tasks = Arc::new(Tasks::new(arguments, events.clone()));
     let listener = Listener::try_from(listener).map_err(Error::host("listen"))?;
     let mut server = Server::new().add_listener(listener);
     for name in TASK_SERVICES {
@@ -88,6 +80,7 @@ async fn run(arguments: &Arguments, listener: UnixListener) -> Result<(), Error>
         _ = terminated.recv() => log::info!("the shim is asked to end by SIGTERM"),
         _ = interrupted.recv() => log::info!("the shim is asked to end by SIGINT"),
     }
+    tasks.leave_socket();
     events.flush(LAST_EVENTS).await;
     server.shutdown().await.map_err(Error::Server)
 }

@@ -1,6 +1,7 @@
 //! The task service (`containerd.task.v3.Task`, and v2, which differs in its name): each request, and what becomes of it.
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -27,6 +28,7 @@ use hull_runtime::store::Status;
 use hull_runtime::types::ContainerId;
 use tokio::sync::Notify;
 
+use super::arguments::Arguments;
 use super::container::{Container, Request};
 use super::error::Error;
 use super::events::Events;
@@ -41,6 +43,8 @@ pub struct Tasks {
     debug: bool,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     events: Events,
+    /// The server's socket, until nobody is to find it any more.
+    socket: Mutex<Option<PathBuf>>,
     /// Notified when containerd needs the server no more.
     pub done: Notify,
 }
@@ -52,13 +56,22 @@ pub fn timestamp(time: SystemTime) -> Timestamp {
 
 impl Tasks {
     /// None yet.
-    pub fn new(namespace: &str, debug: bool, events: Events) -> Self {
+    pub fn new(arguments: &Arguments, events: Events) -> Self {
         Self {
-            namespace: namespace.to_owned(),
-            debug,
+            namespace: arguments.namespace.clone(),
+            debug: arguments.debug,
+            socket: Mutex::new(arguments.socket.clone()),
             containers: Mutex::default(),
             events,
             done: Notify::new(),
+        }
+    }
+
+    /// Has nobody find this server any more: another one may take its place at once, with the next container of the id.
+    pub fn leave_socket(&self) {
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(path) = socket.take() {
+            let _ = fs::remove_file(path);
         }
     }
 
@@ -390,6 +403,7 @@ impl Task for Tasks {
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Result<Empty> {
         // It is asked after every task.
         if self.containers().is_empty() {
+            self.leave_socket();
             self.done.notify_one();
         }
         Ok(Empty::new())
