@@ -258,17 +258,20 @@ fn what_a_guest_has_itself_is_made_there() {
 #[test]
 fn loop_devices_are_the_guests_own() {
     only_hull!("with runc, loop devices are the host's");
+    // Who makes a node and opens it has the device made; `mount -o loop` has one open for writing while it mounts.
     let bundle = powerful(
         "cd /tmp && dd if=/dev/zero of=image bs=64k count=16 2>/dev/null && mke2fs -F image >/dev/null
-         losetup /dev/loop200 image && mount -t ext4 /dev/loop200 /mnt && echo text >/mnt/file
+         mknod /dev/loop201 b 7 201 && : </dev/loop201 && echo opened
+         losetup /dev/loop200 image && exec 3<>/dev/loop200
+         mount -t ext4 /dev/loop200 /mnt && echo text >/mnt/file
          cat /mnt/file; umount /mnt && losetup -d /dev/loop200",
-        &["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"],
+        &["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_MKNOD"],
     );
     let rule = json!({ "allow": true, "type": "b", "major": 7, "access": "rwm" });
     let device = json!({ "path": "/dev/loop200", "type": "b", "major": 7, "minor": 200 });
     let container = Container::new(bundle.push("/linux/devices", device).push(RULES, rule));
     let done = container.run().ok();
-    assert_eq!(done.out(), "text", "{}", done.err());
+    assert_eq!(done.out(), "opened\ntext", "{}", done.err());
 }
 
 #[test]
