@@ -102,7 +102,8 @@ pub async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|e| Err(Error::host("run a thread")(e.into())))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks, also what somebody has left in a panic: what is locked here is whole at any time.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -130,7 +131,13 @@ impl Container {
             connection,
             kept,
         } = made;
-        let agent = Agent::over(connection).map_err(Error::host("connect to the guest's agent"))?;
+        let agent = match Agent::over(connection) {
+            Ok(agent) => agent,
+            Err(e) => {
+                blocking(move || Ok(lifecycle::delete(&context, &id, true)?)).await?;
+                return Err(Error::host("connect to the guest's agent")(e));
+            }
+        };
         let init = Process::new(names);
         *init.kept() = kept;
         let container = Arc::new(Self {
@@ -447,15 +454,16 @@ fn make(
         };
         let created = lifecycle::create(&context, request)?;
         let connection = created.connect();
+        let mut process = created.process;
         match connection {
             Ok(connection) => Ok(Made {
-                process: created.process,
+                process,
                 connection,
                 kept,
             }),
             Err(e) => {
-                let (dir, state) = (created.dir, created.state);
-                lifecycle::undo(dir, &state);
+                let _ = process.kill().and_then(|()| process.wait());
+                lifecycle::undo(created.dir, &created.state);
                 Err(e.into())
             }
         }

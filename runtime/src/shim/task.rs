@@ -1,9 +1,10 @@
 //! The task service (`containerd.task.v3.Task`, and v2, which differs in its name): each request, and what becomes of it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -22,14 +23,13 @@ use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc::Result;
 use containerd_shim_protos::ttrpc::asynchronous::TtrpcContext;
-use hull_runtime::lifecycle;
+use hull_runtime::lifecycle::{self, Context};
 use hull_runtime::spec;
 use hull_runtime::store::Status;
-use hull_runtime::types::ContainerId;
 use tokio::sync::Notify;
 
 use super::arguments::Arguments;
-use super::container::{Container, Request};
+use super::container::{Container, Request, lock};
 use super::error::Error;
 use super::events::Events;
 use super::options::{self, Options};
@@ -37,11 +37,14 @@ use super::process::{Exit, Process};
 use super::streams::Names;
 use super::{context, stats};
 
+/// By their ids; those that are being made have no more than that yet.
+type Containers = HashMap<String, Option<Arc<Container>>>;
+
 /// The server's containers.
 pub struct Tasks {
     namespace: String,
     debug: bool,
-    containers: Mutex<HashMap<String, Arc<Container>>>,
+    containers: Arc<Mutex<Containers>>,
     events: Events,
     /// The server's socket, until nobody is to find it any more.
     socket: Mutex<Option<PathBuf>>,
@@ -61,7 +64,7 @@ impl Tasks {
             namespace: arguments.namespace.clone(),
             debug: arguments.debug,
             socket: Mutex::new(arguments.socket.clone()),
-            containers: Mutex::default(),
+            containers: Arc::default(),
             events,
             done: Notify::new(),
         }
@@ -69,35 +72,50 @@ impl Tasks {
 
     /// Has nobody find this server any more: another one may take its place at once, with the next container of the id.
     pub fn leave_socket(&self) {
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = lock(&self.socket);
         if let Some(path) = socket.take() {
             let _ = fs::remove_file(path);
         }
     }
 
-    fn containers(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
-        self.containers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn containers(&self) -> MutexGuard<'_, Containers> {
+        lock(&self.containers)
     }
 
     fn find(&self, id: &str) -> std::result::Result<Arc<Container>, Error> {
-        let found = self.containers().get(id).cloned();
+        let found = self.containers().get(id).cloned().flatten();
         found.ok_or_else(|| Error::NotFound(format!("container {id}")))
     }
 
-    async fn make(
-        &self,
-        request: &CreateTaskRequest,
-    ) -> std::result::Result<Arc<Container>, Error> {
-        let id: ContainerId = request.id.parse()?;
+    /// Makes a container. Meanwhile its id is taken, and the server isn't to go. That containerd waits no longer changes
+    /// nothing: it is made to its end, for `delete` to find.
+    async fn add(&self, request: &CreateTaskRequest) -> std::result::Result<Arc<Container>, Error> {
+        let (context, what) = self.plan(request)?;
+        match self.containers().entry(request.id.clone()) {
+            Entry::Occupied(_) => return Err(Error::Exists(format!("container {}", request.id))),
+            Entry::Vacant(place) => place.insert(None),
+        };
+        let (containers, id) = (Arc::clone(&self.containers), request.id.clone());
+        let making = Container::create(context, what, self.events.clone());
+        let made = tokio::spawn(async move {
+            let made = making.await;
+            let mut containers = lock(&containers);
+            match &made {
+                Ok(container) => containers.insert(id, Some(Arc::clone(container))),
+                Err(_) => containers.remove(&id),
+            };
+            made
+        });
+        made.await
+            .unwrap_or_else(|e| Err(Error::host("make the container")(e.into())))
+    }
+
+    /// What a request asks to be made.
+    fn plan(&self, request: &CreateTaskRequest) -> std::result::Result<(Context, Request), Error> {
         if !request.checkpoint.is_empty() {
             return Err(Error::Unsupported(
                 "checkpoint: hull can't restore containers yet",
             ));
-        }
-        if self.containers().contains_key(&request.id) {
-            return Err(Error::Exists(format!("container {id}")));
         }
         let options = Options::read(request.options.as_ref())?;
         let bundle = PathBuf::from(&request.bundle);
@@ -108,7 +126,7 @@ impl Tasks {
         let mut context = context(&self.namespace, root, self.debug, options.config);
         context.systemd_cgroup = options.systemd_cgroup;
         let request = Request {
-            id,
+            id: request.id.parse()?,
             bundle,
             rootfs: request.rootfs.clone(),
             names: Names {
@@ -118,7 +136,7 @@ impl Tasks {
                 terminal: request.terminal,
             },
         };
-        Container::create(context, request, self.events.clone()).await
+        Ok((context, request))
     }
 }
 
@@ -165,9 +183,8 @@ impl Task for Tasks {
         _: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> Result<CreateTaskResponse> {
-        let container = self.make(&request).await?;
+        let container = self.add(&request).await?;
         let pid = container.pid;
-        self.containers().insert(request.id.clone(), container);
         self.events.send(&TaskCreate {
             container_id: request.id,
             bundle: request.bundle,
@@ -388,10 +405,7 @@ impl Task for Tasks {
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> Result<ConnectResponse> {
-        let found = self
-            .containers()
-            .get(&request.id)
-            .map_or(0, |container| container.pid);
+        let found = self.find(&request.id).map_or(0, |container| container.pid);
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
             task_pid: found,
