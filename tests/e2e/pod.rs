@@ -244,6 +244,33 @@ fn a_create_of_a_member_that_is_killed_leaves_what_delete_removes() {
 }
 
 #[test]
+fn a_pods_vm_has_as_much_memory_as_its_containers_may_use() {
+    only_hull!("runc has no VM to give memory to");
+    let sum = json!({ "io.kubernetes.cri.container-type": "sandbox",
+                      "io.kubernetes.cri.sandbox-memory": "134217728" });
+    let first = Container::new(waiting().set("/annotations", sum));
+    let _running = first.run_until_ready();
+    let total = || -> u64 {
+        let said = first.exec_shell("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo");
+        said.ok().out().trim().parse::<u64>().unwrap() >> 10
+    };
+    let before = total();
+    assert!((120..180).contains(&before), "{before} MiB");
+    // More CPUs than the VM has are no more than it has.
+    let limits = json!({ "memory": { "limit": 512 << 20 }, "cpu": { "quota": 6_400_000 } });
+    let second = member(&first, waiting().set("/linux/resources", limits));
+    let running = second.run_until_ready();
+    let grown = total();
+    assert!(grown >= 512 + 30, "{grown} MiB");
+    let _ = second.update(&["--memory", "700m"]).ok();
+    assert!(total() >= 700 + 30, "{} MiB", total());
+    let _ = second.kill("KILL").ok();
+    let _ = running.finish().exits(137);
+    assert!(total() < grown, "{} MiB", total());
+    goes_on(&first);
+}
+
+#[test]
 fn users_of_a_pod_are_shared_with_its_other_namespaces() {
     let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
     let owned = |bundle: Bundle| {

@@ -49,7 +49,7 @@ pub fn run(context: &Context, args: &Run) -> Result<ExitCode, Error> {
         Err(e) => {
             let _ = process.kill();
             let _ = process.wait();
-            lifecycle::undo(dir, &state);
+            lifecycle::undo(context, dir, &state);
             return Err(e);
         }
     };
@@ -67,7 +67,7 @@ pub fn run(context: &Context, args: &Run) -> Result<ExitCode, Error> {
     }
     if !args.keep {
         match dir.lock() {
-            Ok(()) => lifecycle::undo(dir, &state),
+            Ok(()) => lifecycle::undo(context, dir, &state),
             // Somebody else was faster.
             Err(StoreError::Missing(_)) => {}
             Err(e) => log::warn!("{}", chain(&e)),

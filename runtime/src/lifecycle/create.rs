@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use oci_spec::runtime::LinuxMemory;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -109,7 +110,11 @@ fn with_sandbox(context: &Context, mut request: Create<'_>) -> Result<Created, E
         network,
         cgroup,
     } = Planned::of(context, &request)?;
-    let resources = std::mem::take(&mut plan.resources);
+    let mut resources = std::mem::take(&mut plan.resources);
+    if plan.sizing.growth_mib > 0 && resources.memory().is_none() {
+        // A pod's: the host is to hold its VM to what it has been given.
+        resources.set_memory(Some(LinuxMemory::default()));
+    }
     let limits = Limits {
         resources: &resources,
         sizing: plan.sizing,
@@ -164,7 +169,7 @@ fn with_sandbox(context: &Context, mut request: Create<'_>) -> Result<Created, E
         }),
         Err(e) => {
             sandbox.lifeline.abort();
-            undo(dir, &state);
+            undo(context, dir, &state);
             Err(e)
         }
     }

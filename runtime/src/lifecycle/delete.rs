@@ -6,7 +6,7 @@ use super::follower;
 use super::hooks::Hooks;
 use super::network::disconnect_interfaces;
 use super::state::for_hook;
-use super::{Context, Error, Verb, WrongState, ask_aside, damaged};
+use super::{Context, Error, Verb, WrongState, ask_aside, damaged, vm_memory};
 use crate::cgroup::HostCgroup;
 use crate::chain::chain;
 use crate::host::ProcessId;
@@ -33,7 +33,7 @@ const NEWS_TIMEOUT: Duration = Duration::from_secs(3);
 pub fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<(), Error> {
     let store = context.store()?;
     store.sweep();
-    match delete_known(&store, id, force) {
+    match delete_known(context, &store, id, force) {
         // Its VM may run all the same.
         Err(Error::Store(StoreError::Missing(_) | StoreError::Damaged { .. })) if force => {
             damaged::delete(&store, id)
@@ -42,7 +42,12 @@ pub fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<(), Er
     }
 }
 
-fn delete_known(store: &Store, id: &ContainerId, force: bool) -> Result<(), Error> {
+fn delete_known(
+    context: &Context,
+    store: &Store,
+    id: &ContainerId,
+    force: bool,
+) -> Result<(), Error> {
     let mut dir = store.find(id)?;
     if force {
         // First the process, then the lock: a `create` that holds the lock waits for the process, and
@@ -70,7 +75,7 @@ fn delete_known(store: &Store, id: &ContainerId, force: bool) -> Result<(), Erro
             return Err(Error::WrongState(WrongState { verb, id, status }));
         }
     }
-    destroy(dir, &state, force)
+    destroy(context, dir, &state, force)
 }
 
 /// Removes what is left of a container that has stopped and is locked: its cgroup, or its part of another's sandbox,
@@ -78,7 +83,7 @@ fn delete_known(store: &Store, id: &ContainerId, force: bool) -> Result<(), Erro
 ///
 /// # Errors
 /// When that can't be removed: its folder stays then, so that it isn't forgotten. Or when the folder can't be.
-fn destroy(dir: ContainerDir, state: &State, force: bool) -> Result<(), Error> {
+fn destroy(context: &Context, dir: ContainerDir, state: &State, force: bool) -> Result<(), Error> {
     leave(&dir, state, force)?;
     follower::end(state.own_sandbox().and_then(|own| own.follower))?;
     disconnect_interfaces(state.own_network(), &dir.own_sandbox())?;
@@ -100,12 +105,19 @@ fn destroy(dir: ContainerDir, state: &State, force: bool) -> Result<(), Error> {
         Ok(state) => hooks.run_poststop(&state),
         Err(e) => log::warn!("no poststop hook is run: {}", chain(&e)),
     }
+    // What the container could use, the others of its sandbox don't need.
+    let joined = state.container.joined.as_ref();
+    if let Some(joined) = joined.filter(|joined| joined.vmm.runs_container())
+        && let Err(e) = vm_memory::fit(context, &joined.sandbox, joined.vmm, None)
+    {
+        log::debug!("the VM's memory stays as it is: {}", chain(&e));
+    }
     Ok(())
 }
 
 /// Removes what is left of a container that has stopped and is locked, where another error is what the user is to learn.
-pub fn undo(dir: ContainerDir, state: &State) {
-    if let Err(e) = destroy(dir, state, true) {
+pub fn undo(context: &Context, dir: ContainerDir, state: &State) {
+    if let Err(e) = destroy(context, dir, state, true) {
         log::warn!("{}", chain(&e));
     }
 }

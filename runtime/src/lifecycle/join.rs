@@ -17,7 +17,7 @@ use super::create::{Create, Created, Terminal, commit, first_record, run_create_
 use super::delete::{leave, undo};
 use super::hooks::Hooks;
 use super::network::{is_in_network, net_devices};
-use super::{Context, Error, Verb, WrongState, allow, membership, mount_points};
+use super::{Context, Error, Verb, WrongState, allow, membership, mount_points, vm_memory};
 use crate::cgroup::{self, HostCgroup};
 use crate::chain::chain;
 use crate::config::Config;
@@ -91,7 +91,9 @@ pub fn join(
                 return Err(e);
             }
         };
-    match bring_up(&stand_in, for_guest, &dir, &mut state, &request, &limits) {
+    match bring_up(
+        context, &stand_in, for_guest, &dir, &mut state, &request, &limits,
+    ) {
         Ok(agent) => Ok(Created {
             dir,
             state,
@@ -100,7 +102,7 @@ pub fn join(
         }),
         Err(e) => {
             stand_in.abort();
-            undo(dir, &state);
+            undo(context, dir, &state);
             Err(e)
         }
     }
@@ -151,11 +153,12 @@ fn plan(
     let filters = FilterCache::below(&context.root);
     // A disk stays in its VM when its container goes, and keeps its serial number: it is one that nobody has had.
     let plan = spec::plan(bundle, folder, folder, &config, &filters, privilege)?;
-    spec::fits(
-        target.first.sandbox.sizing.fixed(),
-        &plan.resources,
-        &config,
-    )?;
+    let sizing = target.first.sandbox.sizing;
+    match request.sandbox {
+        Some(_) => spec::fits(sizing, &plan.resources, &config)?,
+        // Who makes a pod doesn't choose its VM: a limit is what its container may use at most.
+        None => spec::warn_if_too_small(sizing, &plan.resources, &config),
+    }
     let asks = [
         ("linux.resources.cpu.cpus", plan.is_bound_to_cpus()),
         ("linux.memoryPolicy", plan.memory_policy.is_some()),
@@ -293,6 +296,7 @@ fn prepare_host(
 
 /// From a stand-in to a container whose state says `created`, which lives on without this process.
 fn bring_up(
+    context: &Context,
     stand_in: &Lifeline,
     for_guest: ForGuest,
     dir: &ContainerDir,
@@ -317,6 +321,9 @@ fn bring_up(
     match agent.ask(|agent| agent.delete(dir.id())) {
         Ok(()) | Err(AgentError::NotFound(_)) => {}
         Err(e) => return Err(e.into()),
+    }
+    if let Some(joined) = &state.container.joined {
+        vm_memory::fit(context, &joined.sandbox, joined.vmm, None)?;
     }
     // Last of what may fail here: a disk stays in its slot until the VM ends.
     hand_disks(&sandbox, &disks, &mut spec)?;

@@ -6,7 +6,6 @@
 //! their own on the host, which stand for those in the guest. So what such a path means is: in that VM, that
 //! container's.
 
-use std::collections::HashMap;
 use std::path::{Component, Path};
 
 use hull_protocol::agent::SharedNamespaces;
@@ -19,21 +18,6 @@ use crate::host::{ProcessId, is_same_file};
 use crate::spec::{self, Bundle, NamedNamespace};
 use crate::store::{State, StoreError};
 use crate::types::ContainerId;
-
-/// The annotations of engines that name the sandbox, each with the one that says what the container is in it.
-const ANNOTATIONS: [(&str, &str); 2] = [
-    (
-        "io.kubernetes.cri.sandbox-id",
-        "io.kubernetes.cri.container-type",
-    ),
-    (
-        "io.kubernetes.cri-o.SandboxID",
-        "io.kubernetes.cri-o.ContainerType",
-    ),
-];
-
-/// What the first container of a pod is called by its annotation.
-const SANDBOX: &str = "sandbox";
 
 /// The sandbox that a container is to be made in, if it isn't one of its own. `--sandbox` comes first.
 ///
@@ -48,30 +32,14 @@ pub(super) fn sandbox_of(
         return Ok(request.sandbox.clone());
     }
     let annotations = request.bundle.annotations();
-    if let Some(sandbox) = annotated(&annotations, &request.id) {
+    if let Some(sandbox) = spec::named_sandbox(&annotations, &request.id) {
         match context.find(&sandbox) {
             // podman names the pod where that has no container of its own.
-            Err(Error::Store(StoreError::Missing(_))) if is_of_podman(&annotations) => {}
+            Err(Error::Store(StoreError::Missing(_))) if spec::is_of_podman(&annotations) => {}
             _ => return Ok(Some(sandbox)),
         }
     }
     by_namespaces(context, &request.bundle)
-}
-
-/// The sandbox that annotations name for a container that isn't its first one.
-fn annotated(annotations: &HashMap<String, String>, id: &ContainerId) -> Option<ContainerId> {
-    let named = |(sandbox, role): &(&str, &str)| {
-        let is_first = annotations.get(*role).is_some_and(|role| role == SANDBOX);
-        let sandbox: ContainerId = annotations.get(*sandbox)?.parse().ok()?;
-        (!is_first && sandbox != *id).then_some(sandbox)
-    };
-    ANNOTATIONS.iter().find_map(named)
-}
-
-fn is_of_podman(annotations: &HashMap<String, String>) -> bool {
-    annotations
-        .get("io.container.manager")
-        .is_some_and(|manager| manager == "libpod")
 }
 
 /// The sandbox of the container whose process the paths of namespaces name.
@@ -221,33 +189,5 @@ mod tests {
         ] {
             assert_eq!(of(path), None, "{path}");
         }
-    }
-
-    #[test]
-    fn engines_name_the_sandbox_of_a_member() {
-        let id: ContainerId = "member".parse().expect("id");
-        let of = |annotations: &[(&str, &str)]| {
-            let annotations = annotations.iter();
-            let annotations = annotations.map(|(key, value)| (key.to_string(), value.to_string()));
-            annotated(&annotations.collect(), &id).map(|sandbox| sandbox.to_string())
-        };
-        let [(cri, cri_role), (crio, crio_role)] = ANNOTATIONS;
-        assert_eq!(
-            of(&[(cri, "pod"), (cri_role, "container")]).as_deref(),
-            Some("pod")
-        );
-        assert_eq!(
-            of(&[(crio, "pod"), (crio_role, "container")]).as_deref(),
-            Some("pod")
-        );
-        assert_eq!(
-            of(&[(crio, "pod")]).as_deref(),
-            Some("pod"),
-            "podman 5 names no role"
-        );
-        assert_eq!(of(&[(cri, "member"), (cri_role, SANDBOX)]), None);
-        assert_eq!(of(&[(crio, "another"), (crio_role, SANDBOX)]), None);
-        assert_eq!(of(&[(cri, "member")]), None, "itself");
-        assert_eq!(of(&[(cri, "no/id")]), None);
     }
 }

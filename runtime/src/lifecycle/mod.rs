@@ -27,6 +27,7 @@ mod service_manager;
 mod start;
 mod state;
 mod update;
+mod vm_memory;
 mod wrong_state;
 
 use std::path::PathBuf;

@@ -3,10 +3,12 @@
 use serde_json::Value;
 
 use super::resizing::Resizing;
-use super::{Context, Error, Verb, allow, connect};
+use super::{Context, Error, Verb, allow, connect, vm_memory};
 use crate::cgroup;
 use crate::chain::chain;
-use crate::spec::{self, PinnedProcess, SpecError, Update};
+use crate::config::Config;
+use crate::host::ProcessId;
+use crate::spec::{self, PinnedProcess, SpecError, Update, VmMemory};
 use crate::store::{State, Status};
 use crate::types::ContainerId;
 
@@ -21,17 +23,16 @@ pub fn update(context: &Context, id: &ContainerId, changes: Value) -> Result<(),
     let state = dir.load()?;
     let config = (context.settings).for_container(&state.container.annotations)?;
     allow(Verb::Update, &state, &Status::WITH_PROCESSES)?;
-    let sandbox = &state.sandbox;
-    let sizing = match state.own_sandbox() {
-        Some(own) => own.sizing,
-        None => sandbox.sizing.fixed(),
-    };
-    let update = spec::update(&dir.load_config()?, sizing, &config, changes)?;
+    let sizing = state.sandbox.sizing;
+    let mut update = spec::update(&dir.load_config()?, sizing, &config, changes)?;
     if update.cpus.is_some() && state.own_sandbox().is_none() {
         return Err(Error::OfTheSandbox {
             field: "linux.resources.cpu.cpus",
             sandbox: state.sandbox.id.clone(),
         });
+    }
+    if let (Some(_), Some(vmm)) = (&update.vm_memory, state.sandbox.vmm) {
+        update.vm_memory = of_all(context, &state, vmm, &update, &config)?;
     }
     let resizing = (update.vm_memory)
         .map(|memory| Resizing::of(dir.own_sandbox(), sizing, memory))
@@ -65,8 +66,30 @@ pub fn update(context: &Context, id: &ContainerId, changes: Value) -> Result<(),
     Ok(())
 }
 
+/// The memory that a VM is to have from now on for all of its containers. That of one that has joined is given to it here.
+fn of_all(
+    context: &Context,
+    state: &State,
+    vmm: ProcessId,
+    update: &Update,
+    config: &Config,
+) -> Result<Option<VmMemory>, Error> {
+    let changed = Some((&state.container.id, &update.config));
+    if let Some(joined) = &state.container.joined {
+        vm_memory::fit(context, &joined.sandbox, vmm, changed)?;
+        return Ok(None);
+    }
+    let demand = vm_memory::demand(context, vmm, changed)?;
+    let may_shrink = update.vm_memory.is_none_or(|memory| memory.may_shrink);
+    let of_all = spec::memory_for_all(state.sandbox.sizing, demand, config);
+    Ok(Some(VmMemory {
+        may_shrink,
+        ..of_all
+    }))
+}
+
 /// Has the host's limits be those of a VM that has shrunk.
-fn follow(state: &State, limits: &cgroup::Limits<'_>, plugged_mib: u32) {
+pub(super) fn follow(state: &State, limits: &cgroup::Limits<'_>, plugged_mib: u32) {
     let limits = cgroup::Limits {
         plugged_mib,
         ..*limits

@@ -463,7 +463,7 @@ fn make(
             }),
             Err(e) => {
                 let _ = process.kill().and_then(|()| process.wait());
-                lifecycle::undo(created.dir, &created.state);
+                lifecycle::undo(&context, created.dir, &created.state);
                 Err(e.into())
             }
         }

@@ -2,9 +2,10 @@
 
 use std::num::NonZeroU8;
 
-use oci_spec::runtime::{LinuxCpu, LinuxResources};
+use oci_spec::runtime::{LinuxCpu, LinuxResources, Spec};
 
 use super::cpulist::CpuList;
+use super::pod::is_first_of_pod;
 use crate::config::{Config, MIN_MEMORY};
 use crate::types::Sizing;
 
@@ -72,22 +73,28 @@ impl Sizing {
         Ok(())
     }
 
-    /// The size for a container with these limits on this host.
-    pub fn of(resources: Option<&LinuxResources>, host: Host, config: &Config) -> Self {
+    /// The size for a container with these limits on this host. One for a pod can grow whatever its limits: a further
+    /// container may have one.
+    pub fn of(
+        resources: Option<&LinuxResources>,
+        is_pod: bool,
+        host: Host,
+        config: &Config,
+    ) -> Self {
         let cpus = vcpus(
             resources.and_then(|resources| resources.cpu().as_ref()),
             host,
             config,
         );
         let memory = memory(resources.and_then(memory_limit), host, config);
-        let is_limited = resources.is_some_and(has_memory_limit);
+        let is_held = is_pod || resources.is_some_and(has_memory_limit);
         Self {
             vcpus: u8::try_from(cpus)
                 .ok()
                 .and_then(NonZeroU8::new)
                 .unwrap_or(NonZeroU8::MIN),
             memory_mib: u32::try_from(memory).unwrap_or(u32::MAX),
-            growth_mib: growth(is_limited, memory, host, config),
+            growth_mib: growth(is_held, memory, host, config),
         }
     }
 
@@ -99,6 +106,42 @@ impl Sizing {
         u32::try_from(wanted)
             .unwrap_or(u32::MAX)
             .clamp(self.memory_mib, most)
+    }
+
+    /// The same for several containers.
+    pub(super) fn memory_for_all(&self, demand: Demand, config: &Config) -> u32 {
+        let unlimited = match demand.has_unlimited {
+            true => u64::from(config.default_memory),
+            false => 0,
+        };
+        let wanted = with_allowance(demand.limits, config).saturating_add(unlimited);
+        let most = self.memory_mib.saturating_add(self.growth_mib);
+        u32::try_from(wanted)
+            .unwrap_or(u32::MAX)
+            .clamp(self.memory_mib, most)
+    }
+}
+
+/// What the containers of a VM want of its memory: each its limit, and those without one what a VM has by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// The sum of the limits, in bytes.
+    limits: u64,
+    has_unlimited: bool,
+}
+
+impl Demand {
+    /// Adds a container with this config.json. The first one of a pod wants nothing.
+    pub fn add(&mut self, spec: &Spec) {
+        let linux = spec.linux().as_ref();
+        let limit = linux
+            .and_then(|linux| memory_limit(linux.resources().as_ref()?))
+            .and_then(|limit| u64::try_from(limit).ok())
+            .filter(|limit| *limit > 0);
+        match limit {
+            Some(limit) => self.limits = self.limits.saturating_add(limit),
+            None => self.has_unlimited |= !is_first_of_pod(spec),
+        }
     }
 }
 
@@ -170,10 +213,10 @@ pub(super) fn limit_above_vm(
 /// How much a VM with `memory` MiB can grow, in MiB: whole sections of its kernel's, up to what the host has and the
 /// configuration allows. None at all without a limit on its container's memory: nothing on the host would hold a hostile
 /// guest, to which more addresses are memory than it has been given.
-fn growth(is_limited: bool, memory: u64, host: Host, config: &Config) -> u32 {
+fn growth(is_held: bool, memory: u64, host: Host, config: &Config) -> u32 {
     let most = u64::from(config.max_memory).min(host.memory >> 20);
     let growth = most.saturating_sub(memory) / SECTION * SECTION;
-    match is_limited {
+    match is_held {
         true => u32::try_from(growth).unwrap_or(u32::MAX),
         false => 0,
     }
@@ -197,7 +240,7 @@ mod tests {
 
     fn size(resources: Value) -> (u8, u32) {
         let resources: LinuxResources = serde_json::from_value(resources).expect("resources");
-        let sizing = Sizing::of(Some(&resources), HOST, &Config::default());
+        let sizing = Sizing::of(Some(&resources), false, HOST, &Config::default());
         (sizing.vcpus.get(), sizing.memory_mib)
     }
 
@@ -206,6 +249,7 @@ mod tests {
         assert_eq!(size(json!({})), (4, 2048));
         let small = Sizing::of(
             None,
+            false,
             Host {
                 cpus: 1,
                 memory: 1 << 30,
@@ -226,7 +270,7 @@ mod tests {
         };
         let size = |limits: Value| {
             let limits: LinuxResources = serde_json::from_value(limits).expect("resources");
-            let sizing = Sizing::of(Some(&limits), HOST, &config);
+            let sizing = Sizing::of(Some(&limits), false, HOST, &config);
             (sizing.vcpus.get(), sizing.memory_mib)
         };
         assert_eq!(size(json!({})), (1, 256));
@@ -282,7 +326,7 @@ mod tests {
             .expect("resources");
             let limits: LinuxResources = serde_json::from_value(limits).expect("resources");
             let config = Config::default();
-            let sizing = Sizing::of(Some(&made), HOST, &config);
+            let sizing = Sizing::of(Some(&made), false, HOST, &config);
             sizing.fixed().covers(&limits, HOST, &config)
         };
         assert_eq!(covers(json!({"memory": {"limit": 512 << 20}})), Ok(()));
@@ -313,7 +357,7 @@ mod tests {
         let growth = |limit: i64, config: &Config| {
             let limits: LinuxResources =
                 serde_json::from_value(json!({"memory": {"limit": limit}})).expect("resources");
-            Sizing::of(Some(&limits), HOST, config).growth_mib
+            Sizing::of(Some(&limits), false, HOST, config).growth_mib
         };
         let config = Config::default();
         assert_eq!(growth(-1, &config), 0);
@@ -349,6 +393,29 @@ mod tests {
             sizing.fixed().covers(&limits, HOST, &config),
             Err(TooSmall::Memory)
         );
+    }
+
+    #[test]
+    fn a_pods_vm_grows_by_what_its_containers_may_use() {
+        let config = Config::default();
+        let sizing = Sizing::of(None, true, HOST, &config);
+        assert_eq!((sizing.memory_mib, sizing.growth_mib), (2048, 14336));
+        let demand = |limits: &[i64]| {
+            let first = json!({"ociVersion": "1.2.0", "annotations": {
+                "io.kubernetes.cri.container-type": "sandbox"}});
+            let others = limits.iter().map(|limit| {
+                json!({"ociVersion": "1.2.0", "linux": {"resources": {"memory": {"limit": limit}}}})
+            });
+            let mut demand = Demand::default();
+            for spec in [first].into_iter().chain(others) {
+                demand.add(&serde_json::from_value(spec).expect("a config.json"));
+            }
+            sizing.memory_for_all(demand, &config)
+        };
+        assert_eq!(demand(&[]), 2048, "as it is");
+        assert_eq!(demand(&[1 << 30, 2 << 30]), 3072 + 48 + 48);
+        assert_eq!(demand(&[1 << 30, -1]), 1024 + 48 + 16 + 2048);
+        assert_eq!(demand(&[64 << 30]), 16384, "no more than it can");
     }
 
     #[test]

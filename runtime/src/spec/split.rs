@@ -25,6 +25,7 @@ use super::disks::{Access, Disk, Disks, Place};
 use super::guest_linux::guest_linux;
 use super::mount_options::{Treatment, flags, treatment};
 use super::mounts::{Maker, ON_A_DISK, OTHER_WAYS, file_system, maker, owners, receives};
+use super::pod::{is_first_of_pod, limits_of_vm};
 use super::privileged::keep_own_devices;
 use super::refuse::GUEST_DEVICES;
 use super::sizing::{Host, limit_above_vm};
@@ -127,7 +128,8 @@ pub fn plan(
     };
     let resources = resources(&bundle.spec);
     let host = Host::read();
-    let sizing = Sizing::of(resources, host, config);
+    let of_vm = limits_of_vm(&bundle.spec);
+    let sizing = Sizing::of(Some(&of_vm), is_first_of_pod(&bundle.spec), host, config);
     warn_of_a_limit_above_the_vm(resources, host, config);
 
     // So it is with the mounts that a user namespace's mount namespace has from the host's.

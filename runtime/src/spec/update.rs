@@ -12,7 +12,7 @@ use super::cpulist::CpuList;
 use super::guest_linux::{guest_resources, is_hosts_alone};
 use super::read::{normalize, refuse, typed};
 use super::refuse::is_unset;
-use super::sizing::{Host, TooSmall, has_memory_limit, memory_limit};
+use super::sizing::{Demand, Host, TooSmall, has_memory_limit, memory_limit};
 use super::validate::validate;
 use super::{SpecError, json};
 use crate::config::Config;
@@ -304,6 +304,21 @@ pub fn fits(sizing: Sizing, resources: &LinuxResources, config: &Config) -> Resu
         field,
         format!("{why}; create the container anew"),
     ))
+}
+
+/// Says that a VM of this size can't give a container what its limits let it have.
+pub fn warn_if_too_small(sizing: Sizing, resources: &LinuxResources, config: &Config) {
+    if let Err(e) = fits(sizing, resources, config) {
+        log::warn!("the container has no more than its VM: {e}");
+    }
+}
+
+/// The memory that a VM of this size is to have for all of its containers.
+pub fn memory_for_all(sizing: Sizing, demand: Demand, config: &Config) -> VmMemory {
+    VmMemory {
+        mib: sizing.memory_for_all(demand, config),
+        may_shrink: true,
+    }
 }
 
 #[cfg(test)]
