@@ -40,7 +40,7 @@ conformance: build rootfs ## Pass others' suites, and 500 bundles as runc does; 
 	[ '$(or $(ONLY),differential)' != differential ] || tests/differential/run $(if $(FRESH),--fresh) || status=1; \
 	exit $$status
 
-engines: build rootfs ## Drive podman, docker and buildah with hull and a control; ONLY=engine[:regex], FRESH=1
+engines: build rootfs ## Drive podman, docker, buildah and containerd with hull and a control; ONLY=engine[:regex], FRESH=1
 	@.ci/packages host engines
 	@tests/conformance/run --collection engines $(if $(ONLY),--only '$(ONLY)') $(if $(FRESH),--fresh)
 
