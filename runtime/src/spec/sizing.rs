@@ -114,7 +114,12 @@ impl Sizing {
             true => u64::from(config.default_memory),
             false => 0,
         };
-        let wanted = with_allowance(demand.limits, config).saturating_add(unlimited);
+        // What a VM has by default is enough for its kernel, too.
+        let limited = match demand.limits {
+            0 => 0,
+            limits => with_allowance(limits, config),
+        };
+        let wanted = limited.saturating_add(unlimited);
         let most = self.memory_mib.saturating_add(self.growth_mib);
         u32::try_from(wanted)
             .unwrap_or(u32::MAX)
