@@ -431,19 +431,24 @@ fn one_whose_state_is_damaged_is_deleted_and_can_be_created_again() {
     goes_on(&first);
 }
 
+/// Kills the `create` of a further container at random moments: `delete` removes all that it has left.
+pub fn creates_that_are_killed(container: &Container) {
+    let mut random = Random::new(seed());
+    for _ in 0..12 {
+        let mut create = Running::spawn(&mut container.create_command());
+        std::thread::sleep(random.moment(Duration::from_millis(400)));
+        create.kill();
+        let _ = container.delete_force().ok();
+        assert_eq!(container.leaks(), Vec::<String>::new());
+    }
+}
+
 #[test]
 fn a_create_that_is_killed_leaves_what_delete_removes() {
     only_hull!("runc has no VM to share");
     let (first, _running) = first();
     let second = beside(&first, waiting());
-    let mut random = Random::new(seed());
-    for _ in 0..12 {
-        let mut create = Running::spawn(&mut second.create_command());
-        std::thread::sleep(random.moment(Duration::from_millis(400)));
-        create.kill();
-        let _ = second.delete_force().ok();
-        assert_eq!(second.leaks(), Vec::<String>::new());
-    }
+    creates_that_are_killed(&second);
     let _ = beside(&first, Bundle::new()).run().ok();
     goes_on(&first);
 }

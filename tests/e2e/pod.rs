@@ -3,14 +3,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use hull_tests::mount::HostMount;
-use hull_tests::random::{Random, seed};
 use hull_tests::{Bundle, Container, Running, only_hull};
 use serde_json::json;
 
-use crate::joined::goes_on;
+use crate::joined::{creates_that_are_killed, goes_on};
 use crate::lifecycle::waiting;
 
 /// What no two guests have in common.
@@ -231,14 +229,7 @@ fn a_create_of_a_member_that_is_killed_leaves_what_delete_removes() {
     only_hull!("runc leaves its cgroup where it is killed");
     let (first, _running) = pod();
     let second = member(&first, waiting());
-    let mut random = Random::new(seed());
-    for _ in 0..12 {
-        let mut create = Running::spawn(&mut second.create_command());
-        std::thread::sleep(random.moment(Duration::from_millis(400)));
-        create.kill();
-        let _ = second.delete_force().ok();
-        assert_eq!(second.leaks(), Vec::<String>::new());
-    }
+    creates_that_are_killed(&second);
     let _ = member(&first, Bundle::new()).run().ok();
     goes_on(&first);
 }

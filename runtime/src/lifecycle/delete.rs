@@ -87,10 +87,7 @@ fn destroy(context: &Context, dir: ContainerDir, state: &State, force: bool) -> 
     leave(&dir, state, force)?;
     follower::end(state.own_sandbox().and_then(|own| own.follower))?;
     disconnect_interfaces(state.own_network(), &dir.own_sandbox())?;
-    if let Some(cgroup) = state.cgroup_of_process() {
-        // A process that the state doesn't name yet ends by itself, soon.
-        cgroup.remove(state.process().is_some())?;
-    }
+    remove_cgroup(state)?;
     let hooks = match dir.load_config() {
         Ok(config) => Hooks::of(&config),
         // Cut off before it was written.
@@ -111,6 +108,18 @@ fn destroy(context: &Context, dir: ContainerDir, state: &State, force: bool) -> 
         && let Err(e) = vm_memory::fit(context, &joined.sandbox, joined.vmm, None)
     {
         log::debug!("the VM's memory stays as it is: {}", chain(&e));
+    }
+    Ok(())
+}
+
+/// Removes the host's cgroup that was made for the process of a container that has stopped.
+///
+/// # Errors
+/// When it can't be removed.
+pub(super) fn remove_cgroup(state: &State) -> Result<(), Error> {
+    if let Some(cgroup) = state.cgroup_of_process() {
+        // A process that the state doesn't name yet ends by itself, soon.
+        cgroup.remove(state.process().is_some())?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::console_socket::send_followed_terminal;
 use super::create::{Create, Created, Terminal, commit, first_record, run_create_hooks};
-use super::delete::{leave, undo};
+use super::delete::{leave, remove_cgroup, undo};
 use super::hooks::Hooks;
 use super::network::{is_in_network, net_devices};
 use super::{Context, Error, Verb, WrongState, allow, membership, mount_points, vm_memory};
@@ -198,13 +198,6 @@ fn cgroup_of_stand_in(
     }
     let cgroup = HostCgroup::of(spec, &request.id, context.systemd_cgroup, Privilege::own());
     Ok(cgroup?)
-}
-
-fn remove_cgroup(state: &State) -> Result<(), Error> {
-    match state.cgroup_of_process() {
-        Some(cgroup) => Ok(cgroup.remove(state.process().is_some())?),
-        None => Ok(()),
-    }
 }
 
 fn label_of(spec: &Spec) -> Option<&String> {

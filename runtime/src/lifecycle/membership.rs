@@ -15,7 +15,7 @@ use rustix::fs::stat;
 use super::create::Create;
 use super::{Context, Error};
 use crate::host::{ProcessId, is_same_file};
-use crate::spec::{self, Bundle, NamedNamespace};
+use crate::spec::{self, Bundle, NamespacePath};
 use crate::store::{State, StoreError};
 use crate::types::ContainerId;
 
@@ -134,7 +134,7 @@ pub(super) fn refuse_foreign(bundle: &Bundle) -> Result<(), Error> {
     }
 }
 
-fn foreign(named: &NamedNamespace<'_>) -> Error {
+fn foreign(named: &NamespacePath<'_>) -> Error {
     Error::ForeignNamespace {
         field: named.field(),
         path: named.path.to_owned(),
@@ -142,7 +142,7 @@ fn foreign(named: &NamedNamespace<'_>) -> Error {
 }
 
 /// The container whose process on the host a path is about, if that still is the process.
-fn by_process<'a>(named: &NamedNamespace<'_>, states: &'a [State]) -> Option<&'a State> {
+fn by_process<'a>(named: &NamespacePath<'_>, states: &'a [State]) -> Option<&'a State> {
     let pid = process_of(named.path)?;
     let is_its = |process: ProcessId| {
         process.pid == pid && is_same_namespace(named, pid) && process.is_alive()
@@ -151,11 +151,11 @@ fn by_process<'a>(named: &NamedNamespace<'_>, states: &'a [State]) -> Option<&'a
 }
 
 /// Whether a namespace is the one that a VM's process has, and nobody else: its users are the host's.
-fn is_of(named: &NamedNamespace<'_>, vmm: ProcessId) -> bool {
+fn is_of(named: &NamespacePath<'_>, vmm: ProcessId) -> bool {
     named.kind != LinuxNamespaceType::User && is_same_namespace(named, vmm.pid) && vmm.is_alive()
 }
 
-fn is_same_namespace(named: &NamedNamespace<'_>, pid: i32) -> bool {
+fn is_same_namespace(named: &NamespacePath<'_>, pid: i32) -> bool {
     let own = stat(format!("/proc/{pid}/ns/{}", named.file()));
     match (own, stat(named.path)) {
         (Ok(own), Ok(named)) => is_same_file(&own, &named),

@@ -119,9 +119,8 @@ fn params(input: &[u8], arguments: &Arguments) -> (Answer, BootstrapParams) {
 }
 
 /// The parameters that are used, under their JSON names (and those of the .proto file, as protobuf's JSON allows both).
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
 struct JsonParams {
     #[serde(alias = "instance_id")]
     instance_id: String,

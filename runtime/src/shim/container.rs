@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use containerd_shim_protos::api::Mount;
@@ -31,7 +31,7 @@ use tokio::time::{sleep, timeout};
 
 use super::error::Error;
 use super::events::Events;
-use super::process::{KILLED, Process};
+use super::process::{Exit, KILLED, Process, lock};
 use super::streams::{self, Kept, Names, Streams};
 use super::{rootfs, task};
 
@@ -63,7 +63,7 @@ pub struct Container {
     /// The pid of the host's process that stands for it.
     pub pid: u32,
     /// Its own process.
-    pub init: Process,
+    pub init: Arc<Process>,
     context: Context,
     agent: Agent,
     status: Mutex<Status>,
@@ -78,7 +78,7 @@ pub struct Container {
 /// A further process of a container.
 pub struct Exec {
     /// The process.
-    pub process: Process,
+    pub process: Arc<Process>,
     /// What it is to be, and its id in the guest once it was started.
     spec: runtime::Process,
     guest_id: Mutex<Option<String>>,
@@ -100,11 +100,6 @@ pub async fn blocking<T: Send + 'static>(
 ) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(verb).await;
     done.unwrap_or_else(|e| Err(Error::host("run a thread")(e.into())))
-}
-
-/// Locks, also what somebody has left in a panic: what is locked here is whole at any time.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Container {
@@ -138,7 +133,7 @@ impl Container {
                 return Err(Error::host("connect to the guest's agent")(e));
             }
         };
-        let init = Process::new(names);
+        let init = Arc::new(Process::new(names));
         *init.kept() = kept;
         let container = Arc::new(Self {
             pid: process.id().unsigned_abs(),
@@ -164,9 +159,8 @@ impl Container {
     /// When it can't be started.
     pub async fn start(&self, started: impl FnOnce(&Events)) -> Result<(), Error> {
         let _first = self.starting.lock().await;
-        let (context, id) = (self.context.clone(), self.id.clone());
-        let follower = blocking(move || {
-            let started = lifecycle::start(&context, &id)?;
+        let follower = self.verb(|context, id| {
+            let started = lifecycle::start(context, id)?;
             Ok(lifecycle::follower(&started.state))
         });
         if let Some(follower) = follower.await? {
@@ -281,9 +275,14 @@ impl Container {
         }
         let _after_start = self.starting.lock().await;
         let exit = self.init.end(status);
+        self.tell_end(self.id.to_string(), exit);
+    }
+
+    /// Tells how a process of it has ended: its own, by its id, or a further one.
+    fn tell_end(&self, id: String, exit: Exit) {
         self.events.send(&TaskExit {
             container_id: self.id.to_string(),
-            id: self.id.to_string(),
+            id,
             pid: self.pid,
             exit_status: exit.status,
             exited_at: Some(task::timestamp(exit.at)).into(),
@@ -315,7 +314,7 @@ impl Container {
             Entry::Occupied(_) => Err(Error::Exists(format!("process {id}"))),
             Entry::Vacant(place) => {
                 place.insert(Arc::new(Exec {
-                    process: Process::new(names),
+                    process: Arc::new(Process::new(names)),
                     spec,
                     guest_id: Mutex::default(),
                 }));
@@ -331,6 +330,17 @@ impl Container {
     pub fn exec(&self, id: &str) -> Result<Arc<Exec>, Error> {
         let exec = lock(&self.execs).get(id).cloned();
         exec.ok_or_else(|| Error::NotFound(format!("process {id} of container {}", self.id)))
+    }
+
+    /// Its own process, for an empty id, or a further one.
+    ///
+    /// # Errors
+    /// When there is none of this id.
+    pub fn process(&self, id: &str) -> Result<Arc<Process>, Error> {
+        match id {
+            "" => Ok(Arc::clone(&self.init)),
+            id => Ok(Arc::clone(&self.exec(id)?.process)),
+        }
     }
 
     /// Starts it. It is watched from then on.
@@ -374,14 +384,7 @@ impl Container {
             KILLED as u8
         });
         let exit = exec.process.end(status.into());
-        self.events.send(&TaskExit {
-            container_id: self.id.to_string(),
-            id,
-            pid: self.pid,
-            exit_status: exit.status,
-            exited_at: Some(task::timestamp(exit.at)).into(),
-            ..Default::default()
-        });
+        self.tell_end(id, exit);
     }
 
     /// Sends a signal to it.
@@ -502,7 +505,6 @@ fn prepare(
     let (streams, kept) = streams::open(names)?;
     let stdio = match streams {
         Streams::Plain(streams) => {
-            use std::os::fd::AsFd;
             target.attach(Stdio::Streams(streams.each_ref().map(OwnedFd::as_fd)))?
         }
         Streams::Terminal(streams) => target.attach(Stdio::Terminal(streams))?,

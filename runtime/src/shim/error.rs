@@ -21,9 +21,6 @@ pub enum Error {
     /// A verb of the library's.
     #[error(transparent)]
     Verb(#[from] lifecycle::Error),
-    /// The agent in the guest.
-    #[error(transparent)]
-    Agent(#[from] AgentError),
     /// An id that is none.
     #[error(transparent)]
     Id(#[from] IdError),
@@ -105,14 +102,14 @@ impl Error {
     fn code(&self) -> Code {
         match self {
             Self::Verb(e) => code_of_verb(e),
-            Self::Agent(e) => code_of_agent(e),
             Self::NotFound(_) => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::State(_) => Code::FAILED_PRECONDITION,
-            Self::Usage(_) | Self::Invalid(_) | Self::Id(_) | Self::Message { .. } => {
-                Code::INVALID_ARGUMENT
-            }
-            Self::Json { .. } => Code::INVALID_ARGUMENT,
+            Self::Usage(_)
+            | Self::Invalid(_)
+            | Self::Id(_)
+            | Self::Message { .. }
+            | Self::Json { .. } => Code::INVALID_ARGUMENT,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Code::NOT_FOUND
@@ -135,12 +132,9 @@ fn code_of_verb(error: &lifecycle::Error) -> Code {
     }
 }
 
-fn code_of_agent(error: &AgentError) -> Code {
-    match error {
-        AgentError::NotFound(_) => Code::NOT_FOUND,
-        AgentError::Refused(_) => Code::INVALID_ARGUMENT,
-        e if e.is_timeout() => Code::DEADLINE_EXCEEDED,
-        _ => Code::UNAVAILABLE,
+impl From<AgentError> for Error {
+    fn from(error: AgentError) -> Self {
+        Self::Verb(error.into())
     }
 }
 

@@ -20,6 +20,11 @@ pub struct Exit {
     pub at: SystemTime,
 }
 
+/// Locks, also what somebody has left in a panic: what is locked in the shim is whole at any time.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A process.
 #[derive(Debug)]
 pub struct Process {
@@ -41,7 +46,7 @@ impl Process {
 
     /// The shim's part of its streams.
     pub fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 
     /// How it has ended, if it has.

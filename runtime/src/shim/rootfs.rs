@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use containerd_shim_protos::api::Mount;
+use hull_runtime::spec;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount as umount};
 
@@ -74,32 +75,18 @@ fn below(rootfs: &Path, target: &str) -> Result<PathBuf, Error> {
 
 /// Flags, and what the file system itself is told.
 fn options(options: &[String]) -> Result<(MountFlags, String), Error> {
-    let mut flags = MountFlags::empty();
-    let mut data: Vec<&str> = Vec::new();
-    for option in options {
-        match option.as_str() {
-            "ro" => flags |= MountFlags::RDONLY,
-            "rw" | "defaults" | "exec" | "dev" | "suid" => {}
-            "nosuid" => flags |= MountFlags::NOSUID,
-            "nodev" => flags |= MountFlags::NODEV,
-            "noexec" => flags |= MountFlags::NOEXEC,
-            "sync" => flags |= MountFlags::SYNCHRONOUS,
-            "noatime" => flags |= MountFlags::NOATIME,
-            "nodiratime" => flags |= MountFlags::NODIRATIME,
-            "relatime" => flags |= MountFlags::RELATIME,
-            "strictatime" => flags |= MountFlags::STRICTATIME,
-            "bind" => flags |= MountFlags::BIND,
-            "rbind" => flags |= MountFlags::BIND | MountFlags::REC,
-            "loop" => {
-                return Err(Error::Unsupported(
-                    "rootfs: the mount option loop: hull mounts no image files yet; use a snapshotter that mounts \
-                     folders or block devices",
-                ));
-            }
-            other => data.push(other),
-        }
+    let has = |name: &str| options.iter().any(|option| option == name);
+    if has("loop") {
+        return Err(Error::Unsupported(
+            "rootfs: the mount option loop: hull mounts no image files yet; use a snapshotter that mounts folders or \
+             block devices",
+        ));
     }
-    let data = data.join(",");
+    // The kernel's ABI has them in an int.
+    let mut flags = MountFlags::from_bits_retain(spec::mount_flags(options) as u32);
+    flags.set(MountFlags::BIND, has("bind") || has("rbind"));
+    flags.set(MountFlags::REC, has("rbind"));
+    let data = spec::for_file_system(options);
     if data.len() > LONGEST_OPTIONS {
         return Err(Error::Invalid(format!(
             "rootfs: the mount has {} bytes of options, and the kernel takes {LONGEST_OPTIONS}: the image has too \
@@ -145,6 +132,9 @@ mod tests {
             MountFlags::BIND | MountFlags::REC | MountFlags::RDONLY
         );
         assert_eq!(data, "");
+        let (flags, data) =
+            options(&words("defaults noexec exec nosuid private")).expect("options");
+        assert_eq!((flags, data.as_str()), (MountFlags::NOSUID, "private"));
         assert!(options(&words("loop")).is_err());
         assert!(options(&[format!("lowerdir={}", "/a".repeat(2100))]).is_err());
     }

@@ -29,11 +29,11 @@ use hull_runtime::store::Status;
 use tokio::sync::Notify;
 
 use super::arguments::Arguments;
-use super::container::{Container, Request, lock};
+use super::container::{Container, Request};
 use super::error::Error;
 use super::events::Events;
 use super::options::{self, Options};
-use super::process::{Exit, Process};
+use super::process::{Exit, lock};
 use super::streams::Names;
 use super::{context, stats};
 
@@ -140,18 +140,6 @@ impl Tasks {
     }
 }
 
-/// Does something with a container's own process, or a further one.
-fn with_process<T>(
-    container: &Container,
-    exec_id: &str,
-    ask: impl FnOnce(&Process) -> T,
-) -> std::result::Result<T, Error> {
-    match exec_id {
-        "" => Ok(ask(&container.init)),
-        id => Ok(ask(&container.exec(id)?.process)),
-    }
-}
-
 fn task_status(status: Status) -> TaskStatus {
     match status {
         Status::Creating | Status::Created => TaskStatus::CREATED,
@@ -255,9 +243,8 @@ impl Task for Tasks {
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> Result<StateResponse> {
         let container = self.find(&request.id)?;
-        let (names, exit) = with_process(&container, &request.exec_id, |process| {
-            (process.names.clone(), process.exit())
-        })?;
+        let process = container.process(&request.exec_id)?;
+        let (names, exit) = (process.names.clone(), process.exit());
         let status = match (request.exec_id.as_str(), exit) {
             (_, Some(_)) => Status::Stopped,
             ("", None) => container.status(),
@@ -350,19 +337,17 @@ impl Task for Tasks {
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> Result<Empty> {
         let container = self.find(&request.id)?;
-        with_process(&container, &request.exec_id, |process| {
-            process.kept().resize(request.width, request.height)
-        })??;
+        let process = container.process(&request.exec_id)?;
+        process.kept().resize(request.width, request.height)?;
         Ok(Empty::new())
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> Result<Empty> {
         let container = self.find(&request.id)?;
-        with_process(&container, &request.exec_id, |process| {
-            if request.stdin {
-                process.kept().close_input();
-            }
-        })?;
+        let process = container.process(&request.exec_id)?;
+        if request.stdin {
+            process.kept().close_input();
+        }
         Ok(Empty::new())
     }
 
@@ -380,10 +365,7 @@ impl Task for Tasks {
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> Result<WaitResponse> {
         let container = self.find(&request.id)?;
-        let exit = match request.exec_id.as_str() {
-            "" => container.init.wait().await,
-            id => container.exec(id)?.process.wait().await,
-        };
+        let exit = container.process(&request.exec_id)?.wait().await;
         Ok(WaitResponse {
             exit_status: exit.status,
             exited_at: Some(timestamp(exit.at)).into(),

@@ -55,9 +55,11 @@ pub use disks::Disk;
 pub use error::SpecError;
 pub use fields::{Enforcer, supports, supports_value};
 pub use memory_policy::MemoryPolicy;
-pub use mount_options::supported as supported_mount_options;
+pub use mount_options::{
+    flags as mount_flags, for_file_system, supported as supported_mount_options,
+};
 pub use mounts::{is_bind, within_root};
-pub use namespaces::{NamedNamespace, has_own_users, named as named_namespaces};
+pub use namespaces::{NamespacePath, has_own_users, named as named_namespaces};
 pub use network::{Network, is_hosts as is_hosts_network, path as network_path};
 pub use pod::{is_first_of_pod, is_of_podman, named_sandbox};
 pub use policy::{apply as apply_policy, is_of_engine};

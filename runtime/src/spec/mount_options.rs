@@ -124,6 +124,19 @@ pub fn flags(options: &[String]) -> u64 {
     })
 }
 
+/// What mount(2) passes to the file system: what it has no flag for. A file system refuses what it doesn't know.
+pub fn for_file_system(options: &[String]) -> String {
+    let is_passed = |option: &&String| {
+        flag(option).is_none() && !matches!(treatment(option), Some(Bind | Default))
+    };
+    let passed: Vec<_> = options
+        .iter()
+        .filter(is_passed)
+        .map(String::as_str)
+        .collect();
+    passed.join(",")
+}
+
 /// An option as a flag of mount(2), and whether it sets or clears it.
 fn flag(option: &str) -> Option<(u64, bool)> {
     let found = match option {

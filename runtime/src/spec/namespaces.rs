@@ -9,7 +9,7 @@ use super::Bundle;
 
 /// A namespace that config.json names by a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NamedNamespace<'a> {
+pub struct NamespacePath<'a> {
     /// Its index in `linux.namespaces`.
     pub index: usize,
     /// Its kind.
@@ -18,7 +18,7 @@ pub struct NamedNamespace<'a> {
     pub path: &'a Path,
 }
 
-impl NamedNamespace<'_> {
+impl NamespacePath<'_> {
     /// The JSON path of the field that names it.
     pub fn field(&self) -> String {
         format!("linux.namespaces[{}].path", self.index)
@@ -40,14 +40,14 @@ impl NamedNamespace<'_> {
 }
 
 /// The namespaces that a config.json names by their paths.
-pub fn named(spec: &Spec) -> impl Iterator<Item = NamedNamespace<'_>> {
+pub fn named(spec: &Spec) -> impl Iterator<Item = NamespacePath<'_>> {
     let linux = spec.linux().as_ref();
     let listed = linux.and_then(|linux| linux.namespaces().as_ref());
     let listed = listed.into_iter().flatten().enumerate();
     listed.filter_map(|(index, namespace)| {
         let path = namespace.path().as_deref()?;
         let kind = namespace.typ();
-        (!path.as_os_str().is_empty()).then_some(NamedNamespace { index, kind, path })
+        (!path.as_os_str().is_empty()).then_some(NamespacePath { index, kind, path })
     })
 }
 

@@ -101,11 +101,7 @@ impl Sizing {
     /// The memory that a VM of this size is to have from now on, in MiB, for a container with these limits: what one
     /// would be created with, as far as this one can grow or shrink.
     pub fn memory_for(&self, resources: &LinuxResources, host: Host, config: &Config) -> u32 {
-        let wanted = memory(memory_limit(resources), host, config);
-        let most = self.memory_mib.saturating_add(self.growth_mib);
-        u32::try_from(wanted)
-            .unwrap_or(u32::MAX)
-            .clamp(self.memory_mib, most)
+        self.within(memory(memory_limit(resources), host, config))
     }
 
     /// The same for several containers.
@@ -119,7 +115,11 @@ impl Sizing {
             0 => 0,
             limits => with_allowance(limits, config),
         };
-        let wanted = limited.saturating_add(unlimited);
+        self.within(limited.saturating_add(unlimited))
+    }
+
+    /// As many MiB as are wanted, as far as the VM can grow or shrink.
+    fn within(&self, wanted: u64) -> u32 {
         let most = self.memory_mib.saturating_add(self.growth_mib);
         u32::try_from(wanted)
             .unwrap_or(u32::MAX)
